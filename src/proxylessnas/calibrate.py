@@ -1,0 +1,128 @@
+"""What is chosen by trying it on this machine, once, and then recorded in config.yaml.
+
+The memory format is whichever makes weight steps faster here. A budget in minutes becomes
+step counts. From then on the run repeats by its config, whatever the machine does.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+
+from .config import RunConfig, parse_minutes
+from .errors import ConfigError
+from .machine import fastest
+from .objective import Prices
+from .run import Run
+from .runs import RunDirectory
+from .search import Search
+from .spaces import complete_settings
+from .stages import search_with
+
+SEARCH_SHARE = 0.5  # of what a budget leaves after measuring; the rest trains
+RESERVE = 0.12  # for scoring, the final measurement and the noise of the estimate
+PROBE_STEPS = 3
+
+
+def complete(run: Run) -> RunConfig:
+    """The config with every automatic value made explicit, except the budget's."""
+    config = run.config
+    if not config.data:
+        raise ConfigError("--data is missing: mnist5k, digits, a folder, a Hugging Face data set")
+    run.runtime  # noqa: B018  # an unknown or missing one is refused before anything is read
+    config = replace(
+        config, space_settings=complete_settings(config.space, config.space_settings, run.input)
+    )
+    machine = replace(
+        config.machine,
+        device=str(run.machine.device),
+        threads=config.machine.threads or torch.get_num_threads(),
+    )
+    config = replace(config, machine=machine)
+    if machine.memory_format == "auto":
+        formats = {
+            name: _probe(run, replace(config, machine=replace(machine, memory_format=name)))
+            for name in ("contiguous", "channels_last")
+        }
+        seconds = fastest({name: probe.weight_step for name, probe in formats.items()})
+        best = min(seconds, key=lambda name: seconds[name])
+        config = replace(config, machine=replace(machine, memory_format=best))
+    return config
+
+
+def _probe(run: Run, config: RunConfig) -> Search:
+    """A search that may be spoiled: its own supernet, the run's data."""
+    probe = Run(config, RunDirectory(run.directory.path), run.reporter)
+    probe.__dict__["data"] = run.data
+    settings = replace(config.search, objective="constraint")
+    probe.config = replace(config, search=settings)
+    return search_with(probe, Prices.free(*probe.supernet.mask.shape))
+
+
+def fit_budget(run: Run) -> RunConfig:
+    """Epochs of search and training that fill what is left of the budget.
+
+    The ratio of warm-up to search stays as configured. Needs the latency table.
+    """
+    config = run.config
+    if config.budget is None:
+        return config
+    weight, architecture = _step_seconds(run)
+    left = parse_minutes(config.budget) * 60 - (time.monotonic() - run.started)
+    left *= 1 - RESERVE
+    s, t = config.search, config.train
+    steps = len(run.batches("search", s.batch_size))
+    per_search = steps * (
+        s.warmup_epochs * weight + s.epochs * (weight + architecture / s.arch_every)
+    )
+    scale = left * SEARCH_SHARE / per_search
+    # A training step costs about a weight step of the same images and as many MACs.
+    per_image = weight / s.batch_size / _mean_macs(run)
+    networks = [_target_macs(run)] + ([run.macs.of(run.largest), _target_macs(run)] if config.baselines else [])
+    per_epoch = run.data.size("train") * per_image * sum(networks)
+    epochs = left * (1 - SEARCH_SHARE) / per_epoch
+    if scale * s.epochs < 0.5 or epochs < 0.5:
+        raise ConfigError(
+            f"the budget {config.budget} is too short: one epoch of search and one of training "
+            f"need about {(steps * (weight + architecture) + per_epoch) / 60 / (1 - RESERVE):.0f} "
+            "minutes beside the measuring; raise it, or lower --loading.limit or the space's widths"
+        )
+    search = replace(
+        s,
+        warmup_epochs=max(1, round(scale * s.warmup_epochs)) if s.warmup_epochs else 0,
+        epochs=max(1, round(scale * s.epochs)),
+    )
+    return replace(
+        config, search=search, train=replace(t, epochs=max(1, int(epochs))), budget=None
+    )
+
+
+def _step_seconds(run: Run) -> tuple[float, float]:
+    """(weight step, architecture step), means over fair gates, the first step left out."""
+    probe = _probe(run, run.config)
+    probe.weight_step()
+    probe.architecture_step()
+    widest = probe.supernet.mask.shape[1]
+    start = time.perf_counter()
+    for _ in range(widest):
+        probe.step += 1
+        probe.weight_step()
+    middle = time.perf_counter()
+    for _ in range(PROBE_STEPS):
+        probe.step += 1
+        probe.architecture_step()
+    end = time.perf_counter()
+    return (middle - start) / widest, (end - middle) / PROBE_STEPS
+
+
+def _mean_macs(run: Run) -> float:
+    uniform = run.supernet.mask.double()
+    return float(run.macs.expected(uniform / uniform.sum(1, keepdim=True)))
+
+
+def _target_macs(run: Run) -> float:
+    """About the MACs of a network at the limit: in proportion to the latency."""
+    largest = run.macs.of(run.largest)
+    return largest if run.target_ms is None else largest * min(1.0, run.target_ms / run.largest_ms)

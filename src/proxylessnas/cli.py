@@ -1,0 +1,286 @@
+"""The command line: parse, call, exit code. Verbs import what they need, when they run."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConfigError, UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from .run import Run
+
+HELP = """\
+proxylessnas: a neural network specialised to your data set and your device, at the latency
+you ask for, as plain PyTorch.
+
+usage: proxylessnas VERB [options]          proxylessnas VERB --help for the options
+
+  run        the whole job: measure, search, derive, train, evaluate, export
+  measure    latency of every candidate on the device -> latency_table.json
+  search     warm-up, then weight and architecture steps with binary gates
+  derive     the most probable network within the limit -> architecture.json
+  train      the derived network, on all training images
+  evaluate   its accuracy on the test part
+  export     ONNX, compared with eager and measured as the file it is
+  predict    classify images with the result
+  report     a run as one offline HTML file
+  zoo        the published networks: list, build, export, measure, draw
+
+  proxylessnas run --data mnist5k --target-latency 0.6x --out runs/demo
+  proxylessnas run --data ~/photos --target-latency 12ms --budget 2h
+  proxylessnas predict runs/demo image.png
+"""
+STAGES = ("measure", "search", "derive", "train", "evaluate", "export")
+VERBS = ("run", *STAGES, "predict", "report", "zoo")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0 done, 2 wrong input, 130 interrupted; a bug keeps its traceback."""
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        return _verb(words)
+    except UserError as error:
+        print(f"proxylessnas: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("proxylessnas: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+def _verb(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb == "--version":
+        import importlib.metadata
+
+        print(importlib.metadata.version("proxylessnas"))
+        return 0
+    if verb not in VERBS:
+        raise ConfigError(f"there is no verb {verb!r}; {did_you_mean(verb, VERBS)}")
+    actions: dict[str, Callable[[list[str]], int]] = {"predict": _predict, "zoo": _zoo}
+    if verb in actions:
+        return actions[verb](rest)
+    return _stages(verb, rest)
+
+
+# --- options ---
+
+
+def _parser(verb: str) -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    from .config import RunConfig, add_options
+
+    parser = ArgumentParser(prog=f"proxylessnas {verb}", exit_on_error=False, default_env=False)
+    parser.add_argument("directory", nargs="?", help="the run directory; the same as --out")
+    parser.add_argument("--config", action="config", help="settings from a YAML file")
+    parser.add_argument("--out", help="the run directory; default: runs/DATA-SPACE")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in the directory"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    if verb == "derive":
+        parser.add_argument(
+            "--limits", help="one network for each of these latencies, as 8ms,10ms,12ms"
+        )
+    add_options(parser, RunConfig)
+    return parser
+
+
+def parse(parser: ArgumentParser, words: list[str]) -> dict[str, Any]:
+    """The options that were given, nested; what is not given is not there.
+
+    Raises:
+        ConfigError: an option is unknown, or its value has the wrong type.
+    """
+    import argparse
+
+    from .config import one_line
+
+    try:
+        given = parser.parse_args(words, defaults=False).as_dict()
+    except (argparse.ArgumentError, argparse.ArgumentTypeError, TypeError, ValueError) as error:
+        raise ConfigError(_plainly(one_line(error), parser)) from None
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _plainly(message: str, parser: ArgumentParser) -> str:
+    """The parsing library's message in our words, with the nearest option."""
+    options = [o for action in parser._actions for o in action.option_strings]
+    for opening in ("unrecognized arguments: ", "Unrecognized arguments: "):
+        if message.startswith(opening):
+            word = message[len(opening) :].split()[0].split("=")[0]
+            if word.startswith("-"):
+                return f"there is no option {word}; {_near(word, options)}"
+            return f"the argument {word!r} is not understood; options start with --"
+    if message.startswith("Option '") and "is not accepted" in message:
+        word = message.split("'")[1]
+        near = _near("--" + word.replace("_", "-"), options)
+        return f"the config has no setting {word!r}; {near}"
+    return message.replace("Parser key ", "").replace("Got value:", "but it is")
+
+
+def _near(word: str, options: list[str]) -> str:
+    import difflib
+
+    found = difflib.get_close_matches(word, options, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(found)}?" if found else "--help lists them"
+
+
+# --- the stages ---
+
+
+def _stages(verb: str, words: list[str]) -> int:
+    parser = _parser(verb)
+    if "-h" in words or "--help" in words:
+        parser.print_help()
+        return 0
+    given = parse(parser, words)
+    own = {k: given.pop(k, None) for k in ("directory", "out", "resume", "quiet", "limits")}
+    given.pop("config", None)
+    _check(given)
+    from .errors import RunError
+    from .progress import Reporter
+    from .runs import RunDirectory, held
+
+    path = _directory(own, given)
+    resume = bool(own["resume"]) or verb != "run"
+    if verb not in ("run", "measure") and not (path / "config.yaml").exists():
+        raise RunError(f"{path} holds no run: begin with proxylessnas run or measure")
+    reporter = Reporter(quiet=bool(own["quiet"]))
+    if verb == "report":
+        return _report(path)
+    existed = path.exists()
+    with held(RunDirectory(path)) as directory:
+        from .pipeline import open_run
+        from .stages import Stopped
+
+        try:
+            run = open_run(directory, given, resume=resume, reporter=reporter)
+            _stop_politely(run)
+            return _do(verb, run, own)
+        except Stopped:
+            print(
+                f"stopped; its state is saved: proxylessnas {verb} --out {path} --resume",
+                file=sys.stderr,
+            )
+            return 130
+        except UserError:
+            directory.unlock()
+            if not existed:  # leave nothing of a run that never began
+                directory.remove_if_unused()
+            raise
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    """Refuse values out of range before anything is read."""
+    from .config import RunConfig, from_namespace
+
+    from_namespace(RunConfig, given)
+
+
+def _directory(own: Mapping[str, Any], given: Mapping[str, Any]) -> Path:
+    named = own["directory"] or own["out"]
+    if own["directory"] and own["out"] and own["directory"] != own["out"]:
+        raise ConfigError(f"the run directory is given twice: {own['directory']}, {own['out']}")
+    if named:
+        return Path(named)
+    if not given.get("data"):
+        raise ConfigError(
+            "--data is missing: mnist5k, digits, a folder of images, a Hugging Face data set or "
+            "torchvision:NAME (or --out for a run that exists)"
+        )
+    from .pipeline import default_directory
+
+    return default_directory(given["data"], given.get("space", "mobile"))
+
+
+def _do(verb: str, run: Run, own: Mapping[str, Any]) -> int:
+    from rich.console import Console
+
+    from . import pipeline, stages, summary
+
+    if verb == "run":
+        facts = pipeline.go(run)
+        summary.show(facts, str(run.directory.path), Console())
+        return 0
+    if verb == "derive" and own["limits"]:
+        stages.derive_limits(run, [limit.strip() for limit in own["limits"].split(",")])
+        return 0
+    if run.done(verb):
+        run.reporter.say(f"{verb}: done already in {run.directory.path}")
+        return 0
+    actions: dict[str, Callable[[Run], Any]] = {
+        "measure": stages.measure,
+        "search": stages.search,
+        "derive": stages.derive,
+        "train": stages.train,
+        "evaluate": stages.evaluate_,
+        "export": stages.export,
+    }
+    actions[verb](run)
+    return 0
+
+
+def _stop_politely(run: Run) -> None:
+    """SIGTERM and Ctrl-C save first; a second one stops at once."""
+
+    def stop(signum: int, frame: Any) -> None:
+        if run.signal.requested:
+            raise KeyboardInterrupt
+        run.signal.requested = True
+        print("stopping after this step (again to stop at once)", file=sys.stderr)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
+# --- predict, report, zoo ---
+
+
+def _predict(words: list[str]) -> int:
+    import argparse
+
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="proxylessnas predict", exit_on_error=False, default_env=False)
+    parser.add_argument("directory", help="the run directory")
+    parser.add_argument("images", nargs="+", help="image files")
+    parser.add_argument("--top", type=int, default=3, help="classes to print")
+    parser.add_argument("--space", help="module:factory, where the network is built by one")
+    parser.add_argument("--json", action="store_true", help="one JSON object an image")
+    if "-h" in words or "--help" in words:
+        parser.print_help()
+        return 0
+    try:
+        given = parser.parse_args(words)
+    except argparse.ArgumentError as error:
+        raise ConfigError(_plainly(str(error), parser)) from None
+    from .predict import predict
+
+    for path, classes in predict(Path(given.directory), given.images, given.top, given.space):
+        if given.json:
+            print(json.dumps({"image": str(path), "classes": dict(classes)}))
+        else:
+            print(f"{path}: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in classes))
+    return 0
+
+
+def _report(path: Path) -> int:
+    raise ConfigError("the report is not there yet")
+
+
+def _zoo(words: list[str]) -> int:
+    raise ConfigError("the zoo is not there yet")

@@ -1,0 +1,350 @@
+"""Every stage's settings: frozen, checked, complete. No torch here: `--help` is instant.
+
+The fields below are the command line's options and the keys of `config.yaml`; a field's
+help is its entry in the class docstring.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from jsonargparse import ArgumentParser
+
+from .errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
+
+
+def _positive(settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"{name} is {value}; it must be positive")
+
+
+def _not_negative(settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not value >= 0:
+            raise ConfigError(f"{name} is {value}; it must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """How the data are read and split.
+
+    valid_fraction: share of the training images held out for the architecture steps.
+    test_fraction: share that becomes the test part where the data have none of their own.
+    workers: processes that decode large sets; default: one a core. The result is the same.
+    limit: read at most this many images of each part (for a quick trial).
+    augment: auto, none, crop, crop+flip or crop+flip+cutoutN (N pixels).
+    """
+
+    valid_fraction: float = 0.1
+    test_fraction: float = 0.2
+    workers: int | None = None
+    limit: int | None = None
+    augment: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("valid_fraction", "test_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be in (0, 1)")
+        _positive(self, "limit")
+        _not_negative(self, "workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureSettings:
+    """How latency is measured on the device.
+
+    threads: of the runtime. batch: images an inference.
+    rounds: visits to every block. network_rounds: visits to every whole network.
+    runs: timed inferences a visit. warmup: inferences before them.
+    networks: whole networks measured to fit the cost model.
+    validation: further networks, predicted and measured, that tell the cost model's error.
+    """
+
+    threads: int = 1
+    batch: int = 1
+    rounds: int = 10
+    network_rounds: int = 20
+    runs: int = 6
+    warmup: int = 2
+    networks: int = 10
+    validation: int = 0
+
+    def __post_init__(self) -> None:
+        _positive(self, "threads", "batch", "rounds", "network_rounds", "runs")
+        _not_negative(self, "warmup", "validation")
+        if self.networks < 3:
+            raise ConfigError(f"networks is {self.networks}; the cost model's fit needs 3 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """The two alternating steps (paper section 3.2 and appendix).
+
+    warmup_epochs: weights alone, with uniform gates, each candidate once a shuffled round.
+    epochs: weight and architecture steps in turn.
+    batch_size: of the weight steps. valid_batch_size: of the architecture steps.
+    learning_rate, momentum, weight_decay, label_smoothing: of the weight steps; cosine decay.
+    estimator: how alpha learns.
+    arch_every: weight steps to one architecture step.
+    warmup_learning_rate: of a cosine of the warm-up's own; default: one cosine over both.
+    arch_learning_rate: default: so that rate x architecture steps is about 10.
+    arch_beta1: Adam's first beta for alpha; 0 as published, and always 0 for two_path.
+    uniform_share: share of weight steps on uniform gates after the warm-up, decaying to 0.
+    objective: constraint keeps the limit; the others are the paper's and its code's.
+    cost_weight: the objective's weight of the expected latency.
+    dual_rate: step of the constraint's multiplier; default: fitted to the number of steps.
+    reinforce_samples: networks an update.
+    """
+
+    warmup_epochs: int = 4
+    epochs: int = 8
+    batch_size: int = 64
+    valid_batch_size: int | None = None
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 4e-5
+    label_smoothing: float = 0.1
+    estimator: Literal["two_path", "full_path", "reinforce", "darts", "gumbel", "random"] = (
+        "two_path"
+    )
+    arch_every: int = 1
+    warmup_learning_rate: float | None = None
+    arch_learning_rate: float | None = None
+    arch_beta1: float = 0.0
+    uniform_share: float = 0.0
+    objective: Literal["constraint", "linear", "mul_log", "add_linear", "reward"] = "constraint"
+    cost_weight: float | None = None
+    dual_rate: float | None = None
+    reinforce_samples: int = 10
+
+    def __post_init__(self) -> None:
+        _positive(self, "epochs", "batch_size", "valid_batch_size", "learning_rate", "arch_every")
+        _positive(self, "warmup_learning_rate", "arch_learning_rate", "dual_rate")
+        _positive(self, "reinforce_samples")
+        if not 0 <= self.arch_beta1 < 1:
+            raise ConfigError(f"arch_beta1 is {self.arch_beta1}; it must be in [0, 1)")
+        _not_negative(self, "warmup_epochs", "weight_decay", "cost_weight")
+        for name in ("momentum", "label_smoothing", "uniform_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeriveSettings:
+    """From alpha to one network within the limits.
+
+    top_k: most probable networks within the limit that are scored on the validation part.
+    measure_best: of those, how many of the best are measured on the device.
+    rounds: corrections of the cost model by a measurement that misses the limit.
+    use: share of a latency limit that the network should take at least, where possible.
+    recalibrate_images: training images that renew the BN statistics before a score.
+    score_images: validation images a score uses; default: all.
+    """
+
+    top_k: int = 10
+    measure_best: int = 3
+    rounds: int = 3
+    use: float = 0.98
+    recalibrate_images: int = 2000
+    score_images: int | None = None
+
+    def __post_init__(self) -> None:
+        _positive(self, "top_k", "measure_best", "rounds", "recalibrate_images", "score_images")
+        if not 0 <= self.use < 1:
+            raise ConfigError(f"use is {self.use}; it must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Training of the derived network.
+
+    epochs, batch_size, learning_rate, momentum, weight_decay, label_smoothing: SGD with
+    Nesterov momentum and cosine decay; no weight decay on BN and biases.
+    inherit: start from the supernet's weights instead of from scratch.
+    """
+
+    epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 4e-5
+    label_smoothing: float = 0.1
+    inherit: bool = False
+
+    def __post_init__(self) -> None:
+        _positive(self, "epochs", "batch_size", "learning_rate")
+        _not_negative(self, "weight_decay")
+        for name in ("momentum", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineSettings:
+    """How this machine computes; auto values are chosen by a short calibration and recorded.
+
+    device: auto, cpu, cuda or cuda:N. memory_format: auto, contiguous or channels_last.
+    threads: of torch while training; default: torch's own.
+    autocast: bfloat16 mixed precision.
+    """
+
+    device: str = "auto"
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    threads: int | None = None
+    autocast: bool = False
+
+    def __post_init__(self) -> None:
+        _positive(self, "threads")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"device is {self.device!r}; it must be auto, cpu, cuda or cuda:N")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: data set and device in, specialised network out.
+
+    data: mnist5k, digits, a folder of images, a Hugging Face data set, torchvision:NAME.
+    image_size: pixels; default: read from the data, 224 where sizes are mixed.
+    space: mobile, macro, or module:factory for your own model.
+    space_settings: settings of the space, as {name: value}.
+    target_latency: 12ms, 800us, or 0.6x of the space's largest network; default: no limit.
+    max_parameters, max_macs, max_peak_memory: further limits; count, count, MiB.
+    runtime: what the latency is measured on: onnxruntime or torch.
+    seed: of everything random.
+    budget: minutes the whole run may take, as 60m or 2h; fits the epochs once, at the start.
+    baselines: also train the space's largest network and a random one of the same latency.
+    """
+
+    data: str = ""
+    image_size: int | None = None
+    space: str = "mobile"
+    space_settings: dict[str, Any] = field(default_factory=dict)
+    target_latency: str | None = None
+    max_parameters: int | None = None
+    max_macs: int | None = None
+    max_peak_memory: float | None = None
+    runtime: str = "onnxruntime"
+    seed: int = 0
+    budget: str | None = None
+    baselines: bool = False
+    loading: DataSettings = DataSettings()
+    measure: MeasureSettings = MeasureSettings()
+    search: SearchSettings = SearchSettings()
+    derive: DeriveSettings = DeriveSettings()
+    train: TrainSettings = TrainSettings()
+    machine: MachineSettings = MachineSettings()
+
+    def __post_init__(self) -> None:
+        _positive(self, "image_size", "max_parameters", "max_macs", "max_peak_memory")
+        if self.target_latency is not None:
+            parse_latency(self.target_latency)
+        if self.budget is not None:
+            parse_minutes(self.budget)
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed is {self.seed}; it must be in [0, 2^63)")
+
+
+def parse_latency(text: str) -> tuple[float, bool]:
+    """(milliseconds, False) of `12ms` or `800us`, (factor, True) of `0.6x`.
+
+    Raises:
+        ConfigError: another form, or not positive.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|us|µs|s|x)\s*", text)
+    if match is None or float(match[1]) <= 0:
+        raise ConfigError(
+            f"the latency {text!r} is not understood: write 12ms, 800us, or 0.6x "
+            "(of the space's largest network)"
+        )
+    value, unit = float(match[1]), match[2]
+    scale = {"ms": 1.0, "us": 1e-3, "µs": 1e-3, "s": 1e3, "x": 1.0}[unit]
+    return value * scale, unit == "x"
+
+
+def parse_minutes(text: str) -> float:
+    """Minutes of `60m`, `2h` or `90s`.
+
+    Raises:
+        ConfigError: another form, or not positive.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(s|m|h)\s*", text)
+    if match is None or float(match[1]) <= 0:
+        raise ConfigError(f"the budget {text!r} is not understood: write 60m or 2h")
+    return float(match[1]) * {"s": 1 / 60, "m": 1.0, "h": 60.0}[match[2]]
+
+
+# --- from text to settings ---
+
+
+def add_options(parser: ArgumentParser, cls: type[Any], prefix: str = "") -> None:
+    """An option for every field of a settings class, nested classes as --group.name."""
+    hints, helps = typing.get_type_hints(cls), field_help(cls)
+    for f in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[f.name]):
+            add_options(parser, typing.cast(type, hints[f.name]), f"{prefix}{f.name}.")
+            continue
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        option = f"--{prefix}{f.name}".replace("_", "-")
+        parser.add_argument(
+            option, type=hints[f.name], default=default, help=helps.get(f.name, " ")
+        )
+
+
+def field_help(cls: type[Any]) -> dict[str, str]:
+    """Field name -> its sentence(s) in the class docstring."""
+    names = {f.name for f in dataclasses.fields(cls)}
+    doc = re.sub(r"\s+", " ", cls.__doc__ or "")
+    parts = re.split(r"(?:^|(?<=[.;]) )((?:\w+, )*\w+): ", doc)
+    helps: dict[str, str] = {}
+    for subject, text in zip(parts[1::2], parts[2::2], strict=False):
+        helps |= {name: text.strip() for name in subject.split(", ") if name in names}
+    return helps
+
+
+def parse_settings(cls: type[T], given: Mapping[str, Any], what: str) -> T:
+    """A settings class from plain values (of YAML, JSON or the command line).
+
+    Raises:
+        ConfigError: a key is unknown, or a value has the wrong type or is out of range.
+    """
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in given:
+        if key not in names:
+            raise ConfigError(f"{what} has no setting {key!r}; {did_you_mean(str(key), names)}")
+    parser = ArgumentParser(exit_on_error=False, default_env=False)
+    add_options(parser, cls)
+    try:
+        parsed = parser.parse_object(dict(given))
+    except Exception as error:  # the library raises its own, argparse's and Python's errors
+        raise ConfigError(f"{what}: {one_line(error)}") from None
+    return from_namespace(cls, parsed.as_dict())
+
+
+def from_namespace(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Nested plain values, already of the right types, to the nested settings."""
+    hints = typing.get_type_hints(cls)
+    fields: dict[str, Any] = {}
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if f.name not in values:
+            continue
+        value = values[f.name]
+        nested = dataclasses.is_dataclass(hints[f.name])
+        fields[f.name] = from_namespace(hints[f.name], value) if nested else value
+    return cls(**fields)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message as one line, in plain words."""
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.", "")
+    return text[:300]

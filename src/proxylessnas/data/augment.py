@@ -1,0 +1,153 @@
+"""Augmentation of whole batches, from tables of uniform numbers that are drawn once an epoch.
+
+Row i of the table belongs to sample i of its part, so what happens to a sample in an epoch
+depends on (seed, part, epoch, sample) and on nothing else: not on the batch size, the order, the
+number of workers or where a run was resumed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from proxylessnas.errors import DataError
+from proxylessnas.seeds import derive_seed
+
+# Columns of the table of uniforms.
+_Y, _X, _AREA, _ASPECT, _FLIP, _HOLE_Y, _HOLE_X = range(7)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is done to a training image; parsed from text such as "crop+flip+cutout16".
+
+    move: "none", "shift" (by up to 1/14 of a side) or "crop" (small images: by up to 1/8 of a
+        side, zeros shifted in; photos: a random box of 8 to 100 % of the area, resized).
+    flip: mirrored left to right, every second time.
+    cutout: side in pixels of a square set to the mean, its centre anywhere; 0 for none.
+    """
+
+    move: str = "none"
+    flip: bool = False
+    cutout: int = 0
+
+    @classmethod
+    def parse(cls, text: str, *, channels: int, classes: Sequence[str], height: int) -> Policy:
+        """The policy `text` names; "auto" is crop+flip for colour and shift for gray images.
+
+        Classes that are single characters are taken for digits or letters: those are not flipped.
+        """
+        if text == "auto":
+            characters = all(len(name) == 1 for name in classes)
+            text = "shift" if channels == 1 else "crop" if characters else "crop+flip"
+        if text == "none":
+            return cls()
+        words = text.split("+")
+        moves = [word for word in words if word in ("crop", "shift")]
+        holes = [int(word[6:]) for word in words if re.fullmatch(r"cutout[1-9]\d*", word)]
+        known = len(moves) + words.count("flip") + len(holes)
+        if known != len(words) or len(moves) > 1 or words.count("flip") > 1 or len(holes) > 1:
+            raise DataError(
+                f"unknown augmentation {text!r}; allowed: auto, none, or crop or shift, flip and "
+                "cutoutN (N pixels) joined by +, such as crop+flip+cutout16"
+            )
+        if holes and holes[0] > height:
+            raise DataError(f"{words[-1]} is larger than the image ({height} pixels high)")
+        return cls(moves[0] if moves else "none", "flip" in words, holes[0] if holes else 0)
+
+    @property
+    def text(self) -> str:
+        words = [self.move] if self.move != "none" else []
+        words += ["flip"] * self.flip + [f"cutout{self.cutout}"] * bool(self.cutout)
+        return "+".join(words) or "none"
+
+    def padding(self, height: int, width: int) -> tuple[int, int]:
+        """How far a small image may move, in pixels down and across."""
+        if self.move == "none":
+            return 0, 0
+        share = 8 if self.move == "crop" else 14
+        return max(height // share, 1), max(width // share, 1)
+
+    @property
+    def smallest_area(self) -> float:
+        """The least share of a photo's area that a random box keeps."""
+        return {"none": 1.0, "shift": 0.7, "crop": 0.08}[self.move]
+
+
+def draw(samples: int, seed: int, part: str, epoch: int) -> Tensor:
+    """The uniform numbers of an epoch, float32 [samples, 7] in [0, 1)."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "augment", part, epoch))
+    return torch.rand(samples, 7, generator=generator)
+
+
+def boxes(uniforms: Tensor) -> Tensor:
+    """The columns that place a photo's random box: [B, 4] y, x, area, aspect."""
+    return uniforms[:, [_Y, _X, _AREA, _ASPECT]]
+
+
+def moved(images: Tensor, policy: Policy, uniforms: Tensor) -> Tensor:
+    """Small images shifted, with zeros following: [B, C, H, W] of any dtype."""
+    pad_y, pad_x = policy.padding(images.shape[2], images.shape[3])
+    if not (pad_y or pad_x):
+        return images
+    top = _integers(uniforms[:, _Y], 2 * pad_y + 1)
+    left = _integers(uniforms[:, _X], 2 * pad_x + 1)
+    return shifted(images, top, left, pad_y, pad_x)
+
+
+def flipped(images: Tensor, policy: Policy, uniforms: Tensor) -> Tensor:
+    """Every second image mirrored left to right, if the policy flips."""
+    if not policy.flip:
+        return images
+    mirrored = uniforms[:, _FLIP] < 0.5
+    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+
+
+def shifted(images: Tensor, top: Tensor, left: Tensor, pad_y: int, pad_x: int) -> Tensor:
+    """Each image padded with zeros and cut out again from its own (top, left) of the padded one.
+
+    All windows of all images are one strided view, so that the cut is a single gather.
+    """
+    batch, channels, height, width = images.shape
+    padded = functional.pad(images, (pad_x, pad_x, pad_y, pad_y))
+    image, channel, row, column = padded.stride()
+    windows = padded.as_strided(
+        (batch, 2 * pad_y + 1, 2 * pad_x + 1, channels, height, width),
+        (image, row, column, channel, row, column),
+    )
+    return windows[torch.arange(batch), top, left]
+
+
+def cut_out_(images: Tensor, policy: Policy, uniforms: Tensor) -> Tensor:
+    """A square of each normalised image set to 0 (the mean), in place; cut off at the borders."""
+    if policy.cutout:
+        height, width = images.shape[2:]
+        inside_y = _band(_integers(uniforms[:, _HOLE_Y], height), height, policy.cutout)
+        inside_x = _band(_integers(uniforms[:, _HOLE_X], width), width, policy.cutout)
+        images.masked_fill_((inside_y[:, :, None] & inside_x[:, None, :])[:, None], 0.0)
+    return images
+
+
+def _band(centre: Tensor, length: int, side: int) -> Tensor:
+    """[B, length] bool: `side` places around each centre."""
+    start = (centre - side // 2)[:, None]
+    place = torch.arange(length)[None]
+    return (place >= start) & (place < start + side)
+
+
+def _integers(uniform: Tensor, count: int) -> Tensor:
+    """Uniform numbers in [0, 1) to integers 0..count-1; the clamp is for float32 rounding up."""
+    return (uniform * count).long().clamp_(max=count - 1)
+
+
+def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 [B, C, H, W] to float32 (value / 255 - mean) / std, in two passes."""
+    scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
+    shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
+    out = images.to(torch.float32)
+    return out.mul_(scale.float()[:, None, None]).add_(shift.float()[:, None, None])

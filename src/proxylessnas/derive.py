@@ -1,0 +1,191 @@
+"""From α to one network: decode under the limits, score the best, measure the best of those.
+
+The most probable network is rarely within a limit, so the limit enters the decode. The
+supernet then says which of the K most probable networks is best, the device says whether
+the cost model told the truth, and a measurement that misses corrects the model.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from .config import DeriveSettings
+from .errors import LimitError
+from .objective import Prices, decode, sample_within
+from .supernet import Supernet
+
+Indices = tuple[int, ...]
+TOLERANCE = 0.02
+ATTEMPTS = 1000
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One network that was looked at.
+
+    costs: predicted, in the order of the prices. score: accuracy on the validation part in
+    [0, 1] (or the negative loss). measured_ms: on the device, where it came to that.
+    """
+
+    indices: Indices
+    log_p: float
+    costs: tuple[float, ...]
+    score: float
+    measured_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The network that was chosen, all that were looked at, and the corrected prices."""
+
+    chosen: Proposal
+    proposals: tuple[Proposal, ...]
+    prices: Prices
+    rounds: int
+
+
+def choose(
+    supernet: Supernet,
+    prices: Prices,
+    settings: DeriveSettings,
+    *,
+    score: Callable[[Indices], float],
+    measure: Callable[[Sequence[Indices]], list[float]] | None = None,
+    learned: bool = True,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Choice:
+    """Decode, score, measure, correct; at most `settings.rounds` times.
+
+    score: of a network with inherited weights; higher is better. measure: milliseconds of
+    some networks on the device; None where latency has no limit.
+    learned: False (the random estimator) proposes uniform networks instead of probable ones.
+
+    Raises:
+        LimitError: no network of the space keeps the limits.
+    """
+    scores: dict[Indices, float] = {}
+    seen: dict[Indices, Proposal] = {}
+    limit = _limit(prices, "latency")
+    measure = measure if math.isfinite(limit) else None
+    for round_ in range(1, settings.rounds + 1):
+        proposed = propose(supernet, prices, settings, learned=learned, seed=seed)
+        for done, (indices, log_p) in enumerate(proposed):
+            if indices not in scores:
+                scores[indices] = score(indices)
+            progress(done + 1, len(proposed))
+            seen[indices] = Proposal(
+                indices, log_p, tuple(prices.of(indices)), scores[indices]
+            )
+        ranked = sorted((seen[i] for i, _ in proposed), key=lambda p: -p.score)
+        if measure is None:
+            return Choice(ranked[0], tuple(seen.values()), prices, round_)
+        best = ranked[: settings.measure_best]
+        measured = [
+            replace(p, measured_ms=ms)
+            for p, ms in zip(best, measure([p.indices for p in best]), strict=True)
+        ]
+        seen |= {p.indices: p for p in measured}
+        keeping = [p for p in measured if _kept(p, limit)]
+        ratio = _ratio(measured, prices.names.index("latency"))
+        close = abs(ratio - 1) <= TOLERANCE
+        if round_ == settings.rounds or (keeping and close):
+            chosen = keeping[0] if keeping else min(measured, key=lambda p: p.measured_ms or 0)
+            return Choice(chosen, tuple(seen.values()), prices, round_)
+        prices = corrected(prices, "latency", ratio)
+    raise AssertionError("unreachable: the last round returns")
+
+
+def _kept(proposal: Proposal, limit: float) -> bool:
+    assert proposal.measured_ms is not None
+    return proposal.measured_ms <= limit * (1 + TOLERANCE)
+
+
+def _ratio(measured: Sequence[Proposal], latency: int) -> float:
+    """Measured over predicted, the median over the networks measured."""
+    ratios = sorted((p.measured_ms or 0.0) / p.costs[latency] for p in measured)
+    return ratios[len(ratios) // 2]
+
+
+def _limit(prices: Prices, name: str) -> float:
+    return float(prices.limits[prices.names.index(name)]) if name in prices.names else math.inf
+
+
+def corrected(prices: Prices, name: str, ratio: float) -> Prices:
+    """One cost scaled by what a measurement said of it."""
+    k = prices.names.index(name)
+    per_candidate, fixed = prices.per_candidate.clone(), prices.fixed.clone()
+    per_candidate[k] *= ratio
+    fixed[k] *= ratio
+    return replace(prices, per_candidate=per_candidate, fixed=fixed)
+
+
+def propose(
+    supernet: Supernet, prices: Prices, settings: DeriveSettings, *, learned: bool, seed: int
+) -> list[tuple[Indices, float]]:
+    """Up to `top_k` networks within the limits, with their Σ log p.
+
+    They use at least the share `settings.use` of a latency limit where such networks exist:
+    who grants 12 ms is served best by a network that takes them.
+
+    Raises:
+        LimitError: there is none.
+    """
+    log_p = supernet.log_probabilities()
+    found: list[Indices] = []
+    for share in (settings.use, 0.9 * settings.use, 0.0):
+        bounded = _at_least(prices, share)
+        stream = (
+            decode(log_p, supernet.mask, bounded)
+            if learned
+            else _uniform(supernet, bounded, seed)
+        )
+        found = list(itertools.islice(stream, settings.top_k))
+        if found:
+            break
+    if not found:
+        prices.check_reachable(supernet.mask)
+        raise LimitError(
+            "no network of this space keeps all limits at once: "
+            + ", ".join(f"{n} {v:g}" for n, v in zip(prices.names, prices.limits, strict=True))
+        )
+    return [(i, math.fsum(float(log_p[m, j]) for m, j in enumerate(i))) for i in found]
+
+
+def _at_least(prices: Prices, share: float) -> Prices:
+    """Prices with one more cost: minus the latency, limited to minus a share of its limit."""
+    limit = _limit(prices, "latency")
+    if not share or not math.isfinite(limit):
+        return prices
+    k = prices.names.index("latency")
+    return Prices(
+        names=(*prices.names, "latency left"),
+        units=(*prices.units, prices.units[k]),
+        per_candidate=torch.cat([prices.per_candidate, -prices.per_candidate[k : k + 1]]),
+        fixed=torch.cat([prices.fixed, -prices.fixed[k : k + 1]]),
+        limits=torch.cat([prices.limits, -share * prices.limits[k : k + 1]]),
+    )
+
+
+def _uniform(supernet: Supernet, prices: Prices, seed: int) -> Iterator[Indices]:
+    """Distinct uniform networks within the limits.
+
+    Where uniform draws do not find enough of them, decoding random probabilities does: no
+    longer uniform, but within the limits.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    seen: set[Indices] = set()
+    decoded = (
+        next(decode(torch.randn(supernet.mask.shape, generator=generator).double(), *rest), None)
+        for rest in itertools.repeat((supernet.mask, prices), ATTEMPTS)
+    )
+    drawn = sample_within(supernet.mask, prices, generator)
+    for indices in itertools.chain(drawn, itertools.takewhile(bool, decoded)):
+        if indices is not None and indices not in seen:
+            seen.add(indices)
+            yield indices

@@ -1,0 +1,81 @@
+"""Everything a user can get wrong, as one hierarchy.
+
+    UserError                  one clear line and exit code 2; never a bug of ours
+     ├─ ConfigError            a setting, an option or a config file
+     ├─ DataError              a data set, an image, a label
+     ├─ ArchitectureError      an architecture that does not fit its space
+     ├─ SupernetError          a model that cannot be searched
+     ├─ LimitError             a limit that no network of the space can keep
+     ├─ MeasurementError       a runtime, a measurement or a latency table
+     │   └─ MissingEntry       a candidate the table cannot price
+     ├─ ExportError            an export that fails or computes something else
+     ├─ RunError               a run directory, a checkpoint, a lock
+     └─ MissingDependency      an extra that is not installed
+
+A message names what is wrong, the value, what is allowed and what to do. Anything
+else that is raised is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Base of all errors whose cause is the input; the command line exits with 2."""
+
+
+class ConfigError(UserError, ValueError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class DataError(UserError):
+    """A data set is missing, empty, damaged or not of a known layout."""
+
+
+class ArchitectureError(UserError, ValueError):
+    """An architecture does not fit the space or the model it names."""
+
+
+class SupernetError(UserError):
+    """A model holds no mixed operation, or holds them in a way that cannot be searched."""
+
+
+class LimitError(UserError):
+    """No network of the space keeps the limit that was asked for."""
+
+
+class MeasurementError(UserError):
+    """A runtime cannot measure, or a table belongs to something else."""
+
+
+class MissingEntry(MeasurementError):
+    """The latency table has no entry for a candidate; there is no default."""
+
+
+class ExportError(UserError):
+    """A network cannot be exported, or the exported file computes something else."""
+
+
+class RunError(UserError):
+    """A run directory is missing, in use, damaged or belongs to another run."""
+
+
+class MissingDependency(UserError):
+    """An optional package is needed and not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package}, which is not installed: "
+            f"pip install 'proxylessnas[{extra}]'"
+        )
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """The nearest allowed words as the tail of a message, or all of them if none is near."""
+    words = sorted(allowed)
+    near = difflib.get_close_matches(word, words, n=3, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"allowed: {', '.join(words)}"

@@ -1,0 +1,318 @@
+"""How the architecture parameters learn: estimators of the gradient of E[L] in α.
+
+All share one protocol and one equation. `eq4` is the paper's equation 4; an estimator
+decides which candidates' gates it looks at, and with which probabilities:
+
+    TwoPath     a pair drawn without replacement, eq. 4 within the pair (section 3.2.1)
+    FullPath    eq. 4 over all candidates
+    Reinforce   ∇J = E[(R − b)·∇ log p] over sampled networks (section 3.3.2)
+    Darts       the mixture Σ p·o(x), all candidates in memory; for comparison
+    Gumbel      straight-through Gumbel softmax; for comparison
+    Random      α never learns: the best of K uniform networks; for comparison
+
+An expected cost is differentiable in closed form (eq. 2): its gradient in p_j is the cost
+of candidate j, so it joins ∂L/∂g before eq. 4 is applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigError, did_you_mean
+from .frozen import Parts, frozen
+from .gates import Binary, Gate, Mixture, Path
+from .objective import Objective, Prices
+from .supernet import Supernet, softmax
+
+# Networks and their accuracy to a reward: (accuracy in [0, 1], candidate indices) -> R.
+RewardOf = Callable[[float, Sequence[int]], float]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What an architecture step needs to know, besides α.
+
+    evaluate: (loss, accuracy in [0, 1] or None) of the model on the current validation
+    batch, under the gates that are set. The loss carries the graph.
+    reduce: averages a tensor over the ranks of a distributed search, in place.
+    """
+
+    supernet: Supernet
+    parts: Parts
+    prices: Prices
+    objective: Objective
+    evaluate: Callable[[], tuple[Tensor, Tensor | None]]
+    device: torch.device = torch.device("cpu")
+    reduce: Callable[[Tensor], None] = lambda _: None
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """∂L/∂α [mixed operations, candidates], what it was learned from, and what was seen."""
+
+    gradient: Tensor | None
+    support: Tensor | None = None
+    loss: float = float("nan")
+    expected: list[float] = field(default_factory=list)
+
+
+class Estimator(Protocol):
+    """learns: whether α moves. step: an estimate on one validation batch.
+    settle: puts α right after the optimiser moved it from `before`."""
+
+    learns: bool
+
+    def step(self, problem: Problem, generator: torch.Generator) -> Estimate: ...
+
+    def settle(self, alpha: Tensor, before: Tensor, estimate: Estimate) -> None: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load(self, state: dict[str, Any]) -> None: ...
+
+
+def eq4(q: Tensor, grad_gates: Tensor) -> Tensor:
+    """∂L/∂α_i = Σ_j ∂L/∂g_j · q_j · (δ_ij − q_i), row by row; zero where q is."""
+    return q * (grad_gates - (q * grad_gates).sum(1, keepdim=True))
+
+
+# --- drawing ---
+
+
+def draw_pair(p: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(support, active): two candidates a row without replacement, and the one that runs.
+
+    support: [mixed operations, candidates] bool; one entry where a row has one candidate.
+    active: [mixed operations], drawn within the pair from q = softmax(α_i, α_j).
+    """
+    # Gumbel-top-2 is sampling without replacement, and takes rows with one candidate too.
+    race = p.log() - torch.empty_like(p).exponential_(generator=generator).log()
+    pair = race.topk(min(2, p.shape[1]), dim=1).indices
+    support = torch.zeros_like(p, dtype=torch.bool).scatter_(1, pair, True) & (p > 0)
+    q = within(p, support)
+    return support, torch.multinomial(q, 1, generator=generator)[:, 0]
+
+
+def within(p: Tensor, support: Tensor) -> Tensor:
+    """p restricted to `support` and renormalised, safe where all of it underflows."""
+    kept = torch.where(support, p, 0.0)
+    total = kept.sum(1, keepdim=True)
+    even = support.to(p) / support.sum(1, keepdim=True)
+    return torch.where(total > 0, kept / total.clamp_min(torch.finfo(p.dtype).tiny), even)
+
+
+def binary_gates(support: Tensor, active: Tensor, leaf: Tensor) -> list[Gate]:
+    """A `Binary` gate a row: `active` runs, the rest of `support` is tried in the backward."""
+    rows: list[Gate] = []
+    for chosen, run, gates in zip(active.tolist(), support.tolist(), leaf.unbind(0), strict=True):
+        inactive = tuple(j for j, in_support in enumerate(run) if in_support and j != chosen)
+        rows.append(Binary(chosen, inactive, gates))
+    return rows
+
+
+# --- through the gates ---
+
+
+def through_gates(
+    problem: Problem, gates: Sequence[Gate], leaf: Tensor, path: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor, Estimate]:
+    """One forward and backward pass on a validation batch.
+
+    Returns ∂L/∂g [mixed operations, candidates], the same shape's Σ_k ∂L/∂E_k·cost_k, and
+    the values seen. E is the closed form over the full softmax, whatever runs.
+    """
+    p = problem.supernet.probabilities()
+    expected = problem.prices.expected(p).detach().requires_grad_()
+    with frozen(problem.parts.of(path)), problem.supernet.gated(gates):
+        loss, _ = problem.evaluate()
+        total = problem.objective(loss, expected)
+        grad_gates, grad_expected = torch.autograd.grad(total, [leaf, expected], allow_unused=True)
+    grad_gates = torch.zeros_like(p) if grad_gates is None else grad_gates.to(p)
+    problem.reduce(grad_gates)
+    cost = torch.zeros_like(p)
+    if grad_expected is not None:
+        cost = torch.einsum("k,kmn->mn", grad_expected.to(p), problem.prices.per_candidate)
+    seen = Estimate(None, None, float(loss.detach()), expected.detach().tolist())
+    return grad_gates, cost, seen
+
+
+def _leaf(problem: Problem, value: Tensor) -> Tensor:
+    return value.to(problem.device).requires_grad_()
+
+
+class _Plain:
+    """Learns, keeps no state, has nothing to put right."""
+
+    learns = True
+
+    def settle(self, alpha: Tensor, before: Tensor, estimate: Estimate) -> None:
+        pass
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class TwoPath(_Plain):
+    """Eq. 4 within a pair; the unsampled candidates keep their probabilities."""
+
+    def step(self, problem: Problem, generator: torch.Generator) -> Estimate:
+        p = problem.supernet.probabilities()
+        support, active = draw_pair(p, generator)
+        leaf = _leaf(problem, torch.zeros_like(p))
+        path = [[j for j, on in enumerate(row) if on] for row in support.tolist()]
+        gates = binary_gates(support, active, leaf)
+        grad, cost, seen = through_gates(problem, gates, leaf, path)
+        gradient = eq4(within(p, support), grad + cost)
+        return Estimate(gradient, support, seen.loss, seen.expected)
+
+    def settle(self, alpha: Tensor, before: Tensor, estimate: Estimate) -> None:
+        """Shift the pair so that Σ e^α over it is what it was (section 3.2.1)."""
+        assert estimate.support is not None
+        out = ~estimate.support
+        shift = torch.logsumexp(alpha.masked_fill(out, -torch.inf), 1, keepdim=True)
+        shift -= torch.logsumexp(before.masked_fill(out, -torch.inf), 1, keepdim=True)
+        alpha.sub_(torch.where(estimate.support, shift, 0.0))
+
+
+class FullPath(_Plain):
+    """Eq. 4 over all candidates; the activations of the active path alone are kept."""
+
+    def step(self, problem: Problem, generator: torch.Generator) -> Estimate:
+        p = problem.supernet.probabilities()
+        mask = problem.supernet.mask
+        active = torch.multinomial(p, 1, generator=generator)[:, 0]
+        leaf = _leaf(problem, torch.zeros_like(p))
+        gates = binary_gates(mask, active, leaf)
+        grad, cost, seen = through_gates(problem, gates, leaf, _all(problem.supernet))
+        return Estimate(eq4(p, grad + cost), mask, seen.loss, seen.expected)
+
+
+class Darts(_Plain):
+    """The soft mixture Σ p_j·o_j(x) (Liu et al., 2019): memory grows with the candidates."""
+
+    def step(self, problem: Problem, generator: torch.Generator) -> Estimate:
+        p = problem.supernet.probabilities()
+        leaf = _leaf(problem, p.clone())
+        rows = zip(leaf.unbind(0), problem.supernet.candidates, strict=True)
+        gates = [Mixture(row[: len(names)]) for row, names in rows]
+        grad, cost, seen = through_gates(problem, gates, leaf, _all(problem.supernet))
+        return Estimate(eq4(p, grad + cost), problem.supernet.mask, seen.loss, seen.expected)
+
+
+class Gumbel(_Plain):
+    """Straight-through Gumbel softmax: a hard one-hot forward, its softmax's gradient."""
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        self.temperature = temperature
+
+    def step(self, problem: Problem, generator: torch.Generator) -> Estimate:
+        supernet = problem.supernet
+        p, mask = supernet.probabilities(), supernet.mask
+        noise = -torch.empty_like(p).exponential_(generator=generator).log()
+        soft = softmax((supernet.alpha.detach() + noise) / self.temperature, mask)
+        leaf = _leaf(problem, torch.zeros_like(p))
+        gates = binary_gates(mask, soft.argmax(1), leaf)
+        grad, cost, seen = through_gates(problem, gates, leaf, _all(supernet))
+        gradient = eq4(soft, grad) / self.temperature + eq4(p, cost)
+        return Estimate(gradient, mask, seen.loss, seen.expected)
+
+
+class Reinforce(_Plain):
+    """∇J ≈ (1/M) Σ_i (R_i − b)·∇ log p(g_i) over M networks on one validation batch.
+
+    reward: (accuracy, candidate indices) -> R, to be maximised; it needs no derivative, so a
+    measured latency may enter. Default: the negative loss, with the objective's penalty on
+    the expected costs in closed form beside it.
+    The baseline b is a moving average of earlier batches' mean rewards alone, so it does not
+    depend on the networks it is subtracted from; it is part of the run's state.
+    """
+
+    def __init__(
+        self, samples: int = 10, *, reward: RewardOf | None = None, decay: float = 0.9
+    ) -> None:
+        self.samples, self.reward, self.decay = samples, reward, decay
+        self.baseline: float | None = None
+
+    def step(self, problem: Problem, generator: torch.Generator) -> Estimate:
+        supernet = problem.supernet
+        p = supernet.probabilities()
+        draws = torch.multinomial(p, self.samples, replacement=True, generator=generator)
+        rewards = torch.zeros(self.samples, dtype=p.dtype)
+        losses = []
+        for i, row in enumerate(draws.T.tolist()):
+            with frozen(problem.parts.of([[j] for j in row])), torch.no_grad():
+                with supernet.gated([Path(j) for j in row]):
+                    loss, accuracy = problem.evaluate()
+            losses.append(float(loss))
+            seen = torch.stack((loss, loss if accuracy is None else accuracy)).double().cpu()
+            problem.reduce(seen)
+            rewards[i] = -seen[0] if self.reward is None else self.reward(float(seen[1]), row)
+        gradient = self._score(p, draws, rewards)
+        expected = problem.prices.expected(p).detach().requires_grad_()
+        if self.reward is None and len(expected):
+            gradient = gradient + eq4(p, self._penalty(problem, expected))
+        return Estimate(gradient, supernet.mask, sum(losses) / len(losses), expected.tolist())
+
+    def _score(self, p: Tensor, draws: Tensor, rewards: Tensor) -> Tensor:
+        """−(1/M) Σ (R − b)·(onehot − p): the gradient that a minimiser descends.
+
+        The first batch only sets the baseline: there is none of an earlier batch to subtract.
+        """
+        mean = float(rewards.mean())
+        if self.baseline is None:
+            self.baseline = mean
+            return torch.zeros_like(p)
+        advantage = rewards - self.baseline
+        self.baseline = self.decay * self.baseline + (1 - self.decay) * mean
+        onehot = torch.nn.functional.one_hot(draws, p.shape[1]).to(p)  # [mixed, M, candidates]
+        return -(advantage[None, :, None] * (onehot - p[:, None])).mean(1)
+
+    def _penalty(self, problem: Problem, expected: Tensor) -> Tensor:
+        """∂(penalty)/∂p, where the objective is the loss plus a penalty on the costs."""
+        value = problem.objective(torch.zeros((), dtype=expected.dtype), expected)
+        if not value.requires_grad:
+            return torch.zeros(problem.supernet.mask.shape, dtype=expected.dtype)
+        (grad,) = torch.autograd.grad(value, [expected])
+        return torch.einsum("k,kmn->mn", grad, problem.prices.per_candidate)
+
+    def state(self) -> dict[str, Any]:
+        return {"baseline": self.baseline}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.baseline = state.get("baseline")
+
+
+class Random(_Plain):
+    """Gates stay uniform; deriving then takes the best of K random networks."""
+
+    learns = False
+
+    def step(self, problem: Problem, generator: torch.Generator) -> Estimate:
+        return Estimate(None)
+
+
+def make_estimator(name: str, *, samples: int = 10, reward: RewardOf | None = None) -> Estimator:
+    """An estimator by its name in the settings."""
+    makers: dict[str, Callable[[], Estimator]] = {
+        "two_path": TwoPath,
+        "full_path": FullPath,
+        "reinforce": lambda: Reinforce(samples, reward=reward),
+        "darts": Darts,
+        "gumbel": Gumbel,
+        "random": Random,
+    }
+    if name not in makers:
+        raise ConfigError(f"there is no estimator {name!r}; {did_you_mean(name, makers)}")
+    return makers[name]()
+
+
+def _all(supernet: Supernet) -> list[range]:
+    return [range(len(names)) for names in supernet.candidates]

@@ -1,0 +1,180 @@
+"""Binary gates (paper section 3.2): one path computes, every candidate's gate gets a gradient.
+
+A mixed operation's output is Σ_j g_j·o_j(x) with one-hot gates g. `run` evaluates it for
+one of three kinds of gate:
+
+    Path      one active candidate; nothing else exists. Weight steps and evaluation.
+    Binary    one active candidate, and ∂L/∂g_j = ⟨∂L/∂y, o_j(x)⟩ for it and for some
+              inactive ones. Architecture steps (two-path: one inactive; full: all).
+    Mixture   Σ_j w_j·o_j(x) over all candidates, as DARTS does. For comparison only.
+
+An inactive candidate runs forward inside the backward pass, where ∂L/∂y is known: its
+output is reduced to one inner product at once, and nothing of it is stored. So the memory
+of an architecture step is that of one path, however many candidates there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .errors import SupernetError
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """Only candidate `active` runs."""
+
+    active: int
+
+
+@dataclass(frozen=True, eq=False)
+class Binary:
+    """Candidate `active` runs; the gates of it and of `inactive` receive ∂L/∂g.
+
+    gates: [candidates], a tensor that requires grad; only its gradient matters.
+    """
+
+    active: int
+    inactive: tuple[int, ...]
+    gates: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Every candidate runs and is weighted. weights: [candidates]."""
+
+    weights: Tensor
+
+
+Gate = Path | Binary | Mixture
+
+
+def run(
+    gate: Gate, candidates: Sequence[nn.Module], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """The mixed operation's output under `gate`, of whatever structure the candidates return."""
+    if isinstance(gate, Path):
+        return candidates[gate.active](*args, **kwargs)
+    if isinstance(gate, Mixture):
+        return _mixture(gate.weights, [c(*args, **kwargs) for c in candidates])
+    return _binary(gate, candidates, args, kwargs)
+
+
+def _binary(
+    gate: Binary, candidates: Sequence[nn.Module], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    inputs, inputs_spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
+    versions = [leaf._version if isinstance(leaf, Tensor) else 0 for leaf in inputs]
+    output = candidates[gate.active](*args, **kwargs)
+    leaves, spec = pytree.tree_flatten(output)
+    floating = [i for i, leaf in enumerate(leaves) if _differentiable(leaf)]
+    detached = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in inputs]
+    context = _autocast_now(inputs)
+
+    def outputs_of(candidate: int) -> list[Any]:
+        for leaf, version in zip(inputs, versions, strict=True):
+            if isinstance(leaf, Tensor) and leaf._version != version:
+                raise SupernetError(
+                    f"a mixed operation's input {tuple(leaf.shape)} was modified in place "
+                    "(an in-place activation at the start of a candidate, or after it?): the "
+                    "candidates share it, so set inplace=False there"
+                )
+        call_args, call_kwargs = pytree.tree_unflatten(detached, inputs_spec)
+        with torch.no_grad(), context():
+            other = pytree.tree_leaves(candidates[candidate](*call_args, **call_kwargs))
+        if len(other) != len(leaves):
+            raise SupernetError(
+                f"candidates {gate.active} and {candidate} of a mixed operation return "
+                f"{len(leaves)} and {len(other)} values; all must return the same structure"
+            )
+        return [other[i] for i in floating]
+
+    passed = _GateGradient.apply(
+        gate.gates, outputs_of, gate.active, gate.inactive, *[leaves[i] for i in floating]
+    )
+    for i, leaf in zip(floating, passed, strict=True):
+        leaves[i] = leaf
+    return pytree.tree_unflatten(leaves, spec)
+
+
+class _GateGradient(torch.autograd.Function):
+    """The identity on the active outputs, whose backward also yields ∂L/∂g (eq. 4)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        gates: Tensor,
+        outputs_of: Callable[[int], list[Tensor]],
+        active: int,
+        inactive: tuple[int, ...],
+        *outputs: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.outputs_of, ctx.active, ctx.inactive = outputs_of, active, inactive
+        ctx.gates = gates.detach()
+        ctx.save_for_backward(*outputs)
+        return tuple(output.view_as(output) for output in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        gates: Tensor = ctx.gates
+        grad_gates = torch.zeros_like(gates)
+        grad_gates[ctx.active] = _inner(grads, ctx.saved_tensors)
+        for candidate in ctx.inactive:
+            grad_gates[candidate] = _inner(grads, ctx.outputs_of(candidate))
+        ctx.outputs_of = None  # the inputs it holds are not needed any more
+        return grad_gates, None, None, None, *grads
+
+
+def _inner(grads: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> Tensor | float:
+    """Σ over the outputs of ⟨∂L/∂y, y⟩, in float32 at least."""
+    total: Tensor | float = 0.0
+    for grad, output in zip(grads, outputs, strict=True):
+        if grad is None:
+            continue
+        if grad.shape != output.shape:
+            raise SupernetError(
+                f"candidates of a mixed operation return the shapes {tuple(grad.shape)} and "
+                f"{tuple(output.shape)}; all must return the same shape"
+            )
+        total = total + torch.dot(*_flat(grad, output))
+    return total
+
+
+def _flat(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as vectors in one common order, without a copy where their memory is laid out alike."""
+    wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
+        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
+    return a.reshape(-1).to(wide), b.reshape(-1).to(wide)
+
+
+def _mixture(weights: Tensor, outputs: Sequence[Any]) -> Any:
+    flat = [pytree.tree_flatten(output) for output in outputs]
+    spec = flat[0][1]
+    mixed = [
+        sum(w.to(leaf.dtype) * leaf for w, leaf in zip(weights, leaves, strict=False))
+        if _differentiable(leaves[0])
+        else leaves[0]
+        for leaves in zip(*(leaves for leaves, _ in flat), strict=True)
+    ]
+    return pytree.tree_unflatten(mixed, spec)
+
+
+def _differentiable(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _autocast_now(inputs: Sequence[Any]) -> Callable[[], torch.autocast]:
+    """A context with this moment's autocast: the backward pass runs outside of it."""
+    device = next((leaf.device.type for leaf in inputs if isinstance(leaf, Tensor)), "cpu")
+    enabled = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device)
+    # No cache: cast weights would live until the outermost autocast block ends.
+    return lambda: torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)

@@ -1,0 +1,221 @@
+"""One cost for every candidate, and what follows for a whole network.
+
+cost(network) = fixed + Σ over mixed operations of cost(chosen candidate), and in the
+search E[cost] = fixed + Σ p·cost, differentiable in p (paper, section 3.3). Parameters and
+MACs are additive exactly. For the latency it is a model: blocks measured alone are biased,
+so that it is corrected to whole networks, latency = a·Σ block + b (facts.md, section 7).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..architecture import Architecture
+from ..errors import MeasurementError
+from ..supernet import Supernet
+from .count import count_macs, count_parameters
+from .count import peak_memory as peak_memory_of
+from .fingerprint import fingerprint
+from .table import LatencyTable
+from .trace import Trace, Unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How sums of blocks were corrected to whole networks: latency = a·Σ block + b.
+
+    networks: how many it was fitted to. residual_pct: mean absolute error on these.
+    fallback: why the raw sum is used instead; empty where the fit is used.
+    """
+
+    a: float
+    b: float
+    networks: int
+    residual_pct: float
+    fallback: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cost:
+    """A cost that is a sum over the mixed operations.
+
+    name: latency, macs or parameters. unit: ms, or empty for counts.
+    per_candidate: [mixed operations, candidates] float64, 0 at pads.
+    fixed: the part that no choice changes. space: see `space_id`.
+    """
+
+    name: str
+    unit: str
+    per_candidate: Tensor
+    fixed: float
+    space: str = ""
+    fit: Fit | None = None
+
+    def expected(self, probabilities: Tensor) -> Tensor:
+        """E[cost] under [mixed operations, candidates] probabilities: a scalar, differentiable."""
+        per_candidate = self.per_candidate.to(probabilities)
+        return (probabilities * per_candidate).sum() + self.fixed
+
+    def of(self, indices: Sequence[int]) -> float:
+        """The cost of the network with these candidates."""
+        chosen = self.per_candidate[torch.arange(len(indices)), torch.tensor(list(indices))]
+        return float(chosen.sum()) + self.fixed
+
+    def range(self, mask: Tensor) -> tuple[float, float]:
+        """The cheapest and the dearest network's cost; mask: True where there is a candidate."""
+        least = self.per_candidate.masked_fill(~mask, torch.inf).amin(1).sum()
+        most = self.per_candidate.masked_fill(~mask, -torch.inf).amax(1).sum()
+        return float(least) + self.fixed, float(most) + self.fixed
+
+    def extremes(self, mask: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The candidates of the cheapest and of the dearest network."""
+        least = self.per_candidate.masked_fill(~mask, torch.inf).argmin(1)
+        most = self.per_candidate.masked_fill(~mask, -torch.inf).argmax(1)
+        return tuple(least.tolist()), tuple(most.tolist())
+
+    def corrected(self, measured: float, predicted: float) -> Cost:
+        """Every part scaled by measured / predicted of one network that was measured."""
+        if not (measured > 0 and predicted > 0):
+            raise MeasurementError(
+                f"a cost cannot be corrected by {measured} measured for {predicted} predicted"
+            )
+        factor = measured / predicted
+        return replace(self, per_candidate=self.per_candidate * factor, fixed=self.fixed * factor)
+
+
+# --- additive costs ---
+
+
+def macs_cost(supernet: Supernet, trace: Trace) -> Cost:
+    """Multiply-adds of the example inputs' batch; a shared mixed operation counts each call."""
+    count = {k: count_macs(u.module, u.inputs, u.kwargs) for k, u in trace.units.items()}
+    per_candidate = _per_candidate(supernet, trace, lambda unit: float(count[unit.key]))
+    reference = [0] * len(supernet.mixed)
+    whole = count_macs(supernet.derive(reference).eval(), trace.inputs)
+    return _counted("macs", supernet, trace, per_candidate, reference, whole)
+
+
+def parameters_cost(supernet: Supernet, trace: Trace) -> Cost:
+    """Parameters; a shared mixed operation counts once."""
+    per_candidate = torch.zeros(supernet.mask.shape, dtype=torch.float64)
+    for m, mixed in enumerate(supernet.mixed):
+        for j, candidate in enumerate(mixed.candidates.values()):
+            per_candidate[m, j] = count_parameters(candidate)
+    reference = [0] * len(supernet.mixed)
+    whole = count_parameters(supernet.derive(reference))
+    return _counted("parameters", supernet, trace, per_candidate, reference, whole)
+
+
+def _counted(
+    name: str,
+    supernet: Supernet,
+    trace: Trace,
+    per_candidate: Tensor,
+    reference: Sequence[int],
+    whole: int,
+) -> Cost:
+    chosen = per_candidate[torch.arange(len(reference)), torch.tensor(list(reference))]
+    return Cost(
+        name=name,
+        unit="",
+        per_candidate=per_candidate,
+        fixed=float(whole - chosen.sum()),
+        space=space_id(supernet, trace),
+    )
+
+
+def peak_memory(supernet: Supernet, trace: Trace) -> Tensor:
+    """Bytes, [mixed operations, candidates]: see `count.peak_memory`; the most of all calls."""
+    peak = {k: peak_memory_of(u.module, u.inputs, u.kwargs) for k, u in trace.units.items()}
+    memory = torch.zeros(supernet.mask.shape, dtype=torch.float64)
+    for m, candidates in enumerate(trace.keys):
+        for j, keys in enumerate(candidates):
+            memory[m, j] = max((peak[key] for key in keys), default=0)
+    return memory
+
+
+def _per_candidate(supernet: Supernet, trace: Trace, cost_of: Callable[[Unit], float]) -> Tensor:
+    per_candidate = torch.zeros(supernet.mask.shape, dtype=torch.float64)
+    for m, candidates in enumerate(trace.keys):
+        for j, keys in enumerate(candidates):
+            per_candidate[m, j] = sum(cost_of(trace.units[key]) for key in keys)
+    return per_candidate
+
+
+def space_id(supernet: Supernet, trace: Trace) -> str:
+    """Which choices lead to which networks at which input: 12 hex digits.
+
+    Networks measured in one space say nothing about another that has the same names.
+    """
+    fixed = fingerprint(supernet.derive([0] * len(supernet.mixed)))
+    text = json.dumps([supernet.names, supernet.candidates, trace.keys, fixed])
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+# --- latency ---
+
+
+def latency_cost(supernet: Supernet, trace: Trace, table: LatencyTable) -> Cost:
+    """Every candidate's latency, corrected to the table's whole networks of this space.
+
+    latency = a·Σ block + b, fitted with relative weights and folded in: cost = a·block,
+    fixed = b. Where a ≤ 0 or the sums hardly vary: the raw sum and the mean rest, with a
+    warning.
+
+    Raises:
+        MissingEntry: the table lacks a candidate.
+        MeasurementError: it has no whole network of this space.
+    """
+    blocks = _per_candidate(supernet, trace, lambda unit: table[unit.key].median_ms)
+    space = space_id(supernet, trace)
+    networks = table.of_role("fit", "canary", space=space)
+    if not networks:
+        raise MeasurementError(
+            "the latency table has no whole network of this space and input size, which the "
+            "cost model is fitted to: measure it again with this space"
+        )
+    raw = Cost(name="latency", unit="ms", per_candidate=blocks, fixed=0.0, space=space)
+    sums = np.array([raw.of(indices_of(supernet, n.choices)) for n in networks])
+    measured = np.array([n.measurement.median_ms for n in networks])
+    fit = fit_line(sums, measured)
+    if fit.fallback:
+        warnings.warn(
+            f"the cost model is the raw sum of blocks, because {fit.fallback}", stacklevel=2
+        )
+    return replace(raw, per_candidate=blocks * fit.a, fixed=fit.b, fit=fit)
+
+
+def fit_line(sums: np.ndarray, measured: np.ndarray) -> Fit:
+    """measured ≈ a·sums + b with the least squares of relative errors; see `latency_cost`."""
+    rest = float((measured - sums).mean())
+    fallback, a, b = "", 1.0, rest
+    if len(sums) < 3:
+        fallback = f"only {len(sums)} whole networks were measured"
+    elif np.ptp(sums) < 0.02 * measured.mean():
+        fallback = "the networks it is fitted to cost almost the same"
+    else:
+        design = np.stack([sums, np.ones_like(sums)], axis=1) / measured[:, None]
+        a, b = (float(v) for v in np.linalg.lstsq(design, np.ones_like(sums), rcond=None)[0])
+        if a <= 0:
+            fallback, a, b = f"the fit's slope is {a:.3g}, not positive", 1.0, rest
+    errors = np.abs((a * sums + b) / measured - 1)
+    return Fit(
+        a=a,
+        b=b,
+        networks=len(sums),
+        residual_pct=100 * float(errors.mean()),
+        fallback=fallback,
+    )
+
+
+def indices_of(supernet: Supernet, choices: Mapping[str, str]) -> tuple[int, ...]:
+    """The candidate indices of a table's network."""
+    return supernet.indices(Architecture(space=supernet.space, choices=choices))

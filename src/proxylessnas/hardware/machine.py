@@ -1,0 +1,130 @@
+"""The processor a measurement runs on: its name, its other load, and quiet conditions.
+
+Everything here does what the system allows and nothing where it does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import time
+from collections.abc import Iterator
+
+import torch
+
+_STAT = "/proc/stat"
+_BUSY = (0, 1, 2, 5, 6, 7)  # user, nice, system, irq, softirq, steal; ticks in /proc/stat
+
+
+def cpu_model() -> str:
+    """The processor's own name for itself."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith(("model name", "Hardware")):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class OtherLoad:
+    """How many cores others kept busy since this was made, in cores; 0.0 is an idle machine.
+
+    Time stolen by other virtual machines counts as other load.
+    """
+
+    def __init__(self) -> None:
+        self.wall, self.own, self.all = time.monotonic(), time.process_time(), _busy_seconds()
+
+    def so_far(self) -> float:
+        wall = max(time.monotonic() - self.wall, 1e-6)
+        now = _busy_seconds()
+        if now is None or self.all is None:  # not Linux: the load average less ourselves
+            if not hasattr(os, "getloadavg"):
+                return 0.0
+            return max(0.0, os.getloadavg()[0] - (time.process_time() - self.own) / wall)
+        return max(0.0, (now - self.all - (time.process_time() - self.own)) / wall)
+
+
+@contextlib.contextmanager
+def quiet(*, threads: int) -> Iterator[int | None]:
+    """Conditions for timing: pinned to a core if `threads` is 1; denormals flushed.
+
+    Yields the core, or None where nothing was pinned. Everything is put back afterwards:
+    the training that follows must not compute otherwise than one that is resumed.
+    """
+    keep_memory()
+    with _pinned(threads == 1) as core, _denormals_flushed():
+        yield core
+
+
+@contextlib.contextmanager
+def _pinned(wanted: bool) -> Iterator[int | None]:
+    if not wanted or not hasattr(os, "sched_setaffinity"):
+        yield None
+        return
+    before = os.sched_getaffinity(0)
+    core = _idlest(before)
+    try:
+        os.sched_setaffinity(0, {core})  # this thread; others keep theirs
+    except OSError:
+        yield None
+        return
+    try:
+        yield core
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _idlest(allowed: set[int]) -> int:
+    """The core that was busy least during a tenth of a second."""
+    before = _ticks()
+    time.sleep(0.1)
+    after = _ticks()
+    return min(allowed, key=lambda c: (after.get(c, 0) - before.get(c, 0), -c))
+
+
+@contextlib.contextmanager
+def _denormals_flushed() -> Iterator[None]:
+    """Activations of untrained networks can be denormal, which is slow: no fault of the device."""
+    tiny = torch.tensor([1e-40])
+    before = bool((tiny * 1.0 == 0).item())
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+def keep_memory() -> None:
+    """Ask glibc to keep freed memory: giving it back and faulting it in again is 2-8 % noise."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        trim_threshold, mmap_threshold = -1, -3
+        libc.mallopt(trim_threshold, 1 << 30)
+        libc.mallopt(mmap_threshold, 1 << 30)
+
+
+def _ticks() -> dict[int, int]:
+    """Core -> busy ticks since the machine started; -1 is all cores together."""
+    ticks: dict[int, int] = {}
+    with contextlib.suppress(OSError, ValueError), open(_STAT, encoding="ascii") as file:
+        for line in file:
+            name, *numbers = line.split()
+            if not name.startswith("cpu"):
+                break
+            core = int(name[3:] or -1)
+            ticks[core] = sum(int(numbers[i]) for i in _BUSY if i < len(numbers))
+    return ticks
+
+
+def _busy_seconds() -> float | None:
+    ticks = _ticks().get(-1)
+    return None if ticks is None else ticks / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,63 @@
+"""Runtimes by name: a plain dict, and the entry points `proxylessnas.runtimes`.
+
+A name is `base` or `base:option,option`, for example `onnxruntime`, `torch:channels_last`
+or `openvino:bf16`. A factory takes the options as strings and `threads=`, and imports its
+library only then.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import cast
+
+from ...errors import MeasurementError, did_you_mean
+from .base import Factory, Runtime, Session
+
+__all__ = ["RUNTIMES", "Factory", "Runtime", "Session", "make", "names"]
+
+
+def _onnxruntime(*options: str, threads: int = 1) -> Runtime:
+    from .onnxruntime import OnnxRuntime
+
+    return OnnxRuntime(*options, threads=threads)
+
+
+def _torch(*options: str, threads: int = 1) -> Runtime:
+    from .torch import TorchRuntime
+
+    return TorchRuntime(*options, threads=threads)
+
+
+def _fake(*options: str, threads: int = 1) -> Runtime:
+    from .fake import FakeRuntime
+
+    return FakeRuntime(*options, threads=threads)
+
+
+RUNTIMES: dict[str, Factory] = {"onnxruntime": _onnxruntime, "torch": _torch, "fake": _fake}
+
+
+def names() -> tuple[str, ...]:
+    """All runtimes that can be asked for, the installed plugins' too; fake is for tests."""
+    found = {point.name for point in entry_points(group="proxylessnas.runtimes")}
+    return tuple(sorted({*RUNTIMES, *found} - {"fake"}))
+
+
+def make(name: str, *, threads: int = 1) -> Runtime:
+    """The runtime of this name.
+
+    Raises:
+        MeasurementError: no such runtime or option, or fewer than one thread.
+        MissingDependency: its package is not installed.
+    """
+    base, _, rest = name.partition(":")
+    options = tuple(option for option in rest.split(",") if option)
+    if threads < 1:
+        raise MeasurementError(f"threads is {threads}; it must be at least 1")
+    factory = RUNTIMES.get(base)
+    if factory is None:
+        points = entry_points(group="proxylessnas.runtimes", name=base)
+        if not points:
+            raise MeasurementError(f"there is no runtime {base!r}; {did_you_mean(base, names())}")
+        factory = cast(Factory, next(iter(points)).load())
+    return factory(*options, threads=threads)

@@ -1,0 +1,128 @@
+"""A runtime for tests: latencies follow from MACs and layers, and no time passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ...errors import MeasurementError
+from ...export import eager_outputs, one_line
+from ...seeds import derive_seed
+from ..count import count_macs
+from .base import Session, file_bytes
+
+MS_PER_MAC = 5e-8
+MS_PER_LAYER = 0.01
+MS_PER_CALL = 0.004  # once a session: what makes the sum of blocks more than the whole
+
+
+class FakeRuntime:
+    """Deterministic latencies; noise, drift and failures only where asked for.
+
+    noise: relative standard deviation of every timed run. drift: relative growth of the
+    latency over 1,000 timed runs of all sessions together. fails: a word in the class name
+    of a module that cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        *options: str,
+        threads: int = 1,
+        noise: float = 0.0,
+        drift: float = 0.0,
+        fails: str | None = None,
+        seed: int = 0,
+        device: str = "fake device",
+    ) -> None:
+        if options:
+            raise MeasurementError(f"the runtime fake has no option {options[0]!r}")
+        self.name, self.threads, self.device = "fake", threads, device
+        self.noise, self.drift, self.fails, self.seed = noise, drift, fails, seed
+        self.timed_runs = self.loaded = 0
+
+    def describe(self) -> dict[str, str | int]:
+        return {
+            "runtime": self.name,
+            "version": "1",
+            "precision": "f32",
+            "threads": self.threads,
+            "device": self.device,
+        }
+
+    def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
+        if self.fails and any(self.fails in type(m).__name__ for m in module.modules()):
+            raise MeasurementError(f"the fake runtime was told to fail on {self.fails}")
+        layers = sum(isinstance(m, nn.Linear | nn.modules.conv._ConvNd) for m in module.modules())
+        self.loaded += 1
+        return FakeSession(self, latency_ms(count_macs(module, inputs), layers), module, inputs)
+
+    def load_file(self, path: str | Path, *, batch: int = 1) -> Session:
+        self.loaded += 1
+        return FakeSession(self, latency_ms(*_onnx_work(path, batch)), None, ())
+
+
+class FakeSession(Session):
+    """timed() returns what the clock of the fake device says."""
+
+    def __init__(
+        self,
+        runtime: FakeRuntime,
+        latency: float,
+        module: nn.Module | None,
+        inputs: tuple[Tensor, ...],
+    ) -> None:
+        self.runtime, self.latency_ms = runtime, latency
+        self.module, self.inputs = module, inputs
+        stream = derive_seed(runtime.seed, "fake noise", runtime.loaded)
+        self.random = np.random.default_rng(stream)
+
+    def __call__(self) -> None: ...
+
+    def outputs(self) -> tuple[np.ndarray[Any, Any], ...]:
+        if self.module is None:
+            raise MeasurementError("the fake runtime does not compute a file's outputs")
+        return tuple(eager_outputs(self.module, self.inputs))
+
+    def timed(self, repeat: int) -> float:
+        runtime = self.runtime
+        runtime.timed_runs += 1
+        factor = 1 + runtime.drift * runtime.timed_runs / 1000
+        factor *= max(0.1, 1 + runtime.noise * self.random.standard_normal())
+        return repeat * factor * self.latency_ms / 1e3
+
+
+def latency_ms(macs: int, layers: int) -> float:
+    return MS_PER_CALL + MS_PER_MAC * macs + MS_PER_LAYER * layers
+
+
+def _onnx_work(path: str | Path, batch: int) -> tuple[int, int]:
+    """(MACs, weighted layers) of an ONNX file, so that it costs what its module costs."""
+    import onnx
+
+    try:
+        model = onnx.shape_inference.infer_shapes(
+            onnx.load_model_from_string(file_bytes(path, ".onnx", "the fake runtime"))
+        )
+    except Exception as error:  # protobuf's own classes
+        raise MeasurementError(f"{path} is not an ONNX file: {one_line(error)}") from error
+    graph = model.graph
+    weights = {w.name: list(w.dims) for w in graph.initializer}
+    shapes = {
+        v.name: [d.dim_value or batch for d in v.type.tensor_type.shape.dim]
+        for v in (*graph.value_info, *graph.output)
+    }
+    macs = layers = 0
+    for node in graph.node:
+        weight = weights.get(node.input[1]) if len(node.input) > 1 else None
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or weight is None:
+            continue
+        layers += 1
+        inner = int(np.prod(weight[1:])) if node.op_type == "Conv" else min(weight[-2:])
+        if node.op_type != "Conv":
+            out = shapes[node.output[0]][-1]
+            inner = int(np.prod(weight)) // out
+        macs += inner * int(np.prod(shapes[node.output[0]]))
+    return macs, layers

@@ -1,0 +1,259 @@
+"""One forward pass on example inputs finds every distinct candidate and what it is fed.
+
+The priced unit of a mixed operation is the operation itself, or the `Residual` that owns
+it as its branch: a candidate's cost includes the shortcut's addition. Identity and Zero
+cost exactly 0 and are not measured. The batch dimension is part of a key's shape: a key
+is one amount of work.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..errors import SupernetError
+from ..seeds import derive_seed
+from ..supernet import MixedOp, Residual, Supernet, Zero, derive
+from .fingerprint import fingerprint, label, tensor_label
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Unit:
+    """A plain module in eval mode that can be exported and measured alone.
+
+    key: label, input shapes and structural hash; what the latency table is indexed by.
+    inputs, kwargs: what the network passes it; floating tensors are replaced by normal
+        noise, because activations of an untrained network can be denormal and slow.
+    """
+
+    key: str
+    label: str
+    module: nn.Module
+    inputs: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def plain(self) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        """The module as a function of tensors alone, and those tensors.
+
+        A module that takes other values, keywords or nested structures is wrapped.
+        """
+        if not self.kwargs and all(isinstance(value, Tensor) for value in self.inputs):
+            return self.module, self.inputs
+        call = _Call(self.module, self.inputs, self.kwargs)
+        return call.eval(), call.tensors
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trace:
+    """What the forward pass found.
+
+    units: key -> unit, every distinct one once, in the order of the first call.
+    keys: keys[m][j] are the keys of candidate j of mixed operation m at each call of m;
+        empty where the candidate costs nothing.
+    inputs: the example inputs of the whole model.
+    """
+
+    units: Mapping[str, Unit]
+    keys: tuple[tuple[tuple[str, ...], ...], ...]
+    inputs: tuple[Any, ...]
+
+
+def trace(supernet: Supernet, example_inputs: tuple[Any, ...]) -> Trace:
+    """Run the model once in eval mode and record what every mixed operation is fed.
+
+    Also sets the shape of every `Zero` without a shortcut whose siblings change the shape.
+    A mixed operation that is called several times costs each of its calls; one that is
+    never called costs nothing, with a warning.
+
+    Raises:
+        SupernetError: a Zero would need different shapes at different calls.
+    """
+    recorder = _Recorder(supernet)
+    with evaluating(supernet.model), recorder.hooked():
+        supernet.model(*example_inputs)
+    found = recorder.priced()  # only now: a copy made in between would have our hooks
+    for name, calls in zip(supernet.names, recorder.calls, strict=True):
+        if not calls:
+            warnings.warn(
+                f"the forward pass on the example inputs never runs the mixed operation "
+                f"{name!r}: all its candidates cost 0",
+                stacklevel=2,
+            )
+    keys = tuple(
+        tuple(
+            tuple(key for call in calls if (key := found[call[j]]) is not None)
+            for j in range(len(candidates))
+        )
+        for candidates, calls in zip(supernet.candidates, recorder.calls, strict=True)
+    )
+    return Trace(units=recorder.units, keys=keys, inputs=tuple(example_inputs))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; every submodule's training mode is put back."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Found:
+    """A distinct candidate as it stood when it was first called."""
+
+    unit: nn.Module
+    chosen: tuple[MixedOp, int]
+    shapes: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+class _Recorder:
+    """Hooks on every unit; at each call, what identifies every candidate."""
+
+    def __init__(self, supernet: Supernet) -> None:
+        self.mixed = supernet.mixed
+        self.names = supernet.names
+        self.model = supernet.model
+        self.units: dict[str, Unit] = {}
+        self.calls: list[list[list[tuple[str, str]]]] = [[] for _ in supernet.mixed]
+        self.found: dict[tuple[str, str], _Found] = {}
+        self.shaped: dict[Zero, torch.Size] = {}
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        index = {mixed: m for m, mixed in enumerate(self.mixed)}
+        handles = []
+        inside: set[MixedOp] = set()  # an owner is running: its branch's call is the same call
+
+        def before(unit: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            mixed = unit if isinstance(unit, MixedOp) else unit.branch
+            assert isinstance(mixed, MixedOp)
+            if unit is mixed and mixed in inside:
+                return
+            self.record(index[mixed], unit, args, kwargs)
+            if unit is not mixed:
+                inside.add(mixed)
+
+        def after(owner: nn.Module, *_: Any) -> None:
+            assert isinstance(owner.branch, MixedOp)
+            inside.discard(owner.branch)
+
+        try:
+            for module in self.model.modules():
+                owner = isinstance(module, Residual) and isinstance(module.branch, MixedOp)
+                if owner or isinstance(module, MixedOp):
+                    handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                if owner:
+                    handles.append(module.register_forward_hook(after))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def record(
+        self, m: int, unit: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        mixed = self.mixed[m]
+        if unit is mixed:
+            self.shape_zeros(m, args, kwargs)
+        shapes = _shapes(args, kwargs)
+        call: list[tuple[str, str]] = []
+        for j, candidate in enumerate(mixed.candidates.values()):
+            identity = (shapes, fingerprint(unit, {mixed: candidate}))
+            call.append(identity)
+            if identity not in self.found:
+                self.found[identity] = _Found(
+                    unit=unit, chosen=(mixed, j), shapes=shapes, args=args, kwargs=kwargs
+                )
+        self.calls[m].append(call)
+
+    def priced(self) -> dict[tuple[str, str], str | None]:
+        """The key of every distinct candidate; None where it costs nothing."""
+        return {identity: self.add(found) for identity, found in self.found.items()}
+
+    def add(self, found: _Found) -> str | None:
+        module = derive(found.unit, dict([found.chosen]))
+        if isinstance(module, nn.Identity | Zero):
+            return None
+        name = label(module)
+        key = f"{name} [{found.shapes}] {fingerprint(module)[:10]}"
+        if key not in self.units:
+            module.eval().requires_grad_(False)
+            noise = torch.Generator().manual_seed(derive_seed(0, "unit", key))
+            inputs, options = pytree.tree_map_only(
+                Tensor, lambda t: _stand_in(t, noise), (found.args, dict(found.kwargs))
+            )
+            self.units[key] = Unit(
+                key=key, label=name, module=module, inputs=inputs, kwargs=options
+            )
+        return key
+
+    def shape_zeros(self, m: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Give this operation's Zeros the shape that a sibling returns."""
+        candidates = list(self.mixed[m].candidates.values())
+        zeros = [c for c in candidates if isinstance(c, Zero)]
+        sibling = next((c for c in candidates if not isinstance(c, Zero)), None)
+        if not zeros or sibling is None:
+            return
+        output = sibling(*args, **kwargs)
+        given = args[0] if args else next(iter(kwargs.values()), None)
+        if not isinstance(output, Tensor) or not isinstance(given, Tensor):
+            return
+        for zero in zeros:
+            shape = output.shape[1:]
+            if self.shaped.setdefault(zero, shape) != shape:
+                raise SupernetError(
+                    f"the mixed operation {self.names[m]!r} is called with different shapes, so "
+                    f"its Zero would have to return {tuple(self.shaped[zero])} and "
+                    f"{tuple(shape)}: use one mixed operation for each shape"
+                )
+            if zero.shape is None and shape != given.shape[1:]:
+                zero.shape = tuple(shape)
+
+
+class _Call(nn.Module):
+    """A module with its arguments' structure: a function of the tensors among them alone."""
+
+    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.module = module
+        leaves, self.spec = pytree.tree_flatten((args, dict(kwargs)))
+        self.tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+        self.constants = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
+
+    def forward(self, *tensors: Tensor) -> Any:
+        rest = iter(tensors)
+        leaves = [next(rest) if c is None else c[0] for c in self.constants]
+        args, kwargs = pytree.tree_unflatten(leaves, self.spec)
+        return self.module(*args, **kwargs)
+
+
+def _shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """All arguments in words: tensors as shape and dtype, other values as they print."""
+    leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
+    words = [tensor_label(v) if isinstance(v, Tensor) else repr(v) for v in leaves]
+    plain = not kwargs and len(args) == len(leaves)
+    return ", ".join(words) if plain else f"{', '.join(words)} in {spec}"
+
+
+def _stand_in(tensor: Tensor, noise: torch.Generator) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor.detach().clone()
+    fresh = torch.randn(tensor.shape, generator=noise)
+    like = fresh.to(device=tensor.device, dtype=tensor.dtype)
+    if tensor.dim() == 4 and not tensor.is_contiguous():
+        like = like.contiguous(memory_format=torch.channels_last)
+    return like

@@ -1,0 +1,68 @@
+"""How well the cost model predicts networks it was not fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from ..supernet import Supernet
+from .cost import Cost, fit_line, indices_of
+from .table import LatencyTable, NetworkEntry
+
+
+def validate(cost: Cost, supernet: Supernet, table: LatencyTable) -> dict[str, Any]:
+    """The table's validation networks, predicted and measured.
+
+    mean_abs_error_pct, bias_pct, worst_pct: of predicted / measured - 1. spearman, kendall:
+    rank correlations. noise_floor_pct: how far the same networks, built and loaded again and
+    measured in the same rounds, are from themselves; no model can be expected to be nearer.
+    macs_only: the same figures of a line through the fitted networks' MACs. networks: how many.
+    Figures that need more networks than there are, are None.
+    """
+    unseen = table.of_role("validation", space=cost.space)
+    fitted = table.of_role("fit", "canary", space=cost.space)
+    predicted = [cost.of(indices_of(supernet, n.choices)) for n in unseen]
+    # Both measurements of a network estimate the same latency.
+    measured = [_mean_ms(n) for n in unseen]
+    floor = [
+        abs(n.repeat.median_ms / n.measurement.median_ms - 1)
+        for n in unseen
+        if n.repeat is not None
+    ]
+    line = fit_line(
+        np.array([n.macs / 1e9 for n in fitted]),
+        np.array([n.measurement.median_ms for n in fitted]),
+    )
+    by_macs = [line.a * n.macs / 1e9 + line.b for n in unseen]
+    return {
+        **figures(predicted, measured),
+        "noise_floor_pct": 100 * float(np.mean(floor)) if floor else None,
+        "macs_only": figures(by_macs, measured),
+        "networks": len(unseen),
+    }
+
+
+def figures(predicted: Sequence[float], measured: Sequence[float]) -> dict[str, float | None]:
+    """Errors in % and rank correlations; see `validate`."""
+    names = ("mean_abs_error_pct", "bias_pct", "worst_pct", "spearman", "kendall")
+    if not predicted:
+        return dict.fromkeys(names)
+    errors = 100 * (np.array(predicted) / np.array(measured) - 1)
+    values: list[float | None] = [
+        float(np.abs(errors).mean()),
+        float(errors.mean()),
+        float(errors[np.abs(errors).argmax()]),
+    ]
+    for correlation in (stats.spearmanr, stats.kendalltau):
+        varied = len(set(predicted)) > 1 and len(set(measured)) > 1
+        values.append(float(correlation(predicted, measured).statistic) if varied else None)
+    return dict(zip(names, values, strict=True))
+
+
+def _mean_ms(n: NetworkEntry) -> float:
+    if n.repeat is None:
+        return n.measurement.median_ms
+    return (n.measurement.median_ms + n.repeat.median_ms) / 2

@@ -1,0 +1,81 @@
+"""What a person sees while it works: stages, progress with the time left, warnings."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+EVERY = 10.0  # seconds between lines where there is no terminal to redraw
+
+
+class Reporter:
+    """Progress on a terminal as a bar, elsewhere as a line every few seconds."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(file=sys.stderr, quiet=quiet, highlight=False)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    @contextmanager
+    def bar(self, what: str) -> Iterator[Callable[..., None]]:
+        """A function update(done, total, note="") for one piece of work."""
+        if self.console.is_terminal:
+            columns = (
+                TextColumn("  {task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            with Progress(*columns, console=self.console, transient=True) as progress:
+                task = progress.add_task(what, total=None, note="")
+
+                def update(done: int, total: int, note: str = "") -> None:
+                    progress.update(task, completed=done, total=total, note=note)
+
+                yield update
+        else:
+            yield self._lines(what)
+
+    def _lines(self, what: str) -> Callable[..., None]:
+        start = last = time.monotonic()
+        first: int | None = None
+
+        def update(done: int, total: int, note: str = "") -> None:
+            nonlocal last, first
+            first = done if first is None else first
+            now = time.monotonic()
+            if now - last < EVERY or done >= total:
+                return
+            last = now
+            rate = (done - first) / (now - start)
+            left = f", {duration((total - done) / rate)} left" if rate > 0 else ""
+            self.say(f"  {what}: {done} of {total}{left}{'; ' + note if note else ''}")
+
+        return update
+
+    @contextmanager
+    def warnings_as_lines(self) -> Iterator[None]:
+        """Warnings that are meant for the user, one line each, without a source line."""
+        with warnings.catch_warnings():
+            warnings.showwarning = self._show
+            yield
+
+    def _show(self, message: Any, category: Any, *_: Any, **__: Any) -> None:
+        if issubclass(category, UserWarning):
+            self.say(f"  warning: {message}")
+
+
+def duration(seconds: float) -> str:
+    """3725 -> 1:02:05, 65 -> 1:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,303 @@
+"""The search, as the paper tells it (section 3.2).
+
+    warm-up          weight steps alone; uniform gates, every candidate once a shuffled round
+    then, in turn    a weight step:         fresh gates from p on a training batch, α frozen
+                     an architecture step:  fresh gates on a validation batch, weights frozen
+    at the end       α says which network to derive
+
+Everything random derives from (seed, purpose, step); everything that changes is in
+`Search.state`, so a search goes on from its state as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import SearchSettings
+from .errors import ConfigError, UserError
+from .estimators import Estimate, Estimator, Problem
+from .frozen import Part, take_apart
+from .gates import Path
+from .machine import Machine
+from .objective import Objective, Prices
+from .optimizers import cosine, load_optimizer, optimizer_tensors
+from .seeds import derive_seed
+from .supernet import Supernet
+from .task import Batches, Stream, Task, call, split
+
+ARCH_TRAVEL = 10.0  # rate x steps: how far α may go, whatever the number of steps
+MAX_BAD_STEPS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the steps of a search are, known before the first one."""
+
+    warmup: int
+    total: int
+    arch_every: int
+
+    @staticmethod
+    def of(settings: SearchSettings, epoch_steps: int) -> Plan:
+        warmup = settings.warmup_epochs * epoch_steps
+        total = warmup + settings.epochs * epoch_steps
+        return Plan(warmup=warmup, total=total, arch_every=settings.arch_every)
+
+    @property
+    def arch_steps(self) -> int:
+        return (self.total - self.warmup) // self.arch_every
+
+    def arch_due(self, step: int) -> bool:
+        """Whether an architecture step follows weight step `step`."""
+        return step >= self.warmup and (step - self.warmup + 1) % self.arch_every == 0
+
+
+@dataclass
+class Progress:
+    """What the latest steps saw; tensors stay where they are until someone reads them."""
+
+    weight_loss: Tensor | None = None
+    estimate: Estimate | None = None
+
+
+@dataclass
+class Search:
+    """One search: its parts, and the two steps.
+
+    train, valid: the weight steps' and the architecture steps' batches; never the same images.
+    """
+
+    supernet: Supernet
+    task: Task
+    train: Batches
+    valid: Batches
+    prices: Prices
+    objective: Objective
+    estimator: Estimator
+    settings: SearchSettings
+    seed: int = 0
+    machine: Machine = field(default_factory=Machine)
+
+    def __post_init__(self) -> None:
+        s = self.settings
+        self.plan = Plan.of(s, len(self.train))
+        self.model = self.machine.place(self.supernet.model)
+        self.parts = take_apart(self.supernet)
+        self.step, self.bad_steps, self.seen = 0, 0, Progress()
+        self.train_stream, self.valid_stream = Stream(self.train), Stream(self.valid)
+        self.weight_optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=s.learning_rate,
+            momentum=s.momentum,
+            nesterov=s.momentum > 0,
+            weight_decay=s.weight_decay,
+        )
+        rate = s.arch_learning_rate or ARCH_TRAVEL / max(1, self.plan.arch_steps)
+        if s.arch_beta1 > 0 and s.estimator == "two_path":
+            raise ConfigError(
+                f"arch_beta1 is {s.arch_beta1}: Adam's momentum would move candidates that a "
+                "two-path step did not sample; use 0, or another estimator"
+            )
+        # β1 = 0: an entry without a gradient does not move.
+        self.arch_optimizer = torch.optim.Adam(
+            [self.supernet.alpha], lr=rate, betas=(s.arch_beta1, 0.999)
+        )
+        with torch.no_grad():  # α ~ N(0, 1e-3), as published
+            noise = torch.randn(self.supernet.alpha.shape, generator=self._generator("alpha"))
+            self.supernet.alpha.copy_(1e-3 * noise)
+
+    # --- the loop ---
+
+    def run(self, after_step: Callable[[Search], None] = lambda _: None) -> None:
+        """Take the steps that are left; `after_step` may look, log and save."""
+        self.model.train()
+        while self.step < self.plan.total:
+            self.weight_step()
+            if self.plan.arch_due(self.step):
+                self.architecture_step()
+            self.step += 1
+            after_step(self)
+
+    # --- the weight step ---
+
+    def weight_step(self) -> None:
+        """SGD on the weights of one sampled path; α and everything else stay."""
+        choice = self.weight_gates()
+        active = list(self.parts.of([[j] for j in choice]))
+        for group in self.weight_optimizer.param_groups:
+            group["lr"] = self.weight_rate()
+        batch = self.machine.put(self.train_stream.take())
+        torch.manual_seed(derive_seed(self.seed, "dropout", self.step))
+        with self.supernet.gated([Path(j) for j in choice]), self.machine.precision():
+            inputs, target = split(batch)
+            loss = (self.task.train_loss or self.task.loss)(call(self.model, inputs), target)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.seen.weight_loss = loss.detach()
+        if self._finite(loss, "weight"):
+            # Parameters without a gradient are passed over: no decay, no momentum.
+            self.weight_optimizer.step()
+        _drop_gradients(active)
+
+    def weight_gates(self) -> list[int]:
+        """The candidate of every mixed operation for this weight step."""
+        if self.step < self.plan.warmup:
+            return fair_gates(self.supernet, self.seed, self.step)
+        if float(torch.rand((), generator=self._generator("uniform"))) < self.uniform_share():
+            return fair_gates(self.supernet, self.seed, self.step)
+        if not self.estimator.learns:
+            return fair_gates(self.supernet, self.seed, self.step)
+        p = self.supernet.probabilities()
+        drawn = torch.multinomial(p, 1, generator=self._generator("weight gates"))
+        return [int(j) for j in drawn[:, 0].tolist()]
+
+    def uniform_share(self) -> float:
+        """Decays linearly to 0 over the joint phase."""
+        done = (self.step - self.plan.warmup) / max(1, self.plan.total - self.plan.warmup)
+        return self.settings.uniform_share * (1 - done)
+
+    def weight_rate(self) -> float:
+        """Cosine decay; the warm-up has its own where it has its own rate."""
+        s, plan = self.settings, self.plan
+        if s.warmup_learning_rate is None:
+            return cosine(s.learning_rate, self.step, plan.total)
+        if self.step < plan.warmup:
+            return cosine(s.warmup_learning_rate, self.step, plan.warmup)
+        return cosine(s.learning_rate, self.step - plan.warmup, plan.total - plan.warmup)
+
+    # --- the architecture step ---
+
+    def architecture_step(self) -> None:
+        """Adam on α by the estimator's gradient; weights and buffers stay."""
+        batch = self.machine.put(self.valid_stream.take())
+        torch.manual_seed(derive_seed(self.seed, "architecture dropout", self.step))
+        generator = self._generator("architecture gates")
+        estimate = self.estimator.step(self.problem(batch), generator)
+        self.seen.estimate = estimate
+        if estimate.gradient is None or not self._finite(estimate.gradient, "architecture"):
+            return
+        alpha = self.supernet.alpha
+        before = alpha.detach().clone()
+        alpha.grad = estimate.gradient.masked_fill(~self.supernet.mask, 0.0)
+        self.arch_optimizer.step()
+        alpha.grad = None
+        with torch.no_grad():
+            self.estimator.settle(alpha, before, estimate)
+        self.objective.observe(self.prices.of(self.most_probable()))
+
+    def problem(self, batch: Any) -> Problem:
+        """The architecture step's problem on one validation batch."""
+        inputs, target = split(batch)
+
+        def evaluate() -> tuple[Tensor, Tensor | None]:
+            with self.machine.precision():
+                output = call(self.model, inputs)
+                loss = self.task.loss(output, target)
+            if self.task.correct is None:
+                return loss, None
+            with torch.no_grad():
+                return loss, self.task.correct(output, target).float() / len(target)
+
+        return Problem(
+            supernet=self.supernet,
+            parts=self.parts,
+            prices=self.prices,
+            objective=self.objective,
+            evaluate=evaluate,
+            device=self.machine.device,
+        )
+
+    # --- what it knows ---
+
+    def most_probable(self) -> list[int]:
+        return [int(j) for j in self.supernet.probabilities().argmax(1).tolist()]
+
+    def entropy(self) -> float:
+        return mean_entropy(self.supernet)
+
+    def _finite(self, value: Tensor, kind: str) -> bool:
+        """False on a NaN or an infinity, which then updates nothing; too many are an error."""
+        if bool(torch.isfinite(value).all()):
+            self.bad_steps = 0
+            return True
+        self.bad_steps += 1
+        if self.bad_steps >= MAX_BAD_STEPS:
+            raise UserError(
+                f"the {kind} step's value was not finite {self.bad_steps} times in a row, last at "
+                f"step {self.step}: lower --search.learning-rate ({self.settings.learning_rate:g})"
+            )
+        return False
+
+    def _generator(self, purpose: str) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self.seed, purpose, self.step))
+
+    # --- its state ---
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, plain values): all that changes while a search runs."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors["alpha"] = self.supernet.alpha.detach()
+        names = {id(p): n for n, p in self.model.named_parameters()}
+        tensors |= optimizer_tensors("weight_optimizer", self.weight_optimizer, names)
+        names = {id(self.supernet.alpha): "alpha"}
+        tensors |= optimizer_tensors("arch_optimizer", self.arch_optimizer, names)
+        values = {
+            "step": self.step,
+            "bad_steps": self.bad_steps,
+            "train_batches": self.train_stream.taken,
+            "valid_batches": self.valid_stream.taken,
+            "objective": self.objective.state(),
+            "estimator": self.estimator.state(),
+        }
+        return tensors, values
+
+    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
+        self.model.load_state_dict(weights)
+        with torch.no_grad():
+            self.supernet.alpha.copy_(tensors["alpha"])
+        parameters = dict(self.model.named_parameters())
+        load_optimizer("weight_optimizer", self.weight_optimizer, parameters, tensors)
+        load_optimizer(
+            "arch_optimizer", self.arch_optimizer, {"alpha": self.supernet.alpha}, tensors
+        )
+        self.step, self.bad_steps = values["step"], values["bad_steps"]
+        self.train_stream = Stream(self.train, values["train_batches"])
+        self.valid_stream = Stream(self.valid, values["valid_batches"])
+        self.objective.load(values["objective"])
+        self.estimator.load(values["estimator"])
+
+
+def fair_gates(supernet: Supernet, seed: int, step: int) -> list[int]:
+    """Uniform gates, strictly fair: each candidate once in every shuffled round (FairNAS)."""
+    allowed = [[j for j, on in enumerate(row) if on] for row in supernet.mask.tolist()]
+    choice = [0] * len(allowed)
+    for size in {len(candidates) for candidates in allowed}:
+        rows = [m for m, candidates in enumerate(allowed) if len(candidates) == size]
+        turn, position = divmod(step, size)
+        generator = torch.Generator().manual_seed(derive_seed(seed, "fair", size, turn))
+        order = torch.rand(len(rows), size, generator=generator).argsort(1)[:, position].tolist()
+        for row, candidate in zip(rows, order, strict=True):
+            choice[row] = allowed[row][candidate]
+    return choice
+
+
+def mean_entropy(supernet: Supernet) -> float:
+    """Mean over the mixed operations of H(p)/log N: 1 where nothing was learned, 0 decided."""
+    p = supernet.probabilities()
+    entropy = -(p * p.clamp_min(1e-300).log()).sum(1)
+    most = supernet.mask.sum(1).double().log()
+    several = most > 0
+    if not bool(several.any()):
+        return 0.0
+    return float((entropy[several] / most[several]).mean())
+
+
+def _drop_gradients(parts: list[Part]) -> None:
+    for part in parts:
+        for parameter in part.parameters:
+            parameter.grad = None

@@ -1,0 +1,132 @@
+"""Layers of the image spaces: MobileNetV2's inverted bottleneck and its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from ..errors import ArchitectureError, did_you_mean
+from ..supernet import MixedOp
+
+Candidates = Mapping[str, Callable[[], nn.Module]]
+
+
+def choose(name: str, candidates: Candidates, choices: dict[str, str] | None) -> nn.Module:
+    """A mixed operation over all candidates, or the chosen one alone; only those are built.
+
+    The choice is taken out of `choices`: what is left there in the end fits nowhere.
+
+    Raises:
+        ArchitectureError: nothing, or no candidate of this operation, is chosen.
+    """
+    if choices is None:
+        return MixedOp({key: make() for key, make in candidates.items()})
+    chosen = choices.pop(name, None)
+    if chosen is None:
+        raise ArchitectureError(f"the architecture chooses nothing for {name!r}")
+    if chosen not in candidates:
+        raise ArchitectureError(
+            f"{name!r} has no candidate {chosen!r}; {did_you_mean(chosen, candidates)}"
+        )
+    return candidates[chosen]()
+
+
+def round_channels(channels: float, divisor: int = 8) -> int:
+    """The nearest multiple of `divisor`, never under 90 % of `channels` (as MobileNetV2)."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+class ConvBN(nn.Sequential):
+    """Convolution without bias, batch normalisation, activation; "same" padding."""
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        activation: type[nn.Module] | None = nn.ReLU6,
+        eps: float = 1e-3,
+    ) -> None:
+        layers: list[nn.Module] = [
+            nn.Conv2d(
+                channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
+            ),
+            nn.BatchNorm2d(out_channels, eps=eps, momentum=0.1),
+        ]
+        super().__init__(*layers, *([activation()] if activation else []))
+
+
+class MBConv(nn.Sequential):
+    """Inverted bottleneck: expand 1x1, depthwise kxk, project 1x1 (no expansion at ratio 1)."""
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        *,
+        kernel: int,
+        expansion: int,
+        stride: int = 1,
+        activation: type[nn.Module] = nn.ReLU6,
+        eps: float = 1e-3,
+    ) -> None:
+        inner = channels * expansion
+        layers: list[nn.Module] = []
+        if expansion != 1:
+            layers.append(ConvBN(channels, inner, 1, activation=activation, eps=eps))
+        layers.append(
+            ConvBN(inner, inner, kernel, stride, groups=inner, activation=activation, eps=eps)
+        )
+        layers.append(ConvBN(inner, out_channels, 1, activation=None, eps=eps))
+        super().__init__(*layers)
+        self.kernel, self.expansion = kernel, expansion
+
+
+class Head(nn.Sequential):
+    """Convolution 1x1, global average pool, dropout, linear."""
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        classes: int,
+        *,
+        dropout: float = 0.0,
+        activation: type[nn.Module] = nn.ReLU6,
+        eps: float = 1e-3,
+    ) -> None:
+        super().__init__(
+            ConvBN(channels, width, 1, activation=activation, eps=eps),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(width, classes),
+        )
+
+
+class Network(nn.Module):
+    """stem, blocks, head."""
+
+    def __init__(self, stem: nn.Module, blocks: Sequence[nn.Module], head: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.blocks, self.head = stem, nn.Sequential(*blocks), head
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.blocks(self.stem(x)))
+        return out
+
+
+def initialise(model: nn.Module) -> None:
+    """He initialisation by fan-out for convolutions, small normal for linear layers."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0.0, 0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

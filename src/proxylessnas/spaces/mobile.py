@@ -1,0 +1,117 @@
+"""The paper's ImageNet space: a MobileNetV2 whose every block chooses kernel and expansion.
+
+Six stages; each block is an inverted bottleneck with kernel 3, 5 or 7 and expansion 3 or 6,
+and a block with a shortcut may also be left out (Zero). See the paper, section 4.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from ..errors import ConfigError, did_you_mean
+from ..supernet import Residual, Zero
+from .blocks import ConvBN, Head, MBConv, Network, choose, initialise, round_channels
+
+KERNELS = (3, 5, 7)
+EXPANSIONS = (3, 6)
+CANDIDATES = tuple(f"k{k}_e{e}" for e in EXPANSIONS for k in KERNELS)
+SMALL = 64  # inputs under this many pixels keep their resolution in stem and first stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class MobileSettings:
+    """How the space is built.
+
+    input_shape: [channels, height, width]. classes: outputs.
+    widths, depths, strides: channels, blocks and first stride of every stage.
+    stem, first, head: widths of the stem, of the fixed first block and of the head.
+    width_mult: scales all widths, rounded to multiples of 8; the head only upwards.
+    candidates: a choice among `k3_e3 k5_e3 k7_e3 k3_e6 k5_e6 k7_e6`, in this order.
+    zero: whether a block with a shortcut may be left out. dropout: before the classifier.
+    """
+
+    input_shape: tuple[int, int, int] = (3, 224, 224)
+    classes: int = 1000
+    widths: tuple[int, ...] = (24, 40, 80, 96, 192, 320)
+    depths: tuple[int, ...] = (4, 4, 4, 4, 4, 1)
+    strides: tuple[int, ...] | None = None
+    stem: int = 32
+    stem_stride: int | None = None
+    first: int = 16
+    head: int = 1280
+    width_mult: float = 1.0
+    candidates: tuple[str, ...] = CANDIDATES
+    zero: bool = True
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        small = min(self.input_shape[1:]) < SMALL
+        if self.stem_stride is None:
+            object.__setattr__(self, "stem_stride", 1 if small else 2)
+        if self.strides is None:
+            usual = (1 if small else 2, 2, 2, 1, 2, 1)
+            strides = usual + (1,) * (len(self.widths) - len(usual))
+            object.__setattr__(self, "strides", strides[: len(self.widths)])
+        assert self.strides is not None
+        if not len(self.widths) == len(self.depths) == len(self.strides) or not self.widths:
+            raise ConfigError(
+                f"widths, depths and strides must have one entry a stage: "
+                f"{len(self.widths)}, {len(self.depths)} and {len(self.strides)} were given"
+            )
+        for name in ("widths", "depths", "strides"):
+            if any(v < 1 for v in getattr(self, name)):
+                raise ConfigError(f"{name} are {list(getattr(self, name))}; all must be at least 1")
+        for name in ("stem", "first", "head", "classes", "stem_stride", "width_mult"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout}; it must be in [0, 1)")
+        for name in self.candidates:
+            if name not in CANDIDATES:
+                raise ConfigError(
+                    f"there is no candidate {name!r}; {did_you_mean(name, CANDIDATES)}"
+                )
+        if not self.candidates or len(set(self.candidates)) != len(self.candidates):
+            raise ConfigError(f"candidates are {list(self.candidates)}; name each once")
+
+
+def build(settings: MobileSettings, choices: dict[str, str] | None = None) -> nn.Module:
+    """The supernet, or with `choices` the plain network of one architecture."""
+    s = settings
+    assert s.strides is not None and s.stem_stride is not None
+
+    def scaled(width: int) -> int:
+        return round_channels(width * s.width_mult)
+
+    channels = scaled(s.first)
+    stem = ConvBN(s.input_shape[0], scaled(s.stem), 3, s.stem_stride)
+    blocks: list[nn.Module] = [MBConv(scaled(s.stem), channels, kernel=3, expansion=1)]
+    for width, depth, first_stride in zip(s.widths, s.depths, s.strides, strict=True):
+        out = scaled(width)
+        for i in range(depth):
+            stride = first_stride if i == 0 else 1
+            shortcut = stride == 1 and channels == out
+            candidates = {
+                name: partial(MBConv, channels, out, kernel=k, expansion=e, stride=stride)
+                for name, k, e in (_parse(name) for name in s.candidates)
+            }
+            name = f"blocks.{len(blocks)}"
+            if shortcut:
+                zero = {"zero": Zero} if s.zero else {}
+                branch = choose(f"{name}.branch", {**candidates, **zero}, choices)
+                blocks.append(Residual(branch))
+            else:
+                blocks.append(choose(name, candidates, choices))
+            channels = out
+    head = scaled(s.head) if s.width_mult > 1 else s.head
+    model = Network(stem, blocks, Head(channels, head, s.classes, dropout=s.dropout))
+    initialise(model)
+    return model
+
+
+def _parse(name: str) -> tuple[str, int, int]:
+    kernel, expansion = name.split("_")
+    return name, int(kernel[1:]), int(expansion[1:])

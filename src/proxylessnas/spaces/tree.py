@@ -1,0 +1,150 @@
+"""The paper's CIFAR-10 space: path-level search in tree-structured cells of a PyramidNet.
+
+    stem      conv 3x3
+    blocks    18 at each of 3 scales, their inner width growing evenly from 16 to 100
+      cell    grouped conv 3x3 to two parts; each part is the root of a binary tree of
+              2 + 4 edges, and every edge chooses one of seven layers
+    head      BN, ReLU, average pool, linear
+
+12 edges a cell and 54 blocks make 648 mixed operations. See the paper, section 4.1; the
+space was never released, this is it as the published network shows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from ..errors import ConfigError, did_you_mean
+from .blocks import ConvBN, Network, choose
+from .tree_layers import EPS, Cell, Node, TreeBlock, TreeHead, edge_layer, initialise
+
+CANDIDATES = ("identity", "dw3", "dw5", "dw7", "dil3", "avg3", "max3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeSettings:
+    """How the space is built; the defaults are the published network's.
+
+    input_shape: [channels, height, width]. classes: outputs.
+    blocks: at every scale; each scale after the first halves the resolution.
+    start: width of the stem, from which the inner width of the blocks grows evenly.
+    growth: how much wider the last block is inside; the widths are multiples of `groups`.
+    bottleneck: a block's outer width, as a multiple of its inner one.
+    branches: parts a cell's convolution is split into, each the root of a tree.
+    depth, branching: levels of edges in a tree, and edges below each node.
+    groups: of the cell's convolution. candidates: what an edge chooses from, in this order.
+    path_drop: rate of leaving out a path, one for all or one a level of the cell.
+    cell_drop: rate of leaving out a block's branch, one for all or one a block.
+    dropout: before the classifier.
+    """
+
+    input_shape: tuple[int, int, int] = (3, 32, 32)
+    classes: int = 10
+    blocks: tuple[int, ...] = (18, 18, 18)
+    start: int = 16
+    growth: int = 84
+    bottleneck: int = 4
+    branches: int = 2
+    depth: int = 2
+    branching: int = 2
+    groups: int = 2
+    candidates: tuple[str, ...] = CANDIDATES
+    path_drop: tuple[float, ...] = (0.0,)
+    cell_drop: tuple[float, ...] = (0.0,)
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("classes", "start", "bottleneck", "branches", "depth", "branching", "groups"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.blocks or any(v < 1 for v in self.blocks):
+            raise ConfigError(f"blocks are {list(self.blocks)}; every scale needs at least 1")
+        if self.growth < 0:
+            raise ConfigError(f"growth is {self.growth}; it must not be negative")
+        self._check_widths()
+        for name in self.candidates:
+            if name not in CANDIDATES:
+                raise ConfigError(
+                    f"there is no candidate {name!r}; {did_you_mean(name, CANDIDATES)}"
+                )
+        if not self.candidates or len(set(self.candidates)) != len(self.candidates):
+            raise ConfigError(f"candidates are {list(self.candidates)}; name each once")
+        self._check_rates()
+
+    def _check_widths(self) -> None:
+        first = self.inner(1)
+        if first < 1 or first * self.bottleneck < self.start:
+            raise ConfigError(
+                f"start {self.start} is wider than the first block: {self.bottleneck} (bottleneck) "
+                f"x {first}, the nearest multiple of {self.groups} (groups)"
+            )
+        scale = 2 ** (len(self.blocks) - 1)
+        if any(side < scale or side % scale for side in self.input_shape[1:]):
+            raise ConfigError(
+                f"input_shape is {list(self.input_shape)}; with {len(self.blocks)} scales its "
+                f"height and width must be multiples of {scale}"
+            )
+
+    def _check_rates(self) -> None:
+        for name, count, of in (
+            ("path_drop", self.depth + 2, "level of the cell: convolution, branches, edges"),
+            ("cell_drop", sum(self.blocks), "block"),
+        ):
+            rates = getattr(self, name)
+            if len(rates) not in (1, count):
+                raise ConfigError(
+                    f"{name} has {len(rates)} rates; give one, or {count}: one a {of}"
+                )
+            if not all(0 <= rate < 1 for rate in rates):
+                raise ConfigError(f"{name} is {list(rates)}; a rate must be in [0, 1)")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout}; it must be in [0, 1)")
+
+    def inner(self, index: int) -> int:
+        """The inner width of block `index`, counted from 1."""
+        width = round(self.start + self.growth * index / sum(self.blocks))
+        return width - width % self.groups
+
+    def path_rate(self, level: int) -> float:
+        """Path drop at a level: 0 the cell's convolution, 1 its branches, from 2 the edges."""
+        if len(self.path_drop) > 1:
+            return self.path_drop[level]
+        return self.path_drop[0] if level else 0.0  # a cell's only path has its own cell_drop
+
+
+def build(settings: TreeSettings, choices: dict[str, str] | None = None) -> nn.Module:
+    """The supernet, or with `choices` the plain network of one architecture."""
+    s = settings
+    channels = s.start
+    blocks: list[nn.Module] = []
+    for scale, count in enumerate(s.blocks):
+        for i in range(count):
+            stride = 2 if scale and i == 0 else 1
+            blocks.append(_block(s, channels, stride, len(blocks), choices))
+            channels = s.inner(len(blocks)) * s.bottleneck
+    stem = ConvBN(s.input_shape[0], s.start, 3, activation=None, eps=EPS)
+    model = Network(stem, blocks, TreeHead(channels, s.classes, dropout=s.dropout))
+    initialise(model)
+    return model
+
+
+def _block(
+    s: TreeSettings, channels: int, stride: int, index: int, choices: dict[str, str] | None
+) -> nn.Module:
+    inner = s.inner(index + 1)
+    candidates = {name: partial(edge_layer, name, inner) for name in s.candidates}
+
+    def node(name: str, level: int) -> Node:
+        edges = [choose(f"{name}.edges.{j}", candidates, choices) for j in range(s.branching)]
+        last = level == s.depth + 1
+        nodes = [] if last else [node(f"{name}.nodes.{j}", level + 1) for j in range(s.branching)]
+        return Node(edges, nodes, drop=s.path_rate(level))
+
+    branches = [node(f"blocks.{index}.cell.branches.{b}", 2) for b in range(s.branches)]
+    drops = (s.path_rate(0), s.path_rate(1))
+    cell = Cell(inner, branches, stride=stride, groups=s.groups, drops=drops)
+    cell_drop = s.cell_drop[index if len(s.cell_drop) > 1 else 0]
+    return TreeBlock(channels, inner, inner * s.bottleneck, cell, stride=stride, drop=cell_drop)

@@ -1,0 +1,147 @@
+"""A finished run to facts (`summary.json`), and facts to the table a person reads."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from .architecture import Architecture
+from .run import Run
+
+PACKAGES = ("proxylessnas", "torch", "torchvision", "onnxruntime", "onnx", "numpy", "scipy")
+STAGES = ("measure", "search", "derive", "train", "evaluate", "export")
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """All figures of a finished run."""
+    records = {stage: run.require(stage) for stage in STAGES}
+    architecture = Architecture.load(run.directory.file("architecture.json"))
+    indices = run.supernet.indices(architecture)
+    export, search = records["export"], records["search"]
+    facts: dict[str, Any] = {
+        "data": run.config.data,
+        "space": run.config.space,
+        "runtime": run.table.device,
+        "target_latency_ms": run.target_ms,
+        "predicted_latency_ms": records["derive"]["predicted"]["latency"],
+        "measured_latency_ms": export["measured_ms"],
+        "measured_latency_raw_ms": export["measured_raw_ms"],
+        "canary_drift": export["canary_drift"],
+        "latency_noise_pct": export["noise_pct"],
+        "test_accuracy": records["evaluate"]["accuracy"],
+        "parameters": round(run.parameters.of(indices)),
+        "macs": round(run.macs.of(indices)),
+        "alpha_mean_entropy": search["entropy"],
+        "largest_network_ms": run.largest_ms,
+        "export_largest_difference": export["largest_difference"],
+        "blocks": _blocks(run, architecture, indices),
+        "seconds": {stage: record["seconds"] for stage, record in records.items()},
+        "seed": run.config.seed,
+        "versions": versions(),
+    }
+    if run.config.baselines:
+        facts["baselines"] = {name: _baseline(run, name, export) for name in ("largest", "random")}
+        for name in ("largest", "random"):
+            for stage in (f"train-{name}", f"evaluate-{name}"):
+                facts["seconds"][stage] = run.require(stage)["seconds"]
+    return facts
+
+
+def _blocks(run: Run, architecture: Architecture, indices: tuple[int, ...]) -> list[dict[str, Any]]:
+    milliseconds = run.latency.per_candidate.tolist()
+    return [
+        {"name": name, "choice": choice, "ms": milliseconds[m][indices[m]]}
+        for m, (name, choice) in enumerate(architecture.choices.items())
+    ] + [{"name": "everything else", "choice": "", "ms": run.latency.fixed}]
+
+
+def _baseline(run: Run, name: str, export: dict[str, Any]) -> dict[str, Any]:
+    architecture = Architecture.load(run.directory.file(f"architecture-{name}.json"))
+    indices = run.supernet.indices(architecture)
+    return {
+        "test_accuracy": run.require(f"evaluate-{name}")["accuracy"],
+        "predicted_latency_ms": run.latency.of(indices),
+        "measured_latency_ms": export["baselines_ms"][name],
+        "parameters": round(run.parameters.of(indices)),
+        "macs": round(run.macs.of(indices)),
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    found["torch"] = torch.__version__
+    return found
+
+
+# --- for people ---
+
+
+def show(facts: dict[str, Any], directory: str, console: Console) -> None:
+    """The architecture block by block, the figures, and what to do next."""
+    blocks = Table(title="The network, block by block", title_justify="left", box=None)
+    for column, justify in (("block", "left"), ("choice", "left"), ("ms", "right"), ("", "left")):
+        blocks.add_column(column, justify=justify)  # type: ignore[arg-type]
+    widest = max(block["ms"] for block in facts["blocks"])
+    for block in facts["blocks"]:
+        bar = "▇" * max(0, round(24 * block["ms"] / widest))
+        blocks.add_row(block["name"], block["choice"], f"{block['ms']:.3f}", bar)
+    console.print()
+    console.print(blocks)
+    console.print()
+    console.print(_networks(facts))
+    console.print()
+    console.print(_latency_line(facts), highlight=False)
+    seconds = facts["seconds"]
+    spent = "  ".join(f"{stage} {value:.0f}" for stage, value in seconds.items())
+    console.print(f"seconds: {spent}  (in all {sum(seconds.values()):.0f})", highlight=False)
+    console.print(
+        f"\nnext:  proxylessnas predict {directory} IMAGE...      classify images with it\n"
+        f"       {directory}/model.onnx                 deploy it\n"
+        f"       proxylessnas derive {directory} --limits ...   other latencies, same search",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _networks(facts: dict[str, Any]) -> Table:
+    table = Table(title="Networks", title_justify="left", box=None)
+    table.add_column("network")
+    for column in ("test accuracy", "parameters", "MACs", "predicted ms", "measured ms"):
+        table.add_column(column, justify="right")
+    rows = {"found": facts} | facts.get("baselines", {})
+    for name, row in rows.items():
+        accuracy = row["test_accuracy"]
+        table.add_row(
+            name,
+            "-" if accuracy is None else f"{100 * accuracy:.2f} %",
+            f"{row['parameters']:,}",
+            f"{row['macs'] / 1e6:,.1f} M",
+            f"{row['predicted_latency_ms']:.3f}",
+            f"{row['measured_latency_ms']:.3f}",
+        )
+    return table
+
+
+def _latency_line(facts: dict[str, Any]) -> str:
+    measured, target = facts["measured_latency_ms"], facts["target_latency_ms"]
+    drift = 100 * (facts["canary_drift"] - 1)
+    text = f"latency: measured {measured:.3f} ms"
+    if target is not None:
+        text = (
+            f"latency: target {target:.3f} ms, predicted {facts['predicted_latency_ms']:.3f}, "
+            f"measured {measured:.3f} ({100 * (measured / target - 1):+.1f} % of the target)"
+        )
+    return (
+        f"{text}; noise {facts['latency_noise_pct']:.1f} %, raw "
+        f"{facts['measured_latency_raw_ms']:.3f} before the canary's drift of {drift:+.1f} %"
+    )

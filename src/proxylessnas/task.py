@@ -1,0 +1,123 @@
+"""What is learned: a batch, a model's answer, and how wrong it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .errors import DataError
+from .seeds import derive_seed
+
+
+class Batches(Protocol):
+    """A deterministic, resumable stream: the same epoch gives the same batches."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """The user's loss, and what else is known of the outputs.
+
+    loss: (output, target) -> scalar, of architecture steps and of evaluation.
+    train_loss: the same for weight steps (label smoothing); default: `loss`.
+    correct: (output, target) -> how many of the batch are right; None where that has no meaning.
+    """
+
+    loss: Callable[[Any, Any], Tensor]
+    train_loss: Callable[[Any, Any], Tensor] | None = None
+    correct: Callable[[Any, Any], Tensor] | None = None
+
+    @staticmethod
+    def classification(label_smoothing: float = 0.0) -> Task:
+        """Cross entropy and top-1 over logits [batch, classes] and labels [batch]."""
+        return Task(
+            loss=nn.functional.cross_entropy,
+            train_loss=nn.CrossEntropyLoss(label_smoothing=label_smoothing),
+            correct=lambda output, target: (output.argmax(1) == target).sum(),
+        )
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """A tuple or list of inputs is spread over the arguments, a dict over the keywords."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, tuple | list):
+        return model(*inputs)
+    return model(inputs)
+
+
+def split(batch: Any) -> tuple[Any, Any]:
+    """(inputs, target) of a batch.
+
+    Raises:
+        DataError: the batch is not a pair.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise DataError(
+            f"a batch must be a pair (inputs, target); the loader gave {type(batch).__name__}"
+            + (f" of {len(batch)}" if isinstance(batch, Sequence) else "")
+        )
+    return batch[0], batch[1]
+
+
+class LoaderBatches:
+    """Any sized iterable of (inputs, target), such as a DataLoader, as `Batches`.
+
+    Each batch is drawn with torch's generator seeded by (seed, name, epoch, index), so
+    shuffling and augmentation repeat; `start` skips batches by drawing them.
+    """
+
+    def __init__(self, loader: Any, *, name: str, seed: int = 0) -> None:
+        try:
+            self._length = len(loader)
+        except TypeError:
+            raise DataError(
+                f"the {name} loader has no length: give a DataLoader over a sized data set, or "
+                "a list of batches"
+            ) from None
+        if self._length == 0:
+            raise DataError(f"the {name} loader is empty")
+        self.loader, self.name, self.seed = loader, name, seed
+
+    def __len__(self) -> int:
+        return self._length
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        iterator: Iterator[Any] | None = None
+        for index in range(self._length):
+            # Samplers and augmentations draw from the global generator, some of them late.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive_seed(self.seed, "loader", self.name, epoch, index))
+                iterator = iterator or iter(self.loader)
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            if index >= start:
+                yield batch
+
+
+class Stream:
+    """Batches epoch after epoch; all of its state is how many were taken."""
+
+    def __init__(self, batches: Batches, taken: int = 0) -> None:
+        self.batches, self.taken = batches, taken
+        self._iterator: Iterator[Any] | None = None
+
+    def take(self) -> Any:
+        epoch, start = divmod(self.taken, len(self.batches))
+        if self._iterator is None or start == 0:
+            self._iterator = self.batches.epoch(epoch, start)
+        self.taken += 1
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            raise DataError(
+                f"the data ended after {start} of {len(self.batches)} batches"
+            ) from None
