@@ -70,11 +70,11 @@ def test_every_key_of_the_authors_has_one_place() -> None:
 
 def test_drop_rates_scale_in_evaluation(tmp_path: Path) -> None:
     """Rates of every level and block; the authors' network-wide fields say the same."""
-    config = authors.load_config("cifar")
+    config = shortened(9)
     by_network = copy.deepcopy(config)
     by_network |= {"tree_node_config": {"path_drop_rate": 0.1}, "cell_drop_rate": 0.05}
     for i, block in enumerate(config["blocks"][1:-1], 1):
-        block["cell_drop_rate"] = 2 * i * 0.05 / 55
+        block["cell_drop_rate"] = 2 * i * 0.05 / 10
         nodes = list(block["cell"]["child_nodes"])
         for node in nodes:
             node["path_drop_rate"] = 0.1
@@ -252,12 +252,18 @@ def edit(config: Any, place: list[Any], value: Any) -> None:
 
 
 def test_widths_that_do_not_grow_evenly() -> None:
+    config = shortened(2)
+    config["blocks"][2:2] = [config["blocks"][2]] * 10  # 12 blocks of inner width 18
+    with pytest.raises(ArchitectureError, match="18 to 18 of the blocks do not grow evenly"):
+        from_published(config)
+
+
+def shortened(last: int) -> dict[str, Any]:
+    """The CIFAR config with blocks 1 to `last` of the first scale alone."""
     config = authors.load_config("cifar")
-    with pytest.raises(ArchitectureError, match="do not grow evenly"):
-        from_published({**config, "blocks": [*config["blocks"][:10], *config["blocks"][-1:]]} | {
-            "blocks": [*config["blocks"][:10], head(config, 9)],
-            "classifier": {**config["classifier"], "in_features": 120},
-        })
+    config["blocks"] = [*config["blocks"][: last + 1], head(config, last)]
+    config["classifier"]["in_features"] = config["blocks"][last]["out_bottle"]["out_channels"]
+    return config
 
 
 def head(config: dict[str, Any], last: int) -> dict[str, Any]:
@@ -299,10 +305,8 @@ junk = st.recursive(
 @given(data=st.data(), name=st.sampled_from(["gpu", "cifar"]))
 def test_any_edit_is_read_or_a_user_error(data: st.DataObject, name: str) -> None:
     """One value anywhere in the file replaced, removed or moved."""
-    config = authors.load_config(name)
-    if name == "cifar":  # a short one, so that a draw reaches every kind of place
-        config["blocks"] = [*config["blocks"][:4], head(config, 3)]
-        config["classifier"]["in_features"] = config["blocks"][3]["out_bottle"]["out_channels"]
+    # A short one, so that a draw reaches every kind of place.
+    config = shortened(3) if name == "cifar" else authors.load_config(name)
     here: Any = config
     place = None
     while isinstance(here, dict | list) and here and (place is None or data.draw(st.booleans())):

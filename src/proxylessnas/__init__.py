@@ -1,0 +1,48 @@
+"""A neural network specialised to your data set and your device (ProxylessNAS, ICLR 2019).
+
+    from proxylessnas import MixedOp, search
+
+The names below are imported when they are first used, so that `import proxylessnas` (and
+the command line's `--help`) does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import Result, search
+    from .architecture import Architecture
+    from .spaces import build, build_supernet
+    from .supernet import MixedOp, Residual, Supernet, Zero
+
+_HOME = {
+    "Architecture": "architecture",
+    "MixedOp": "supernet",
+    "Residual": "supernet",
+    "Result": "api",
+    "Supernet": "supernet",
+    "Zero": "supernet",
+    "build": "spaces",
+    "build_supernet": "spaces",
+    "search": "api",
+}
+
+__all__ = [
+    "Architecture",
+    "MixedOp",
+    "Residual",
+    "Result",
+    "Supernet",
+    "Zero",
+    "build",
+    "build_supernet",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'proxylessnas' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -18,6 +18,7 @@ from .errors import ArchitectureError
 
 SCHEMA = 1
 MAX_FILE_BYTES = 8 << 20
+LARGEST = 1e12  # of any number in an architecture: no infinity, NaN or overflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ class Architecture:
         # A JSON round trip makes tuples lists, copies deeply, and refuses what is not JSON.
         try:
             settings = json.loads(json.dumps(dict(self.settings), allow_nan=False))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ArchitectureError(f"architecture settings are not plain JSON: {error}") from None
         for name, candidate in self.choices.items():
             if not isinstance(name, str) or not isinstance(candidate, str):
@@ -76,7 +77,7 @@ class Architecture:
         object.__setattr__(self, "choices", MappingProxyType(dict(self.choices)))
 
     def __hash__(self) -> int:
-        return hash((self.space, tuple(self.choices.items())))
+        return hash((self.space, frozenset(self.choices.items())))  # equal in any order
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Architecture.from_dict, (self.to_dict(),))
@@ -157,7 +158,7 @@ def _object(data: object, what: str, allowed: set[str] | None = None) -> dict[st
 
 def _numbers(data: object, what: str) -> tuple[float, ...]:
     if not isinstance(data, list) or not all(
-        isinstance(v, int | float) and not isinstance(v, bool) for v in data
+        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= LARGEST for v in data
     ):
         raise ArchitectureError(f"{what} is {data!r}, not a list of numbers")
     return tuple(float(v) for v in data)

@@ -80,7 +80,9 @@ def fit_budget(run: Run) -> RunConfig:
     scale = left * SEARCH_SHARE / per_search
     # A training step costs about a weight step of the same images and as many MACs.
     per_image = weight / s.batch_size / _mean_macs(run)
-    networks = [_target_macs(run)] + ([run.macs.of(run.largest), _target_macs(run)] if config.baselines else [])
+    networks = [_target_macs(run)]
+    if config.baselines:
+        networks += [_target_macs(run), run.pricing.macs.of(run.pricing.largest)]
     per_epoch = run.data.size("train") * per_image * sum(networks)
     epochs = left * (1 - SEARCH_SHARE) / per_epoch
     if scale * s.epochs < 0.5 or epochs < 0.5:
@@ -119,10 +121,12 @@ def _step_seconds(run: Run) -> tuple[float, float]:
 
 def _mean_macs(run: Run) -> float:
     uniform = run.supernet.mask.double()
-    return float(run.macs.expected(uniform / uniform.sum(1, keepdim=True)))
+    return float(run.pricing.macs.expected(uniform / uniform.sum(1, keepdim=True)))
 
 
 def _target_macs(run: Run) -> float:
     """About the MACs of a network at the limit: in proportion to the latency."""
-    largest = run.macs.of(run.largest)
-    return largest if run.target_ms is None else largest * min(1.0, run.target_ms / run.largest_ms)
+    largest = run.pricing.macs.of(run.pricing.largest)
+    if run.target_ms is None:
+        return largest
+    return largest * min(1.0, run.target_ms / run.priced.largest_ms)

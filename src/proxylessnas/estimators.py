@@ -16,6 +16,7 @@ of candidate j, so it joins ∂L/∂g before eq. 4 is applied.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -84,26 +85,22 @@ def eq4(q: Tensor, grad_gates: Tensor) -> Tensor:
 # --- drawing ---
 
 
-def draw_pair(p: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_pair(
+    alpha: Tensor, mask: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """(support, active): two candidates a row without replacement, and the one that runs.
 
-    support: [mixed operations, candidates] bool; one entry where a row has one candidate.
+    alpha, mask: [mixed operations, candidates].
+    support: the same shape, bool; one entry where a row has one candidate.
     active: [mixed operations], drawn within the pair from q = softmax(α_i, α_j).
     """
     # Gumbel-top-2 is sampling without replacement, and takes rows with one candidate too.
-    race = p.log() - torch.empty_like(p).exponential_(generator=generator).log()
-    pair = race.topk(min(2, p.shape[1]), dim=1).indices
-    support = torch.zeros_like(p, dtype=torch.bool).scatter_(1, pair, True) & (p > 0)
-    q = within(p, support)
+    race = alpha.masked_fill(~mask, -torch.inf)
+    race = race - torch.empty_like(race).exponential_(generator=generator).log()
+    pair = race.topk(min(2, race.shape[1]), dim=1).indices
+    support = torch.zeros_like(mask).scatter_(1, pair, True) & mask
+    q = softmax(alpha, support)
     return support, torch.multinomial(q, 1, generator=generator)[:, 0]
-
-
-def within(p: Tensor, support: Tensor) -> Tensor:
-    """p restricted to `support` and renormalised, safe where all of it underflows."""
-    kept = torch.where(support, p, 0.0)
-    total = kept.sum(1, keepdim=True)
-    even = support.to(p) / support.sum(1, keepdim=True)
-    return torch.where(total > 0, kept / total.clamp_min(torch.finfo(p.dtype).tiny), even)
 
 
 def binary_gates(support: Tensor, active: Tensor, leaf: Tensor) -> list[Gate]:
@@ -134,11 +131,17 @@ def through_gates(
         grad_gates, grad_expected = torch.autograd.grad(total, [leaf, expected], allow_unused=True)
     grad_gates = torch.zeros_like(p) if grad_gates is None else grad_gates.to(p)
     problem.reduce(grad_gates)
-    cost = torch.zeros_like(p)
-    if grad_expected is not None:
-        cost = torch.einsum("k,kmn->mn", grad_expected.to(p), problem.prices.per_candidate)
+    cost = _cost(problem, grad_expected)
     seen = Estimate(None, None, float(loss.detach()), expected.detach().tolist())
     return grad_gates, cost, seen
+
+
+def _cost(problem: Problem, grad_expected: Tensor | None) -> Tensor:
+    """Σ_k ∂/∂E_k·cost_k of every candidate; zeros where no expected cost enters."""
+    per_candidate = problem.prices.per_candidate
+    if grad_expected is None:
+        return torch.zeros(per_candidate.shape[1:], dtype=torch.float64)
+    return torch.einsum("k,kmn->mn", grad_expected.to(per_candidate), per_candidate)
 
 
 def _leaf(problem: Problem, value: Tensor) -> Tensor:
@@ -164,13 +167,13 @@ class TwoPath(_Plain):
     """Eq. 4 within a pair; the unsampled candidates keep their probabilities."""
 
     def step(self, problem: Problem, generator: torch.Generator) -> Estimate:
-        p = problem.supernet.probabilities()
-        support, active = draw_pair(p, generator)
-        leaf = _leaf(problem, torch.zeros_like(p))
+        alpha = problem.supernet.alpha.detach()
+        support, active = draw_pair(alpha, problem.supernet.mask, generator)
+        leaf = _leaf(problem, torch.zeros_like(alpha))
         path = [[j for j, on in enumerate(row) if on] for row in support.tolist()]
         gates = binary_gates(support, active, leaf)
         grad, cost, seen = through_gates(problem, gates, leaf, path)
-        gradient = eq4(within(p, support), grad + cost)
+        gradient = eq4(softmax(alpha, support), grad + cost)
         return Estimate(gradient, support, seen.loss, seen.expected)
 
     def settle(self, alpha: Tensor, before: Tensor, estimate: Estimate) -> None:
@@ -229,8 +232,8 @@ class Reinforce(_Plain):
     """∇J ≈ (1/M) Σ_i (R_i − b)·∇ log p(g_i) over M networks on one validation batch.
 
     reward: (accuracy, candidate indices) -> R, to be maximised; it needs no derivative, so a
-    measured latency may enter. Default: the negative loss, with the objective's penalty on
-    the expected costs in closed form beside it.
+    measured latency may enter. Default: the negative loss; the objective then scales it, and
+    adds the gradient of the expected costs in closed form.
     The baseline b is a moving average of earlier batches' mean rewards alone, so it does not
     depend on the networks it is subtracted from; it is part of the run's state.
     """
@@ -244,6 +247,7 @@ class Reinforce(_Plain):
     def step(self, problem: Problem, generator: torch.Generator) -> Estimate:
         supernet = problem.supernet
         p = supernet.probabilities()
+        expected = problem.prices.expected(p).detach().requires_grad_()
         draws = torch.multinomial(p, self.samples, replacement=True, generator=generator)
         rewards = torch.zeros(self.samples, dtype=p.dtype)
         losses = []
@@ -251,22 +255,30 @@ class Reinforce(_Plain):
             with frozen(problem.parts.of([[j] for j in row])), torch.no_grad():
                 with supernet.gated([Path(j) for j in row]):
                     loss, accuracy = problem.evaluate()
+            if self.reward is not None and accuracy is None:
+                raise ConfigError("this reward needs an accuracy: give the task its `correct`")
             losses.append(float(loss))
             seen = torch.stack((loss, loss if accuracy is None else accuracy)).double().cpu()
             problem.reduce(seen)
             rewards[i] = -seen[0] if self.reward is None else self.reward(float(seen[1]), row)
         gradient = self._score(p, draws, rewards)
-        expected = problem.prices.expected(p).detach().requires_grad_()
-        if self.reward is None and len(expected):
-            gradient = gradient + eq4(p, self._penalty(problem, expected))
+        if self.reward is None:
+            # Every objective is affine in the loss: a(E)·L + b(E).
+            loss = -rewards.mean().requires_grad_()
+            total = problem.objective(loss, expected)
+            slope, grad_expected = torch.autograd.grad(total, [loss, expected], allow_unused=True)
+            gradient = slope * gradient + eq4(p, _cost(problem, grad_expected))
         return Estimate(gradient, supernet.mask, sum(losses) / len(losses), expected.tolist())
 
     def _score(self, p: Tensor, draws: Tensor, rewards: Tensor) -> Tensor:
         """−(1/M) Σ (R − b)·(onehot − p): the gradient that a minimiser descends.
 
         The first batch only sets the baseline: there is none of an earlier batch to subtract.
+        A batch that is not finite leaves it: the step is not taken, and the next one is sound.
         """
         mean = float(rewards.mean())
+        if not math.isfinite(mean):
+            return torch.full_like(p, mean)
         if self.baseline is None:
             self.baseline = mean
             return torch.zeros_like(p)
@@ -274,14 +286,6 @@ class Reinforce(_Plain):
         self.baseline = self.decay * self.baseline + (1 - self.decay) * mean
         onehot = torch.nn.functional.one_hot(draws, p.shape[1]).to(p)  # [mixed, M, candidates]
         return -(advantage[None, :, None] * (onehot - p[:, None])).mean(1)
-
-    def _penalty(self, problem: Problem, expected: Tensor) -> Tensor:
-        """∂(penalty)/∂p, where the objective is the loss plus a penalty on the costs."""
-        value = problem.objective(torch.zeros((), dtype=expected.dtype), expected)
-        if not value.requires_grad:
-            return torch.zeros(problem.supernet.mask.shape, dtype=expected.dtype)
-        (grad,) = torch.autograd.grad(value, [expected])
-        return torch.einsum("k,kmn->mn", grad, problem.prices.per_candidate)
 
     def state(self) -> dict[str, Any]:
         return {"baseline": self.baseline}

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -23,7 +24,7 @@ class Part:
 
     parameters: tuple[nn.Parameter, ...]
     batch_norms: tuple[_BatchNorm, ...]
-    buffers: tuple[Tensor, ...]
+    with_buffers: tuple[nn.Module, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +43,9 @@ class Parts:
 
 
 def take_apart(supernet: Supernet) -> Parts:
-    inside = {id(m) for mixed in supernet.mixed for m in mixed.modules()}
-    fixed = [m for m in supernet.model.modules() if id(m) not in inside]
+    # `memo` is what the walk has seen already: it does not enter the candidates.
+    candidates = {c for mixed in supernet.mixed for c in mixed.candidates.values()}
+    fixed = [m for _, m in supernet.model.named_modules(memo=set(candidates))]
     return Parts(
         fixed=_part(fixed),
         candidates=tuple(
@@ -55,15 +57,15 @@ def take_apart(supernet: Supernet) -> Parts:
 
 def _part(modules: Iterable[nn.Module]) -> Part:
     parameters: dict[int, nn.Parameter] = {}
-    batch_norms, buffers = [], []
+    batch_norms, with_buffers = [], []
     for module in modules:
         parameters |= {id(p): p for p in module.parameters(recurse=False)}
         # A subclass may do anything in its forward; only the library's own is known.
         if isinstance(module, _BatchNorm) and type(module).__module__.startswith("torch."):
             batch_norms.append(module)
-        else:
-            buffers += list(module.buffers(recurse=False))
-    return Part(tuple(parameters.values()), tuple(batch_norms), tuple(buffers))
+        elif module._buffers:
+            with_buffers.append(module)
+    return Part(tuple(parameters.values()), tuple(batch_norms), tuple(with_buffers))
 
 
 @contextmanager
@@ -72,7 +74,7 @@ def frozen(parts: Iterable[Part]) -> Iterator[None]:
     parts = list(parts)
     learning = {id(p): p for part in parts for p in part.parameters if p.requires_grad}
     norms = {id(n): n for part in parts for n in part.batch_norms if n.track_running_stats}
-    kept = [(b, b.clone()) for part in parts for b in part.buffers]
+    kept = [_Kept(m._buffers) for part in parts for m in part.with_buffers]
     try:
         for parameter in learning.values():
             parameter.requires_grad_(False)
@@ -85,5 +87,19 @@ def frozen(parts: Iterable[Part]) -> Iterator[None]:
             parameter.requires_grad_(True)
         for norm in norms.values():
             norm.track_running_stats = True
-        for buffer, before in kept:
-            buffer.copy_(before)
+        for buffers in kept:
+            buffers.put_back()
+
+
+class _Kept:
+    """A module's buffers as they were, whether it writes into them or replaces them."""
+
+    def __init__(self, buffers: dict[str, Tensor | None]) -> None:
+        self.buffers, self.tensors = buffers, dict(buffers)
+        self.values = [(b, b.clone()) for b in buffers.values() if b is not None]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        self.buffers.update(self.tensors)
+        for buffer, value in self.values:
+            buffer.copy_(value)

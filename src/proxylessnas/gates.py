@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
 from .errors import SupernetError
@@ -70,28 +71,30 @@ def _binary(
     gate: Binary, candidates: Sequence[nn.Module], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
     inputs, inputs_spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
-    versions = [leaf._version if isinstance(leaf, Tensor) else 0 for leaf in inputs]
-    output = candidates[gate.active](*args, **kwargs)
-    leaves, spec = pytree.tree_flatten(output)
+    # Detached tensors share their memory and its version with the originals.
+    inputs = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in inputs]
+    versions = _versions(inputs)
+    leaves, spec = pytree.tree_flatten(candidates[gate.active](*args, **kwargs))
+    _check_unmodified(inputs, versions)
+    count = len(leaves)  # not `leaves`: they will hold the graph that holds `outputs_of`
     floating = [i for i, leaf in enumerate(leaves) if _differentiable(leaf)]
-    detached = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in inputs]
+    if not floating:
+        raise SupernetError(
+            f"a mixed operation's candidate {gate.active} returns no floating-point tensor, alone "
+            "or in tuples, lists and dicts: its gate has no gradient"
+        )
     context = _autocast_now(inputs)
 
     def outputs_of(candidate: int) -> list[Any]:
-        for leaf, version in zip(inputs, versions, strict=True):
-            if isinstance(leaf, Tensor) and leaf._version != version:
-                raise SupernetError(
-                    f"a mixed operation's input {tuple(leaf.shape)} was modified in place "
-                    "(an in-place activation at the start of a candidate, or after it?): the "
-                    "candidates share it, so set inplace=False there"
-                )
-        call_args, call_kwargs = pytree.tree_unflatten(detached, inputs_spec)
+        _check_unmodified(inputs, versions)
+        call_args, call_kwargs = pytree.tree_unflatten(inputs, inputs_spec)
         with torch.no_grad(), context():
             other = pytree.tree_leaves(candidates[candidate](*call_args, **call_kwargs))
-        if len(other) != len(leaves):
+        _check_unmodified(inputs, versions)
+        if len(other) != count:
             raise SupernetError(
                 f"candidates {gate.active} and {candidate} of a mixed operation return "
-                f"{len(leaves)} and {len(other)} values; all must return the same structure"
+                f"{count} and {len(other)} values; all must return the same structure"
             )
         return [other[i] for i in floating]
 
@@ -103,8 +106,26 @@ def _binary(
     return pytree.tree_unflatten(leaves, spec)
 
 
+def _versions(leaves: Sequence[Any]) -> list[int]:
+    return [leaf._version if isinstance(leaf, Tensor) else 0 for leaf in leaves]
+
+
+def _check_unmodified(inputs: Sequence[Any], versions: Sequence[int]) -> None:
+    for leaf, before, now in zip(inputs, versions, _versions(inputs), strict=True):
+        if now != before:
+            raise SupernetError(
+                f"a mixed operation's input {tuple(leaf.shape)} was modified in place (an "
+                "in-place activation at the start of a candidate, or after it?): the candidates "
+                "share it, so set inplace=False there"
+            )
+
+
 class _GateGradient(torch.autograd.Function):
-    """The identity on the active outputs, whose backward also yields ∂L/∂g (eq. 4)."""
+    """The identity on the active outputs, whose backward also yields ∂L/∂g (eq. 4).
+
+    It returns copies: what follows may work on them in place (`y += x`), while ⟨∂L/∂y, y⟩
+    needs y as it was.
+    """
 
     @staticmethod
     def forward(
@@ -119,9 +140,10 @@ class _GateGradient(torch.autograd.Function):
         ctx.outputs_of, ctx.active, ctx.inactive = outputs_of, active, inactive
         ctx.gates = gates.detach()
         ctx.save_for_backward(*outputs)
-        return tuple(output.view_as(output) for output in outputs)
+        return tuple(output.clone() for output in outputs)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         gates: Tensor = ctx.gates
         grad_gates = torch.zeros_like(gates)

@@ -8,7 +8,7 @@ over [mixed operations, candidates] and a fixed part, so that E[cost] = fixed + 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+from .config import SearchSettings
 from .errors import ConfigError, LimitError
 
 
@@ -171,6 +172,62 @@ class Constraint:
 def reward(accuracy: float, cost: float, target: float, power: float = 0.1) -> float:
     """ACC·(T/LAT)^w, the reward of REINFORCE in the published code (w = 0.1)."""
     return accuracy * (target / cost) ** power
+
+
+# --- by their settings ---
+
+DUAL_TRAVEL = 20.0  # rate x steps of the multiplier, at a latency of twice the limit
+
+
+def make_objective(
+    settings: SearchSettings, prices: Prices, arch_steps: int
+) -> Objective:
+    """The objective that the settings name.
+
+    Raises:
+        ConfigError: the paper's objectives need a latency target or a weight and have none.
+    """
+    name, weight = settings.objective, settings.cost_weight
+    if name == "constraint" or name == "reward":
+        rate = settings.dual_rate or DUAL_TRAVEL / max(1, arch_steps)
+        return Constraint(prices.limits.tolist(), rate=rate)
+    if name == "linear":
+        if weight is None:
+            raise ConfigError("the objective linear needs --search.cost-weight, per millisecond")
+        return Linear(weight, index=prices.names.index("latency"))
+    target = float(prices.limits[prices.names.index("latency")])
+    if not math.isfinite(target):
+        raise ConfigError(f"the objective {name} needs --target-latency")
+    if name == "mul_log":
+        return MulLog(target, **({} if weight is None else {"scale": weight}))
+    return AddLinear(target, **({} if weight is None else {"scale": weight}))
+
+
+def make_reward(
+    settings: SearchSettings, prices: Prices
+) -> Callable[[float, Sequence[int]], float] | None:
+    """ACC·(T/LAT)^w on predicted latency, for the objective `reward`.
+
+    Raises:
+        ConfigError: another estimator than reinforce, or no latency target.
+    """
+    if settings.objective != "reward":
+        return None
+    if settings.estimator != "reinforce":
+        raise ConfigError(
+            f"the objective reward has no gradient: it needs --search.estimator reinforce, "
+            f"not {settings.estimator}"
+        )
+    latency = prices.names.index("latency")
+    target = float(prices.limits[latency])
+    if not math.isfinite(target):
+        raise ConfigError("the objective reward needs --target-latency")
+    power = 0.1 if settings.cost_weight is None else settings.cost_weight
+
+    def of(accuracy: float, indices: Sequence[int]) -> float:
+        return reward(accuracy, prices.of(indices)[latency], target, power)
+
+    return of
 
 
 # --- networks within the limits ---

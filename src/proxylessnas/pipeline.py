@@ -101,7 +101,7 @@ def changed(run: Run, config: RunConfig) -> Run:
     """The same run under another config; what the config does not touch is kept."""
     other = Run(config, run.directory, run.reporter)
     other.started = run.started
-    for part in ("data", "table", "runtime"):
+    for part in ("data", "runtime"):
         if part in run.__dict__:
             other.__dict__[part] = run.__dict__[part]
     return other

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .config import SearchSettings
 from .errors import ConfigError, UserError
-from .estimators import Estimate, Estimator, Problem
+from .estimators import Estimate, Estimator, Problem, TwoPath
 from .frozen import Part, take_apart
 from .gates import Path
 from .machine import Machine
@@ -29,6 +29,7 @@ from .optimizers import cosine, load_optimizer, optimizer_tensors
 from .seeds import derive_seed
 from .supernet import Supernet
 from .task import Batches, Stream, Task, call, split
+from .train import batch_size
 
 ARCH_TRAVEL = 10.0  # rate x steps: how far α may go, whatever the number of steps
 MAX_BAD_STEPS = 5
@@ -88,7 +89,8 @@ class Search:
         self.plan = Plan.of(s, len(self.train))
         self.model = self.machine.place(self.supernet.model)
         self.parts = take_apart(self.supernet)
-        self.step, self.bad_steps, self.seen = 0, 0, Progress()
+        self.step, self.seen = 0, Progress()
+        self.bad_steps = {"weight": 0, "architecture": 0}  # in a row, by kind
         self.train_stream, self.valid_stream = Stream(self.train), Stream(self.valid)
         self.weight_optimizer = torch.optim.SGD(
             self.model.parameters(),
@@ -98,7 +100,7 @@ class Search:
             weight_decay=s.weight_decay,
         )
         rate = s.arch_learning_rate or ARCH_TRAVEL / max(1, self.plan.arch_steps)
-        if s.arch_beta1 > 0 and s.estimator == "two_path":
+        if s.arch_beta1 > 0 and isinstance(self.estimator, TwoPath):
             raise ConfigError(
                 f"arch_beta1 is {s.arch_beta1}: Adam's momentum would move candidates that a "
                 "two-path step did not sample; use 0, or another estimator"
@@ -133,10 +135,12 @@ class Search:
             group["lr"] = self.weight_rate()
         batch = self.machine.put(self.train_stream.take())
         torch.manual_seed(derive_seed(self.seed, "dropout", self.step))
-        with self.supernet.gated([Path(j) for j in choice]), self.machine.precision():
-            inputs, target = split(batch)
-            loss = (self.task.train_loss or self.task.loss)(call(self.model, inputs), target)
-        loss.backward()  # type: ignore[no-untyped-call]
+        inputs, target = split(batch)
+        with self.supernet.gated([Path(j) for j in choice]):
+            with self.machine.precision():
+                loss = (self.task.train_loss or self.task.loss)(call(self.model, inputs), target)
+            # Within the gates: activation checkpointing runs the path again.
+            loss.backward()  # type: ignore[no-untyped-call]
         self.seen.weight_loss = loss.detach()
         if self._finite(loss, "weight"):
             # Parameters without a gradient are passed over: no decay, no momentum.
@@ -200,7 +204,7 @@ class Search:
             if self.task.correct is None:
                 return loss, None
             with torch.no_grad():
-                return loss, self.task.correct(output, target).float() / len(target)
+                return loss, self.task.correct(output, target).float() / batch_size(target)
 
         return Problem(
             supernet=self.supernet,
@@ -222,12 +226,12 @@ class Search:
     def _finite(self, value: Tensor, kind: str) -> bool:
         """False on a NaN or an infinity, which then updates nothing; too many are an error."""
         if bool(torch.isfinite(value).all()):
-            self.bad_steps = 0
+            self.bad_steps[kind] = 0
             return True
-        self.bad_steps += 1
-        if self.bad_steps >= MAX_BAD_STEPS:
+        self.bad_steps[kind] += 1
+        if self.bad_steps[kind] >= MAX_BAD_STEPS:
             raise UserError(
-                f"the {kind} step's value was not finite {self.bad_steps} times in a row, last at "
+                f"the {kind} step's value was not finite {self.bad_steps[kind]} times in a row, last at "
                 f"step {self.step}: lower --search.learning-rate ({self.settings.learning_rate:g})"
             )
         return False
@@ -247,7 +251,7 @@ class Search:
         tensors |= optimizer_tensors("arch_optimizer", self.arch_optimizer, names)
         values = {
             "step": self.step,
-            "bad_steps": self.bad_steps,
+            "bad_steps": dict(self.bad_steps),
             "train_batches": self.train_stream.taken,
             "valid_batches": self.valid_stream.taken,
             "objective": self.objective.state(),
@@ -265,7 +269,7 @@ class Search:
         load_optimizer(
             "arch_optimizer", self.arch_optimizer, {"alpha": self.supernet.alpha}, tensors
         )
-        self.step, self.bad_steps = values["step"], values["bad_steps"]
+        self.step, self.bad_steps = values["step"], dict(values["bad_steps"])
         self.train_stream = Stream(self.train, values["train_batches"])
         self.valid_stream = Stream(self.valid, values["valid_batches"])
         self.objective.load(values["objective"])

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from . import export as exporting
 from .architecture import Architecture
-from .config import DeriveSettings, parse_latency
+from .config import DeriveSettings
 from .derive import Choice, Indices, choose
 from .errors import RunError
 from .estimators import RewardOf, make_estimator
 from .hardware.measure import measure_table
 from .hardware.table import LatencyTable
-from .objective import Prices, sample_within
-from .run import Run, make_objective, make_reward
+from .objective import Prices, make_objective, make_reward, sample_within
+from .run import Run
 from .search import Plan, Search
 from .seeds import derive_seed
 from .spaces import build
@@ -38,7 +38,7 @@ CHECKPOINT_SECONDS = 30.0
 
 def measure(run: Run) -> LatencyTable:
     """Every distinct candidate and a few whole networks, on the runtime."""
-    count = len(run.trace.units)
+    count = len(run.pricing.trace.units)
     with run.stage("measure", f"{count} distinct candidates on {run.config.runtime}") as facts:
         path = run.directory.file("latency_table.json")
         with run.reporter.bar("measuring") as update:
@@ -51,13 +51,13 @@ def measure(run: Run) -> LatencyTable:
                 progress=update,
                 path=path,
             )
-        run.__dict__["table"] = table
-        low, high = run.latency.range(run.supernet.mask)
+        assert run.priced.latency is not None
+        low, high = run.priced.latency.range(run.supernet.mask)
+        largest = run.priced.largest_ms
         run.reporter.say(
-            f"  networks of this space take {low:.3g} to {high:.3g} ms; the largest {run.largest_ms:.3g} ms"
+            f"  networks of this space take {low:.3g} to {high:.3g} ms, the largest {largest:.3g}"
         )
-        facts |= {"files": ["latency_table.json"], "range_ms": [low, high]}
-        facts["largest_ms"] = run.largest_ms
+        facts |= {"files": ["latency_table.json"], "range_ms": [low, high], "largest_ms": largest}
     return table
 
 
@@ -226,8 +226,7 @@ def derive_limits(run: Run, limits: Sequence[str]) -> dict[str, Architecture]:
     job = _finished_search(run)
     found = {}
     for limit in limits:
-        value, relative = parse_latency(limit)
-        limit_ms = value * run.largest_ms if relative else value
+        limit_ms = run.priced.milliseconds(limit)
         with run.stage(f"derive-{limit}", f"within {limit_ms:.4g} ms") as facts:
             limits_now = job.prices.limits.clone()
             limits_now[job.prices.names.index("latency")] = limit_ms
@@ -324,7 +323,7 @@ def _evaluate(run: Run, network: nn.Module) -> Score:
 def baselines(run: Run) -> None:
     """The largest network and a random one of about the same latency, trained the same way."""
     run.require("derive")
-    for name, indices in (("largest", run.largest), ("random", _random_network(run))):
+    for name, indices in (("largest", run.priced.largest), ("random", _random_network(run))):
         architecture = run.supernet.architecture(indices).with_input(run.input)
         if not run.done(f"train-{name}"):
             run.directory.write_json(f"architecture-{name}.json", architecture.to_dict())
@@ -369,7 +368,7 @@ def export(run: Run) -> dict[str, Any]:
             others = {name: trained_network(run, name).cpu() for name in ("largest", "random")}
         report = measure_final(run, path, network, others)
         facts |= {"largest_difference": difference.relative, **report}
-        facts["predicted_ms"] = run.latency.of(indices)
+        facts["predicted_ms"] = run.prices.of(indices)[run.prices.names.index("latency")]
         facts["files"] = ["model.onnx"]
     return facts
 

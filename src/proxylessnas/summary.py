@@ -26,7 +26,7 @@ def summarise(run: Run) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "data": run.config.data,
         "space": run.config.space,
-        "runtime": run.table.device,
+        "runtime": dict(run.table().device),
         "target_latency_ms": run.target_ms,
         "predicted_latency_ms": records["derive"]["predicted"]["latency"],
         "measured_latency_ms": export["measured_ms"],
@@ -34,10 +34,10 @@ def summarise(run: Run) -> dict[str, Any]:
         "canary_drift": export["canary_drift"],
         "latency_noise_pct": export["noise_pct"],
         "test_accuracy": records["evaluate"]["accuracy"],
-        "parameters": round(run.parameters.of(indices)),
-        "macs": round(run.macs.of(indices)),
+        "parameters": round(run.priced.parameters.of(indices)),
+        "macs": round(run.priced.macs.of(indices)),
         "alpha_mean_entropy": search["entropy"],
-        "largest_network_ms": run.largest_ms,
+        "largest_network_ms": run.priced.largest_ms,
         "export_largest_difference": export["largest_difference"],
         "blocks": _blocks(run, architecture, indices),
         "seconds": {stage: record["seconds"] for stage, record in records.items()},
@@ -53,22 +53,25 @@ def summarise(run: Run) -> dict[str, Any]:
 
 
 def _blocks(run: Run, architecture: Architecture, indices: tuple[int, ...]) -> list[dict[str, Any]]:
-    milliseconds = run.latency.per_candidate.tolist()
+    latency = run.priced.latency
+    assert latency is not None
+    milliseconds = latency.per_candidate.tolist()
     return [
         {"name": name, "choice": choice, "ms": milliseconds[m][indices[m]]}
         for m, (name, choice) in enumerate(architecture.choices.items())
-    ] + [{"name": "everything else", "choice": "", "ms": run.latency.fixed}]
+    ] + [{"name": "everything else", "choice": "", "ms": latency.fixed}]
 
 
 def _baseline(run: Run, name: str, export: dict[str, Any]) -> dict[str, Any]:
     architecture = Architecture.load(run.directory.file(f"architecture-{name}.json"))
     indices = run.supernet.indices(architecture)
+    latency = run.prices.names.index("latency")
     return {
         "test_accuracy": run.require(f"evaluate-{name}")["accuracy"],
-        "predicted_latency_ms": run.latency.of(indices),
+        "predicted_latency_ms": run.prices.of(indices)[latency],
         "measured_latency_ms": export["baselines_ms"][name],
-        "parameters": round(run.parameters.of(indices)),
-        "macs": round(run.macs.of(indices)),
+        "parameters": round(run.priced.parameters.of(indices)),
+        "macs": round(run.priced.macs.of(indices)),
     }
 
 

@@ -56,8 +56,8 @@ class MixedOp(nn.Module):
 class Zero(nn.Module):
     """The candidate that computes nothing: zeros of its siblings' output shape.
 
-    `shape` (without the batch dimension) is what its siblings return; a `Supernet` with
-    example inputs fills it in. None means: the shape of the input.
+    `shape` (without the batch dimension) is what its siblings return; tracing a model with
+    example inputs (`hardware.trace`) fills it in. None means: the shape of the input.
     """
 
     def __init__(self, shape: Sequence[int] | None = None) -> None:

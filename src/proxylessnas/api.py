@@ -1,0 +1,193 @@
+"""The Python call: put a `MixedOp` into any model and search that.
+
+    result = search(Net(), train=loader, valid=loader, loss=fn, example_inputs=(x,),
+                    target_latency="12ms")
+    net = result.derive()          # plain PyTorch, with the weights the search trained
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from .architecture import Architecture
+from .config import DeriveSettings, MachineSettings, MeasureSettings, SearchSettings
+from .derive import Choice, Indices, choose
+from .errors import LimitError
+from .estimators import make_estimator
+from .hardware.measure import canary_of, measure_networks, measure_table
+from .hardware.runtimes import Runtime, make
+from .hardware.table import LatencyTable
+from .machine import make_machine
+from .objective import make_objective, make_reward
+from .pricing import Limits, Pricing
+from .progress import Reporter
+from .search import Plan, Search
+from .seeds import derive_seed
+from .supernet import Supernet
+from .task import LoaderBatches, Task
+from .train import evaluate, recalibrate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A finished search.
+
+    architecture: the chosen network. predicted: its costs by name (ms, counts).
+    measured_ms: its latency on the runtime, where there was a limit to keep.
+    """
+
+    architecture: Architecture
+    predicted: dict[str, float]
+    measured_ms: float | None
+    job: Search = field(repr=False)
+    pricing: Pricing = field(repr=False)
+    _choose: Callable[[Limits], Choice] = field(repr=False)
+
+    @property
+    def supernet(self) -> Supernet:
+        return self.job.supernet
+
+    @property
+    def probabilities(self) -> Tensor:
+        """[mixed operations, candidates]; a pad is 0."""
+        return self.job.supernet.probabilities()
+
+    def derive(self, latency: str | None = None) -> nn.Module:
+        """The chosen network as a plain module, or the one for another latency limit.
+
+        Raises:
+            LimitError: no network keeps that limit, or the latency was not measured.
+        """
+        if latency is None:
+            return self.supernet.derive(self.architecture)
+        if self.pricing.latency is None:
+            raise LimitError(
+                "this search measured no latency: give search() a target_latency, or a table"
+            )
+        return self.supernet.derive(self._choose(Limits(latency=latency)).chosen.indices)
+
+
+def search(
+    model: nn.Module,
+    *,
+    train: Any,
+    valid: Any,
+    loss: Callable[[Any, Any], Tensor],
+    example_inputs: Sequence[Any],
+    target_latency: str | None = None,
+    max_parameters: int | None = None,
+    max_macs: int | None = None,
+    max_peak_memory: float | None = None,
+    runtime: str | Runtime = "onnxruntime",
+    table: str | Path | LatencyTable | None = None,
+    correct: Callable[[Any, Any], Tensor] | None = None,
+    reward: Callable[[float, Sequence[int]], float] | None = None,
+    settings: SearchSettings | None = None,
+    measure: MeasureSettings | None = None,
+    derive: DeriveSettings | None = None,
+    machine: MachineSettings | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+) -> Result:
+    """Search a model that holds mixed operations; it is trained in place.
+
+    train, valid: sized iterables of (inputs, target), such as DataLoaders, over different
+        examples. Inputs may be a tensor, a tuple (spread over the arguments) or a dict.
+    loss: (model output, target) -> scalar.
+    example_inputs: the arguments of one forward pass; their shapes are what is measured.
+    target_latency: `12ms`, `800us`, or `0.6x` of the largest network; measured on `runtime`
+        unless `table` is given.
+    correct: (output, target) -> how many of the batch are right; lets the final choice go by
+        accuracy rather than by loss.
+    reward: (accuracy, candidate indices) -> R, for the estimator `reinforce`.
+
+    Raises:
+        UserError: the model, the data, a limit or a setting is not usable; the message says how.
+    """
+    settings, measure = settings or SearchSettings(), measure or MeasureSettings()
+    derive = derive or DeriveSettings()
+    reporter = Reporter(quiet=quiet)
+    on = make_machine(machine or MachineSettings())
+    supernet = Supernet(model)
+    pricing = Pricing(supernet=supernet, example_inputs=tuple(example_inputs))
+    pricing.forbid_over(max_peak_memory)
+    device = make(runtime, threads=measure.threads) if isinstance(runtime, str) else runtime
+    if isinstance(table, str | Path):
+        table = LatencyTable.load(table)
+    if table is None and target_latency is not None:
+        with reporter.bar("measuring") as update:
+            table = measure_table(
+                supernet, device, pricing.example_inputs, measure, seed=seed, progress=update
+            )
+    pricing.table = table
+    limits = Limits(latency=target_latency, macs=max_macs, parameters=max_parameters)
+    prices = pricing.prices(limits)
+    training = LoaderBatches(train, name="train", seed=seed)
+    validation = LoaderBatches(valid, name="valid", seed=seed)
+    arch_steps = Plan.of(settings, len(training)).arch_steps
+    job = Search(
+        supernet=supernet,
+        task=Task(loss=loss, correct=correct),
+        train=training,
+        valid=validation,
+        prices=prices,
+        objective=make_objective(settings, prices, arch_steps),
+        estimator=make_estimator(
+            settings.estimator,
+            samples=settings.reinforce_samples,
+            reward=reward or make_reward(settings, prices),
+        ),
+        settings=settings,
+        seed=seed,
+        machine=on,
+    )
+    with reporter.bar("searching") as update:
+        job.run(lambda job: update(job.step, job.plan.total))
+
+    def score(indices: Indices) -> float:
+        network = supernet.derive(indices)
+        recalibrate(network, training, derive.recalibrate_images, on)
+        result = evaluate(network, job.task, validation, on, examples=derive.score_images)
+        return -result.loss if result.accuracy is None else result.accuracy
+
+    def measured(networks: Sequence[Indices]) -> list[float]:
+        report = measure_networks(
+            {str(i): supernet.derive(n).cpu() for i, n in enumerate(networks)},
+            device,
+            pricing.example_inputs,
+            measure,
+            table=pricing.table,
+            canary=None if pricing.table is None else canary_of(supernet, pricing.table),
+            seed=seed,
+        )
+        return [report[str(i)].corrected_ms for i in range(len(networks))]
+
+    def choose_within(limits: Limits) -> Choice:
+        return choose(
+            supernet,
+            pricing.prices(limits),
+            derive,
+            score=score,
+            measure=measured if pricing.latency is not None else None,
+            learned=job.estimator.learns,
+            seed=derive_seed(seed, "proposals"),
+        )
+
+    choice = choose_within(limits)
+    names = choice.prices.names
+    return Result(
+        architecture=supernet.architecture(choice.chosen.indices),
+        predicted=dict(zip(names, choice.prices.of(choice.chosen.indices), strict=True)),
+        measured_ms=choice.chosen.measured_ms,
+        job=job,
+        pricing=pricing,
+        _choose=choose_within,
+    )
+
+
+__all__ = ["Result", "search"]
