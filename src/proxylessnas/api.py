@@ -26,7 +26,7 @@ from .machine import make_machine
 from .objective import make_objective, make_reward
 from .pricing import Limits, Pricing
 from .progress import Reporter
-from .search import Plan, Search
+from .loop import Plan, Search
 from .seeds import derive_seed
 from .supernet import Supernet
 from .task import LoaderBatches, Task

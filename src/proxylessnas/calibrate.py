@@ -17,7 +17,7 @@ from .machine import fastest
 from .objective import Prices
 from .run import Run
 from .runs import RunDirectory
-from .search import Search
+from .loop import Search
 from .spaces import complete_settings
 from .stages import search_with
 

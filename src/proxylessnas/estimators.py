@@ -48,7 +48,7 @@ class Problem:
     prices: Prices
     objective: Objective
     evaluate: Callable[[], tuple[Tensor, Tensor | None]]
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     reduce: Callable[[Tensor], None] = lambda _: None
 
 
@@ -252,9 +252,9 @@ class Reinforce(_Plain):
         rewards = torch.zeros(self.samples, dtype=p.dtype)
         losses = []
         for i, row in enumerate(draws.T.tolist()):
-            with frozen(problem.parts.of([[j] for j in row])), torch.no_grad():
-                with supernet.gated([Path(j) for j in row]):
-                    loss, accuracy = problem.evaluate()
+            gates, parts = [Path(j) for j in row], problem.parts.of([[j] for j in row])
+            with frozen(parts), supernet.gated(gates), torch.no_grad():
+                loss, accuracy = problem.evaluate()
             if self.reward is not None and accuracy is None:
                 raise ConfigError("this reward needs an accuracy: give the task its `correct`")
             losses.append(float(loss))

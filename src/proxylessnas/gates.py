@@ -143,7 +143,7 @@ class _GateGradient(torch.autograd.Function):
         return tuple(output.clone() for output in outputs)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         gates: Tensor = ctx.gates
         grad_gates = torch.zeros_like(gates)

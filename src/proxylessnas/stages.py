@@ -24,7 +24,7 @@ from .hardware.measure import measure_table
 from .hardware.table import LatencyTable
 from .objective import Prices, make_objective, make_reward, sample_within
 from .run import Run
-from .search import Plan, Search
+from .loop import Plan, Search
 from .seeds import derive_seed
 from .spaces import build
 from .train import Score, Training, evaluate, recalibrate

@@ -53,6 +53,15 @@ class OtherLoad:
         return max(0.0, (now - self.all - (time.process_time() - self.own)) / wall)
 
 
+def waited_s() -> float:
+    """Seconds the calling thread has waited for a core since it started; 0 where unknown."""
+    try:
+        with open("/proc/thread-self/schedstat", "rb", buffering=0) as file:
+            return int(file.read(64).split()[1]) * 1e-9
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
 @contextlib.contextmanager
 def quiet(*, threads: int) -> Iterator[int | None]:
     """Conditions for timing: pinned to a core if `threads` is 1; denormals flushed.

@@ -1,0 +1,176 @@
+"""Tiny searchable models, tasks and problems for the tests of the core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from proxylessnas.config import SearchSettings
+from proxylessnas.estimators import Estimator, Problem, make_estimator
+from proxylessnas.frozen import take_apart
+from proxylessnas.objective import Constraint, Linear, Objective, Prices
+from proxylessnas.loop import Search
+from proxylessnas.supernet import MixedOp, Supernet
+from proxylessnas.task import LoaderBatches, Task
+
+ESTIMATORS = ("two_path", "full_path", "reinforce", "darts", "gumbel", "random")
+LEARNING = ESTIMATORS[:-1]
+
+
+class Scale(nn.Module):
+    """factor·x, without a parameter."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+
+class Recorder(nn.Module):
+    """A candidate that tells when it runs, and whether autograd was recording."""
+
+    def __init__(self, inner: nn.Module, name: Any, log: list[tuple[Any, bool]]) -> None:
+        super().__init__()
+        self.inner, self.name, self.log = inner, name, log
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.log.append((self.name, torch.is_grad_enabled()))
+        return self.inner(x)
+
+
+class Chain(nn.Module):
+    """Mixed operations one after the other, a tanh after each; float64."""
+
+    def __init__(self, sizes: Sequence[int], width: int = 3) -> None:
+        super().__init__()
+        self.ops = nn.ModuleList(
+            MixedOp([nn.Linear(width, width) for _ in range(n)]) for n in sizes
+        )
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for op in self.ops:
+            x = torch.tanh(op(x))
+        return x
+
+
+class Planted(nn.Module):
+    """Two mixed operations; only candidate "right" of both lets the target through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = MixedOp({"wrong": Scale(-1.0), "right": Scale(1.0), "none": Scale(0.0)})
+        self.scale = nn.Parameter(torch.ones(()))
+        self.second = MixedOp({"none": Scale(0.0), "right": Scale(1.0)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.scale * self.first(x))
+
+
+def supernet_with(model: nn.Module, alpha: Sequence[Sequence[float]] | None = None) -> Supernet:
+    """A supernet whose rows of α begin with the given values."""
+    supernet = Supernet(model)
+    with torch.no_grad():
+        for row, values in zip(supernet.alpha, alpha or [], strict=bool(alpha)):
+            row[: len(values)] = torch.tensor(values, dtype=torch.float64)
+    return supernet
+
+
+def log_of(p: Sequence[float]) -> list[float]:
+    return torch.tensor(p, dtype=torch.float64).log().tolist()
+
+
+def free(supernet: Supernet) -> Prices:
+    return Prices.free(*supernet.mask.shape)
+
+
+def priced(supernet: Supernet, costs: Sequence[Sequence[float]], fixed: float = 0.0) -> Prices:
+    """One cost, "latency", without a limit."""
+    matrix = torch.zeros(1, *supernet.mask.shape, dtype=torch.float64)
+    for m, row in enumerate(costs):
+        matrix[0, m, : len(row)] = torch.tensor(row, dtype=torch.float64)
+    one = torch.tensor([fixed], dtype=torch.float64)
+    return Prices(("latency",), ("ms",), matrix, one, torch.full_like(one, torch.inf))
+
+
+def problem(
+    supernet: Supernet,
+    loss: Callable[[nn.Module], Tensor],
+    *,
+    prices: Prices | None = None,
+    objective: Objective | None = None,
+    accuracy: Callable[[nn.Module], Tensor] | None = None,
+) -> Problem:
+    """An architecture step's problem on a loss of the model."""
+
+    def evaluate() -> tuple[Tensor, Tensor | None]:
+        return loss(supernet.model), accuracy(supernet.model) if accuracy else None
+
+    return Problem(
+        supernet=supernet,
+        parts=take_apart(supernet),
+        prices=prices or free(supernet),
+        objective=objective or (Linear(1.0) if prices else Constraint([], rate=1.0)),
+        evaluate=evaluate,
+    )
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def regression(width: int = 4, batches: int = 4, size: int = 8) -> list[tuple[Tensor, Tensor]]:
+    """Batches whose target is the input."""
+    inputs = [torch.randn(size, width, generator=seeded(i)) for i in range(batches)]
+    return [(x, x) for x in inputs]
+
+
+def make_search(
+    model: nn.Module,
+    estimator: str | Estimator = "two_path",
+    *,
+    data: Any = None,
+    task: Task | None = None,
+    prices: Prices | None = None,
+    objective: Objective | None = None,
+    seed: int = 0,
+    machine: Any = None,
+    **settings: Any,
+) -> Search:
+    """A search over a list of batches; by default 2 epochs of warm-up and 3 of search."""
+    data = regression() if data is None else data
+    supernet = Supernet(model)
+    prices = free(supernet) if prices is None else prices
+    if isinstance(estimator, str):
+        settings["estimator"] = estimator
+        estimator = make_estimator(estimator, samples=4)
+    given = {"warmup_epochs": 2, "epochs": 3, "learning_rate": 0.01, **settings}
+    return Search(
+        supernet=supernet,
+        task=task or Task(loss=nn.functional.mse_loss),
+        train=LoaderBatches(data, name="train"),
+        valid=LoaderBatches(data, name="valid"),
+        prices=prices,
+        objective=objective or Constraint([], rate=1.0),
+        estimator=estimator,
+        settings=SearchSettings(**given),
+        seed=seed,
+        **({"machine": machine} if machine else {}),
+    )
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer, copied."""
+    return {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+
+def changed(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    """Names of what is not bit-identical to a snapshot."""
+    after = module.state_dict()
+    assert after.keys() == before.keys()
+    return {k for k, v in after.items() if not torch.equal(v, before[k])}
