@@ -50,22 +50,16 @@ def test_same_function_as_the_authors(name: str, tmp_path: Path) -> None:
     config, size = authors.load_config(name), SIZES.get(name, 64)
     state = authors.make_state(config, size)
     network = build(read_published(authors.config_path(name)))
+    keys = published_keys(network)
+    assert {k: v.shape for k, v in keys.items()} == {k: v.shape for k, v in state.items()}
     load_published_weights(network, checkpoint(state, tmp_path / "net.pth"))
     reference = Reference(config, {k: v.double() for k, v in state.items()})
-    x = torch.randn(4, 3, size, size, dtype=torch.float64)
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
     network.double()
     with torch.no_grad():
         torch.testing.assert_close(network.eval()(x), reference(x), rtol=0, atol=1e-9)
         reference.training = True
         torch.testing.assert_close(network.train()(x), reference(x), rtol=0, atol=1e-9)
-
-
-def test_every_key_of_the_authors_has_one_place() -> None:
-    for name in NAMES:
-        config = authors.load_config(name)
-        state = authors.make_state(config, SIZES.get(name, 64))
-        keys = published_keys(build(read_published(authors.config_path(name))))
-        assert {k: v.shape for k, v in keys.items()} == {k: v.shape for k, v in state.items()}
 
 
 def test_drop_rates_scale_in_evaluation(tmp_path: Path) -> None:
@@ -160,7 +154,7 @@ def test_no_code_is_run(tmp_path: Path) -> None:
             load_published_weights(network, tmp_path / name)
     for value in ([1], {"state_dict": 3}, {"state_dict": {"a": 1}}, {1: torch.zeros(1)}):
         torch.save(value, tmp_path / "odd.pth")
-        with pytest.raises(ArchitectureError, match="odd.pth"):
+        with pytest.raises(ArchitectureError, match=r"odd\.pth"):
             load_published_weights(network, tmp_path / "odd.pth")
 
 
@@ -310,7 +304,9 @@ def test_any_edit_is_read_or_a_user_error(data: st.DataObject, name: str) -> Non
     here: Any = config
     place = None
     while isinstance(here, dict | list) and here and (place is None or data.draw(st.booleans())):
-        step = data.draw(st.sampled_from(list(here) if isinstance(here, dict) else range(len(here))))
+        step = data.draw(
+            st.sampled_from(list(here) if isinstance(here, dict) else range(len(here)))
+        )
         place = (here, step)
         here = here[step]
     assert place is not None

@@ -1,8 +1,8 @@
 """The Python call: put a `MixedOp` into any model and search that.
 
-    result = search(Net(), train=loader, valid=loader, loss=fn, example_inputs=(x,),
-                    target_latency="12ms")
-    net = result.derive()          # plain PyTorch, with the weights the search trained
+result = search(Net(), train=loader, valid=loader, loss=fn, example_inputs=(x,),
+                target_latency="12ms")
+net = result.derive()          # plain PyTorch, with the weights the search trained
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from .estimators import make_estimator
 from .hardware.measure import canary_of, measure_networks, measure_table
 from .hardware.runtimes import Runtime, make
 from .hardware.table import LatencyTable
+from .loop import Plan, Search
 from .machine import make_machine
 from .objective import make_objective, make_reward
 from .pricing import Limits, Pricing
 from .progress import Reporter
-from .loop import Plan, Search
 from .seeds import derive_seed
 from .supernet import Supernet
 from .task import LoaderBatches, Task

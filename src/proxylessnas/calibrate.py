@@ -13,11 +13,11 @@ import torch
 
 from .config import RunConfig, parse_minutes
 from .errors import ConfigError
+from .loop import Search
 from .machine import fastest
 from .objective import Prices
 from .run import Run
 from .runs import RunDirectory
-from .loop import Search
 from .spaces import complete_settings
 from .stages import search_with
 
@@ -42,13 +42,13 @@ def complete(run: Run) -> RunConfig:
     )
     config = replace(config, machine=machine)
     if machine.memory_format == "auto":
-        formats = {
-            name: _probe(run, replace(config, machine=replace(machine, memory_format=name)))
-            for name in ("contiguous", "channels_last")
-        }
-        seconds = fastest({name: probe.weight_step for name, probe in formats.items()})
-        best = min(seconds, key=lambda name: seconds[name])
-        config = replace(config, machine=replace(machine, memory_format=best))
+        formats = [
+            replace(machine, memory_format="contiguous"),
+            replace(machine, memory_format="channels_last"),
+        ]
+        probes = {m.memory_format: _probe(run, replace(config, machine=m)) for m in formats}
+        seconds = fastest({name: probe.weight_step for name, probe in probes.items()})
+        config = replace(config, machine=min(formats, key=lambda m: seconds[m.memory_format]))
     return config
 
 
@@ -96,9 +96,7 @@ def fit_budget(run: Run) -> RunConfig:
         warmup_epochs=max(1, round(scale * s.warmup_epochs)) if s.warmup_epochs else 0,
         epochs=max(1, round(scale * s.epochs)),
     )
-    return replace(
-        config, search=search, train=replace(t, epochs=max(1, int(epochs))), budget=None
-    )
+    return replace(config, search=search, train=replace(t, epochs=max(1, int(epochs))), budget=None)
 
 
 def _step_seconds(run: Run) -> tuple[float, float]:

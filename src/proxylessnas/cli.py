@@ -87,9 +87,7 @@ def _parser(verb: str) -> ArgumentParser:
     parser.add_argument("directory", nargs="?", help="the run directory; the same as --out")
     parser.add_argument("--config", action="config", help="settings from a YAML file")
     parser.add_argument("--out", help="the run directory; default: runs/DATA-SPACE")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the run in the directory"
-    )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the directory")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     if verb == "derive":
         parser.add_argument(

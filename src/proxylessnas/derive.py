@@ -21,7 +21,7 @@ from .supernet import Supernet
 
 Indices = tuple[int, ...]
 TOLERANCE = 0.02
-ATTEMPTS = 1000
+ATTEMPTS = 100  # random decodes, some of them repeats, where uniform draws do not suffice
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def choose(
     """
     scores: dict[Indices, float] = {}
     seen: dict[Indices, Proposal] = {}
+    measured: dict[Indices, Proposal] = {}
     limit = _limit(prices, "latency")
     measure = measure if math.isfinite(limit) else None
     for round_ in range(1, settings.rounds + 1):
@@ -79,24 +80,27 @@ def choose(
             if indices not in scores:
                 scores[indices] = score(indices)
             progress(done + 1, len(proposed))
-            seen[indices] = Proposal(
-                indices, log_p, tuple(prices.of(indices)), scores[indices]
-            )
+            seen[indices] = Proposal(indices, log_p, tuple(prices.of(indices)), scores[indices])
         ranked = sorted((seen[i] for i, _ in proposed), key=lambda p: -p.score)
         if measure is None:
             return Choice(ranked[0], tuple(seen.values()), prices, round_)
         best = ranked[: settings.measure_best]
-        measured = [
+        now = [
             replace(p, measured_ms=ms)
             for p, ms in zip(best, measure([p.indices for p in best]), strict=True)
         ]
-        seen |= {p.indices: p for p in measured}
-        keeping = [p for p in measured if _kept(p, limit)]
-        ratio = _ratio(measured, prices.names.index("latency"))
+        measured |= {p.indices: p for p in now}
+        keeping = [p for p in now if _kept(p, limit)]
+        ratio = _ratio(now, prices.names.index("latency"))
         close = abs(ratio - 1) <= TOLERANCE
         if round_ == settings.rounds or (keeping and close):
-            chosen = keeping[0] if keeping else min(measured, key=lambda p: p.measured_ms or 0)
-            return Choice(chosen, tuple(seen.values()), prices, round_)
+            # Where the last round misses, an earlier one may have measured a network that keeps.
+            keeping = keeping or [p for p in measured.values() if _kept(p, limit)]
+            if keeping:
+                chosen = max(keeping, key=lambda p: p.score)
+            else:
+                chosen = min(measured.values(), key=lambda p: p.measured_ms or 0)
+            return Choice(chosen, tuple((seen | measured).values()), prices, round_)
         prices = corrected(prices, "latency", ratio)
     raise AssertionError("unreachable: the last round returns")
 
@@ -141,9 +145,7 @@ def propose(
     for share in (settings.use, 0.9 * settings.use, 0.0):
         bounded = _at_least(prices, share)
         stream = (
-            decode(log_p, supernet.mask, bounded)
-            if learned
-            else _uniform(supernet, bounded, seed)
+            decode(log_p, supernet.mask, bounded) if learned else _uniform(supernet, bounded, seed)
         )
         found = list(itertools.islice(stream, settings.top_k))
         if found:

@@ -85,9 +85,7 @@ def eq4(q: Tensor, grad_gates: Tensor) -> Tensor:
 # --- drawing ---
 
 
-def draw_pair(
-    alpha: Tensor, mask: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def draw_pair(alpha: Tensor, mask: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(support, active): two candidates a row without replacement, and the one that runs.
 
     alpha, mask: [mixed operations, candidates].

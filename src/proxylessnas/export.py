@@ -211,12 +211,18 @@ def _write(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """No deprecation notes and tracer warnings on the user's terminal."""
-    before = logging.root.manager.disable
+    """No deprecation notes and tracer warnings on the user's terminal; one thread.
+
+    An export computes next to nothing, and threads that wait for each other on a busy
+    machine make it ten times slower.
+    """
+    before, threads = logging.root.manager.disable, torch.get_num_threads()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
+        torch.set_num_threads(1)
         try:
             yield
         finally:
+            torch.set_num_threads(threads)
             logging.disable(before)

@@ -139,8 +139,10 @@ class Search:
         with self.supernet.gated([Path(j) for j in choice]):
             with self.machine.precision():
                 loss = (self.task.train_loss or self.task.loss)(call(self.model, inputs), target)
-            # Within the gates: activation checkpointing runs the path again.
-            loss.backward()  # type: ignore[no-untyped-call]
+            # Within the gates: activation checkpointing runs the path again. Where a Zero cuts
+            # everything off there is nothing to learn.
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
         self.seen.weight_loss = loss.detach()
         if self._finite(loss, "weight"):
             # Parameters without a gradient are passed over: no decay, no momentum.

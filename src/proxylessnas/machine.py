@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from .config import MachineSettings
 from .errors import ConfigError
 
+CPU = torch.device("cpu")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -23,7 +24,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 class Machine:
     """Where tensors live and how they compute."""
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     channels_last: bool = False
     autocast: bool = False
 
@@ -39,7 +40,7 @@ class Machine:
     def place(self, model: nn.Module) -> nn.Module:
         model.to(self.device)
         if self.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.to(memory_format=torch.channels_last)
         return model
 
     def precision(self) -> torch.autocast:

@@ -171,7 +171,7 @@ class Constraint:
 
 def reward(accuracy: float, cost: float, target: float, power: float = 0.1) -> float:
     """ACC·(T/LAT)^w, the reward of REINFORCE in the published code (w = 0.1)."""
-    return accuracy * (target / cost) ** power
+    return float(accuracy * (target / cost) ** power)
 
 
 # --- by their settings ---
@@ -179,9 +179,7 @@ def reward(accuracy: float, cost: float, target: float, power: float = 0.1) -> f
 DUAL_TRAVEL = 20.0  # rate x steps of the multiplier, at a latency of twice the limit
 
 
-def make_objective(
-    settings: SearchSettings, prices: Prices, arch_steps: int
-) -> Objective:
+def make_objective(settings: SearchSettings, prices: Prices, arch_steps: int) -> Objective:
     """The objective that the settings name.
 
     Raises:
@@ -262,9 +260,10 @@ def decode(log_p: Tensor, mask: Tensor, prices: Prices) -> Iterator[tuple[int, .
     where = mask.nonzero().tolist()
     rows = np.array([m for m, _ in where])
     count, size = mask.shape[0], len(where)
-    # The share of ties: far under any difference in log p that a search can mean.
+    # The share of ties: far under any difference in log p that a search can mean, and
+    # scaled with it over the solver's absolute gap, 1e-6, which scipy does not let us set.
     order = np.array([j for _, j in where]) * 1e-9
-    score = np.array([float(log_p[m, j]) for m, j in where]) - order
+    score = 1e4 * (np.array([float(log_p[m, j]) for m, j in where]) - order)
     one_each = scipy.sparse.csr_array((np.ones(size), (rows, np.arange(size))))
     constraints = [scipy.optimize.LinearConstraint(one_each, 1, 1)]
     for k, limit in zip(bounded, limits, strict=True):
@@ -294,7 +293,7 @@ def _solve(
     cut = [scipy.optimize.LinearConstraint(np.array(cuts), -np.inf, count - 1)] if cuts else []
     result = scipy.optimize.milp(
         -score,
-        integrality=np.ones(len(score)),
+        integrality=np.ones(len(score), dtype=np.int64),
         bounds=scipy.optimize.Bounds(0, 1),
         constraints=[*constraints, *cut],
         options={"mip_rel_gap": 0.0},

@@ -150,9 +150,11 @@ class Run:
 
     # --- batches ---
 
-    def batches(self, part: str, size: int, *, training: bool = False) -> Batches:
+    def batches(
+        self, part: str, size: int, *, augment: bool = False, shuffle: bool = False
+    ) -> Batches:
         return self.data.batches(
-            part, size, augment=training, shuffle=training, seed=self.config.seed
+            part, size, augment=augment, shuffle=shuffle, seed=self.config.seed
         )
 
     # --- measuring networks ---

@@ -6,13 +6,13 @@ is not done again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import export as exporting
 from .architecture import Architecture
@@ -22,9 +22,9 @@ from .errors import RunError
 from .estimators import RewardOf, make_estimator
 from .hardware.measure import measure_table
 from .hardware.table import LatencyTable
+from .loop import Plan, Search
 from .objective import Prices, make_objective, make_reward, sample_within
 from .run import Run
-from .loop import Plan, Search
 from .seeds import derive_seed
 from .spaces import build
 from .train import Score, Training, evaluate, recalibrate
@@ -71,13 +71,13 @@ def make_search(run: Run) -> Search:
 
 def search_with(run: Run, prices: Prices, reward: RewardOf | None = None) -> Search:
     s = run.config.search
-    train = run.batches("search", s.batch_size, training=True)
+    train = run.batches("search", s.batch_size, augment=True, shuffle=True)
     arch_steps = Plan.of(s, len(train)).arch_steps
     return Search(
         supernet=run.supernet,
         task=run.task,
         train=train,
-        valid=run.batches("valid", s.valid_batch_size or s.batch_size, training=True),
+        valid=run.batches("valid", s.valid_batch_size or s.batch_size, augment=True, shuffle=True),
         prices=prices,
         objective=make_objective(s, prices, arch_steps),
         estimator=make_estimator(s.estimator, samples=s.reinforce_samples, reward=reward),
@@ -160,7 +160,8 @@ def derive(run: Run) -> Architecture:
 
 def choose_network(run: Run, job: Search, settings: DeriveSettings) -> Choice:
     """Decode, score and measure under the run's limits."""
-    training = run.batches("search", 250)
+    # Shuffled: many sets come sorted by class, and BN statistics are taken from a part.
+    training = run.batches("search", 250, shuffle=True)
     valid = run.batches("valid", 250)
 
     def score(indices: Indices) -> float:
@@ -266,7 +267,7 @@ def _train(run: Run, stage: str, network: nn.Module, file: str) -> None:
     job = Training(
         network=network,
         task=run.task,
-        train=run.batches("train", s.batch_size, training=True),
+        train=run.batches("train", s.batch_size, augment=True, shuffle=True),
         settings=s,
         seed=run.config.seed,
         machine=run.machine,

@@ -41,7 +41,9 @@ SPACES: dict[str, Space] = {
 }
 
 
-def complete_settings(name: str, given: Mapping[str, Any], info: InputInfo | None) -> dict[str, Any]:
+def complete_settings(
+    name: str, given: Mapping[str, Any], info: InputInfo | None
+) -> dict[str, Any]:
     """Every setting of the space, with `given` over what the data say over the defaults.
 
     Raises:
@@ -55,7 +57,9 @@ def complete_settings(name: str, given: Mapping[str, Any], info: InputInfo | Non
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for key in given:
             if key not in parameters and not takes_all:
-                raise ConfigError(f"{name} takes no setting {key!r}; {did_you_mean(key, parameters)}")
+                raise ConfigError(
+                    f"{name} takes no setting {key!r}; {did_you_mean(key, parameters)}"
+                )
         return {**{k: v for k, v in known.items() if k in parameters}, **given}
     return dataclasses.asdict(_settings(name, {**known, **given}))
 

@@ -1,0 +1,37 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo env test test-fast check bench clean
+
+demo: env
+	rm -rf runs/demo
+	$(BIN)/proxylessnas run --config src/proxylessnas/recipes/demo.yaml --out runs/demo
+
+env: $(VENV)/.complete
+
+$(VENV)/.complete: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+test: env
+	$(BIN)/python -m pytest -q
+
+test-fast: env
+	$(BIN)/python -m pytest -q -m "not slow"
+
+check: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_imports.py
+
+bench: env
+	$(BIN)/python benchmarks/step.py
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,223 @@
+"""Decode, score, measure, correct: the choice of one network from α."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import nn
+
+from proxylessnas.config import DeriveSettings
+from proxylessnas.derive import TOLERANCE, Indices, choose, corrected, propose
+from proxylessnas.errors import LimitError
+from proxylessnas.objective import Prices
+from proxylessnas.supernet import MixedOp, Supernet
+from toys import Scale, free, priced, supernet_with
+
+COSTS = [[1.0, 2.0, 4.0]] * 3
+ALL = set(itertools.product(range(3), repeat=3))
+
+
+def space(alpha: list[list[float]] | None = None) -> Supernet:
+    """Three operations; by default the dearer a candidate, the more probable."""
+    model = nn.Sequential(*[MixedOp([Scale(1.0)] * 3) for _ in range(3)])
+    return supernet_with(model, alpha or [[0.0, 0.5, 1.0], [0.0, 0.6, 1.2], [0.0, 0.7, 1.4]])
+
+
+def limited(supernet: Supernet, limit: float, fixed: float = 1.0) -> Prices:
+    table = priced(supernet, COSTS, fixed=fixed)
+    return Prices(
+        table.names,
+        table.units,
+        table.per_candidate,
+        table.fixed,
+        torch.tensor([limit], dtype=torch.float64),
+    )
+
+
+def settings(**changes: float) -> DeriveSettings:
+    return DeriveSettings(**{"top_k": 5, "measure_best": 2, **changes})  # type: ignore[arg-type]
+
+
+def cost(indices: Indices) -> float:
+    return 1.0 + sum(COSTS[0][i] for i in indices)
+
+
+def device(factor: float | Callable[[Indices], float]) -> Callable[[Sequence[Indices]], list[float]]:
+    """A device that is slower than predicted by a factor, of every network or of each."""
+    of = factor if callable(factor) else lambda _: factor
+    return lambda networks: [of(n) * cost(n) for n in networks]
+
+
+def preferring(*best: Indices) -> Callable[[Indices], float]:
+    return lambda indices: 1.0 - best.index(indices) / 100 if indices in best else 0.0
+
+
+# --- proposals ---
+
+
+def test_without_a_limit_the_most_probable_network_comes_first() -> None:
+    supernet = space()
+    proposed = propose(supernet, free(supernet), settings(), learned=True, seed=0)
+    assert [i for i, _ in proposed][0] == supernet.indices(supernet.most_probable()) == (2, 2, 2)
+    assert [p for _, p in proposed] == sorted((p for _, p in proposed), reverse=True)
+    log_p = supernet.log_probabilities()
+    assert proposed[1][1] == pytest.approx(sum(float(log_p[m, j]) for m, j in enumerate((1, 2, 2))))
+
+
+def test_proposals_keep_the_limit_and_use_it() -> None:
+    """At most 9, and networks that take nearly all of it exist: none under 98 %."""
+    supernet = space()
+    proposed = propose(supernet, limited(supernet, 9.0), settings(), learned=True, seed=0)
+    assert {cost(i) for i, _ in proposed} == {9.0}
+
+
+def test_a_limit_that_no_network_uses_up_is_kept_with_room() -> None:
+    supernet = space()
+    proposed = propose(supernet, limited(supernet, 100.0), settings(), learned=True, seed=0)
+    assert proposed[0][0] == (2, 2, 2)
+
+
+def test_a_limit_out_of_reach_names_the_range() -> None:
+    supernet = space()
+    with pytest.raises(LimitError, match="reachable range is 4 ms to 13 ms"):
+        propose(supernet, limited(supernet, 3.0), settings(), learned=True, seed=0)
+
+
+def test_limits_that_exclude_each_other_are_named_together() -> None:
+    supernet = Supernet(MixedOp([Scale(1.0)] * 2))
+    costs = torch.tensor([[[1.0, 2.0]], [[2.0, 1.0]]], dtype=torch.float64)
+    limits = torch.full((2,), 1.5, dtype=torch.float64)
+    both = Prices(("macs", "parameters"), ("", ""), costs, torch.zeros(2).double(), limits)
+    with pytest.raises(LimitError, match=r"at once: macs 1\.5, parameters 1\.5"):
+        propose(supernet, both, settings(), learned=True, seed=0)
+
+
+def test_what_did_not_learn_proposes_distinct_random_networks_within_the_limit() -> None:
+    supernet = space()
+    prices, how = limited(supernet, 9.0), settings(use=0.0)
+    found = [
+        [i for i, _ in propose(supernet, prices, how, learned=False, seed=s)] for s in (0, 0, 1)
+    ]
+    assert found[0] == found[1] != found[2]
+    assert len(set(found[0])) == 5 and all(cost(i) <= 9.0 for i in found[0])
+
+
+def test_random_proposals_end_when_the_space_is_small() -> None:
+    supernet = space()
+    proposed = propose(supernet, free(supernet), settings(top_k=40), learned=False, seed=0)
+    assert {i for i, _ in proposed} == ALL and len(proposed) == 27
+
+
+# --- the choice ---
+
+
+def test_without_a_latency_limit_the_best_score_wins_and_nothing_is_measured() -> None:
+    supernet, scored = space(), []
+
+    def score(indices: Indices) -> float:
+        scored.append(indices)
+        return preferring((1, 2, 2))(indices)
+
+    def measure(_: Sequence[Indices]) -> list[float]:
+        raise AssertionError("not asked for")
+
+    choice = choose(supernet, free(supernet), settings(), score=score, measure=measure)
+    assert choice.chosen.indices == (1, 2, 2) and choice.rounds == 1
+    assert choice.chosen.measured_ms is None
+    assert len(scored) == len(set(scored)) == len(choice.proposals) == 5
+
+
+def test_among_equal_scores_the_most_probable_wins() -> None:
+    supernet = space()
+    choice = choose(supernet, free(supernet), settings(), score=lambda _: 0.5)
+    assert choice.chosen.indices == (2, 2, 2)
+
+
+def test_a_true_cost_model_needs_one_round() -> None:
+    supernet, measured = space(), []
+
+    def measure(networks: Sequence[Indices]) -> list[float]:
+        measured.extend(networks)
+        return device(1.01)(networks)
+
+    choice = choose(
+        supernet, limited(supernet, 9.0), settings(), score=lambda _: 0.0, measure=measure
+    )
+    assert choice.rounds == 1 and len(measured) == 2
+    assert choice.chosen.measured_ms == pytest.approx(1.01 * cost(choice.chosen.indices))
+    assert choice.chosen.measured_ms <= 9.0 * (1 + TOLERANCE)
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.3, 1.8])
+def test_a_wrong_cost_model_is_corrected_until_the_measurement_keeps_the_limit(
+    factor: float,
+) -> None:
+    """The largest network that the device runs within 10 ms, whatever the table said."""
+    supernet = space()
+    choice = choose(
+        supernet, limited(supernet, 10.0), settings(), score=cost, measure=device(factor)
+    )
+    assert choice.rounds == 2
+    largest = max(c for c in map(cost, ALL) if factor * c <= 10.0)
+    assert cost(choice.chosen.indices) == largest
+    assert choice.prices.of(choice.chosen.indices) == pytest.approx([factor * largest])
+
+
+def test_three_rounds_at_most_and_then_the_fastest_that_was_measured() -> None:
+    """A device that gets slower all the time, so that nothing ever keeps the limit."""
+    supernet = space()
+    factors = iter([1.1, 1.2, 1.35])
+
+    def measure(networks: Sequence[Indices]) -> list[float]:
+        return device(next(factors))(networks)
+
+    choice = choose(
+        supernet, limited(supernet, 9.0), settings(), score=lambda _: 0.0, measure=measure
+    )
+    assert choice.rounds == 3 and next(factors, None) is None
+    known = [p.measured_ms for p in choice.proposals if p.measured_ms is not None]
+    assert min(known) > 9.0 * (1 + TOLERANCE)
+    assert choice.chosen.measured_ms == min(known)
+
+
+def test_an_earlier_round_that_kept_the_limit_is_not_forgotten() -> None:
+    """First far under the limit, then twice over it: the first network keeps it."""
+    supernet = space()
+    answers = iter([0.8, 1.3, 1.3])
+
+    def measure(networks: Sequence[Indices]) -> list[float]:
+        return device(next(answers))(networks)
+
+    choice = choose(
+        supernet, limited(supernet, 9.0), settings(), score=lambda _: 0.0, measure=measure
+    )
+    assert choice.rounds == 3
+    assert choice.chosen.measured_ms is not None
+    assert choice.chosen.measured_ms <= 9.0 * (1 + TOLERANCE)
+
+
+def test_corrected_scales_one_cost_alone() -> None:
+    supernet = space()
+    before = limited(supernet, 9.0)
+    after = corrected(before, "latency", 2.0)
+    assert after.of((0, 1, 2)) == [2 * v for v in before.of((0, 1, 2))]
+    assert after.limits.tolist() == [9.0] and before.of((0, 0, 0)) == [4.0]
+
+
+def test_the_choice_is_deterministic() -> None:
+    supernet = space([[0.1, 0.1, 0.1]] * 3)
+
+    def score(indices: Indices) -> float:
+        return math.sin(sum(indices))
+
+    def once() -> tuple[Indices, ...]:
+        choice = choose(
+            supernet, limited(supernet, 9.0), settings(), score=score, measure=device(1.1)
+        )
+        return (choice.chosen.indices, *(p.indices for p in choice.proposals))
+
+    assert once() == once()
