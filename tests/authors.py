@@ -93,7 +93,7 @@ class Reference:
 
     def node(self, key: str, node: Config, x: Tensor) -> Tensor:
         n = len(node["edges"])
-        inputs = x.split(x.shape[1] // n, 1) if node["split_type"] == "split" else [x] * n
+        inputs = x.chunk(n, 1) if node["split_type"] == "split" else [x] * n
         total = torch.zeros(())
         for j in range(n):
             edge, child = node["edges"][j], node["child_nodes"][j]
@@ -112,7 +112,7 @@ class Reference:
             elif op == "bn" and c["use_bn"]:
                 x = self.bn(f"{key}.bn", x)
             elif op == "act" and c["act_func"]:
-                x = {"relu": F.relu, "relu6": F.relu6}[c["act_func"]](x)
+                x = F.relu6(x) if c["act_func"] == "relu6" else F.relu(x)
         return x
 
     def weight(self, key: str, c: Config, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One thread (two noisy cores), one hypothesis profile, the marker of slow tests."""
+"""One thread (two noisy cores), one hypothesis profile, seeded weights."""
 
 from __future__ import annotations
 
@@ -9,10 +9,6 @@ import torch
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=40)
 hypothesis.settings.load_profile("quick")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes more than a few seconds")
 
 
 @pytest.fixture(autouse=True)

@@ -38,9 +38,7 @@ plain = st.recursive(
 )
 
 
-@given(
-    names, st.dictionaries(names, names, max_size=5), st.dictionaries(names, plain, max_size=4)
-)
+@given(names, st.dictionaries(names, names, max_size=5), st.dictionaries(names, plain, max_size=4))
 def test_any_architecture_survives_json(
     space: str, choices: dict[str, str], settings: dict[str, Any]
 ) -> None:

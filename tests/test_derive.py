@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from torch import nn
+from toys import Scale, free, priced, supernet_with
 
 from proxylessnas.config import DeriveSettings
 from proxylessnas.derive import TOLERANCE, Indices, choose, corrected, propose
 from proxylessnas.errors import LimitError
 from proxylessnas.objective import Prices
 from proxylessnas.supernet import MixedOp, Supernet
-from toys import Scale, free, priced, supernet_with
 
 COSTS = [[1.0, 2.0, 4.0]] * 3
 ALL = set(itertools.product(range(3), repeat=3))
@@ -46,7 +46,9 @@ def cost(indices: Indices) -> float:
     return 1.0 + sum(COSTS[0][i] for i in indices)
 
 
-def device(factor: float | Callable[[Indices], float]) -> Callable[[Sequence[Indices]], list[float]]:
+def device(
+    factor: float | Callable[[Indices], float],
+) -> Callable[[Sequence[Indices]], list[float]]:
     """A device that is slower than predicted by a factor, of every network or of each."""
     of = factor if callable(factor) else lambda _: factor
     return lambda networks: [of(n) * cost(n) for n in networks]
@@ -62,7 +64,7 @@ def preferring(*best: Indices) -> Callable[[Indices], float]:
 def test_without_a_limit_the_most_probable_network_comes_first() -> None:
     supernet = space()
     proposed = propose(supernet, free(supernet), settings(), learned=True, seed=0)
-    assert [i for i, _ in proposed][0] == supernet.indices(supernet.most_probable()) == (2, 2, 2)
+    assert proposed[0][0] == supernet.indices(supernet.most_probable()) == (2, 2, 2)
     assert [p for _, p in proposed] == sorted((p for _, p in proposed), reverse=True)
     log_p = supernet.log_probabilities()
     assert proposed[1][1] == pytest.approx(sum(float(log_p[m, j]) for m, j in enumerate((1, 2, 2))))
@@ -198,6 +200,24 @@ def test_an_earlier_round_that_kept_the_limit_is_not_forgotten() -> None:
     assert choice.rounds == 3
     assert choice.chosen.measured_ms is not None
     assert choice.chosen.measured_ms <= 9.0 * (1 + TOLERANCE)
+
+
+def test_a_correction_that_leaves_nothing_takes_the_fastest_that_was_measured() -> None:
+    """A device three times slower than the table said, found out after the whole search."""
+    supernet = space()
+    choice = choose(
+        supernet, limited(supernet, 9.0), settings(), score=lambda _: 0.0, measure=device(3.0)
+    )
+    known = [p.measured_ms for p in choice.proposals if p.measured_ms is not None]
+    assert choice.chosen.measured_ms == min(known) > 9.0
+
+
+def test_a_limit_out_of_reach_is_refused_before_anything_is_scored() -> None:
+    def score(_: Indices) -> float:
+        raise AssertionError
+
+    with pytest.raises(LimitError):
+        choose(space(), limited(space(), 3.0), settings(), score=score, measure=device(1.0))
 
 
 def test_corrected_scales_one_cost_alone() -> None:

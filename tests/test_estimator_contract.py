@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from toys import ESTIMATORS, LEARNING, Planted, Scale, make_search, priced
 
 from proxylessnas.estimators import make_estimator
 from proxylessnas.loop import Search
@@ -16,7 +17,6 @@ from proxylessnas.machine import Machine
 from proxylessnas.objective import Constraint
 from proxylessnas.supernet import MixedOp, Zero
 from proxylessnas.task import Task
-from toys import ESTIMATORS, LEARNING, Planted, Scale, make_search, priced
 
 pytestmark = pytest.mark.parametrize("name", ESTIMATORS)
 
@@ -44,7 +44,12 @@ def rich(name: str, seed: int = 0, weights: int = 0, **settings: Any) -> Search:
     """A search with a cost under a constraint that binds."""
     torch.manual_seed(weights)
     job = make_search(
-        Rich(), name, seed=seed, objective=Constraint([2.0], rate=0.5), uniform_share=0.3, **settings
+        Rich(),
+        name,
+        seed=seed,
+        objective=Constraint([2.0], rate=0.5),
+        uniform_share=0.3,
+        **settings,
     )
     job.prices = priced(job.supernet, [[3.0, 2.0, 0.0], [1.0, 0.5]])
     return job

@@ -11,6 +11,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from toys import (
+    LEARNING,
+    Chain,
+    Recorder,
+    Scale,
+    log_of,
+    priced,
+    problem,
+    seeded,
+    supernet_with,
+)
 
 from proxylessnas.errors import ConfigError
 from proxylessnas.estimators import (
@@ -28,17 +39,6 @@ from proxylessnas.estimators import (
 )
 from proxylessnas.objective import Linear, MulLog
 from proxylessnas.supernet import MixedOp, Supernet, Zero, softmax
-from toys import (
-    LEARNING,
-    Chain,
-    Recorder,
-    Scale,
-    log_of,
-    priced,
-    problem,
-    seeded,
-    supernet_with,
-)
 
 P = (0.5, 0.3, 0.2)
 LOSSES = (1.0, 0.0, 0.0)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 from torch.nn.utils.parametrizations import spectral_norm as parametrized_spectral_norm
+from toys import changed, snapshot
 
 from proxylessnas.frozen import frozen, take_apart
 from proxylessnas.supernet import MixedOp, Supernet
-from toys import changed, snapshot
 
 
 class Replaces(nn.Module):
@@ -75,7 +75,8 @@ LAYERS = {
 
 def model_with(layer: str) -> nn.Module:
     """The layer outside of the mixed operation, and in one of its candidates."""
-    return nn.Sequential(LAYERS[layer](), MixedOp([LAYERS[layer](), nn.Identity()]), nn.Linear(4, 4))
+    mixed = MixedOp([LAYERS[layer](), nn.Identity()])
+    return nn.Sequential(LAYERS[layer](), mixed, nn.Linear(4, 4))
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from toys import Recorder, Scale
 
 from proxylessnas.errors import SupernetError
 from proxylessnas.gates import Binary, Mixture, Path
 from proxylessnas.supernet import MixedOp, Zero
-from toys import Recorder, Scale
 
 
 def binary(active: int, count: int, inactive: tuple[int, ...] | None = None) -> Binary:
@@ -150,7 +150,7 @@ def test_tuples_dicts_keyword_tensors_and_what_is_no_tensor() -> None:
     assert torch.equal(out["index"], (by * x).argmax())
     (out["y"].sum() + 2 * out["z"][0].sum()).backward()
     torch.testing.assert_close(by.grad, 3 * x)
-    dot = float((x * by).sum())
+    dot = (x * by).sum().item()
     expected = torch.tensor([3 * dot + 8, 9 * dot + 8], dtype=torch.float64)
     torch.testing.assert_close(gate_gradient(gate), expected)
 
@@ -245,11 +245,12 @@ def test_a_shared_operation_sums_its_gate_gradients() -> None:
     torch.testing.assert_close(gate_gradient(gate), torch.tensor(expected).double())
 
 
-def test_no_grad_evaluation_runs_the_active_candidate_alone() -> None:
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_evaluation_runs_the_active_candidate_alone(mode: type[Any]) -> None:
     log: list[tuple[Any, bool]] = []
     mixed = MixedOp([Recorder(Scale(j + 1.0), j, log) for j in range(3)])
     mixed.gate = binary(1, 3)
-    with torch.no_grad():
+    with mode():
         assert torch.equal(mixed(torch.ones(2)), torch.full((2,), 2.0))
     assert log == [(1, False)]
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from toys import Scale, log_of, problem, seeded, supernet_with
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.errors import ArchitectureError, LimitError, SupernetError
 from proxylessnas.estimators import FullPath
 from proxylessnas.gates import Path
 from proxylessnas.supernet import MixedOp, Residual, Supernet, Zero, softmax
-from toys import Scale, log_of, problem, seeded, supernet_with
 
 
 class Block(nn.Module):
@@ -175,9 +175,7 @@ def test_indices_and_architecture_are_inverse() -> None:
         ({"0": "a", "1": "b", "2": "a"}, "no mixed operation '2'"),
     ],
 )
-def test_an_architecture_of_another_model_is_refused(
-    choices: dict[str, str], message: str
-) -> None:
+def test_an_architecture_of_another_model_is_refused(choices: dict[str, str], message: str) -> None:
     two = {"a": Scale(1.0), "b": Scale(2.0)}
     supernet = Supernet(nn.Sequential(MixedOp(two), MixedOp(two)))
     with pytest.raises(ArchitectureError, match=message):

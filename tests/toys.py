@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from proxylessnas.config import SearchSettings
 from proxylessnas.estimators import Estimator, Problem, make_estimator
 from proxylessnas.frozen import take_apart
-from proxylessnas.objective import Constraint, Linear, Objective, Prices
 from proxylessnas.loop import Search
+from proxylessnas.objective import Constraint, Linear, Objective, Prices
 from proxylessnas.supernet import MixedOp, Supernet
 from proxylessnas.task import LoaderBatches, Task
 

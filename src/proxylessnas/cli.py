@@ -84,6 +84,7 @@ def _parser(verb: str) -> ArgumentParser:
     from .config import RunConfig, add_options
 
     parser = ArgumentParser(prog=f"proxylessnas {verb}", exit_on_error=False, default_env=False)
+    parser.allow_abbrev = False  # a misspelt option must not become another one
     parser.add_argument("directory", nargs="?", help="the run directory; the same as --out")
     parser.add_argument("--config", action="config", help="settings from a YAML file")
     parser.add_argument("--out", help="the run directory; default: runs/DATA-SPACE")

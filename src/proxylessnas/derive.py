@@ -75,7 +75,12 @@ def choose(
     limit = _limit(prices, "latency")
     measure = measure if math.isfinite(limit) else None
     for round_ in range(1, settings.rounds + 1):
-        proposed = propose(supernet, prices, settings, learned=learned, seed=seed)
+        try:
+            proposed = propose(supernet, prices, settings, learned=learned, seed=seed)
+        except LimitError:
+            if not measured:
+                raise
+            break  # the corrected costs leave nothing within the limit: take what was measured
         for done, (indices, log_p) in enumerate(proposed):
             if indices not in scores:
                 scores[indices] = score(indices)
@@ -90,19 +95,18 @@ def choose(
             for p, ms in zip(best, measure([p.indices for p in best]), strict=True)
         ]
         measured |= {p.indices: p for p in now}
-        keeping = [p for p in now if _kept(p, limit)]
         ratio = _ratio(now, prices.names.index("latency"))
         close = abs(ratio - 1) <= TOLERANCE
-        if round_ == settings.rounds or (keeping and close):
-            # Where the last round misses, an earlier one may have measured a network that keeps.
-            keeping = keeping or [p for p in measured.values() if _kept(p, limit)]
-            if keeping:
-                chosen = max(keeping, key=lambda p: p.score)
-            else:
-                chosen = min(measured.values(), key=lambda p: p.measured_ms or 0)
-            return Choice(chosen, tuple((seen | measured).values()), prices, round_)
+        if round_ == settings.rounds or (close and any(_kept(p, limit) for p in now)):
+            break
         prices = corrected(prices, "latency", ratio)
-    raise AssertionError("unreachable: the last round returns")
+    # Whatever round measured it: the best that keeps the limit, or else the fastest.
+    keeping = [p for p in measured.values() if _kept(p, limit)]
+    if keeping:
+        chosen = max(keeping, key=lambda p: p.score)
+    else:
+        chosen = min(measured.values(), key=lambda p: p.measured_ms or 0.0)
+    return Choice(chosen, tuple((seen | measured).values()), prices, round_)
 
 
 def _kept(proposal: Proposal, limit: float) -> bool:

@@ -1,14 +1,16 @@
-"""A network as a file for somewhere else: ONNX and torch.export, compared with eager."""
+"""A network as a file for somewhere else: ONNX, torch.export, tflite; compared with eager."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import io
 import json
 import logging
 import os
 import re
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import optimization
 from torch.utils import _pytree as pytree
 
-from .errors import ExportError
+from .errors import ExportError, MissingDependency
 
 TOLERANCE = 1e-4  # of the largest output; float32 in another order of summation
 
@@ -106,7 +109,7 @@ def compare(
         ExportError: the outputs differ by more than `tolerance` of the largest output, in
             shape, or in being finite.
     """
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -177,6 +180,55 @@ def to_torch_export(module: nn.Module, inputs: tuple[Tensor, ...], path: str | P
     return difference(eager_outputs(module, inputs), [v.numpy() for v in leaves])
 
 
+def to_tflite(
+    module: nn.Module, inputs: tuple[Tensor, ...], path: str | Path | None = None
+) -> bytes:
+    """The network as one `.tflite` file for LiteRT, in float32.
+
+    Images, that is every input and output of four dimensions, are [batch, height, width,
+    channels] there, as the runtime's kernels want them: `channels_last` of the inputs.
+
+    Raises:
+        MissingDependency: the extra `litert` is not installed.
+        ExportError: the network cannot be converted.
+    """
+    litert_torch = _litert_torch()
+    inputs = tuple(x.detach().cpu() for x in inputs)
+    plain = fold(module.cpu())
+    try:
+        with _quietly(), stderr_away(), torch.no_grad():
+            outputs = pytree.tree_leaves(plain(*inputs))
+            wrapped = litert_torch.to_channel_last_io(
+                plain,
+                args=[i for i, x in enumerate(inputs) if x.dim() == 4],
+                outputs=[i for i, x in enumerate(outputs) if x.dim() == 4],
+            ).eval()
+            content = litert_torch.convert(wrapped, channels_last(inputs)).model_content()
+    except Exception as error:  # the converter, and the module's own code, raise anything
+        raise ExportError(
+            f"{type(module).__name__} cannot be exported to tflite: {one_line(error)}"
+        ) from error
+    if path is not None:
+        _write(Path(path), bytes(content))
+    return bytes(content)
+
+
+def channels_last(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """[batch, channels, height, width] to [batch, height, width, channels]; others as they are."""
+    return tuple(x.permute(0, 2, 3, 1).contiguous() if x.dim() == 4 else x for x in inputs)
+
+
+def fold(module: nn.Module) -> nn.Module:
+    """A copy in eval mode with BN folded, as far as torch.fx can follow the module."""
+    plain = copy.deepcopy(module).eval()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return optimization.fuse(plain).eval()
+    except Exception:  # control flow that cannot be traced: it stays unfolded, as it would run
+        return plain
+
+
 def one_line(error: BaseException) -> str:
     """The first lines of an error as one, in at most 200 characters."""
     text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
@@ -211,18 +263,52 @@ def _write(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """No deprecation notes and tracer warnings on the user's terminal; one thread.
-
-    An export computes next to nothing, and threads that wait for each other on a busy
-    machine make it ten times slower.
-    """
-    before, threads = logging.root.manager.disable, torch.get_num_threads()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    """No deprecation notes and tracer warnings on the user's terminal."""
+    before = logging.root.manager.disable
+    with one_thread(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
-        torch.set_num_threads(1)
         try:
             yield
         finally:
-            torch.set_num_threads(threads)
             logging.disable(before)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread, for much small work such as exports.
+
+    Threads that wait for each other on a busy machine make it ten times slower.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _litert_torch() -> Any:
+    if importlib.util.find_spec("litert_torch") is None:
+        raise MissingDependency("litert-torch", "litert", "the conversion to tflite")
+    with _quietly(), stderr_away():
+        import litert_torch
+        from litert_torch import progress
+
+    progress.config.show_progress = False  # it draws on the terminal otherwise
+    return litert_torch
+
+
+@contextlib.contextmanager
+def stderr_away() -> Iterator[None]:
+    """Native code's log lines, which Python's logging cannot stop, go nowhere meanwhile."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)

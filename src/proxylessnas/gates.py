@@ -60,10 +60,10 @@ def run(
     gate: Gate, candidates: Sequence[nn.Module], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
     """The mixed operation's output under `gate`, of whatever structure the candidates return."""
-    if isinstance(gate, Path):
-        return candidates[gate.active](*args, **kwargs)
     if isinstance(gate, Mixture):
         return _mixture(gate.weights, [c(*args, **kwargs) for c in candidates])
+    if isinstance(gate, Path) or not torch.is_grad_enabled():
+        return candidates[gate.active](*args, **kwargs)
     return _binary(gate, candidates, args, kwargs)
 
 

@@ -233,8 +233,9 @@ class Search:
         self.bad_steps[kind] += 1
         if self.bad_steps[kind] >= MAX_BAD_STEPS:
             raise UserError(
-                f"the {kind} step's value was not finite {self.bad_steps[kind]} times in a row, last at "
-                f"step {self.step}: lower --search.learning-rate ({self.settings.learning_rate:g})"
+                f"the {kind} step's value was not finite {self.bad_steps[kind]} times in a row, "
+                f"last at step {self.step}: lower --search.learning-rate "
+                f"({self.settings.learning_rate:g})"
             )
         return False
 

@@ -1,6 +1,7 @@
-"""The processor a measurement runs on: its name, its other load, and quiet conditions.
+"""The processor a measurement runs on: its name, its other load, a core to be pinned to.
 
-Everything here does what the system allows and nothing where it does not.
+Everything here does what the system allows and nothing where it does not. Only the standard
+library: a kit carries this file along.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-
-import torch
 
 _STAT = "/proc/stat"
 _BUSY = (0, 1, 2, 5, 6, 7)  # user, nice, system, irq, softirq, steal; ticks in /proc/stat
@@ -63,19 +62,8 @@ def waited_s() -> float:
 
 
 @contextlib.contextmanager
-def quiet(*, threads: int) -> Iterator[int | None]:
-    """Conditions for timing: pinned to a core if `threads` is 1; denormals flushed.
-
-    Yields the core, or None where nothing was pinned. Everything is put back afterwards:
-    the training that follows must not compute otherwise than one that is resumed.
-    """
-    keep_memory()
-    with _pinned(threads == 1) as core, _denormals_flushed():
-        yield core
-
-
-@contextlib.contextmanager
-def _pinned(wanted: bool) -> Iterator[int | None]:
+def pinned(wanted: bool) -> Iterator[int | None]:
+    """The calling thread on the idlest core, as long as it lasts; None where it is not."""
     if not wanted or not hasattr(os, "sched_setaffinity"):
         yield None
         return
@@ -98,18 +86,6 @@ def _idlest(allowed: set[int]) -> int:
     time.sleep(0.1)
     after = _ticks()
     return min(allowed, key=lambda c: (after.get(c, 0) - before.get(c, 0), -c))
-
-
-@contextlib.contextmanager
-def _denormals_flushed() -> Iterator[None]:
-    """Activations of untrained networks can be denormal, which is slow: no fault of the device."""
-    tiny = torch.tensor([1e-40])
-    before = bool((tiny * 1.0 == 0).item())
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
 
 
 def keep_memory() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from ..config import MeasureSettings
 from ..errors import MeasurementError, UserError
-from ..seeds import derive_seed
+from ..export import one_thread
 from ..supernet import Supernet
-from .cost import Cost, indices_of, macs_cost, space_id
+from .cost import indices_of
 from .machine import cores
+from .plan import REPEAT, Plan, assemble, choose_networks, known_samples, make_plan, on_device
 from .protocol import Measurement, Progress, measure_all
 from .runtimes.base import Runtime, Session
-from .table import LatencyTable, NetworkEntry, Role
+from .table import SAME, LatencyTable, Scalar
 from .trace import Trace, trace
 
 __all__ = [
@@ -33,8 +34,6 @@ __all__ = [
     "measure_networks",
     "measure_table",
 ]
-
-REPEAT = " again"  # the suffix of a session that is a network built a second time
 
 
 def measure_table(
@@ -57,51 +56,67 @@ def measure_table(
         MeasurementError: a candidate cannot run on the runtime (it is named), or `path` holds
             a table of another device.
     """
-    plan = _plan(supernet, example_inputs, settings, seed)
-    device = _device(runtime, example_inputs)
+    with one_thread():
+        found = trace(supernet, example_inputs)
+        plan = make_plan(supernet, found, settings, seed=seed)
+    device = describe(runtime, example_inputs)
     before = _earlier(path, device)
-    known = _known(before, plan)
-    missing = {k for k, n in plan.visits.items() if len(known.get(k, ())) < n}
+    known = known_samples(before, plan)
+    missing = [k for k, n in plan.visits.items() if len(known.get(k, ())) < n]
     if before is not None and not missing:
         return before if before.complete else replace(before, complete=True)
-    loads = len(missing)
-    total = loads + sum(max(0, plan.visits[k] - len(known.get(k, ()))) for k in missing)
-
-    def table_of(measured: Mapping[str, Measurement]) -> LatencyTable:
-        return _assemble(plan, device, measured, before)
+    opened = missing if plan.canary in missing else [*missing, plan.canary]
+    total = len(opened) + sum(plan.visits[k] - len(known.get(k, ())) for k in missing)
 
     def save(measured: Mapping[str, Measurement]) -> None:
         if path is not None:
-            table_of(measured).save(path)
+            assemble(plan, device, measured, before).save(path)
 
-    def visited(done: int, _: int) -> None:
+    def step(done: int) -> None:
         if progress is not None:
-            progress(loads + done, total)
+            progress(done, total)
 
-    with ExitStack() as opened:
+    with ExitStack() as stack:
         sessions: dict[str, Session] = {}
-        for key, load in plan.loaders(runtime).items():
-            if key in missing or key == plan.canary:
-                sessions[key] = load()
-                opened.callback(sessions[key].close)
-                if progress is not None:
-                    progress(min(len(sessions), loads), total)
+        for key in opened:
+            with one_thread():
+                sessions[key] = load(key, plan, supernet, found, runtime)
+            stack.callback(sessions[key].close)
+            step(len(sessions))
         measured = measure_all(
             sessions,
             rounds={k: plan.visits[k] for k in sessions},
             runs=settings.runs,
             warmup=settings.warmup,
             seed=seed,
-            progress=visited,
+            progress=lambda done, _: step(len(opened) + done),
             canary=plan.canary,
             threads=settings.threads,
             known={k: known.get(k, ()) for k in sessions},
             save=save,
         )
-    table = table_of(measured)
-    if path is not None:
-        table.save(path)
-    return table
+    return assemble(plan, device, measured, before)
+
+
+def module_of(
+    key: str, plan: Plan, supernet: Supernet, found: Trace
+) -> tuple[str, nn.Module, tuple[Tensor, ...]]:
+    """What a plan's key or network name stands for: in words, and what is loaded."""
+    if key in found.units:
+        return f"the candidate {found.units[key].label!r}", *found.units[key].plain()
+    network = next(n for n in plan.networks if n.name == key.removesuffix(REPEAT))
+    module = supernet.derive(indices_of(supernet, network.choices)).eval()
+    return "a whole network", module, found.inputs
+
+
+def load(key: str, plan: Plan, supernet: Supernet, found: Trace, runtime: Runtime) -> Session:
+    """A session of what the key stands for.
+
+    Raises:
+        MeasurementError: the runtime cannot run it; it is named.
+    """
+    what, module, inputs = module_of(key, plan, supernet, found)
+    return _named(what, runtime, lambda: runtime.load(module, inputs))
 
 
 # --- whole networks, later ---
@@ -158,21 +173,20 @@ def measure_networks(
     Raises:
         MeasurementError: one of them cannot run on the runtime; it is named.
     """
-    with ExitStack() as opened:
+    reference = table.canary if table is not None else None
+    extra = "canary"
+    while extra in modules:
+        extra += "_"
+    wanted: dict[str, nn.Module | Path] = dict(modules)
+    if canary is not None and reference is not None:
+        wanted[extra] = canary
+    with ExitStack() as stack:
         sessions: dict[str, Session] = {}
-
-        def add(key: str, load: Callable[[], Session]) -> None:
-            sessions[key] = _named(f"the network {key!r}", runtime, load)
-            opened.callback(sessions[key].close)
-
-        for name, module in modules.items():
-            add(name, _loader(runtime, module, inputs))
-        reference = table.canary if table is not None else None
-        name = "canary"
-        while name in modules:
-            name += "_"
-        if canary is not None and reference is not None:
-            add(name, _loader(runtime, canary, inputs))
+        for name, network in wanted.items():
+            with one_thread():
+                load = _loader(runtime, network, inputs)
+                sessions[name] = _named(f"the network {name!r}", runtime, load)
+            stack.callback(sessions[name].close)
         measured = measure_all(
             sessions,
             rounds=settings.network_rounds,
@@ -182,24 +196,22 @@ def measure_networks(
             progress=progress,
             threads=settings.threads,
         )
-    measured = {key: _on(_device(runtime, inputs), m) for key, m in measured.items()}
-    now = measured.pop(name, None)
+    device = describe(runtime, inputs)
+    measured = {key: on_device(device, m) for key, m in measured.items()}
+    now = measured.pop(extra, None)
     drift, canary_noise = 1.0, 0.0
     if now is not None and reference is not None:
         drift = now.median_ms / reference.measurement.median_ms
         canary_noise = now.noise_pct
-    return NetworkReport(
-        networks={
-            key: NetworkResult(
-                raw=m,
-                corrected_ms=m.median_ms / drift,
-                noise_pct=(m.noise_pct**2 + canary_noise**2) ** 0.5,
-            )
-            for key, m in measured.items()
-        },
-        drift=drift,
-        canary=now,
-    )
+    results = {
+        key: NetworkResult(
+            raw=m,
+            corrected_ms=m.median_ms / drift,
+            noise_pct=(m.noise_pct**2 + canary_noise**2) ** 0.5,
+        )
+        for key, m in measured.items()
+    }
+    return NetworkReport(networks=results, drift=drift, canary=now)
 
 
 def canary_of(supernet: Supernet, table: LatencyTable) -> nn.Module | None:
@@ -209,188 +221,8 @@ def canary_of(supernet: Supernet, table: LatencyTable) -> nn.Module | None:
     return supernet.derive(indices_of(supernet, table.canary.choices)).eval()
 
 
-# --- which networks ---
-
-
-def choose_networks(cost: Cost, mask: Tensor, count: int, *, seed: int) -> list[tuple[int, ...]]:
-    """Different networks that span the space: the cheapest, the dearest, then random ones.
-
-    Each random one has a bias of its own towards cheap or costly candidates, so that depth
-    and size vary over the whole range; uniform draws would all be near the middle.
-    """
-    chosen: dict[tuple[int, ...], None] = dict.fromkeys(cost.extremes(mask))
-    generator = torch.Generator().manual_seed(derive_seed(seed, "networks to measure"))
-    low = cost.per_candidate.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
-    high = cost.per_candidate.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
-    relative = (cost.per_candidate - low) / (high - low).clamp_min(1e-12)
-    for _ in range(100 * count):
-        if len(chosen) >= count:
-            break
-        bias = 6 * torch.rand((), generator=generator).item() - 3
-        p = torch.softmax((bias * relative).masked_fill(~mask, -torch.inf), dim=1)
-        chosen[tuple(torch.multinomial(p, 1, generator=generator)[:, 0].tolist())] = None
-    return list(chosen)[:count]
-
-
-# --- the plan of a table ---
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Network:
-    name: str
-    indices: tuple[int, ...]
-    role: Role
-    macs: int
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Plan:
-    """What is measured: units by their key, networks as `network N` (and ` again`)."""
-
-    supernet: Supernet
-    trace: Trace
-    space: str
-    networks: Sequence[_Network]
-    visits: Mapping[str, int]
-
-    @property
-    def canary(self) -> str:
-        return next(n.name for n in self.networks if n.role == "canary")
-
-    def loaders(self, runtime: Runtime) -> dict[str, Callable[[], Session]]:
-        """Key -> what builds and loads its session."""
-
-        def unit(key: str) -> Callable[[], Session]:
-            found = self.trace.units[key]
-            what = f"the candidate {found.label!r}"
-            return lambda: _named(what, runtime, lambda: runtime.load(*found.plain()))
-
-        def network(name: str) -> Callable[[], Session]:
-            indices = next(n.indices for n in self.networks if name in (n.name, n.name + REPEAT))
-
-            def load() -> Session:
-                module = self.supernet.derive(indices).eval()
-                return runtime.load(module, self.trace.inputs)
-
-            return lambda: _named("a whole network", runtime, load)
-
-        return {key: unit(key) if key in self.trace.units else network(key) for key in self.visits}
-
-
-def _plan(
-    supernet: Supernet, example_inputs: tuple[Any, ...], settings: MeasureSettings, seed: int
-) -> _Plan:
-    found = trace(supernet, example_inputs)
-    macs = macs_cost(supernet, found)
-    count = settings.networks + settings.validation
-    chosen = choose_networks(macs, supernet.mask, count, seed=seed)
-    fitted = chosen[: settings.networks]
-    middle = sorted(fitted, key=macs.of)[len(fitted) // 2]
-    networks = []
-    for i, indices in enumerate(chosen):
-        role: Role = "canary" if indices == middle else "fit" if i < len(fitted) else "validation"
-        networks.append(
-            _Network(name=f"network {i}", indices=indices, role=role, macs=round(macs.of(indices)))
-        )
-    visits = dict.fromkeys(found.units, settings.rounds)
-    for network in networks:
-        visits[network.name] = settings.network_rounds
-        if network.role == "validation":
-            visits[network.name + REPEAT] = settings.network_rounds
-    return _Plan(
-        supernet=supernet,
-        trace=found,
-        space=space_id(supernet, found),
-        networks=networks,
-        visits=visits,
-    )
-
-
-def _assemble(
-    plan: _Plan,
-    device: Mapping[str, str | int | float],
-    measured: Mapping[str, Measurement],
-    before: LatencyTable | None,
-) -> LatencyTable:
-    """The table of what there is; what an earlier table had beside it stays."""
-    measured = {key: _on(device, m) for key, m in measured.items()}
-    entries = dict(before.entries) if before else {}
-    entries |= {key: measured[key] for key in plan.trace.units if key in measured}
-    networks = {_identity(n.space, n.choices): n for n in (before.networks if before else ())}
-    networks = {
-        k: replace(n, role="fit") if n.role == "canary" and n.space == plan.space else n
-        for k, n in networks.items()
-    }
-    for n in plan.networks:
-        choices = plan.supernet.architecture(n.indices).choices
-        known = networks.get(_identity(plan.space, choices))
-        if n.name in measured:
-            repeat = measured.get(n.name + REPEAT)
-            entry = NetworkEntry(
-                choices=dict(choices),
-                role=n.role,
-                space=plan.space,
-                macs=n.macs,
-                measurement=measured[n.name],
-                repeat=repeat or (known.repeat if known else None),
-            )
-            networks[_identity(plan.space, choices)] = entry
-        elif known is not None:
-            networks[_identity(plan.space, choices)] = replace(known, role=n.role)
-    visits = {k: len(v) for k, v in _known(before, plan).items()}
-    visits |= {k: len(m.samples_ms) for k, m in measured.items()}
-    return LatencyTable(
-        device=device,
-        entries=entries,
-        networks=tuple(networks.values()),
-        complete=all(visits.get(k, 0) >= n for k, n in plan.visits.items()),
-    )
-
-
-def _on(device: Mapping[str, str | int | float], m: Measurement) -> Measurement:
-    """The measurement with the device beside the moment's environment."""
-    return replace(m, environment={**device, **m.environment})
-
-
-def _identity(space: str, choices: Mapping[str, str]) -> tuple[str, tuple[tuple[str, str], ...]]:
-    return space, tuple(choices.items())
-
-
-def _earlier(path: Path | None, device: Mapping[str, str | int | float]) -> LatencyTable | None:
-    """The table that is at `path` already.
-
-    Raises:
-        MeasurementError: it is none, or one of another device.
-    """
-    if path is None or not path.exists():
-        return None
-    table = LatencyTable.load(path)
-    for name in ("runtime", "precision", "threads", "device", "batch"):
-        if table.device.get(name) != device[name]:
-            raise MeasurementError(
-                f"{path} holds a table with {name} {table.device.get(name)!r}, not "
-                f"{device[name]!r}: choose another file, or remove it"
-            )
-    return table
-
-
-def _known(before: LatencyTable | None, plan: _Plan) -> dict[str, tuple[float, ...]]:
-    """Samples of an earlier table, by the plan's keys."""
-    if before is None:
-        return {}
-    known = {k: m.samples_ms for k, m in before.entries.items() if k in plan.visits}
-    networks = {_identity(n.space, n.choices): n for n in before.networks}
-    for n in plan.networks:
-        choices = plan.supernet.architecture(n.indices).choices
-        entry = networks.get(_identity(plan.space, choices))
-        if entry is not None:
-            known[n.name] = entry.measurement.samples_ms
-            if entry.repeat is not None:
-                known[n.name + REPEAT] = entry.repeat.samples_ms
-    return known
-
-
-def _device(runtime: Runtime, example_inputs: tuple[Any, ...]) -> dict[str, str | int | float]:
+def describe(runtime: Runtime, example_inputs: tuple[Any, ...]) -> dict[str, Scalar]:
+    """The device a table belongs to: see `LatencyTable.device`."""
     tensors = [x for x in example_inputs if isinstance(x, Tensor)]
     return {
         **runtime.describe(),
@@ -403,11 +235,29 @@ def _device(runtime: Runtime, example_inputs: tuple[Any, ...]) -> dict[str, str 
     }
 
 
+def _earlier(path: Path | None, device: Mapping[str, Scalar]) -> LatencyTable | None:
+    """The table that is at `path` already.
+
+    Raises:
+        MeasurementError: it is none, or one of another device.
+    """
+    if path is None or not path.exists():
+        return None
+    table = LatencyTable.load(path)
+    for name in (*SAME, "batch"):
+        if table.device.get(name) != device[name]:
+            raise MeasurementError(
+                f"{path} holds a table with {name} {table.device.get(name)!r}, not "
+                f"{device[name]!r}: choose another file, or remove it"
+            )
+    return table
+
+
 def _loader(
     runtime: Runtime, network: nn.Module | Path, inputs: tuple[Tensor, ...]
 ) -> Callable[[], Session]:
     if isinstance(network, nn.Module):
-        return lambda: runtime.load(network.eval(), inputs)
+        return lambda: runtime.load(network, inputs)
     return lambda: runtime.load_file(network, batch=int(inputs[0].shape[0]))
 
 

@@ -1,32 +1,26 @@
-"""How anything is timed: all sessions open, shuffled rounds, medians of visits' medians.
-
-A round visits sessions in shuffled order; a visit is a few warm-up inferences and some
-timed runs, of which the median is kept. Slow drift of the machine then falls on all
-sessions alike, and a burst of other load spoils single visits, which the median over
-visits ignores. A canary session is visited again and again in between and shows drift.
-"""
+"""How anything is timed: all sessions open, visited in rounds (`rounds.py`) on a quiet core."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+import torch
+
 from ..errors import MeasurementError
-from ..seeds import derive_seed
-from .machine import OtherLoad, quiet
+from ..export import one_line
+from . import rounds as rounds_of
+from .machine import OtherLoad, keep_memory, pinned
 from .runtimes.base import Session
 
 Progress = Callable[[int, int], None]
 Environment = Mapping[str, str | int | float]
 
-SHORTEST_S = 100e-6  # a timed run lasts at least this long, so that the timer means something
-MOST_LOOPS = 1000
-CANARY_EVERY = 8  # visits
 SAVE_EVERY_S = 5.0
 
 
@@ -92,16 +86,14 @@ def measure_all(
     visits = {key: rounds if isinstance(rounds, int) else rounds[key] for key in sessions}
     samples = {key: list((known or {}).get(key, ())) for key in sessions}
     wanted = {key: max(0, visits[key] - len(samples[key])) for key in sessions}
-    total, done = sum(wanted.values()), 0
-    other, extra = OtherLoad(), list[float]()
+    total, done, saved = sum(wanted.values()), 0, time.monotonic()
+    other = OtherLoad()
     environment: dict[str, str | int | float] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds")
     }
 
-    def finished() -> dict[str, Measurement]:
+    def so_far() -> dict[str, Measurement]:
         environment["other_load_cores"] = round(other.so_far(), 2)
-        if len(extra) >= 4:
-            environment["canary_drift_pct"] = round(_drift_pct(extra), 2)
         now = dict(environment)
         return {
             key: Measurement(samples_ms=tuple(seen), environment=now)
@@ -109,64 +101,54 @@ def measure_all(
             if seen
         }
 
-    with quiet(threads=threads) as core:
+    def note(key: str, ms: float) -> None:
+        nonlocal done, saved
+        samples[key].append(ms)
+        done += 1
+        if progress is not None:
+            progress(done, total)
+        if save is not None and time.monotonic() - saved > SAVE_EVERY_S:
+            save(so_far())
+            saved = time.monotonic()
+
+    with _quiet(threads=threads) as core:
         environment["pinned_core"] = -1 if core is None else core
-        loops = {key: _settle(key, sessions[key], warmup) for key in sessions if wanted[key]}
-        saved = time.monotonic()
-        for order in _rounds(wanted, seed):
-            for key in order:
-                samples[key].append(_visit(key, sessions[key], loops[key], runs, warmup))
-                done += 1
-                if canary is not None and done % CANARY_EVERY == 0:
-                    extra.append(_visit(canary, sessions[canary], 1, runs, warmup))
-                if progress is not None:
-                    progress(done, total)
-                if save is not None and time.monotonic() - saved > SAVE_EVERY_S:
-                    save(finished())
-                    saved = time.monotonic()
-    result = finished()
+        try:
+            extra = rounds_of.run(
+                sessions, wanted, runs=runs, warmup=warmup, seed=seed, canary=canary, note=note
+            )
+        except MeasurementError:
+            raise
+        except Exception as error:  # whatever the runtime raises while it runs
+            raise MeasurementError(
+                f"a network fails while it is measured: {one_line(error)}"
+            ) from error
+    if len(extra) >= 4:
+        environment["canary_drift_pct"] = round(rounds_of.drift_pct(extra), 2)
+    result = so_far()
     if save is not None:
         save(result)
     return result
 
 
-def _rounds(visits: Mapping[str, int], seed: int) -> list[list[str]]:
-    """Every round's shuffled order; a session with n of N visits is in n rounds, spread evenly."""
-    most = max(visits.values(), default=0)
-    rounds = []
-    for r in range(most):
-        order = [k for k, n in visits.items() if (r + 1) * n // most > r * n // most]
-        random.Random(derive_seed(seed, "measuring order", r)).shuffle(order)
-        rounds.append(order)
-    return rounds
+@contextlib.contextmanager
+def _quiet(*, threads: int) -> Iterator[int | None]:
+    """Conditions for timing: pinned to a core if `threads` is 1; denormals flushed.
+
+    Yields the core, or None where nothing was pinned. Everything is put back afterwards:
+    the training that follows must not compute otherwise than one that is resumed.
+    """
+    keep_memory()
+    with pinned(threads == 1) as core, _denormals_flushed():
+        yield core
 
 
-def _settle(key: str, session: Session, warmup: int) -> int:
-    """Warm the session up (memory, code) and find how many inferences one timed run takes."""
+@contextlib.contextmanager
+def _denormals_flushed() -> Iterator[None]:
+    """Activations of untrained networks can be denormal, which is slow: no fault of the device."""
+    before = bool((torch.tensor([1e-40]) * 1.0 == 0).item())
+    torch.set_flush_denormal(True)
     try:
-        for _ in range(max(warmup, 2)):
-            session()
-        fastest = min(session.timed(1) for _ in range(3))
-    except MeasurementError:
-        raise
-    except Exception as error:  # whatever the runtime raises
-        raise MeasurementError(f"{key!r} fails when it is run: {error}") from error
-    return max(1, min(MOST_LOOPS, math.ceil(SHORTEST_S / max(fastest, 1e-9))))
-
-
-def _visit(key: str, session: Session, loops: int, runs: int, warmup: int) -> float:
-    """The median of the visit's timed runs, in ms an inference."""
-    try:
-        for _ in range(warmup):
-            session()
-        return statistics.median(session.timed(loops) / loops for _ in range(runs)) * 1e3
-    except MeasurementError:
-        raise
-    except Exception as error:  # whatever the runtime raises
-        raise MeasurementError(f"{key!r} fails when it is run: {error}") from error
-
-
-def _drift_pct(samples: Sequence[float]) -> float:
-    """The last half's median against the first half's."""
-    half = len(samples) // 2
-    return 100 * (statistics.median(samples[half:]) / statistics.median(samples[:half]) - 1)
+        yield
+    finally:
+        torch.set_flush_denormal(before)

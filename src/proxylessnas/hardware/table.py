@@ -201,7 +201,7 @@ class LatencyTable:
         if len(raw) > MAX_FILE_BYTES:
             raise MeasurementError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB")
         try:
-            return LatencyTable.from_dict(_decode(raw))
+            return LatencyTable.from_dict(decode(raw))
         except MeasurementError as error:
             raise MeasurementError(f"{path} is not a latency table: {error}") from None
 
@@ -221,22 +221,22 @@ class LatencyTable:
             "entries",
             "networks",
         )
-        fields = _object(data, "the table", names)
+        fields = object_of(data, "the table", names)
         if fields["schema"] != SCHEMA:
             raise MeasurementError(f"schema {fields['schema']!r}; this version reads {SCHEMA}")
         environments = [
-            _scalars(e, "an environment") for e in _list(fields["environments"], "environments")
+            scalars_of(e, "an environment") for e in list_of(fields["environments"], "environments")
         ]
-        entries = _object(fields["entries"], "entries")
+        entries = object_of(fields["entries"], "entries")
         if fields["validation"] is not None:
-            _object(fields["validation"], "validation")
+            object_of(fields["validation"], "validation")
         if not isinstance(fields["complete"], bool):
             raise MeasurementError(f"complete is {fields['complete']!r}, not true or false")
         return LatencyTable(
-            device=_scalars(fields["device"], "device"),
+            device=scalars_of(fields["device"], "device"),
             entries={k: _measurement(v, k, environments) for k, v in entries.items()},
             networks=tuple(
-                _network(n, environments) for n in _list(fields["networks"], "networks")
+                _network(n, environments) for n in list_of(fields["networks"], "networks")
             ),
             validation=fields["validation"],
             complete=fields["complete"],
@@ -249,7 +249,7 @@ def _refuse(message: str, force: bool) -> None:
     warnings.warn(message, stacklevel=3)
 
 
-def _decode(raw: bytes) -> object:
+def decode(raw: bytes) -> object:
     def constant(name: str) -> None:
         raise MeasurementError(f"it has the number {name}")
 
@@ -259,7 +259,7 @@ def _decode(raw: bytes) -> object:
         raise MeasurementError(f"it is not JSON: {error}") from None
 
 
-def _object(data: object, what: str, fields: tuple[str, ...] | None = None) -> dict[str, Any]:
+def object_of(data: object, what: str, fields: tuple[str, ...] | None = None) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise MeasurementError(f"{what} is {type(data).__name__}, not an object")
     for name in fields or ():
@@ -271,14 +271,14 @@ def _object(data: object, what: str, fields: tuple[str, ...] | None = None) -> d
     return data
 
 
-def _list(data: object, what: str) -> list[Any]:
+def list_of(data: object, what: str) -> list[Any]:
     if not isinstance(data, list):
         raise MeasurementError(f"{what} is {type(data).__name__}, not a list")
     return data
 
 
-def _scalars(data: object, what: str) -> dict[str, Scalar]:
-    fields = _object(data, what)
+def scalars_of(data: object, what: str) -> dict[str, Scalar]:
+    fields = object_of(data, what)
     for name, value in fields.items():
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise MeasurementError(f"{what}.{name} is neither a string nor a number")
@@ -288,8 +288,8 @@ def _scalars(data: object, what: str) -> dict[str, Scalar]:
 
 
 def _measurement(data: object, what: str, environments: list[dict[str, Scalar]]) -> Measurement:
-    fields = _object(data, what, ("samples_ms", "environment"))
-    samples, index = _list(fields["samples_ms"], f"{what}: samples_ms"), fields["environment"]
+    fields = object_of(data, what, ("samples_ms", "environment"))
+    samples, index = list_of(fields["samples_ms"], f"{what}: samples_ms"), fields["environment"]
     if not samples or len(samples) > MAX_SAMPLES:
         raise MeasurementError(f"{what} has {len(samples)} samples")
     for s in samples:
@@ -304,8 +304,8 @@ def _measurement(data: object, what: str, environments: list[dict[str, Scalar]])
 
 def _network(data: object, environments: list[dict[str, Scalar]]) -> NetworkEntry:
     names = ("role", "space", "macs", "choices", "samples_ms", "environment", "repeat")
-    fields = _object(data, "a network", names)
-    choices, macs = _object(fields["choices"], "a network's choices"), fields["macs"]
+    fields = object_of(data, "a network", names)
+    choices, macs = object_of(fields["choices"], "a network's choices"), fields["macs"]
     if not all(isinstance(c, str) for c in choices.values()):
         raise MeasurementError("a network's choices are not all names")
     if fields["role"] not in get_args(Role):

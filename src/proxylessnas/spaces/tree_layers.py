@@ -44,7 +44,7 @@ class PreConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv(self.relu(self.bn(x)))
         if self.groups > 1:  # [groups, channels of a group] -> [channels of a group, groups]
-            out = out.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
+            out = torch.unflatten(out, 1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
         return out
 
 
@@ -196,8 +196,13 @@ class TreeHead(nn.Sequential):
 def initialise(model: nn.Module) -> None:
     """He initialisation by the fan-out of one group, for convolutions; zero linear bias.
 
-    No batch normalisation follows a depthwise convolution here, so its scale matters.
+    No batch normalisation follows a depthwise convolution here, so its scale matters. The N
+    blocks' last BN starts at 1/√N: all branches together weigh what the stem does, and a
+    network without statistics yet computes finite numbers (at 1 it overflows float32).
     """
+    blocks = [module for module in model.modules() if isinstance(module, TreeBlock)]
+    for block in blocks:
+        nn.init.constant_(block.final_bn.weight, len(blocks) ** -0.5)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.out_channels // module.groups * math.prod(module.kernel_size)

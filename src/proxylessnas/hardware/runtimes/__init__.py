@@ -7,10 +7,13 @@ library only then.
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import cast
 
-from ...errors import MeasurementError, did_you_mean
+from ...errors import MeasurementError, MissingDependency, did_you_mean
 from .base import Factory, Runtime, Session
 
 __all__ = ["RUNTIMES", "Factory", "Runtime", "Session", "make", "names"]
@@ -28,13 +31,35 @@ def _torch(*options: str, threads: int = 1) -> Runtime:
     return TorchRuntime(*options, threads=threads)
 
 
+def _litert(*options: str, threads: int = 1) -> Runtime:
+    _need("ai_edge_litert", "ai-edge-litert", "litert")
+    from .litert import LiteRt
+
+    return LiteRt(*options, threads=threads)
+
+
+def _openvino(*options: str, threads: int = 1) -> Runtime:
+    _need("openvino", "openvino", "openvino")
+    # Importing OpenVINO would otherwise send usage data to its makers, from a forked process.
+    sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
+    from .openvino import OpenVino
+
+    return OpenVino(*options, threads=threads)
+
+
 def _fake(*options: str, threads: int = 1) -> Runtime:
     from .fake import FakeRuntime
 
     return FakeRuntime(*options, threads=threads)
 
 
-RUNTIMES: dict[str, Factory] = {"onnxruntime": _onnxruntime, "torch": _torch, "fake": _fake}
+RUNTIMES: dict[str, Factory] = {
+    "onnxruntime": _onnxruntime,
+    "torch": _torch,
+    "litert": _litert,
+    "openvino": _openvino,
+    "fake": _fake,
+}
 
 
 def names() -> tuple[str, ...]:
@@ -61,3 +86,8 @@ def make(name: str, *, threads: int = 1) -> Runtime:
             raise MeasurementError(f"there is no runtime {base!r}; {did_you_mean(base, names())}")
         factory = cast(Factory, next(iter(points)).load())
     return factory(*options, threads=threads)
+
+
+def _need(module: str, package: str, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise MissingDependency(package, extra, f"the runtime {extra}")

@@ -109,6 +109,8 @@ def _onnx_work(path: str | Path, batch: int) -> tuple[int, int]:
     except Exception as error:  # protobuf's own classes
         raise MeasurementError(f"{path} is not an ONNX file: {one_line(error)}") from error
     graph = model.graph
+    if not graph.node:
+        raise MeasurementError(f"{path} is not an ONNX file: it holds no graph")
     weights = {w.name: list(w.dims) for w in graph.initializer}
     shapes = {
         v.name: [d.dim_value or batch for d in v.type.tensor_type.shape.dim]

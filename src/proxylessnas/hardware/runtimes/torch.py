@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental import optimization
 from torch.utils import _pytree as pytree
 
 from ...errors import MeasurementError
-from ...export import one_line
+from ...export import fold, one_line
 from ..machine import cpu_model
 from .base import Session, flag_options, full_name
 
@@ -67,17 +64,6 @@ class TorchRuntime:
             f"the runtime torch measures modules, not files such as {path}: "
             "use onnxruntime for a .onnx file"
         )
-
-
-def fold(module: nn.Module) -> nn.Module:
-    """A copy in eval mode with BN folded, as far as torch.fx can follow the module."""
-    plain = copy.deepcopy(module).eval()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return optimization.fuse(plain)
-    except Exception:  # control flow that cannot be traced: it runs unfolded, as it would
-        return plain
 
 
 class _CpuSession(Session):

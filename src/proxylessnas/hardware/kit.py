@@ -1,0 +1,317 @@
+"""Measuring on a machine that is not this one.
+
+`export_kit` packs every candidate and some whole networks with a script into one zip;
+`python kit.zip` on the device runs the protocol with the runtime and numpy alone and writes
+`results.json`; `import_kit` makes the latency table of it. For Android the kit's `android.sh`
+runs TensorFlow's `benchmark_model` in the same shuffled rounds, and its output is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+import zipfile
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..config import MeasureSettings
+from ..errors import ExportError, MeasurementError
+from ..export import channels_last, one_thread, to_onnx, to_tflite
+from ..supernet import Supernet
+from .measure import module_of
+from .plan import Plan, PlannedNetwork, assemble, make_plan
+from .protocol import Measurement, Progress
+from .rounds import orders
+from .table import LatencyTable, decode, list_of, object_of, scalars_of
+from .trace import trace
+
+SCHEMA = 1
+MAX_FILE_BYTES = 64 << 20
+FORMATS = {"onnxruntime": ".onnx", "litert": ".tflite"}
+FIELDS = (
+    *("schema", "runtime", "threads", "batch", "input_shapes", "runs", "warmup", "seed"),
+    *("canary", "space", "files", "networks"),
+)
+
+README = """A kit to measure {count} networks on another machine, made by proxylessnas.
+
+On a machine with Python and {runtime} (and numpy):
+    python {name} --out results.json
+It needs nothing else, runs {visits} visits, saves every few seconds and goes on where it
+was broken off. Keep the machine otherwise idle. Then, where the kit was made:
+    proxylessnas measure --import-kit results.json
+{android}"""
+
+ANDROID = """
+On Android, with TensorFlow's benchmark_model
+(https://ai.google.dev/edge/litert/models/measurement) in the same folder as this kit:
+    unzip {name} -d kit
+    adb push kit /data/local/tmp/kit
+    adb push benchmark_model /data/local/tmp/kit/
+    adb shell chmod +x /data/local/tmp/kit/benchmark_model
+    adb shell sh /data/local/tmp/kit/android.sh > results.log
+    proxylessnas measure --import-kit results.log
+TASKSET=f0 before `sh` chooses the cores: adb shell "TASKSET=f0 sh ...".
+"""
+
+
+def export_kit(
+    supernet: Supernet,
+    example_inputs: tuple[Tensor, ...],
+    settings: MeasureSettings,
+    path: str | Path,
+    *,
+    seed: int,
+    runtime: str = "onnxruntime",
+    progress: Progress | None = None,
+) -> None:
+    """Write the kit.
+
+    runtime: onnxruntime (.onnx files) or litert (.tflite files, also for Android).
+
+    Raises:
+        MeasurementError: no kit can be made for this runtime.
+        ExportError: a candidate cannot be exported; it is named.
+    """
+    if runtime not in FORMATS:
+        raise MeasurementError(
+            f"no kit can be made for {runtime!r}; allowed: {', '.join(sorted(FORMATS))}"
+        )
+    with one_thread():
+        found = trace(supernet, example_inputs)
+        plan = make_plan(supernet, found, settings, seed=seed)
+    described: dict[str, Any] = {}
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as kit:
+            for i, key in enumerate(plan.visits):
+                what, module, inputs = module_of(key, plan, supernet, found)
+                name = f"networks/{i:04d}{FORMATS[runtime]}"
+                kit.writestr(name, _exported(what, module, inputs, runtime))
+                fed = channels_last(inputs) if runtime == "litert" else inputs
+                described[key] = {
+                    "file": name,
+                    "visits": plan.visits[key],
+                    "inputs": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in fed],
+                }
+                if progress is not None:
+                    progress(i + 1, len(plan.visits))
+            manifest = _manifest(plan, described, settings, example_inputs, runtime, seed)
+            _write_scripts(kit, manifest, path.name)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def import_kit(path: str | Path) -> LatencyTable:
+    """The latency table of a kit's results: `results.json`, or the log of `android.sh`.
+
+    Raises:
+        MeasurementError: the file is missing, too large, or not a kit's results.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise MeasurementError(f"cannot read {path}: {error.strerror}") from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise MeasurementError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB")
+    try:
+        results = _android_results(raw) if b"### manifest " in raw else decode(raw)
+        return _table(results)
+    except MeasurementError as error:
+        raise MeasurementError(f"{path} is not a kit's results: {error}") from None
+
+
+# --- out ---
+
+
+def _exported(what: str, module: nn.Module, inputs: tuple[Tensor, ...], runtime: str) -> bytes:
+    export = to_onnx if runtime == "onnxruntime" else to_tflite
+    try:
+        with one_thread():
+            return export(module, inputs)
+    except ExportError as error:
+        raise ExportError(f"{what} cannot be put into a kit for {runtime}: {error}") from error
+
+
+def _manifest(
+    plan: Plan,
+    described: Mapping[str, Any],
+    settings: MeasureSettings,
+    example_inputs: tuple[Tensor, ...],
+    runtime: str,
+    seed: int,
+) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "runtime": runtime,
+        "threads": settings.threads,
+        "batch": int(example_inputs[0].shape[0]),
+        "input_shapes": ", ".join("x".join(map(str, x.shape)) for x in example_inputs),
+        "runs": settings.runs,
+        "warmup": settings.warmup,
+        "seed": seed,
+        "canary": plan.canary,
+        "space": plan.space,
+        "files": dict(described),
+        "networks": [
+            {"name": n.name, "choices": dict(n.choices), "role": n.role, "macs": n.macs}
+            for n in plan.networks
+        ],
+    }
+
+
+def _write_scripts(kit: zipfile.ZipFile, manifest: dict[str, Any], name: str) -> None:
+    here = files(__package__ or "proxylessnas.hardware")
+    kit.writestr("__main__.py", here.joinpath("kit_main.py").read_text("utf-8"))
+    for module in ("machine.py", "rounds.py"):
+        kit.writestr(module, here.joinpath(module).read_text("utf-8"))
+    kit.writestr("manifest.json", json.dumps(manifest))
+    visits = sum(f["visits"] for f in manifest["files"].values())
+    android = ""
+    if manifest["runtime"] == "litert":
+        kit.writestr("android.sh", _android_script(manifest))
+        android = ANDROID.format(name=name)
+    kit.writestr(
+        "README.txt",
+        README.format(
+            count=len(manifest["files"]),
+            runtime={"litert": "ai-edge-litert"}.get(manifest["runtime"], manifest["runtime"]),
+            name=name,
+            visits=visits,
+            android=android,
+        ),
+    )
+
+
+def _android_script(manifest: Mapping[str, Any]) -> str:
+    """A visit is one start of benchmark_model; its output is kept, with what it belongs to."""
+    visits = {key: f["visits"] for key, f in manifest["files"].items()}
+    options = (
+        f"--num_threads={manifest['threads']} --num_runs={manifest['runs']} "
+        f"--warmup_runs={max(1, manifest['warmup'])} --warmup_min_secs=0 --min_secs=0 "
+        "--use_xnnpack=true"
+    )
+    lines = [
+        "#!/system/bin/sh",
+        "# Runs benchmark_model on every network of this kit, in shuffled rounds.",
+        'cd "$(dirname "$0")" || exit 1',
+        "printf '### manifest '; cat manifest.json; echo",
+        'echo "### device $(getprop ro.product.manufacturer) $(getprop ro.product.model)"',
+        'echo "### system Android $(getprop ro.build.version.release)"',
+        'echo "### date $(date -u +%Y-%m-%dT%H:%M:%S+00:00)"',
+        "visit() {",
+        '  echo "### visit $1"',
+        f'  ${{TASKSET:+taskset $TASKSET}} ./benchmark_model --graph="$2" {options} 2>&1',
+        "}",
+    ]
+    for order in orders(visits, int(manifest["seed"])):
+        for key in order:
+            lines.append(f"visit {shlex.quote(key)} {manifest['files'][key]['file']}")
+    return "\n".join(lines) + "\n"
+
+
+# --- back ---
+
+
+def _android_results(raw: bytes) -> dict[str, Any]:
+    """The log of android.sh as a results file.
+
+    benchmark_model prints statistics of its runs in us: their median where it does, else the
+    mean of `Inference (avg)`.
+    """
+    text = raw.decode("utf-8", errors="replace")
+    found = {
+        name: match[1].strip() if (match := re.search(rf"^### {name} (.*)$", text, re.M)) else ""
+        for name in ("manifest", "device", "system", "date")
+    }
+    manifest = object_of(decode(found["manifest"].encode()), "its manifest")
+    samples: dict[str, list[float]] = {}
+    for part in text.split("### visit ")[1:]:
+        key, _, output = part.partition("\n")
+        medians = re.findall(r"count=\d+ .*?median=([\d.e+]+)", output)
+        mean = re.search(r"Inference \(avg\): ([\d.e+]+)", output)
+        if mean is None:
+            raise MeasurementError(f"benchmark_model did not finish on {key.strip()!r}")
+        micros = float(medians[-1]) if len(medians) > 1 else float(mean[1])
+        samples.setdefault(key.strip(), []).append(micros / 1e3)
+    device = {
+        "runtime": manifest.get("runtime"),
+        "version": "benchmark_model",
+        "precision": "f32",
+        "threads": manifest.get("threads"),
+        "device": found["device"] or "Android",
+        "batch": manifest.get("batch"),
+        "input_shapes": manifest.get("input_shapes"),
+        "cores": 0,
+        "system": found["system"],
+    }
+    return {
+        "schema": SCHEMA,
+        "manifest": manifest,
+        "device": device,
+        "environment": {"date": found["date"]},
+        "samples_ms": samples,
+    }
+
+
+def _table(results: object) -> LatencyTable:
+    names = ("schema", "manifest", "device", "environment", "samples_ms")
+    fields = object_of(results, "the file", names)
+    if fields["schema"] != SCHEMA:
+        raise MeasurementError(f"schema {fields['schema']!r}; this version reads {SCHEMA}")
+    plan = _plan(object_of(fields["manifest"], "its manifest", tuple(FIELDS)))
+    environment = scalars_of(fields["environment"], "environment")
+    measured = {}
+    for key, samples in object_of(fields["samples_ms"], "samples_ms").items():
+        if key not in plan.visits:
+            raise MeasurementError(f"it has samples of {key!r}, which its manifest does not name")
+        values = list_of(samples, key)
+        for v in values:
+            number = isinstance(v, int | float) and not isinstance(v, bool)
+            if not number or not math.isfinite(v) or not 0 < v < 1e12:
+                raise MeasurementError(f"{key} has the sample {v!r}, not a positive number of ms")
+        if values:
+            measured[key] = Measurement(
+                samples_ms=tuple(float(v) for v in values), environment=environment
+            )
+    return assemble(plan, scalars_of(fields["device"], "device"), measured)
+
+
+def _plan(manifest: Mapping[str, Any]) -> Plan:
+    networks = []
+    for data in list_of(manifest["networks"], "networks"):
+        n = object_of(data, "a network", ("name", "choices", "role", "macs"))
+        choices = object_of(n["choices"], "a network's choices")
+        if n["role"] not in ("fit", "validation", "canary"):
+            raise MeasurementError(f"a network has the role {n['role']!r}")
+        if not isinstance(n["macs"], int) or not isinstance(n["name"], str):
+            raise MeasurementError("a network's name or MACs are malformed")
+        if not all(isinstance(c, str) for c in choices.values()):
+            raise MeasurementError("a network's choices are not all names")
+        networks.append(
+            PlannedNetwork(name=n["name"], choices=choices, role=n["role"], macs=n["macs"])
+        )
+    visits: dict[str, int] = {}
+    for key, data in object_of(manifest["files"], "files").items():
+        count = object_of(data, f"the file of {key!r}").get("visits")
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise MeasurementError(f"the visits of {key!r} are {count!r}, not a number")
+        visits[key] = count
+    if not isinstance(manifest["space"], str):
+        raise MeasurementError("its space is not a string")
+    return Plan(
+        space=manifest["space"],
+        units=tuple(k for k in visits if not k.startswith("network ")),
+        networks=tuple(networks),
+        visits=visits,
+    )

@@ -1,0 +1,161 @@
+"""What is measured for a latency table, and what the measurements make of it.
+
+A plan is plain data: the keys of the candidates, a few whole networks, and the number of
+visits to each. A kit carries it to another machine and brings it back with samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..config import MeasureSettings
+from ..seeds import derive_seed
+from ..supernet import Supernet
+from .cost import Cost, macs_cost, space_id
+from .protocol import Measurement
+from .table import LatencyTable, NetworkEntry, Role, Scalar
+from .trace import Trace
+
+REPEAT = " again"  # the suffix of a network that is built and loaded a second time
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedNetwork:
+    """name: `network 3`. choices: mixed operation -> candidate. Others: see `NetworkEntry`."""
+
+    name: str
+    choices: Mapping[str, str]
+    role: Role
+    macs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """space: see `cost.space_id`. visits: unit's key or network's name -> visits in all."""
+
+    space: str
+    units: tuple[str, ...]
+    networks: tuple[PlannedNetwork, ...]
+    visits: Mapping[str, int]
+
+    @property
+    def canary(self) -> str:
+        return next(n.name for n in self.networks if n.role == "canary")
+
+
+def make_plan(supernet: Supernet, found: Trace, settings: MeasureSettings, *, seed: int) -> Plan:
+    """Every distinct candidate, networks to fit the cost model to, and some to validate it.
+
+    The canary is the middle one of the fitted networks. Validation networks are measured as
+    two sessions, which tells the noise floor.
+    """
+    macs = macs_cost(supernet, found)
+    count = settings.networks + settings.validation
+    chosen = choose_networks(macs, supernet.mask, count, seed=seed)
+    fitted = sorted(chosen[: settings.networks], key=macs.of)
+    networks = []
+    for i, indices in enumerate(chosen):
+        role: Role = "fit" if i < len(fitted) else "validation"
+        networks.append(
+            PlannedNetwork(
+                name=f"network {i}",
+                choices=dict(supernet.architecture(indices).choices),
+                role="canary" if indices == fitted[len(fitted) // 2] else role,
+                macs=round(macs.of(indices)),
+            )
+        )
+    visits = dict.fromkeys(found.units, settings.rounds)
+    for network in networks:
+        visits[network.name] = settings.network_rounds
+        if network.role == "validation":
+            visits[network.name + REPEAT] = settings.network_rounds
+    return Plan(
+        space=space_id(supernet, found),
+        units=tuple(found.units),
+        networks=tuple(networks),
+        visits=visits,
+    )
+
+
+def choose_networks(cost: Cost, mask: Tensor, count: int, *, seed: int) -> list[tuple[int, ...]]:
+    """Different networks that span the space: the cheapest, the dearest, then random ones.
+
+    Each random one has a bias of its own towards cheap or costly candidates, so that depth
+    and size vary over the whole range; uniform draws would all be near the middle.
+    """
+    chosen: dict[tuple[int, ...], None] = dict.fromkeys(cost.extremes(mask))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "networks to measure"))
+    low = cost.per_candidate.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
+    high = cost.per_candidate.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
+    relative = (cost.per_candidate - low) / (high - low).clamp_min(1e-12)
+    for _ in range(100 * count):  # a small space may not have so many
+        if len(chosen) >= count:
+            break
+        bias = 6 * torch.rand((), generator=generator).item() - 3
+        p = torch.softmax((bias * relative).masked_fill(~mask, -torch.inf), dim=1)
+        chosen[tuple(torch.multinomial(p, 1, generator=generator)[:, 0].tolist())] = None
+    return list(chosen)[:count]
+
+
+def assemble(
+    plan: Plan,
+    device: Mapping[str, Scalar],
+    measured: Mapping[str, Measurement],
+    before: LatencyTable | None = None,
+) -> LatencyTable:
+    """The table of what there is; what an earlier table had beside it stays."""
+    measured = {key: on_device(device, m) for key, m in measured.items()}
+    entries = dict(before.entries) if before else {}
+    entries |= {key: measured[key] for key in plan.units if key in measured}
+    networks = {_identity(n.space, n.choices): n for n in (before.networks if before else ())}
+    networks = {
+        k: replace(n, role="fit") if n.role == "canary" and n.space == plan.space else n
+        for k, n in networks.items()
+    }
+    for n in plan.networks:
+        identity = _identity(plan.space, n.choices)
+        known = networks.get(identity)
+        if n.name in measured:
+            networks[identity] = NetworkEntry(
+                choices=n.choices,
+                role=n.role,
+                space=plan.space,
+                macs=n.macs,
+                measurement=measured[n.name],
+                repeat=measured.get(n.name + REPEAT) or (known.repeat if known else None),
+            )
+        elif known is not None:
+            networks[identity] = replace(known, role=n.role)
+    table = LatencyTable(
+        device=device, entries=entries, networks=tuple(networks.values()), complete=False
+    )
+    visits = {k: len(v) for k, v in known_samples(table, plan).items()}
+    return replace(table, complete=all(visits.get(k, 0) >= n for k, n in plan.visits.items()))
+
+
+def known_samples(table: LatencyTable | None, plan: Plan) -> dict[str, tuple[float, ...]]:
+    """The samples a table has, in ms, by the plan's keys and names."""
+    if table is None:
+        return {}
+    known = {k: table.entries[k].samples_ms for k in plan.units if k in table.entries}
+    networks = {_identity(n.space, n.choices): n for n in table.networks}
+    for n in plan.networks:
+        entry = networks.get(_identity(plan.space, n.choices))
+        if entry is not None:
+            known[n.name] = entry.measurement.samples_ms
+            if entry.repeat is not None:
+                known[n.name + REPEAT] = entry.repeat.samples_ms
+    return known
+
+
+def on_device(device: Mapping[str, Scalar], m: Measurement) -> Measurement:
+    """The measurement with the device beside the moment's environment."""
+    return replace(m, environment={**device, **m.environment})
+
+
+def _identity(space: str, choices: Mapping[str, str]) -> tuple[str, tuple[tuple[str, str], ...]]:
+    return space, tuple(choices.items())

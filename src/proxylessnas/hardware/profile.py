@@ -1,0 +1,186 @@
+"""The second way to a latency table: ONNX Runtime's own time of every node.
+
+A few homogeneous networks (candidate 0 everywhere, candidate 1 everywhere, ...) hold every
+candidate between them. The exporter names every node after its module, and the runtime's
+profile says how long each node took inside the whole network, with the caches as they are
+there. What the runtime spends between nodes is missing, and the fit to whole networks puts
+it back. Whole networks are measured beside, in the same rounds, without a profile.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from torch import Tensor, nn
+
+from ..config import MeasureSettings
+from ..errors import MeasurementError
+from ..export import one_thread, to_onnx
+from ..supernet import Residual, Supernet
+from .measure import describe, load
+from .plan import assemble, make_plan
+from .protocol import Measurement, Progress, measure_all
+from .runtimes.base import Session
+from .runtimes.onnxruntime import OnnxRuntime
+from .table import LatencyTable
+from .trace import Trace, trace
+
+
+def profile_table(
+    supernet: Supernet,
+    example_inputs: tuple[Tensor, ...],
+    settings: MeasureSettings,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> LatencyTable:
+    """A table like `measure_table`'s for ONNX Runtime, its blocks from per-node profiles.
+
+    Raises:
+        MeasurementError: a mixed operation is called with inputs of different shapes, or the
+            profile does not name the nodes of a candidate.
+    """
+    runtime = OnnxRuntime(threads=settings.threads)
+    with one_thread():
+        found = trace(supernet, example_inputs)
+        plan = make_plan(supernet, found, settings, seed=seed)
+    networks = [key for key in plan.visits if key not in found.units]
+    widest = max(map(len, supernet.candidates))
+    with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
+        sessions: dict[str, Session] = {}
+        for key in networks:
+            with one_thread():
+                sessions[key] = load(key, plan, supernet, found, runtime)
+            stack.callback(sessions[key].close)
+        profiled = []
+        for j in range(widest):
+            indices = [min(j, len(c) - 1) for c in supernet.candidates]
+            with one_thread():
+                module = supernet.derive(indices).eval()
+                session = _Profiled(module, found.inputs, settings.threads, Path(folder) / str(j))
+            sessions[f"profile {j}"] = session
+            profiled.append((indices, session))
+        measured = measure_all(
+            sessions,
+            rounds={k: plan.visits.get(k, settings.rounds) for k in sessions},
+            runs=settings.runs,
+            warmup=settings.warmup,
+            seed=seed,
+            progress=progress,
+            canary=plan.canary,
+            threads=settings.threads,
+        )
+        result = {key: measured[key] for key in networks}
+        environment = measured["profile 0"].environment
+        for indices, session in profiled:
+            for key, samples in _units(supernet, found, indices, session, settings.runs).items():
+                seen = (*result[key].samples_ms, *samples) if key in result else tuple(samples)
+                result[key] = Measurement(samples_ms=seen, environment=environment)
+    return assemble(plan, describe(runtime, example_inputs), result)
+
+
+class _Profiled(Session):
+    """A session that keeps every node's time, and which inferences were the timed ones."""
+
+    def __init__(
+        self, module: nn.Module, inputs: tuple[Tensor, ...], threads: int, prefix: Path
+    ) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3
+        options.enable_profiling, options.profile_file_prefix = True, str(prefix)
+        content = to_onnx(module, inputs)
+        self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        names = [i.name for i in self._session.get_inputs()]
+        self._feed = dict(zip(names, [x.cpu().numpy() for x in inputs], strict=False))
+        self.count, self.timed_runs = 0, list[int]()
+
+    def __call__(self) -> None:
+        self._session.run(None, self._feed)
+        self.count += 1
+
+    def timed(self, repeat: int) -> float:
+        self.timed_runs.extend(range(self.count, self.count + repeat))
+        return super().timed(repeat)
+
+    def outputs(self) -> tuple[np.ndarray[Any, Any], ...]:
+        return tuple(self._session.run(None, self._feed))
+
+    def runs(self) -> list[dict[str, float]]:
+        """Of every timed inference: node -> ms. Ends the profile."""
+        with open(self._session.end_profiling(), encoding="utf-8") as file:
+            events = json.load(file)
+        starts = [(e["ts"], e["ts"] + e["dur"]) for e in events if e["name"] == "model_run"]
+        nodes = [e for e in events if e["cat"] == "Node" and e["name"].endswith("_kernel_time")]
+        runs: list[dict[str, float]] = [{} for _ in starts]
+        ends = np.array([end for _, end in starts])
+        for e in nodes:
+            i = int(np.searchsorted(ends, e["ts"]))
+            name = e["name"].removesuffix("_kernel_time")
+            runs[i][name] = runs[i].get(name, 0.0) + e["dur"] / 1e3
+        return [runs[i] for i in self.timed_runs]
+
+
+def _units(
+    supernet: Supernet,
+    found: Trace,
+    indices: Sequence[int],
+    session: _Profiled,
+    runs_a_visit: int,
+) -> dict[str, list[float]]:
+    """Key -> a sample in ms for every visit, of the candidates in one homogeneous network."""
+    settling = 3  # timed runs of `rounds.settle`
+    runs = session.runs()[settling:]
+    samples: dict[str, list[float]] = {}
+    for m, (name, j) in enumerate(zip(supernet.names, indices, strict=True)):
+        keys = found.keys[m][j]
+        if not keys:
+            continue
+        if len(set(keys)) > 1:
+            raise MeasurementError(
+                f"the mixed operation {name!r} is called with inputs of different shapes, which a "
+                "profile cannot tell apart: measure its blocks alone"
+            )
+        scope = scope_of(supernet.model, name)
+        times = [_inside(run, scope) / len(keys) for run in runs]
+        if not times or min(times) <= 0:
+            raise MeasurementError(
+                f"the profile of onnxruntime names no node of {name!r} (under {scope!r}): "
+                "measure its blocks alone"
+            )
+        visits = [times[i : i + runs_a_visit] for i in range(0, len(times), runs_a_visit)]
+        samples.setdefault(keys[0], []).extend(statistics.median(visit) for visit in visits)
+    return samples
+
+
+def _inside(run: Mapping[str, float], scope: str) -> float:
+    return sum(ms for node, ms in run.items() if node.startswith(scope))
+
+
+def scope_of(model: nn.Module, name: str) -> str:
+    """The exporter's prefix of the nodes of a unit: `blocks.1.branch` -> `/blocks/blocks.1/`.
+
+    Containers that are never called, as ModuleList, have no scope of their own; a number is
+    appended to the name of what it is a part of. Where a `Residual` owns the mixed operation,
+    the unit is the `Residual`.
+    """
+    parts = name.split(".")
+    parent = model.get_submodule(".".join(parts[:-1]))
+    if isinstance(parent, Residual):
+        parts = parts[:-1]
+    words: list[str] = []
+    module, label = model, ""
+    for part in parts:
+        module = module.get_submodule(part)
+        label = f"{label}.{part}" if part.isdigit() and label else part
+        if not isinstance(module, nn.ModuleList | nn.ModuleDict):
+            words.append(label)
+    return "/" + "/".join(words) + "/"

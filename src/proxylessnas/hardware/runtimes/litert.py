@@ -1,0 +1,86 @@
+"""LiteRT (TensorFlow Lite) with XNNPACK: what Android phones run, here on this CPU."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from torch import Tensor, nn
+
+from ...errors import MeasurementError
+from ...export import channels_last, one_line, stderr_away, to_tflite
+from ..machine import cpu_model
+from .base import Session, file_bytes, flag_options, stand_in
+
+
+class LiteRt:
+    """litert: float32 on the CPU by XNNPACK."""
+
+    def __init__(self, *options: str, threads: int = 1) -> None:
+        flag_options("litert", options, ())
+        self.name, self.threads = "litert", threads
+
+    def describe(self) -> dict[str, str | int]:
+        return {
+            "runtime": self.name,
+            "version": version("ai-edge-litert"),
+            "precision": "f32",
+            "threads": self.threads,
+            "device": cpu_model(),
+        }
+
+    def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
+        interpreter = self._open(to_tflite(module, inputs))
+        session = _LiteRtSession(interpreter)
+        session.feed([x.cpu().numpy() for x in channels_last(inputs)])
+        return session
+
+    def load_file(self, path: str | Path, *, batch: int = 1) -> Session:
+        interpreter = self._open(file_bytes(path, ".tflite", "litert"), str(path), batch)
+        session = _LiteRtSession(interpreter)
+        session.feed(
+            [
+                stand_in([int(d) for d in given["shape"]], np.dtype(given["dtype"]).name, batch)
+                for given in interpreter.get_input_details()
+            ]
+        )
+        return session
+
+    def _open(self, model: bytes, what: str = "the network", batch: int | None = None) -> Any:
+        try:
+            with stderr_away():
+                interpreter = Interpreter(model_content=model, num_threads=self.threads)
+                for given in interpreter.get_input_details() if batch else ():
+                    if -1 in given["shape_signature"]:
+                        shape = [batch if d == -1 else int(d) for d in given["shape_signature"]]
+                        interpreter.resize_tensor_input(given["index"], shape)
+                interpreter.allocate_tensors()
+            return interpreter
+        except Exception as error:  # it raises ValueError and RuntimeError of its own choice
+            raise MeasurementError(f"litert cannot load {what}: {one_line(error)}") from error
+
+
+class _LiteRtSession(Session):
+    def __init__(self, interpreter: Any) -> None:
+        self._interpreter = interpreter
+
+    def feed(self, arrays: list[np.ndarray[Any, Any]]) -> None:
+        """Inputs in the order of the module's; the file names them args_0, args_1, ..."""
+        details = sorted(self._interpreter.get_input_details(), key=lambda d: str(d["name"]))
+        for given, array in zip(details, arrays, strict=True):
+            self._interpreter.set_tensor(given["index"], array.astype(given["dtype"], copy=False))
+
+    def __call__(self) -> None:
+        self._interpreter.invoke()
+
+    def outputs(self) -> tuple[np.ndarray[Any, Any], ...]:
+        self()
+        details = self._interpreter.get_output_details()
+        found = [self._interpreter.get_tensor(d["index"]) for d in details]
+        return tuple(a.transpose(0, 3, 1, 2) if a.ndim == 4 else a for a in found)
+
+    def close(self) -> None:
+        self._interpreter = None
