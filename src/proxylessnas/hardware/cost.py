@@ -3,7 +3,12 @@
 cost(network) = fixed + Σ over mixed operations of cost(chosen candidate), and in the
 search E[cost] = fixed + Σ p·cost, differentiable in p (paper, section 3.3). Parameters and
 MACs are additive exactly. For the latency it is a model: blocks measured alone are biased,
-so that it is corrected to whole networks, latency = a·Σ block + b (facts.md, section 7).
+so that it is corrected to whole networks (facts.md, section 7):
+
+    latency = a·Σ block + b + c·Σ weights,    a > 0, c ≥ 0
+
+c is what a block measured alone does not show: again and again the only one to run, it finds
+its weights in the cache, and within a network they come from memory.
 """
 
 from __future__ import annotations
@@ -16,7 +21,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from scipy.optimize import lsq_linear
+from torch import Tensor, nn
 
 from ..architecture import Architecture
 from ..errors import MeasurementError
@@ -30,14 +36,16 @@ from .trace import Trace, Unit
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How sums of blocks were corrected to whole networks: latency = a·Σ block + b.
+    """How sums of blocks were corrected to whole networks: a·Σ block + b + c·Σ weights.
 
-    networks: how many it was fitted to. residual_pct: mean absolute error on these.
+    a: no unit. b: ms. c: ms a megabyte of weights. networks: how many it was fitted to.
+    residual_pct: mean absolute error on these.
     fallback: why the raw sum is used instead; empty where the fit is used.
     """
 
     a: float
     b: float
+    c: float
     networks: int
     residual_pct: float
     fallback: str = ""
@@ -166,15 +174,15 @@ def space_id(supernet: Supernet, trace: Trace) -> str:
 def latency_cost(supernet: Supernet, trace: Trace, table: LatencyTable) -> Cost:
     """Every candidate's latency, corrected to the table's whole networks of this space.
 
-    latency = a·Σ block + b, fitted with relative weights and folded in: cost = a·block,
-    fixed = b. Where a ≤ 0 or the sums hardly vary: the raw sum and the mean rest, with a
-    warning.
+    The correction is folded in: cost = a·block + c·weights, fixed = b. Where a is not
+    positive or the networks hardly differ: the raw sum and the mean rest, with a warning.
 
     Raises:
         MissingEntry: the table lacks a candidate.
         MeasurementError: it has no whole network of this space.
     """
     blocks = _per_candidate(supernet, trace, lambda unit: table[unit.key].median_ms)
+    megabytes = _per_candidate(supernet, trace, lambda unit: _weight_bytes(unit.module) / 1e6)
     space = space_id(supernet, trace)
     networks = table.of_role("fit", "canary", space=space)
     if not networks:
@@ -183,37 +191,74 @@ def latency_cost(supernet: Supernet, trace: Trace, table: LatencyTable) -> Cost:
             "cost model is fitted to: measure it again with this space"
         )
     raw = Cost(name="latency", unit="ms", per_candidate=blocks, fixed=0.0, space=space)
-    sums = np.array([raw.of(indices_of(supernet, n.choices)) for n in networks])
-    measured = np.array([n.measurement.median_ms for n in networks])
-    fit = fit_line(sums, measured)
+    weights = replace(raw, per_candidate=megabytes)
+    chosen = [indices_of(supernet, n.choices) for n in networks]
+    fit = fit_networks(
+        np.array([n.measurement.median_ms for n in networks]),
+        np.array([raw.of(indices) for indices in chosen]),
+        np.array([weights.of(indices) for indices in chosen]),
+    )
     if fit.fallback:
         warnings.warn(
             f"the cost model is the raw sum of blocks, because {fit.fallback}", stacklevel=2
         )
-    return replace(raw, per_candidate=blocks * fit.a, fixed=fit.b, fit=fit)
+    return replace(raw, per_candidate=blocks * fit.a + megabytes * fit.c, fixed=fit.b, fit=fit)
 
 
-def fit_line(sums: np.ndarray, measured: np.ndarray) -> Fit:
-    """measured ≈ a·sums + b with the least squares of relative errors; see `latency_cost`."""
+def fit_networks(
+    measured: np.ndarray, sums: np.ndarray, megabytes: np.ndarray | None = None
+) -> Fit:
+    """measured ≈ a·sums + b + c·megabytes by least squares of relative errors, a, c ≥ 0.
+
+    measured: [networks] ms. sums: of their blocks alone. megabytes: of their weights; they
+    stay out unless they predict left-out networks better, as they do not where noise rules.
+    """
+    ones = np.ones_like(sums)
     rest = float((measured - sums).mean())
-    fallback, a, b = "", 1.0, rest
+    fallback, solution = "", np.array([1.0, rest, 0.0])
     if len(sums) < 3:
         fallback = f"only {len(sums)} whole networks were measured"
     elif np.ptp(sums) < 0.02 * measured.mean():
         fallback = "the networks it is fitted to cost almost the same"
     else:
-        design = np.stack([sums, np.ones_like(sums)], axis=1) / measured[:, None]
-        a, b = (float(v) for v in np.linalg.lstsq(design, np.ones_like(sums), rcond=None)[0])
-        if a <= 0:
-            fallback, a, b = f"the fit's slope is {a:.3g}, not positive", 1.0, rest
-    errors = np.abs((a * sums + b) / measured - 1)
+        line = np.stack([sums, ones], axis=1) / measured[:, None]
+        solution = np.append(_solve(line), 0.0)
+        if megabytes is not None and len(sums) >= 6:
+            full = np.column_stack([line, megabytes / measured])
+            if _left_out_error(full) < _left_out_error(line):
+                solution = _solve(full)
+        if solution[0] < 1e-6:
+            fallback = f"the fit's slope is {solution[0]:.3g}, not positive"
+            solution = np.array([1.0, rest, 0.0])
+    a, b, c = (float(v) for v in solution)
+    weights = np.zeros_like(sums) if megabytes is None else megabytes
+    errors = np.abs((a * sums + b + c * weights) / measured - 1)
     return Fit(
         a=a,
         b=b,
+        c=c,
         networks=len(sums),
         residual_pct=100 * float(errors.mean()),
         fallback=fallback,
     )
+
+
+def _solve(design: np.ndarray) -> np.ndarray:
+    """The coefficients for which every row is nearest to 1; b alone may be negative."""
+    columns = design.shape[1]
+    bounds = ([0.0, -np.inf, 0.0][:columns], [np.inf] * columns)
+    solution: np.ndarray = lsq_linear(design, np.ones(len(design)), bounds, method="bvls").x
+    return solution
+
+
+def _left_out_error(design: np.ndarray) -> float:
+    """The mean relative error on each network of a fit to all the others."""
+    left_out = [abs(row @ _solve(np.delete(design, i, axis=0)) - 1) for i, row in enumerate(design)]
+    return float(np.mean(left_out))
+
+
+def _weight_bytes(module: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
 def indices_of(supernet: Supernet, choices: Mapping[str, str]) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..config import MeasureSettings
 from ..errors import ExportError, MeasurementError
-from ..export import channels_last, one_thread, to_onnx, to_tflite
+from ..export import channels_last, one_line, one_thread, to_onnx, to_tflite
 from ..supernet import Supernet
 from .measure import module_of
 from .plan import Plan, PlannedNetwork, assemble, make_plan
@@ -128,7 +128,7 @@ def import_kit(path: str | Path) -> LatencyTable:
         results = _android_results(raw) if b"### manifest " in raw else decode(raw)
         return _table(results)
     except MeasurementError as error:
-        raise MeasurementError(f"{path} is not a kit's results: {error}") from None
+        raise MeasurementError(f"{path} is not a kit's results: {one_line(error)}") from None
 
 
 # --- out ---

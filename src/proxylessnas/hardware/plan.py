@@ -92,12 +92,13 @@ def choose_networks(cost: Cost, mask: Tensor, count: int, *, seed: int) -> list[
     low = cost.per_candidate.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
     high = cost.per_candidate.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
     relative = (cost.per_candidate - low) / (high - low).clamp_min(1e-12)
-    for _ in range(100 * count):  # a small space may not have so many
-        if len(chosen) >= count:
-            break
+    fruitless = 0
+    while len(chosen) < count and fruitless < 200:  # a small space may not have so many
+        before = len(chosen)
         bias = 6 * torch.rand((), generator=generator).item() - 3
         p = torch.softmax((bias * relative).masked_fill(~mask, -torch.inf), dim=1)
         chosen[tuple(torch.multinomial(p, 1, generator=generator)[:, 0].tolist())] = None
+        fruitless = 0 if len(chosen) > before else fruitless + 1
     return list(chosen)[:count]
 
 

@@ -103,7 +103,7 @@ def measure_all(
 
     def note(key: str, ms: float) -> None:
         nonlocal done, saved
-        samples[key].append(ms)
+        samples[key].append(float(f"{ms:.6g}"))  # as in the file: a resumed run sees the same
         done += 1
         if progress is not None:
             progress(done, total)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from ..errors import MeasurementError, MissingEntry
+from ..export import one_line
 from .protocol import Environment, Measurement
 
 SCHEMA = 1
@@ -157,8 +158,8 @@ class LatencyTable:
         def packed(m: Measurement) -> dict[str, Any]:
             if m.environment not in environments:
                 environments.append(m.environment)
-            samples = [float(f"{s:.6g}") for s in m.samples_ms]
-            return {"samples_ms": samples, "environment": environments.index(m.environment)}
+            index = environments.index(m.environment)
+            return {"samples_ms": list(m.samples_ms), "environment": index}
 
         entries = {key: packed(m) for key, m in self.entries.items()}
         networks = [
@@ -203,7 +204,7 @@ class LatencyTable:
         try:
             return LatencyTable.from_dict(decode(raw))
         except MeasurementError as error:
-            raise MeasurementError(f"{path} is not a latency table: {error}") from None
+            raise MeasurementError(f"{path} is not a latency table: {one_line(error)}") from None
 
     @staticmethod
     def from_dict(data: object) -> LatencyTable:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from ..supernet import Supernet
-from .cost import Cost, fit_line, indices_of
+from .cost import Cost, fit_networks, indices_of
 from .table import LatencyTable, NetworkEntry
 
 
@@ -32,9 +32,9 @@ def validate(cost: Cost, supernet: Supernet, table: LatencyTable) -> dict[str, A
         for n in unseen
         if n.repeat is not None
     ]
-    line = fit_line(
-        np.array([n.macs / 1e9 for n in fitted]),
+    line = fit_networks(
         np.array([n.measurement.median_ms for n in fitted]),
+        np.array([n.macs / 1e9 for n in fitted]),
     )
     by_macs = [line.a * n.macs / 1e9 + line.b for n in unseen]
     return {

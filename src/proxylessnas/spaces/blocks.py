@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ArchitectureError, did_you_mean
-from ..supernet import MixedOp
+from ..supernet import MixedOp, Residual
 
 Candidates = Mapping[str, Callable[[], nn.Module]]
 
@@ -130,3 +131,49 @@ def initialise(model: nn.Module) -> None:
             nn.init.normal_(module.weight, 0.0, 0.01)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def start_alike(model: nn.Module) -> None:
+    """Let all candidates of a mixed operation begin as one function, as far as they can.
+
+    Independent random candidates are different functions, and what follows must first learn
+    to take any of them: a short search never gets beyond that. So the weights of the smallest
+    inverted bottleneck are embedded in its siblings (its kernel in the middle of theirs, its
+    channels among theirs, the other channels without an effect yet), and a residual branch
+    begins at zero. Every weight still has a gradient from the first step.
+    """
+    for mixed in (m for m in model.modules() if isinstance(m, MixedOp)):
+        inner = [c.branch if isinstance(c, Residual) else c for c in mixed.candidates.values()]
+        blocks = [block for block in inner if isinstance(block, MBConv) and len(block) == 3]
+        smallest = min(blocks, key=lambda b: (b.kernel, b.expansion), default=None)
+        for block in blocks:
+            if smallest is not None and block is not smallest:
+                _embed(smallest, block)
+    for residual in (m for m in model.modules() if isinstance(m, Residual)):
+        branch = residual.branch
+        ends = branch.candidates.values() if isinstance(branch, MixedOp) else [branch]
+        for block in ends:
+            if isinstance(block, MBConv):
+                nn.init.zeros_(_weights(block[-1])[1])
+
+
+def _embed(small: MBConv, large: MBConv) -> None:
+    """Make `large` compute what `small` does; both expand, and have the same ends."""
+    (expand, _), (depthwise, _), (project, _) = (_weights(layer) for layer in small)
+    (to_expand, _), (to_depthwise, _), (to_project, _) = (_weights(layer) for layer in large)
+    channels, kernel = depthwise.shape[0], depthwise.shape[-1]
+    edge = (to_depthwise.shape[-1] - kernel) // 2
+    if edge < 0 or channels > to_depthwise.shape[0]:
+        return
+    to_expand[:channels] = expand
+    to_depthwise[:channels] = 0
+    to_depthwise[:channels, :, edge : edge + kernel, edge : edge + kernel] = depthwise
+    to_project[:, channels:] = 0
+    to_project[:, :channels] = project
+
+
+def _weights(layer: nn.Module) -> tuple[nn.Parameter, nn.Parameter]:
+    """The kernel and the BN scale of a `ConvBN`."""
+    assert isinstance(layer, ConvBN)
+    return layer[0].weight, layer[1].weight

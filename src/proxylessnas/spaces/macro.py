@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import ArchitectureError, ConfigError
 from ..supernet import Residual
-from .blocks import ConvBN, Head, MBConv, Network, choose, initialise
+from .blocks import ConvBN, Head, MBConv, Network, choose, initialise, start_alike
 
 CANDIDATES = ("identity", "e3_k3", "e6_k5")  # the table's digits 0, 1, 2
 EPS = 1e-5
@@ -25,6 +25,7 @@ class MacroSettings:
     input_shape: [channels, height, width]. classes: outputs.
     widths, depths: channels and layers of every stage; each stage halves the resolution.
     stem, head: widths of the stem and of the head. dropout: before the classifier.
+    alike: whether the supernet's candidates begin as one function, see `blocks.start_alike`.
     """
 
     input_shape: tuple[int, int, int] = (3, 32, 32)
@@ -34,6 +35,7 @@ class MacroSettings:
     stem: int = 32
     head: int = 1280
     dropout: float = 0.0
+    alike: bool = True
 
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.depths) or not self.widths:
@@ -64,6 +66,8 @@ def build(settings: MacroSettings, choices: dict[str, str] | None = None) -> nn.
     head = Head(channels, s.head, s.classes, dropout=s.dropout, activation=nn.ReLU, eps=EPS)
     model = Network(stem, blocks, head)
     initialise(model)
+    if choices is None and s.alike:
+        start_alike(model)
     return model
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import ConfigError, did_you_mean
 from ..supernet import Residual, Zero
-from .blocks import ConvBN, Head, MBConv, Network, choose, initialise, round_channels
+from .blocks import ConvBN, Head, MBConv, Network, choose, initialise, round_channels, start_alike
 
 KERNELS = (3, 5, 7)
 EXPANSIONS = (3, 6)
@@ -31,6 +31,7 @@ class MobileSettings:
     width_mult: scales all widths, rounded to multiples of 8; the head only upwards.
     candidates: a choice among `k3_e3 k5_e3 k7_e3 k3_e6 k5_e6 k7_e6`, in this order.
     zero: whether a block with a shortcut may be left out. dropout: before the classifier.
+    alike: whether the supernet's candidates begin as one function, see `blocks.start_alike`.
     """
 
     input_shape: tuple[int, int, int] = (3, 224, 224)
@@ -46,6 +47,7 @@ class MobileSettings:
     candidates: tuple[str, ...] = CANDIDATES
     zero: bool = True
     dropout: float = 0.0
+    alike: bool = True
 
     def __post_init__(self) -> None:
         small = min(self.input_shape[1:]) < SMALL
@@ -109,6 +111,8 @@ def build(settings: MobileSettings, choices: dict[str, str] | None = None) -> nn
     head = scaled(s.head) if s.width_mult > 1 else s.head
     model = Network(stem, blocks, Head(channels, head, s.classes, dropout=s.dropout))
     initialise(model)
+    if choices is None and s.alike:
+        start_alike(model)
     return model
 
 

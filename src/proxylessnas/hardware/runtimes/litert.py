@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ai_edge_litert.interpreter import Interpreter
 from torch import Tensor, nn
 
 from ...errors import MeasurementError
 from ...export import channels_last, one_line, stderr_away, to_tflite
+from ..fingerprint import fingerprint
 from ..machine import cpu_model
 from .base import Session, file_bytes, flag_options, stand_in
 
@@ -22,6 +25,7 @@ class LiteRt:
     def __init__(self, *options: str, threads: int = 1) -> None:
         flag_options("litert", options, ())
         self.name, self.threads = "litert", threads
+        self._last = ("", b"")
 
     def describe(self) -> dict[str, str | int]:
         return {
@@ -33,10 +37,24 @@ class LiteRt:
         }
 
     def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
-        interpreter = self._open(to_tflite(module, inputs))
+        interpreter = self._open(self._converted(module, inputs))
         session = _LiteRtSession(interpreter)
         session.feed([x.cpu().numpy() for x in channels_last(inputs)])
         return session
+
+    def _converted(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
+        """The same network twice in a row, as a validation network is, is converted once.
+
+        A conversion takes seconds, and what is loaded twice differs in memory all the same.
+        """
+        digest = hashlib.blake2b(fingerprint(module).encode())
+        for tensor in (*inputs, *module.state_dict().values()):
+            digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+        for tensor in module.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        if digest.hexdigest() != self._last[0]:
+            self._last = (digest.hexdigest(), to_tflite(module, inputs))
+        return self._last[1]
 
     def load_file(self, path: str | Path, *, batch: int = 1) -> Session:
         interpreter = self._open(file_bytes(path, ".tflite", "litert"), str(path), batch)
