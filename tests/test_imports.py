@@ -41,6 +41,7 @@ ORDER = [
     "report",
     "pipeline",
     "predict",
+    "zoo_verb",
     "api",
     "cli",
 ]

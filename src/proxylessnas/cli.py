@@ -31,7 +31,6 @@ usage: proxylessnas VERB [options]          proxylessnas VERB --help for the opt
   evaluate   its accuracy on the test part
   export     ONNX, compared with eager and measured as the file it is
   predict    classify images with the result
-  report     a run as one offline HTML file
   zoo        the published networks: list, build, export, measure, draw
 
   proxylessnas run --data mnist5k --target-latency 0.6x --out runs/demo
@@ -39,7 +38,8 @@ usage: proxylessnas VERB [options]          proxylessnas VERB --help for the opt
   proxylessnas predict runs/demo image.png
 """
 STAGES = ("measure", "search", "derive", "train", "evaluate", "export")
-VERBS = ("run", *STAGES, "predict", "report", "zoo")
+OWN = ("directory", "out", "resume", "quiet", "limits", "format")  # options that set nothing
+VERBS = ("run", *STAGES, "predict", "zoo")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -98,6 +98,10 @@ def _parser(verb: str) -> ArgumentParser:
         parser.add_argument(
             "--limits", help="one network for each of these latencies, as 8ms,10ms,12ms"
         )
+    if verb == "export":
+        parser.add_argument(
+            "--format", type=str, help="onnx (the default), torch (.pt2) or python (network.py)"
+        )
     add_options(parser, RunConfig)
     return parser
 
@@ -151,7 +155,7 @@ def _stages(verb: str, words: list[str]) -> int:
         parser.print_help()
         return 0
     given = parse(parser, words)
-    own = {k: given.pop(k, None) for k in ("directory", "out", "resume", "quiet", "limits")}
+    own = {k: given.pop(k, None) for k in OWN}
     given.pop("config", None)
     _check(given)
     from .errors import RunError
@@ -163,8 +167,6 @@ def _stages(verb: str, words: list[str]) -> int:
     if verb not in ("run", "measure") and not (path / "config.yaml").exists():
         raise RunError(f"{path} holds no run: begin with proxylessnas run or measure")
     reporter = Reporter(quiet=bool(own["quiet"]))
-    if verb == "report":
-        return _report(path)
     existed = path.exists()
     with held(RunDirectory(path)) as directory:
         from .pipeline import open_run
@@ -222,6 +224,9 @@ def _do(verb: str, run: Run, own: Mapping[str, Any]) -> int:
     if verb == "derive" and own["limits"]:
         stages.derive_limits(run, [limit.strip() for limit in own["limits"].split(",")])
         return 0
+    if verb == "export" and own["format"] not in (None, "onnx"):
+        stages.export_as(run, own["format"])
+        return 0
     if run.done(verb):
         run.reporter.say(f"{verb}: done already in {run.directory.path}")
         return 0
@@ -250,7 +255,7 @@ def _stop_politely(run: Run) -> None:
     signal.signal(signal.SIGINT, stop)
 
 
-# --- predict, report, zoo ---
+# --- predict, zoo ---
 
 
 def _predict(words: list[str]) -> int:
@@ -281,9 +286,29 @@ def _predict(words: list[str]) -> int:
     return 0
 
 
-def _report(path: Path) -> int:
-    raise ConfigError("the report is not there yet")
-
-
 def _zoo(words: list[str]) -> int:
-    raise ConfigError("the zoo is not there yet")
+    import argparse
+
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="proxylessnas zoo", exit_on_error=False, default_env=False)
+    parser.allow_abbrev = False
+    parser.add_argument("name", nargs="?", help="a network; without one, all are listed")
+    parser.add_argument("--build", action="store_true", help="print the plain network")
+    parser.add_argument("--draw", help="write the network as this SVG file")
+    parser.add_argument("--export", help="write it as this .onnx or .pt2 file, or .py folder")
+    parser.add_argument("--measure", action="store_true", help="its latency on --runtime")
+    parser.add_argument("--runtime", default="onnxruntime", help="what --measure uses")
+    parser.add_argument("--batch", type=int, default=1, help="images an inference")
+    parser.add_argument("--weights", help="the authors' state dict, to be loaded")
+    if "-h" in words or "--help" in words:
+        parser.print_help()
+        return 0
+    try:
+        given = parser.parse_args(words)
+    except argparse.ArgumentError as error:
+        raise ConfigError(_plainly(str(error), parser)) from None
+    from .zoo_verb import zoo
+
+    zoo(given)
+    return 0

@@ -215,11 +215,13 @@ class RunConfig:
 
     data: mnist5k, digits, a folder of images, a Hugging Face data set, torchvision:NAME.
     image_size: pixels; default: read from the data, 224 where sizes are mixed.
-    space: mobile, macro, or module:factory for your own model.
+    space: mobile, macro, tree, or module:factory for your own model.
     space_settings: settings of the space, as {name: value}.
     target_latency: 12ms, 800us, or 0.6x of the space's largest network; default: no limit.
     max_parameters, max_macs, max_peak_memory: further limits; count, count, MiB.
-    runtime: what the latency is measured on: onnxruntime or torch.
+    runtime: what the latency is measured on: onnxruntime, torch, litert, openvino.
+    table: latency table of a device that is not here, instead of measuring: one of ours, or a
+        published one (mobile_trim.yaml, note10_*.yaml).
     seed: of everything random.
     budget: minutes the whole run may take, as 60m or 2h; fits the epochs once, at the start.
     baselines: also train the space's largest network and a random one of the same latency.
@@ -234,6 +236,7 @@ class RunConfig:
     max_macs: int | None = None
     max_peak_memory: float | None = None
     runtime: str = "onnxruntime"
+    table: str | None = None
     seed: int = 0
     budget: str | None = None
     baselines: bool = False

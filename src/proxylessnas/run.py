@@ -17,6 +17,7 @@ from .config import RunConfig
 from .data import Batches, ImageData, load_data
 from .errors import RunError
 from .hardware.measure import NetworkReport, canary_of, measure_networks
+from .hardware.published import published_cost, read_published_table
 from .hardware.runtimes import Runtime, make
 from .hardware.table import LatencyTable
 from .machine import Machine, make_machine
@@ -28,6 +29,11 @@ from .seeds import derive_seed
 from .spaces import build_supernet
 from .supernet import Supernet
 from .task import Task
+
+
+def is_published(table: str) -> bool:
+    """Whether a table is one of the authors' YAML files."""
+    return Path(table).suffix in (".yaml", ".yml")
 
 
 class Signal:
@@ -103,8 +109,17 @@ class Run:
     @cached_property
     def priced(self) -> Pricing:
         """What networks cost, latency included."""
-        self.pricing.table = self.table()
+        if self.config.table is not None and is_published(self.config.table):
+            published = read_published_table(self.config.table)
+            self.pricing.published = published_cost(self.supernet, published)
+        else:
+            self.pricing.table = self.table()
         return self.pricing
+
+    @property
+    def device_is_here(self) -> bool:
+        """Whether networks can be measured, or a table has to be believed."""
+        return self.config.table is None
 
     def table(self) -> LatencyTable:
         """The latency table in the directory.
@@ -112,6 +127,8 @@ class Run:
         Raises:
             RunError: there is none. MeasurementError: it is of another device.
         """
+        if self.config.table is not None:
+            return LatencyTable.load(self.config.table)
         path = self.directory.file("latency_table.json")
         if not path.exists():
             raise RunError(

@@ -5,6 +5,7 @@ is not done again.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,10 +19,10 @@ from . import export as exporting
 from .architecture import Architecture
 from .config import DeriveSettings
 from .derive import Choice, Indices, choose
-from .errors import RunError
+from .emit import to_python
+from .errors import ConfigError, RunError
 from .estimators import RewardOf, make_estimator
 from .hardware.measure import measure_table
-from .hardware.table import LatencyTable
 from .loop import Plan, Search
 from .objective import Prices, make_objective, make_reward, sample_within
 from .run import Run
@@ -36,29 +37,43 @@ CHECKPOINT_SECONDS = 30.0
 # --- measure ---
 
 
-def measure(run: Run) -> LatencyTable:
+def measure(run: Run) -> None:
     """Every distinct candidate and a few whole networks, on the runtime."""
+    on = run.config.runtime if run.device_is_here else run.config.table
     count = len(run.pricing.trace.units)
-    with run.stage("measure", f"{count} distinct candidates on {run.config.runtime}") as facts:
-        path = run.directory.file("latency_table.json")
-        with run.reporter.bar("measuring") as update:
-            table = measure_table(
-                run.supernet,
-                run.runtime,
-                run.example(),
-                run.config.measure,
-                seed=run.config.seed,
-                progress=update,
-                path=path,
-            )
-        assert run.priced.latency is not None
-        low, high = run.priced.latency.range(run.supernet.mask)
+    with run.stage("measure", f"{count} distinct candidates on {on}") as facts:
+        if run.device_is_here:
+            _measure_table(run)
+            facts["files"] = ["latency_table.json"]
+        latency = run.priced.latency
+        assert latency is not None
+        low, high = latency.range(run.supernet.mask)
         largest = run.priced.largest_ms
         run.reporter.say(
             f"  networks of this space take {low:.3g} to {high:.3g} ms, the largest {largest:.3g}"
         )
-        facts |= {"files": ["latency_table.json"], "range_ms": [low, high], "largest_ms": largest}
-    return table
+        facts |= {"range_ms": [low, high], "largest_ms": largest}
+        if latency.fit is not None:
+            facts["fit"] = dataclasses.asdict(latency.fit)
+
+
+def _measure_table(run: Run) -> None:
+    with run.reporter.bar("measuring") as update:
+
+        def progress(done: int, total: int) -> None:
+            update(done, total)
+            if run.signal.requested:  # the visits so far are saved every few seconds
+                raise Stopped
+
+        measure_table(
+            run.supernet,
+            run.runtime,
+            run.example(),
+            run.config.measure,
+            seed=run.config.seed,
+            progress=progress,
+            path=run.directory.file("latency_table.json"),
+        )
 
 
 # --- search ---
@@ -181,7 +196,7 @@ def choose_network(run: Run, job: Search, settings: DeriveSettings) -> Choice:
             job.prices,
             settings,
             score=score,
-            measure=measured,
+            measure=measured if run.device_is_here else None,
             learned=job.estimator.learns,
             seed=derive_seed(run.config.seed, "proposals"),
             progress=update,
@@ -367,11 +382,36 @@ def export(run: Run) -> dict[str, Any]:
         others = {}
         if run.config.baselines:
             others = {name: trained_network(run, name).cpu() for name in ("largest", "random")}
-        report = measure_final(run, path, network, others)
+        report = measure_final(run, path, network, others) if run.device_is_here else NOT_HERE
         facts |= {"largest_difference": difference.relative, **report}
         facts["predicted_ms"] = run.prices.of(indices)[run.prices.names.index("latency")]
         facts["files"] = ["model.onnx"]
     return facts
+
+
+def export_as(run: Run, form: str) -> None:
+    """The trained network as `network.pt2` (torch.export) or as a folder `python/`."""
+    run.require("train")
+    network = trained_network(run).cpu()
+    if form == "torch":
+        path = run.directory.file("network.pt2")
+        difference = exporting.to_torch_export(network, run.example(), path)
+    elif form == "python":
+        path = run.directory.file("python")
+        architecture = Architecture.load(run.directory.file("architecture.json"))
+        difference = to_python(architecture, network, path)
+    else:
+        raise ConfigError(f"there is no export format {form!r}; allowed: onnx, torch, python")
+    run.reporter.say(f"  {path}: differs from eager by {difference.relative:.1e} at most")
+
+
+NOT_HERE: dict[str, Any] = {
+    "measured_ms": None,
+    "measured_raw_ms": None,
+    "canary_drift": None,
+    "noise_pct": None,
+    "baselines_ms": {},
+}
 
 
 def measure_final(

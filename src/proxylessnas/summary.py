@@ -26,7 +26,7 @@ def summarise(run: Run) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "data": run.config.data,
         "space": run.config.space,
-        "runtime": dict(run.table().device),
+        "runtime": run.config.table or dict(run.table().device),
         "target_latency_ms": run.target_ms,
         "predicted_latency_ms": records["derive"]["predicted"]["latency"],
         "measured_latency_ms": export["measured_ms"],
@@ -69,7 +69,7 @@ def _baseline(run: Run, name: str, export: dict[str, Any]) -> dict[str, Any]:
     return {
         "test_accuracy": run.require(f"evaluate-{name}")["accuracy"],
         "predicted_latency_ms": run.prices.of(indices)[latency],
-        "measured_latency_ms": export["baselines_ms"][name],
+        "measured_latency_ms": export["baselines_ms"].get(name),
         "parameters": round(run.priced.parameters.of(indices)),
         "macs": round(run.priced.macs.of(indices)),
     }
@@ -130,20 +130,26 @@ def _networks(facts: dict[str, Any]) -> Table:
             f"{row['parameters']:,}",
             f"{row['macs'] / 1e6:,.1f} M",
             f"{row['predicted_latency_ms']:.3f}",
-            f"{row['measured_latency_ms']:.3f}",
+            _ms(row["measured_latency_ms"]),
         )
     return table
 
 
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
 def _latency_line(facts: dict[str, Any]) -> str:
     measured, target = facts["measured_latency_ms"], facts["target_latency_ms"]
-    drift = 100 * (facts["canary_drift"] - 1)
-    text = f"latency: measured {measured:.3f} ms"
+    text = f"latency: predicted {facts['predicted_latency_ms']:.3f} ms"
     if target is not None:
-        text = (
-            f"latency: target {target:.3f} ms, predicted {facts['predicted_latency_ms']:.3f}, "
-            f"measured {measured:.3f} ({100 * (measured / target - 1):+.1f} % of the target)"
-        )
+        text += f", target {target:.3f}"
+    if measured is None:
+        return f"{text}; not measured: the device is not here"
+    text += f", measured {measured:.3f}"
+    if target is not None:
+        text += f" ({100 * (measured / target - 1):+.1f} % of the target)"
+    drift = 100 * (facts["canary_drift"] - 1)
     return (
         f"{text}; noise {facts['latency_noise_pct']:.1f} %, raw "
         f"{facts['measured_latency_raw_ms']:.3f} before the canary's drift of {drift:+.1f} %"

@@ -81,7 +81,7 @@ def hub_source(spec: str) -> Source:
 def _load_dataset(path: str, config: str | None, *, what: str) -> dict[str, Any]:
     """The splits by name, memory-mapped from the cache of `datasets`, without progress bars."""
     try:
-        import datasets  # type: ignore[import-untyped]
+        import datasets
     except ImportError as error:
         raise MissingDependency("datasets", "huggingface", what) from error
     cache = Path(os.path.expanduser(datasets.config.HF_DATASETS_CACHE))

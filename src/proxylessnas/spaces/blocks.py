@@ -152,16 +152,16 @@ def start_alike(model: nn.Module) -> None:
                 _embed(smallest, block)
     for residual in (m for m in model.modules() if isinstance(m, Residual)):
         branch = residual.branch
-        ends = branch.candidates.values() if isinstance(branch, MixedOp) else [branch]
-        for block in ends:
-            if isinstance(block, MBConv):
-                nn.init.zeros_(_weights(block[-1])[1])
+        ends = list(branch.candidates.values()) if isinstance(branch, MixedOp) else [branch]
+        for end in ends:
+            if isinstance(end, MBConv):
+                nn.init.zeros_(_scale(end[-1]))
 
 
 def _embed(small: MBConv, large: MBConv) -> None:
     """Make `large` compute what `small` does; both expand, and have the same ends."""
-    (expand, _), (depthwise, _), (project, _) = (_weights(layer) for layer in small)
-    (to_expand, _), (to_depthwise, _), (to_project, _) = (_weights(layer) for layer in large)
+    expand, depthwise, project = (_kernel(layer) for layer in small)
+    to_expand, to_depthwise, to_project = (_kernel(layer) for layer in large)
     channels, kernel = depthwise.shape[0], depthwise.shape[-1]
     edge = (to_depthwise.shape[-1] - kernel) // 2
     if edge < 0 or channels > to_depthwise.shape[0]:
@@ -173,7 +173,11 @@ def _embed(small: MBConv, large: MBConv) -> None:
     to_project[:, :channels] = project
 
 
-def _weights(layer: nn.Module) -> tuple[nn.Parameter, nn.Parameter]:
-    """The kernel and the BN scale of a `ConvBN`."""
-    assert isinstance(layer, ConvBN)
-    return layer[0].weight, layer[1].weight
+def _kernel(layer: nn.Module) -> Tensor:
+    assert isinstance(layer, ConvBN) and isinstance(layer[0], nn.Conv2d)
+    return layer[0].weight
+
+
+def _scale(layer: nn.Module) -> Tensor:
+    assert isinstance(layer, ConvBN) and isinstance(layer[1], nn.BatchNorm2d)
+    return layer[1].weight
