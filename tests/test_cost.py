@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,7 +15,6 @@ from proxylessnas.config import MeasureSettings
 from proxylessnas.errors import MeasurementError, MissingEntry
 from proxylessnas.hardware.cost import (
     Cost,
-    fit_networks,
     indices_of,
     latency_cost,
     macs_cost,
@@ -207,26 +205,6 @@ def test_a_useless_fit_falls_back_to_the_raw_sum() -> None:
     with pytest.warns(UserWarning, match="raw sum of blocks"):
         cost = latency_cost(supernet, found, upside_down)
     assert cost.fit is not None and cost.fit.a == 1 and "slope" in cost.fit.fallback
-
-
-def test_the_fit_finds_what_made_the_latencies() -> None:
-    sums = np.array([1.0, 2.0, 4.0, 8.0, 5.0, 3.0])
-    megabytes = np.array([3.0, 1.0, 2.0, 5.0, 1.0, 4.0])
-    fit = fit_networks(1.5 * sums + 0.25 * megabytes + 0.5, sums, megabytes)
-    assert (fit.a, fit.b, fit.c) == pytest.approx((1.5, 0.5, 0.25))
-    assert fit.residual_pct == pytest.approx(0, abs=1e-6)
-    # Weights never make a network faster.
-    assert fit_networks(1.5 * sums - 0.1 * megabytes + 1, sums, megabytes).c == 0
-    # Few networks: two unknowns.
-    fit = fit_networks(1.5 * sums[:4] + 0.5, sums[:4], megabytes[:4])
-    assert (fit.a, fit.b, fit.c) == pytest.approx((1.5, 0.5, 0))
-
-
-def test_a_fit_that_cannot_be() -> None:
-    flat = fit_networks(np.ones(3), np.array([1.0, 1.001, 1.002]))
-    assert "almost the same" in flat.fallback
-    few = fit_networks(np.array([2.0, 3.0]), np.array([1.0, 2.0]))
-    assert (few.a, few.b) == (1.0, 1.0) and "only 2" in few.fallback
 
 
 def test_figures() -> None:

@@ -47,6 +47,7 @@ class Result:
     job: Search = field(repr=False)
     pricing: Pricing = field(repr=False)
     _choose: Callable[[Limits], Choice] = field(repr=False)
+    _finish: Callable[[Indices], nn.Module] = field(repr=False)
 
     @property
     def supernet(self) -> Supernet:
@@ -60,16 +61,19 @@ class Result:
     def derive(self, latency: str | None = None) -> nn.Module:
         """The chosen network as a plain module, or the one for another latency limit.
 
+        It has the supernet's weights, and BN statistics of its own: the supernet's are a mixture
+        over its paths.
+
         Raises:
             LimitError: no network keeps that limit, or the latency was not measured.
         """
         if latency is None:
-            return self.supernet.derive(self.architecture)
+            return self._finish(self.supernet.indices(self.architecture))
         if self.pricing.latency is None:
             raise LimitError(
                 "this search measured no latency: give search() a target_latency, or a table"
             )
-        return self.supernet.derive(self._choose(Limits(latency=latency)).chosen.indices)
+        return self._finish(self._choose(Limits(latency=latency)).chosen.indices)
 
 
 def search(
@@ -149,9 +153,13 @@ def search(
     with reporter.bar("searching") as update:
         job.run(lambda job: update(job.step, job.plan.total))
 
-    def score(indices: Indices) -> float:
+    def finish(indices: Indices) -> nn.Module:
         network = supernet.derive(indices)
         recalibrate(network, training, derive.recalibrate_images, on)
+        return network
+
+    def score(indices: Indices) -> float:
+        network = finish(indices)
         result = evaluate(network, job.task, validation, on, examples=derive.score_images)
         return -result.loss if result.accuracy is None else result.accuracy
 
@@ -187,6 +195,7 @@ def search(
         job=job,
         pricing=pricing,
         _choose=choose_within,
+        _finish=finish,
     )
 
 

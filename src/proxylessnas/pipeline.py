@@ -62,7 +62,7 @@ def open_run(
     run = Run(stored, directory, reporter)
     config = _merge(run, stored, given)
     if config != stored:
-        run = Run(config, directory, reporter)
+        run = changed(run, config)
         record(run)
     return run
 
@@ -100,7 +100,7 @@ def _plain(value: Any) -> str:
 def changed(run: Run, config: RunConfig) -> Run:
     """The same run under another config; what the config does not touch is kept."""
     other = Run(config, run.directory, run.reporter)
-    other.started = run.started
+    other.started, other.signal = run.started, run.signal
     for part in ("data", "runtime"):
         if part in run.__dict__:
             other.__dict__[part] = run.__dict__[part]

@@ -25,12 +25,15 @@ from .estimators import RewardOf, make_estimator
 from .hardware.measure import measure_table
 from .loop import Plan, Search
 from .objective import Prices, make_objective, make_reward, sample_within
+from .report.draw import draw
 from .run import Run
+from .runs import write_atomic
 from .seeds import derive_seed
 from .spaces import build
 from .train import Score, Training, evaluate, recalibrate
 
 LOG_EVERY = 20  # steps
+MOBILENET_V2_DEPTHS = (2, 3, 4, 3, 3, 1)
 CHECKPOINT_SECONDS = 30.0
 
 
@@ -53,8 +56,25 @@ def measure(run: Run) -> None:
             f"  networks of this space take {low:.3g} to {high:.3g} ms, the largest {largest:.3g}"
         )
         facts |= {"range_ms": [low, high], "largest_ms": largest}
+        like = mobilenet_v2_like(run)
+        if like is not None:
+            facts["mobilenet_v2_like_ms"] = latency.of(like)
+            run.reporter.say(f"  one like MobileNetV2 takes {latency.of(like):.4g} ms")
         if latency.fit is not None:
             facts["fit"] = dataclasses.asdict(latency.fit)
+
+
+def mobilenet_v2_like(run: Run) -> Indices | None:
+    """Kernel 3 and expansion 6 everywhere, at MobileNetV2's depths (2, 3, 4, 3, 3, 1)."""
+    if run.config.space != "mobile" or not all("k3_e6" in c for c in run.supernet.candidates):
+        return None
+    choice, stage, inside = [], -1, 0
+    for names in run.supernet.candidates:
+        # A block without Zero begins a stage.
+        stage, inside = (stage, inside + 1) if "zero" in names else (stage + 1, 1)
+        deep = inside > MOBILENET_V2_DEPTHS[min(max(stage, 0), 5)]
+        choice.append(names.index("zero" if deep else "k3_e6"))
+    return tuple(choice)
 
 
 def _measure_table(run: Run) -> None:
@@ -165,6 +185,7 @@ def derive(run: Run) -> Architecture:
         choice = choose_network(run, job, run.config.derive)
         architecture = job.supernet.architecture(choice.chosen.indices).with_input(run.input)
         run.directory.write_json("architecture.json", architecture.to_dict())
+        write_atomic(run.directory.file("architecture.svg"), draw(architecture).encode())
         inherited = job.supernet.derive(choice.chosen.indices)
         run.directory.save_tensors("inherited.safetensors", inherited.state_dict())
         facts |= choice_facts(run, choice)

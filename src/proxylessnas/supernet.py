@@ -87,10 +87,6 @@ class Residual(nn.Module):
         out: Tensor = branch(x)
         return x + out
 
-    def derived(self) -> nn.Module:
-        """What stands here once the choice is made."""
-        return nn.Identity() if isinstance(self.branch, Zero) else self
-
 
 class Supernet:
     """A model's mixed operations, their architecture parameters, and paths through them.
@@ -239,13 +235,14 @@ def derive(module: nn.Module, chosen: Mapping[MixedOp, int]) -> nn.Module:
 
 
 def settle(module: nn.Module) -> nn.Module:
-    """Replace every submodule that has a `derived()` by what that returns, inside out."""
+    """Replace every `Residual` whose branch became Zero by the identity, inside out."""
     for name, child in module.named_children():
         settled = settle(child)
         if settled is not child:
             setattr(module, name, settled)
-    derived = getattr(module, "derived", None)
-    return module if derived is None else derived()
+    if isinstance(module, Residual) and isinstance(module.branch, Zero):
+        return nn.Identity()
+    return module
 
 
 def softmax(alpha: Tensor, mask: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .config import TrainSettings
 from .errors import UserError
+from .hardware.trace import evaluating
 from .machine import Machine
 from .optimizers import cosine, load_optimizer, optimizer_tensors
 from .seeds import derive_seed
@@ -122,22 +123,20 @@ def evaluate(
 ) -> Score:
     """Loss and accuracy over one pass, in evaluation mode; at most `examples` of them."""
     machine = machine or Machine()
-    training = network.training
-    network.eval()
     loss, correct, seen = 0.0, 0.0, 0
-    for index, batch in enumerate(batches.epoch(0)):
-        inputs, target = split(machine.put(batch))
-        with machine.precision():
-            output = call(network, inputs)
-            batch_loss = task.loss(output, target)
-        size = batch_size(target)
-        loss += float(batch_loss) * size
-        correct += float(task.correct(output, target)) if task.correct else 0.0
-        seen += size
-        after_batch(index + 1, len(batches))
-        if examples is not None and seen >= examples:
-            break
-    network.train(training)
+    with evaluating(network):
+        for index, batch in enumerate(batches.epoch(0)):
+            inputs, target = split(machine.put(batch))
+            with machine.precision():
+                output = call(network, inputs)
+                batch_loss = task.loss(output, target)
+            size = batch_size(target)
+            loss += float(batch_loss) * size
+            correct += float(task.correct(output, target)) if task.correct else 0.0
+            seen += size
+            after_batch(index + 1, len(batches))
+            if examples is not None and seen >= examples:
+                break
     accuracy = correct / seen if task.correct else None
     return Score(loss=loss / seen, accuracy=accuracy, examples=seen)
 
@@ -156,24 +155,21 @@ def recalibrate(
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    modes = [(m, m.training) for m in network.modules()]
-    network.eval()  # dropout off; the norms alone in training mode
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
-        norm.training = True
     seen = 0
-    for batch in batches.epoch(0):
-        inputs, target = split(machine.put(batch))
-        with machine.precision():
-            call(network, inputs)
-        seen += batch_size(target)
-        if seen >= examples:
-            break
+    with evaluating(network):  # dropout off; the norms alone in training mode
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative average
+            norm.training = True
+        for batch in batches.epoch(0):
+            inputs, _ = split(machine.put(batch))
+            with machine.precision():
+                call(network, inputs)
+            seen += batch_size(batch[1])
+            if seen >= examples:
+                break
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    for module, mode in modes:
-        module.training = mode
 
 
 def batch_size(target: Any) -> int:

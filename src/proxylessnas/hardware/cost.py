@@ -2,13 +2,7 @@
 
 cost(network) = fixed + Σ over mixed operations of cost(chosen candidate), and in the
 search E[cost] = fixed + Σ p·cost, differentiable in p (paper, section 3.3). Parameters and
-MACs are additive exactly. For the latency it is a model: blocks measured alone are biased,
-so that it is corrected to whole networks (facts.md, section 7):
-
-    latency = a·Σ block + b + c·Σ weights,    a > 0, c ≥ 0
-
-c is what a block measured alone does not show: again and again the only one to run, it finds
-its weights in the cache, and within a network they come from memory.
+MACs are additive exactly. For the latency it is a model, see `calibrate.py`.
 """
 
 from __future__ import annotations
@@ -21,34 +15,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.optimize import lsq_linear
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..architecture import Architecture
 from ..errors import MeasurementError
 from ..supernet import Supernet
-from .count import count_macs, count_parameters
+from . import calibrate
+from .calibrate import Fit
+from .count import count_macs, count_parameters, traffic
 from .count import peak_memory as peak_memory_of
 from .fingerprint import fingerprint
 from .table import LatencyTable
 from .trace import Trace, Unit
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fit:
-    """How sums of blocks were corrected to whole networks: a·Σ block + b + c·Σ weights.
-
-    a: no unit. b: ms. c: ms a megabyte of weights. networks: how many it was fitted to.
-    residual_pct: mean absolute error on these.
-    fallback: why the raw sum is used instead; empty where the fit is used.
-    """
-
-    a: float
-    b: float
-    c: float
-    networks: int
-    residual_pct: float
-    fallback: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,8 +52,7 @@ class Cost:
 
     def of(self, indices: Sequence[int]) -> float:
         """The cost of the network with these candidates."""
-        chosen = self.per_candidate[torch.arange(len(indices)), torch.tensor(list(indices))]
-        return float(chosen.sum()) + self.fixed
+        return _sum(self.per_candidate, indices) + self.fixed
 
     def range(self, mask: Tensor) -> tuple[float, float]:
         """The cheapest and the dearest network's cost; mask: True where there is a candidate."""
@@ -130,12 +107,11 @@ def _counted(
     reference: Sequence[int],
     whole: int,
 ) -> Cost:
-    chosen = per_candidate[torch.arange(len(reference)), torch.tensor(list(reference))]
     return Cost(
         name=name,
         unit="",
         per_candidate=per_candidate,
-        fixed=float(whole - chosen.sum()),
+        fixed=whole - _sum(per_candidate, reference),
         space=space_id(supernet, trace),
     )
 
@@ -174,15 +150,14 @@ def space_id(supernet: Supernet, trace: Trace) -> str:
 def latency_cost(supernet: Supernet, trace: Trace, table: LatencyTable) -> Cost:
     """Every candidate's latency, corrected to the table's whole networks of this space.
 
-    The correction is folded in: cost = a·block + c·weights, fixed = b. Where a is not
-    positive or the networks hardly differ: the raw sum and the mean rest, with a warning.
+    The correction (`calibrate.fit`) is folded in: cost = a·block + Σ w·property, fixed = b.
+    Where it cannot be had: the raw sum and the mean rest, with a warning.
 
     Raises:
         MissingEntry: the table lacks a candidate.
         MeasurementError: it has no whole network of this space.
     """
     blocks = _per_candidate(supernet, trace, lambda unit: table[unit.key].median_ms)
-    megabytes = _per_candidate(supernet, trace, lambda unit: _weight_bytes(unit.module) / 1e6)
     space = space_id(supernet, trace)
     networks = table.of_role("fit", "canary", space=space)
     if not networks:
@@ -190,75 +165,38 @@ def latency_cost(supernet: Supernet, trace: Trace, table: LatencyTable) -> Cost:
             "the latency table has no whole network of this space and input size, which the "
             "cost model is fitted to: measure it again with this space"
         )
-    raw = Cost(name="latency", unit="ms", per_candidate=blocks, fixed=0.0, space=space)
-    weights = replace(raw, per_candidate=megabytes)
+    properties = _properties(supernet, trace)
     chosen = [indices_of(supernet, n.choices) for n in networks]
-    fit = fit_networks(
+    fit = calibrate.fit(
         np.array([n.measurement.median_ms for n in networks]),
-        np.array([raw.of(indices) for indices in chosen]),
-        np.array([weights.of(indices) for indices in chosen]),
+        np.array([_sum(blocks, indices) for indices in chosen]),
+        {k: np.array([_sum(p, indices) for indices in chosen]) for k, p in properties.items()},
+        {k: p[blocks > 0].numpy() for k, p in {**properties, "ms": blocks}.items()},
     )
     if fit.fallback:
         warnings.warn(
             f"the cost model is the raw sum of blocks, because {fit.fallback}", stacklevel=2
         )
-    return replace(raw, per_candidate=blocks * fit.a + megabytes * fit.c, fixed=fit.b, fit=fit)
-
-
-def fit_networks(
-    measured: np.ndarray, sums: np.ndarray, megabytes: np.ndarray | None = None
-) -> Fit:
-    """measured ≈ a·sums + b + c·megabytes by least squares of relative errors, a, c ≥ 0.
-
-    measured: [networks] ms. sums: of their blocks alone. megabytes: of their weights; they
-    stay out unless they predict left-out networks better, as they do not where noise rules.
-    """
-    ones = np.ones_like(sums)
-    rest = float((measured - sums).mean())
-    fallback, solution = "", np.array([1.0, rest, 0.0])
-    if len(sums) < 3:
-        fallback = f"only {len(sums)} whole networks were measured"
-    elif np.ptp(sums) < 0.02 * measured.mean():
-        fallback = "the networks it is fitted to cost almost the same"
-    else:
-        line = np.stack([sums, ones], axis=1) / measured[:, None]
-        solution = np.append(_solve(line), 0.0)
-        if megabytes is not None and len(sums) >= 6:
-            full = np.column_stack([line, megabytes / measured])
-            if _left_out_error(full) < _left_out_error(line):
-                solution = _solve(full)
-        if solution[0] < 1e-6:
-            fallback = f"the fit's slope is {solution[0]:.3g}, not positive"
-            solution = np.array([1.0, rest, 0.0])
-    a, b, c = (float(v) for v in solution)
-    weights = np.zeros_like(sums) if megabytes is None else megabytes
-    errors = np.abs((a * sums + b + c * weights) / measured - 1)
-    return Fit(
-        a=a,
-        b=b,
-        c=c,
-        networks=len(sums),
-        residual_pct=100 * float(errors.mean()),
-        fallback=fallback,
+    per_candidate = blocks * fit.a
+    for name, weight in fit.weights.items():
+        per_candidate = per_candidate + weight * properties[name]
+    return Cost(
+        name="latency", unit="ms", per_candidate=per_candidate, fixed=fit.b, space=space, fit=fit
     )
 
 
-def _solve(design: np.ndarray) -> np.ndarray:
-    """The coefficients for which every row is nearest to 1; b alone may be negative."""
-    columns = design.shape[1]
-    bounds = ([0.0, -np.inf, 0.0][:columns], [np.inf] * columns)
-    solution: np.ndarray = lsq_linear(design, np.ones(len(design)), bounds, method="bvls").x
-    return solution
+def _properties(supernet: Supernet, trace: Trace) -> dict[str, Tensor]:
+    """What a block measured alone may hide, see `calibrate.py`."""
+    moved = {k: traffic(u.module, u.inputs, u.kwargs) for k, u in trace.units.items()}
+    return {
+        "block": _per_candidate(supernet, trace, lambda unit: 1.0),
+        "MB in and out": _per_candidate(supernet, trace, lambda unit: moved[unit.key][0] / 1e6),
+        "MB of weights": _per_candidate(supernet, trace, lambda unit: moved[unit.key][1] / 1e6),
+    }
 
 
-def _left_out_error(design: np.ndarray) -> float:
-    """The mean relative error on each network of a fit to all the others."""
-    left_out = [abs(row @ _solve(np.delete(design, i, axis=0)) - 1) for i, row in enumerate(design)]
-    return float(np.mean(left_out))
-
-
-def _weight_bytes(module: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in module.parameters())
+def _sum(per_candidate: Tensor, indices: Sequence[int]) -> float:
+    return float(per_candidate[torch.arange(len(indices)), torch.tensor(list(indices))].sum())
 
 
 def indices_of(supernet: Supernet, choices: Mapping[str, str]) -> tuple[int, ...]:

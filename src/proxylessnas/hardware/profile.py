@@ -9,16 +9,14 @@ it back. Whole networks are measured beside, in the same rounds, without a profi
 
 from __future__ import annotations
 
-import json
+import os
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from torch import Tensor, nn
 
 from ..config import MeasureSettings
@@ -29,7 +27,7 @@ from .measure import describe, load
 from .plan import assemble, make_plan
 from .protocol import Measurement, Progress, measure_all
 from .runtimes.base import Session
-from .runtimes.onnxruntime import OnnxRuntime
+from .runtimes.onnxruntime import OnnxRuntime, feed_of, node_times
 from .table import LatencyTable
 from .trace import Trace, trace
 
@@ -65,7 +63,8 @@ def profile_table(
             indices = [min(j, len(c) - 1) for c in supernet.candidates]
             with one_thread():
                 module = supernet.derive(indices).eval()
-                session = _Profiled(module, found.inputs, settings.threads, Path(folder) / str(j))
+                os.mkdir(f"{folder}/{j}")
+                session = _Profiled(module, found.inputs, runtime, f"{folder}/{j}")
             sessions[f"profile {j}"] = session
             profiled.append((indices, session))
         measured = measure_all(
@@ -91,16 +90,10 @@ class _Profiled(Session):
     """A session that keeps every node's time, and which inferences were the timed ones."""
 
     def __init__(
-        self, module: nn.Module, inputs: tuple[Tensor, ...], threads: int, prefix: Path
+        self, module: nn.Module, inputs: tuple[Tensor, ...], runtime: OnnxRuntime, folder: str
     ) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
-        options.enable_profiling, options.profile_file_prefix = True, str(prefix)
-        content = to_onnx(module, inputs)
-        self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        names = [i.name for i in self._session.get_inputs()]
-        self._feed = dict(zip(names, [x.cpu().numpy() for x in inputs], strict=False))
+        self._session = runtime.profiled(to_onnx(module, inputs), folder)
+        self._feed = feed_of(self._session, [x.cpu().numpy() for x in inputs])
         self.count, self.timed_runs = 0, list[int]()
 
     def __call__(self) -> None:
@@ -116,17 +109,10 @@ class _Profiled(Session):
 
     def runs(self) -> list[dict[str, float]]:
         """Of every timed inference: node -> ms. Ends the profile."""
-        with open(self._session.end_profiling(), encoding="utf-8") as file:
-            events = json.load(file)
-        starts = [(e["ts"], e["ts"] + e["dur"]) for e in events if e["name"] == "model_run"]
-        nodes = [e for e in events if e["cat"] == "Node" and e["name"].endswith("_kernel_time")]
-        runs: list[dict[str, float]] = [{} for _ in starts]
-        ends = np.array([end for _, end in starts])
-        for e in nodes:
-            i = int(np.searchsorted(ends, e["ts"]))
-            name = e["name"].removesuffix("_kernel_time")
-            runs[i][name] = runs[i].get(name, 0.0) + e["dur"] / 1e3
-        return [runs[i] for i in self.timed_runs]
+        runs = node_times(self._session)
+        return [
+            {f"{name} {i}": ms for i, (name, _, ms) in enumerate(runs[k])} for k in self.timed_runs
+        ]
 
 
 def _units(

@@ -9,7 +9,8 @@ import numpy as np
 from scipy import stats
 
 from ..supernet import Supernet
-from .cost import Cost, fit_networks, indices_of
+from .calibrate import fit
+from .cost import Cost, indices_of
 from .table import LatencyTable, NetworkEntry
 
 
@@ -32,7 +33,7 @@ def validate(cost: Cost, supernet: Supernet, table: LatencyTable) -> dict[str, A
         for n in unseen
         if n.repeat is not None
     ]
-    line = fit_networks(
+    line = fit(
         np.array([n.measurement.median_ms for n in fitted]),
         np.array([n.macs / 1e9 for n in fitted]),
     )

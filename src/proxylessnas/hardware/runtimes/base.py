@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,6 +88,11 @@ def flag_options(name: str, options: tuple[str, ...], allowed: tuple[str, ...]) 
                 f"the runtime {name} has no option {option!r}; allowed: {', '.join(allowed)}"
             )
     return options
+
+
+def is_activation(shape: Sequence[int]) -> bool:
+    """Whether this is something between layers of an image network, and no image itself."""
+    return len(shape) == 4 and shape[1] > 4
 
 
 def full_name(base: str, options: tuple[str, ...]) -> str:
