@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo env test test-fast check bench clean
+.PHONY: demo env test test-fast check clean
 
 demo: env
 	rm -rf runs/demo
@@ -29,9 +29,6 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
-
-bench: env
-	$(BIN)/python benchmarks/step.py
 
 clean:
 	rm -rf $(VENV) runs

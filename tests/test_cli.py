@@ -123,6 +123,16 @@ def test_an_unknown_key_in_a_config_file(
     assert "epochs" in line
 
 
+def test_code_that_a_file_names_is_not_imported(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('executed')")
+    config = tmp_path / "config.yaml"
+    config.write_text("data: digits\nspace: evil:factory\n")
+    line = fails(capsys, "run", "--config", str(config), f"--out={tmp_path / 'run'}")
+    assert "--space evil:factory" in line
+
+
 def test_an_empty_class_and_a_corrupt_image(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -214,6 +224,22 @@ def test_the_config_of_a_run_repeats_it(finished: Path, tmp_path: Path) -> None:
     assert main(["run", "--config", str(finished / "config.yaml"), f"--out={out}", "--quiet"]) == 0
     for name in ("architecture.json", "weights.safetensors", "metrics.jsonl"):
         assert (out / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_a_space_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "from proxylessnas import MixedOp\n"
+        "def net(input_shape, classes, width=4):\n"
+        "    convs = {f'{k}x{k}': nn.Conv2d(input_shape[0], width, k, padding=k // 2) "
+        "for k in (1, 3, 5)}\n"
+        "    return nn.Sequential(MixedOp(convs), nn.ReLU(), nn.Flatten(), "
+        "nn.Linear(width * 64, classes))\n"
+    )
+    own = ["--space=mine:net", "--space-settings={width: 6}", "--target-latency=0.9x"]
+    out = tmp_path / "own"
+    assert main(["run", *TINY, *own, f"--out={out}"]) == 0
+    assert main(["run", "--resume", "--space=mine:net", f"--out={out}", "--quiet"]) == 0
 
 
 def test_networks_for_other_limits_from_one_search(finished: Path) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from proxylessnas import loop, stages
+from proxylessnas import loop
 from proxylessnas.cli import main
 from proxylessnas.loop import Search
+from proxylessnas.stages import keeping
 from proxylessnas.train import Training
 
 WORDS = [
@@ -64,7 +65,7 @@ def test_killed_and_resumed_is_the_same_to_the_bit(
 
     name = "weight_step" if kind == "search" else "train_step"
     monkeypatch.setattr(job, name, dying)
-    monkeypatch.setattr(stages, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(keeping, "CHECKPOINT_SECONDS", -1.0)
     out = tmp_path / "run"
     with pytest.raises(Killed):
         main(["run", *WORDS, f"--out={out}"])

@@ -173,6 +173,8 @@ def _stages(verb: str, words: list[str]) -> int:
         from .stages import Stopped
 
         try:
+            stored = directory.read_config().space if directory.has("config.yaml") else ""
+            _named_here(given.get("space") or stored, words)
             run = open_run(directory, given, resume=resume, reporter=reporter)
             _stop_politely(run)
             return _do(verb, run, own)
@@ -194,6 +196,18 @@ def _check(given: Mapping[str, Any]) -> None:
     from .config import RunConfig, from_namespace
 
     from_namespace(RunConfig, given)
+
+
+def _named_here(space: str, words: list[str]) -> None:
+    """Code that a file names is imported only if the command line names it too.
+
+    Raises:
+        ConfigError: a config file names a `module:factory` and no option does.
+    """
+    if ":" in space and not any(space in word for word in words):
+        raise ConfigError(
+            f"the space {space} is code that a file names; to import it, say so: --space {space}"
+        )
 
 
 def _directory(own: Mapping[str, Any], given: Mapping[str, Any]) -> Path:

@@ -14,6 +14,7 @@ from .architecture import Architecture
 from .run import Run
 
 PACKAGES = ("proxylessnas", "torch", "torchvision", "onnxruntime", "onnx", "numpy", "scipy")
+BARELY_MOVED = 0.97  # mean entropy of alpha
 STAGES = ("measure", "search", "derive", "train", "evaluate", "export")
 
 
@@ -104,6 +105,7 @@ def show(facts: dict[str, Any], directory: str, console: Console) -> None:
     console.print(_networks(facts))
     console.print()
     console.print(_latency_line(facts), highlight=False)
+    console.print(_entropy_line(facts["alpha_mean_entropy"]), highlight=False)
     seconds = facts["seconds"]
     spent = "  ".join(f"{stage} {value:.0f}" for stage, value in seconds.items())
     console.print(f"seconds: {spent}  (in all {sum(seconds.values()):.0f})", highlight=False)
@@ -133,6 +135,16 @@ def _networks(facts: dict[str, Any]) -> Table:
             _ms(row["measured_latency_ms"]),
         )
     return table
+
+
+def _entropy_line(entropy: float) -> str:
+    text = f"alpha: mean entropy {entropy:.2f} (1: nothing decided, 0: everything)"
+    if entropy <= BARELY_MOVED:
+        return text
+    return (
+        f"{text}\nwarning: alpha has barely moved; the network is little better than a random one "
+        "of its latency: give the search more epochs (--search.epochs, --budget)"
+    )
 
 
 def _ms(value: float | None) -> str:

@@ -1,0 +1,197 @@
+"""The stages `search` and `derive`: from the supernet to one network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..architecture import Architecture
+from ..config import DeriveSettings
+from ..derive import Choice, Indices, choose
+from ..estimators import RewardOf, make_estimator
+from ..loop import Plan, Search
+from ..objective import Prices, make_objective, make_reward
+from ..report.draw import draw
+from ..run import Run
+from ..runs import write_atomic
+from ..seeds import derive_seed
+from ..train import evaluate, recalibrate
+from .keeping import Keeper, resume
+
+LOG_EVERY = 20  # steps
+
+
+def make_search(run: Run) -> Search:
+    """The search of this run, at its first step."""
+    return search_with(run, run.prices, make_reward(run.config.search, run.prices))
+
+
+def search_with(run: Run, prices: Prices, reward: RewardOf | None = None) -> Search:
+    s = run.config.search
+    train = run.batches("search", s.batch_size, augment=True, shuffle=True)
+    arch_steps = Plan.of(s, len(train)).arch_steps
+    return Search(
+        supernet=run.supernet,
+        task=run.task,
+        train=train,
+        valid=run.batches("valid", s.valid_batch_size or s.batch_size, augment=True, shuffle=True),
+        prices=prices,
+        objective=make_objective(s, prices, arch_steps),
+        estimator=make_estimator(s.estimator, samples=s.reinforce_samples, reward=reward),
+        settings=s,
+        seed=run.config.seed,
+        machine=run.machine,
+    )
+
+
+def search(run: Run) -> Search:
+    """Warm-up, then weight and architecture steps in turn."""
+    job = make_search(run)
+    target = "no latency limit" if run.target_ms is None else f"limit {run.target_ms:.4g} ms"
+    title = f"{job.plan.total} weight and {job.plan.arch_steps} architecture steps, {target}"
+    with run.stage("search", title) as facts:
+        resume(run, "search", job)
+        with run.reporter.bar("searching") as update:
+            keeper = Keeper(run, "search")
+
+            def after(job: Search) -> None:
+                if job.step % LOG_EVERY == 0 or job.step == job.plan.total:
+                    _log_search(run, job)
+                keeper.save_if_due(job)
+                phase = "warm-up" if job.step <= job.plan.warmup else "search"
+                update(job.step, job.plan.total, phase)
+
+            job.run(after)
+            keeper.save(job)
+        entropy = job.entropy()
+        run.reporter.say(f"  mean entropy of alpha {entropy:.2f} (1: nothing decided)")
+        facts |= {"entropy": entropy, "multipliers": job.objective.state()}
+        facts |= {"weight_steps": job.step, "architecture_steps": job.plan.arch_steps}
+        facts["files"] = [keeper.last]
+    return job
+
+
+def _log_search(run: Run, job: Search) -> None:
+    seen = job.seen
+    fields: dict[str, Any] = {"stage": "search", "step": job.step}
+    if seen.weight_loss is not None:
+        fields["loss"] = float(seen.weight_loss)
+    if seen.estimate is not None:
+        fields["valid_loss"] = seen.estimate.loss
+        names = (f"expected_{name}" for name in job.prices.names)
+        fields |= dict(zip(names, seen.estimate.expected, strict=False))
+        fields["multipliers"] = job.objective.state()
+        fields["entropy"] = job.entropy()
+    run.directory.log(**fields)
+
+
+def _finished_search(run: Run) -> Search:
+    """The search as it ended."""
+    run.require("search")
+    job = make_search(run)
+    resume(run, "search", job)
+    return job
+
+
+# --- derive ---
+
+
+def derive(run: Run) -> Architecture:
+    """The most probable network within the limit; scored, measured, corrected."""
+    job = _finished_search(run)
+    with run.stage("derive", f"the best of the {run.config.derive.top_k} most probable") as facts:
+        choice = choose_network(run, job, run.config.derive)
+        architecture = job.supernet.architecture(choice.chosen.indices).with_input(run.input)
+        run.directory.write_json("architecture.json", architecture.to_dict())
+        write_atomic(run.directory.file("architecture.svg"), draw(architecture).encode())
+        inherited = job.supernet.derive(choice.chosen.indices)
+        run.directory.save_tensors("inherited.safetensors", inherited.state_dict())
+        facts |= choice_facts(run, choice)
+        facts["files"] = ["architecture.json", "inherited.safetensors"]
+        say_choice(run, facts, run.target_ms)
+    return architecture
+
+
+def choose_network(run: Run, job: Search, settings: DeriveSettings) -> Choice:
+    """Decode, score and measure under the run's limits."""
+    # Shuffled: many sets come sorted by class, and BN statistics are taken from a part.
+    training = run.batches("search", 250, shuffle=True)
+    valid = run.batches("valid", 250)
+
+    def score(indices: Indices) -> float:
+        network = job.supernet.derive(indices)
+        recalibrate(network, training, settings.recalibrate_images, run.machine)
+        result = evaluate(network, run.task, valid, run.machine, examples=settings.score_images)
+        return -result.loss if result.accuracy is None else result.accuracy
+
+    def measured(networks: Sequence[Indices]) -> list[float]:
+        derived = {str(i): job.supernet.derive(n) for i, n in enumerate(networks)}
+        report = run.measure(derived)
+        return [report.networks[str(i)].corrected_ms for i in range(len(networks))]
+
+    with run.reporter.bar("scoring") as update:
+        return choose(
+            job.supernet,
+            job.prices,
+            settings,
+            score=score,
+            measure=measured if run.device_is_here else None,
+            learned=job.estimator.learns,
+            seed=derive_seed(run.config.seed, "proposals"),
+            progress=update,
+        )
+
+
+def choice_facts(run: Run, choice: Choice) -> dict[str, Any]:
+    names = choice.prices.names
+    return {
+        "predicted": dict(zip(names, choice.prices.of(choice.chosen.indices), strict=True)),
+        "measured_ms": choice.chosen.measured_ms,
+        "score": choice.chosen.score,
+        "log_p": choice.chosen.log_p,
+        "rounds": choice.rounds,
+        "correction": float(choice.prices.fixed[0]) / float(run.prices.fixed[0])
+        if float(run.prices.fixed[0])
+        else 1.0,
+        "proposals": [
+            {
+                "choices": dict(run.supernet.architecture(p.indices).choices),
+                "log_p": p.log_p,
+                "predicted": dict(zip(names, p.costs, strict=True)),
+                "score": p.score,
+                "measured_ms": p.measured_ms,
+            }
+            for p in choice.proposals
+        ],
+    }
+
+
+def say_choice(run: Run, facts: dict[str, Any], limit_ms: float | None) -> None:
+    measured = facts["measured_ms"]
+    text = f"  predicted {facts['predicted']['latency']:.4g} ms"
+    if measured is not None:
+        text += f", measured {measured:.4g} ms"
+    if limit_ms is not None:
+        text += f", limit {limit_ms:.4g} ms"
+    run.reporter.say(f"{text}; validation score {facts['score']:.4f} with the supernet's weights")
+
+
+def derive_limits(run: Run, limits: Sequence[str]) -> dict[str, Architecture]:
+    """A network for each latency limit, from the one finished search."""
+    job = _finished_search(run)
+    found = {}
+    for limit in limits:
+        limit_ms = run.priced.milliseconds(limit)
+        with run.stage(f"derive-{limit}", f"within {limit_ms:.4g} ms") as facts:
+            limits_now = job.prices.limits.clone()
+            limits_now[job.prices.names.index("latency")] = limit_ms
+            job.prices = replace(job.prices, limits=limits_now)
+            choice = choose_network(run, job, run.config.derive)
+            architecture = job.supernet.architecture(choice.chosen.indices).with_input(run.input)
+            name = f"architecture-{limit}.json"
+            run.directory.write_json(name, architecture.to_dict())
+            facts |= {**choice_facts(run, choice), "limit_ms": limit_ms, "files": [name]}
+            say_choice(run, facts, limit_ms)
+        found[limit] = architecture
+    return found
