@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api import Result, search
     from .architecture import Architecture
+    from .config import DeriveSettings, MachineSettings, MeasureSettings, SearchSettings
     from .spaces import build, build_supernet
     from .supernet import MixedOp, Residual, Supernet, Zero
 
+SETTINGS = ("SearchSettings", "MeasureSettings", "DeriveSettings", "MachineSettings")
 _HOME = {
+    **dict.fromkeys(SETTINGS, "config"),
     "Architecture": "architecture",
     "MixedOp": "supernet",
     "Residual": "supernet",
@@ -31,9 +34,13 @@ _HOME = {
 
 __all__ = [
     "Architecture",
+    "DeriveSettings",
+    "MachineSettings",
+    "MeasureSettings",
     "MixedOp",
     "Residual",
     "Result",
+    "SearchSettings",
     "Supernet",
     "Zero",
     "build",

@@ -116,6 +116,8 @@ def search(
     settings, measure = settings or SearchSettings(), measure or MeasureSettings()
     derive = derive or DeriveSettings()
     reporter = Reporter(quiet=quiet)
+    training = LoaderBatches(train, name="train", seed=seed)
+    validation = LoaderBatches(valid, name="valid", seed=seed)
     on = make_machine(machine or MachineSettings())
     supernet = Supernet(model)
     pricing = Pricing(supernet=supernet, example_inputs=tuple(example_inputs))
@@ -131,8 +133,6 @@ def search(
     pricing.table = table
     limits = Limits(latency=target_latency, macs=max_macs, parameters=max_parameters)
     prices = pricing.prices(limits)
-    training = LoaderBatches(train, name="train", seed=seed)
-    validation = LoaderBatches(valid, name="valid", seed=seed)
     arch_steps = Plan.of(settings, len(training)).arch_steps
     job = Search(
         supernet=supernet,

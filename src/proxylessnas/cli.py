@@ -90,7 +90,7 @@ def _parser(verb: str) -> ArgumentParser:
     parser = ArgumentParser(prog=f"proxylessnas {verb}", exit_on_error=False, default_env=False)
     parser.allow_abbrev = False  # a misspelt option must not become another one
     parser.add_argument("directory", nargs="?", help="the run directory; the same as --out")
-    parser.add_argument("--config", action="config", help="settings from a YAML file")
+    parser.add_argument("--config", help="settings from a YAML file; options go over them")
     parser.add_argument("--out", help="the run directory; default: runs/DATA-SPACE")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the directory")
     parser.add_argument("--quiet", action="store_true", help="no progress")
@@ -156,7 +156,7 @@ def _stages(verb: str, words: list[str]) -> int:
         return 0
     given = parse(parser, words)
     own = {k: given.pop(k, None) for k in OWN}
-    given.pop("config", None)
+    given = _with_config(given.pop("config", None), given)
     _check(given)
     from .errors import RunError
     from .progress import Reporter
@@ -189,6 +189,21 @@ def _stages(verb: str, words: list[str]) -> int:
             if not existed:  # leave nothing of a run that never began
                 directory.remove_if_unused()
             raise
+
+
+def _with_config(path: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a config file, with the given options over them."""
+    if path is None:
+        return given
+    from .config import RunConfig, parse_settings, pick
+    from .runs import read_yaml
+
+    data = read_yaml(Path(path))
+    merged = pick(parse_settings(RunConfig, data, path), data)
+    for key, value in given.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = {**merged[key], **value} if both else value
+    return merged
 
 
 def _check(given: Mapping[str, Any]) -> None:
@@ -277,7 +292,10 @@ def _predict(words: list[str]) -> int:
 
     from jsonargparse import ArgumentParser
 
+    from .config import one_line
+
     parser = ArgumentParser(prog="proxylessnas predict", exit_on_error=False, default_env=False)
+    parser.allow_abbrev = False
     parser.add_argument("directory", help="the run directory")
     parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--top", type=int, default=3, help="classes to print")
@@ -289,7 +307,7 @@ def _predict(words: list[str]) -> int:
     try:
         given = parser.parse_args(words)
     except argparse.ArgumentError as error:
-        raise ConfigError(_plainly(str(error), parser)) from None
+        raise ConfigError(_plainly(one_line(error), parser)) from None
     from .predict import predict
 
     for path, classes in predict(Path(given.directory), given.images, given.top, given.space):
@@ -304,6 +322,8 @@ def _zoo(words: list[str]) -> int:
     import argparse
 
     from jsonargparse import ArgumentParser
+
+    from .config import one_line
 
     parser = ArgumentParser(prog="proxylessnas zoo", exit_on_error=False, default_env=False)
     parser.allow_abbrev = False
@@ -321,7 +341,7 @@ def _zoo(words: list[str]) -> int:
     try:
         given = parser.parse_args(words)
     except argparse.ArgumentError as error:
-        raise ConfigError(_plainly(str(error), parser)) from None
+        raise ConfigError(_plainly(one_line(error), parser)) from None
     from .zoo_verb import zoo
 
     zoo(given)

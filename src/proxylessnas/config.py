@@ -27,6 +27,13 @@ def _positive(settings: object, *names: str) -> None:
             raise ConfigError(f"{name} is {value}; it must be positive")
 
 
+def _at_most(settings: object, bound: float, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not value <= bound:
+            raise ConfigError(f"{name} is {value}; it must be at most {bound:g}")
+
+
 def _not_negative(settings: object, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
@@ -81,6 +88,8 @@ class MeasureSettings:
 
     def __post_init__(self) -> None:
         _positive(self, "threads", "batch", "rounds", "network_rounds", "runs")
+        _at_most(self, 1024, "threads")
+        _at_most(self, 65536, "batch")
         _not_negative(self, "warmup", "validation")
         if self.networks < 3:
             raise ConfigError(f"networks is {self.networks}; the cost model's fit needs 3 or more")
@@ -134,6 +143,8 @@ class SearchSettings:
         if not 0 <= self.arch_beta1 < 1:
             raise ConfigError(f"arch_beta1 is {self.arch_beta1}; it must be in [0, 1)")
         _not_negative(self, "warmup_epochs", "weight_decay", "cost_weight")
+        _at_most(self, 1000, "learning_rate", "warmup_learning_rate", "weight_decay")
+        _at_most(self, 1000, "arch_learning_rate", "dual_rate", "cost_weight")
         for name in ("momentum", "label_smoothing", "uniform_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1]")
@@ -184,6 +195,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         _positive(self, "epochs", "batch_size", "learning_rate")
         _not_negative(self, "weight_decay")
+        _at_most(self, 1000, "learning_rate", "weight_decay")
         for name in ("momentum", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
@@ -205,6 +217,7 @@ class MachineSettings:
 
     def __post_init__(self) -> None:
         _positive(self, "threads")
+        _at_most(self, 1024, "threads")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device is {self.device!r}; it must be auto, cpu, cuda or cuda:N")
 
@@ -248,6 +261,7 @@ class RunConfig:
     machine: MachineSettings = MachineSettings()
 
     def __post_init__(self) -> None:
+        _at_most(self, 4096, "image_size")
         _positive(self, "image_size", "max_parameters", "max_macs", "max_peak_memory")
         if self.target_latency is not None:
             parse_latency(self.target_latency)
@@ -264,7 +278,7 @@ def parse_latency(text: str) -> tuple[float, bool]:
         ConfigError: another form, or not positive.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|us|µs|s|x)\s*", text)
-    if match is None or float(match[1]) <= 0:
+    if match is None or not 0 < float(match[1]) < 1e9:
         raise ConfigError(
             f"the latency {text!r} is not understood: write 12ms, 800us, or 0.6x "
             "(of the space's largest network)"
@@ -281,7 +295,7 @@ def parse_minutes(text: str) -> float:
         ConfigError: another form, or not positive.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(s|m|h)\s*", text)
-    if match is None or float(match[1]) <= 0:
+    if match is None or not 0 < float(match[1]) < 1e9:
         raise ConfigError(f"the budget {text!r} is not understood: write 60m or 2h")
     return float(match[1]) * {"s": 1 / 60, "m": 1.0, "h": 60.0}[match[2]]
 
@@ -320,17 +334,39 @@ def parse_settings(cls: type[T], given: Mapping[str, Any], what: str) -> T:
     Raises:
         ConfigError: a key is unknown, or a value has the wrong type or is out of range.
     """
-    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    for key in given:
-        if key not in names:
-            raise ConfigError(f"{what} has no setting {key!r}; {did_you_mean(str(key), names)}")
+    _check_keys(cls, given, what, "")
     parser = ArgumentParser(exit_on_error=False, default_env=False)
     add_options(parser, cls)
     try:
-        parsed = parser.parse_object(dict(given))
+        return from_namespace(cls, parser.parse_object(dict(given)).as_dict())
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}") from None
     except Exception as error:  # the library raises its own, argparse's and Python's errors
         raise ConfigError(f"{what}: {one_line(error)}") from None
-    return from_namespace(cls, parsed.as_dict())
+
+
+def _check_keys(cls: type[Any], given: Mapping[str, Any], what: str, prefix: str) -> None:
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    for key, value in given.items():
+        if key not in names:
+            raise ConfigError(
+                f"{what} has no setting {prefix + str(key)!r}; {did_you_mean(str(key), names)}"
+            )
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{what}: {prefix + key} is {value!r}, not a group of settings")
+            _check_keys(typing.cast(type, hints[key]), value, what, f"{prefix}{key}.")
+
+
+def pick(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of checked settings, the values of the keys that were given, nested alike."""
+    return {
+        key: pick(getattr(settings, key), value)
+        if dataclasses.is_dataclass(getattr(settings, key))
+        else getattr(settings, key)
+        for key, value in given.items()
+    }
 
 
 def from_namespace(cls: type[T], values: Mapping[str, Any]) -> T:

@@ -52,6 +52,7 @@ def open_run(
                 "or torchvision:NAME"
             )
         run = changed(run, calibrate.complete(run))
+        _ = run.priced if run.config.table else run.pricing  # refused before anything is left
         record(run)
         return run
     if not resume:
@@ -129,6 +130,8 @@ def go(run: Run) -> dict[str, Any]:
         ("train", stages.train),
         ("evaluate", stages.evaluate_),
     ):
+        if run.signal.requested:
+            raise stages.Stopped
         if not run.done(name):
             stage(run)
     if run.config.baselines:

@@ -9,7 +9,7 @@ import torch
 
 from .architecture import Architecture
 from .data import ImageInfo, read_image
-from .errors import RunError
+from .errors import ConfigError, RunError
 from .runs import RunDirectory
 from .spaces import build
 
@@ -24,6 +24,8 @@ def predict(
     Raises:
         RunError: the run has no trained network. DataError: an image cannot be read.
     """
+    if top < 1:
+        raise ConfigError(f"top is {top}; it must be at least 1")
     directory = RunDirectory(path)
     if not directory.has("architecture.json") or not directory.has("weights.safetensors"):
         raise RunError(f"{path} holds no trained network: finish proxylessnas run --out {path}")
@@ -32,8 +34,7 @@ def predict(
     if info is None or len(info.shape) != 3 or not info.mean:
         raise RunError(f"{path}/architecture.json does not say how images become inputs")
     network = build(architecture, allow=[space] if space else [])
-    tensors, _ = directory.load_tensors("weights.safetensors")
-    network.load_state_dict(tensors)
+    directory.load_weights("weights.safetensors", network)
     network.eval()
     reading = ImageInfo(
         name=str(path),
@@ -49,5 +50,6 @@ def predict(
         with torch.inference_mode():
             logits = network(read_image(image, reading))
         values, order = logits.softmax(1)[0].topk(min(top, logits.shape[1]))
-        names = (info.classes[i] if info.classes else str(i) for i in order.tolist())
+        named = len(info.classes) == logits.shape[1]
+        names = (info.classes[i] if named else str(i) for i in order.tolist())
         yield image, list(zip(names, values.tolist(), strict=True))

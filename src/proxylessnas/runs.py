@@ -29,7 +29,7 @@ from typing import IO, Any
 import safetensors
 import safetensors.torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import RunConfig, parse_settings
 from .errors import ConfigError, RunError
@@ -203,6 +203,21 @@ class RunDirectory:
             raise RunError(f"cannot read {path}: {error.strerror or error}") from None
         except (ValueError, KeyError, safetensors.SafetensorError) as error:
             raise RunError(f"{path} is not a checkpoint: {error}") from None
+
+    def load_weights(self, name: str, network: nn.Module) -> None:
+        """Put a file's weights into a network.
+
+        Raises:
+            RunError: the file is missing or damaged, or belongs to another network.
+        """
+        tensors, _ = self.load_tensors(name)
+        try:
+            network.load_state_dict(tensors)
+        except RuntimeError:
+            raise RunError(
+                f"{self.file(name)} and the architecture beside it are not of one network: one of "
+                "the two was exchanged; derive and train again in a new directory"
+            ) from None
 
     def save_checkpoint(
         self, stage: str, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]

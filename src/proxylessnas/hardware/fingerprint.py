@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..supernet import Residual
+
 _OF_TORCH = frozenset(nn.Module().__dict__)  # `training`, `_parameters`, `_forward_hooks`, ...
 
 
@@ -120,9 +122,8 @@ def label(module: nn.Module) -> str:
     and out, and the product of strides, as far as its convolutions and linear layers tell.
     A module without weights is its class and its own `extra_repr`.
     """
-    branch = getattr(module, "branch", None)
-    if isinstance(branch, nn.Module) and len(module._modules) == 1 and hasattr(module, "derived"):
-        return f"x+{label(branch)}"
+    if isinstance(module, Residual):
+        return f"x+{label(module.branch)}"
     layers = [m for m in module.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
     name = type(module).__name__
     if not layers:

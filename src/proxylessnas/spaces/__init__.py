@@ -52,6 +52,9 @@ def complete_settings(
     known: dict[str, Any] = {}
     if info is not None:
         known = {"input_shape": list(info.shape), "classes": len(info.classes)}
+        for key in known.keys() & given.keys():
+            if given[key] is not None and list_of(given[key]) != list_of(known[key]):
+                raise ConfigError(f"{key} is {given[key]}, but the data say {known[key]}")
     if ":" in name:
         parameters = inspect.signature(_factory(name)).parameters
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -107,6 +110,10 @@ def build(architecture: Architecture, *, allow: Collection[str] = ()) -> nn.Modu
     return settle(model)
 
 
+def list_of(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _settings(name: str, given: Mapping[str, Any]) -> Any:
     if name not in SPACES:
         raise ConfigError(
@@ -128,7 +135,7 @@ def _factory(name: str) -> Callable[..., Any]:
     try:
         with _working_directory_importable():
             module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise ConfigError(f"cannot import {module_name!r} of the space {name!r}: {error}") from None
     factory = getattr(module, attribute, None)
     if not callable(factory):

@@ -30,8 +30,7 @@ def train(run: Run) -> nn.Module:
     architecture = Architecture.load(run.directory.file("architecture.json"))
     network = fresh_network(run, architecture)
     if run.config.train.inherit:
-        tensors, _ = run.directory.load_tensors("inherited.safetensors")
-        network.load_state_dict(tensors)
+        run.directory.load_weights("inherited.safetensors", network)
     _train(run, "train", network, "weights.safetensors")
     return network
 
@@ -76,8 +75,7 @@ def trained_network(run: Run, name: str = "") -> nn.Module:
     suffix = f"-{name}" if name else ""
     architecture = Architecture.load(run.directory.file(f"architecture{suffix}.json"))
     network = build(architecture, allow=[run.config.space])
-    tensors, _ = run.directory.load_tensors(f"weights{suffix}.safetensors")
-    network.load_state_dict(tensors)
+    run.directory.load_weights(f"weights{suffix}.safetensors", network)
     return run.machine.place(network).eval()
 
 

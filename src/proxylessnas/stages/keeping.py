@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from ..errors import RunError
 from ..loop import Search
 from ..run import Run
 from ..train import Training
@@ -32,6 +33,14 @@ class Keeper:
     def save(self, job: Search | Training) -> None:
         self.last = self.run.directory.save_checkpoint(self.stage, job.step, *job.state())
         self.saved = time.monotonic()
+
+
+def load_finished(run: Run, stage: str, job: Search | Training) -> None:
+    """The state in which a finished stage ended; the run directory is only read."""
+    saved = run.directory.load_checkpoint(stage)
+    if saved is None:
+        raise RunError(f"{run.directory.path} has no whole checkpoint of {stage}: do it again")
+    job.load(*saved)
 
 
 def resume(run: Run, stage: str, job: Search | Training) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..architecture import Architecture
-from ..config import DeriveSettings
+from ..config import DeriveSettings, parse_latency
 from ..derive import Choice, Indices, choose
 from ..estimators import RewardOf, make_estimator
 from ..loop import Plan, Search
@@ -17,7 +17,7 @@ from ..run import Run
 from ..runs import write_atomic
 from ..seeds import derive_seed
 from ..train import evaluate, recalibrate
-from .keeping import Keeper, resume
+from .keeping import Keeper, load_finished, resume
 
 LOG_EVERY = 20  # steps
 
@@ -90,7 +90,7 @@ def _finished_search(run: Run) -> Search:
     """The search as it ended."""
     run.require("search")
     job = make_search(run)
-    resume(run, "search", job)
+    load_finished(run, "search", job)
     return job
 
 
@@ -181,6 +181,8 @@ def derive_limits(run: Run, limits: Sequence[str]) -> dict[str, Architecture]:
     """A network for each latency limit, from the one finished search."""
     job = _finished_search(run)
     found = {}
+    for limit in limits:
+        parse_latency(limit)  # all are understood before the first is derived
     for limit in limits:
         limit_ms = run.priced.milliseconds(limit)
         with run.stage(f"derive-{limit}", f"within {limit_ms:.4g} ms") as facts:
