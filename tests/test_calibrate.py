@@ -9,62 +9,50 @@ from hypothesis import strategies as st
 
 from proxylessnas.hardware.calibrate import fit
 
-RANDOM = np.random.default_rng(0)
 SUMS = np.linspace(2.0, 12.0, 12)
-PROPERTIES = {
-    "block": RANDOM.uniform(5, 20, 12),
-    "MB in and out": RANDOM.uniform(0.5, 4, 12),
-    "MB of weights": RANDOM.uniform(1, 16, 12),
-}
+COUNTS = np.random.default_rng(0).integers(5, 21, 12).astype(float)
 
 
 @given(st.floats(0.5, 2), st.floats(-0.5, 2), st.integers(3, 12))
 def test_a_line_is_found_exactly_and_nothing_else(a: float, b: float, count: int) -> None:
     sums = SUMS[12 - count :]
-    found = fit(a * sums + b, sums, {k: v[:count] for k, v in PROPERTIES.items()})
-    assert (found.a, found.b) == pytest.approx((a, b), abs=1e-6)
-    assert sum(abs(w) for w in found.weights.values()) < 1e-6
+    found = fit(a * sums + b, sums, COUNTS[:count])
+    assert (found.a, found.b, found.d) == pytest.approx((a, b, 0), abs=1e-6)
     assert found.residual_pct < 1e-4 and not found.fallback
 
 
-def test_what_blocks_alone_hide_is_priced() -> None:
-    weights, blocks = PROPERTIES["MB of weights"], PROPERTIES["block"]
-    measured = 1.1 * SUMS + 0.5 + 0.1 * weights - 0.05 * blocks
-    found = fit(measured, SUMS, PROPERTIES)
-    assert found.weights["MB of weights"] == pytest.approx(0.1, rel=0.1)
-    assert found.weights["block"] == pytest.approx(-0.05, rel=0.1)
+@pytest.mark.parametrize("d", [-0.05, 0.1])
+def test_a_price_of_every_block_is_found(d: float) -> None:
+    measured = 1.1 * SUMS + 0.5 + d * COUNTS
+    found = fit(measured, SUMS, COUNTS, smallest=0.5)
+    assert (found.a, found.b, found.d) == pytest.approx((1.1, 0.5, d), rel=0.2)
     assert found.residual_pct < 0.2 < fit(measured, SUMS).residual_pct
 
 
 def test_no_block_may_become_free() -> None:
-    blocks = PROPERTIES["block"]
-    measured = 1.1 * SUMS + 0.5 - 0.05 * blocks
-    units = {name: np.ones(2) for name in PROPERTIES}
-    dear, cheap = np.array([1.0, 2.0]), np.array([1.0, 0.04])
-    assert fit(measured, SUMS, PROPERTIES, {**units, "ms": dear}).weights
-    assert not fit(measured, SUMS, PROPERTIES, {**units, "ms": cheap}).weights
+    measured = 1.1 * SUMS + 0.5 - 0.05 * COUNTS
+    assert fit(measured, SUMS, COUNTS, smallest=0.1).d < -0.01
+    assert fit(measured, SUMS, COUNTS, smallest=0.001).d > -0.001
 
 
-def test_noise_is_not_priced() -> None:
+def test_noise_is_not_fitted() -> None:
     errors = []
     for seed in range(20):
         noise = 1 + 0.03 * np.random.default_rng(seed).standard_normal(12)
-        found = fit((SUMS + 1) * noise, SUMS, PROPERTIES)
-        predicted = found.a * SUMS + found.b
-        predicted = predicted + sum(w * PROPERTIES[k] for k, w in found.weights.items())
+        found = fit((SUMS + 1) * noise, SUMS, COUNTS, smallest=0.2)
+        predicted = found.a * SUMS + found.b + found.d * COUNTS
         errors.append(np.abs(predicted / (SUMS + 1) - 1).mean())
     assert np.mean(errors) < 0.02
 
 
 def test_few_networks_have_a_line_alone() -> None:
-    found = fit(1.5 * SUMS[:5] + 1, SUMS[:5], {k: v[:5] for k, v in PROPERTIES.items()})
-    assert (found.a, found.b) == pytest.approx((1.5, 1))
-    assert not found.weights
+    found = fit(1.5 * SUMS[:5] + 1 + 0.1 * COUNTS[:5], SUMS[:5], COUNTS[:5], smallest=1.0)
+    assert found.d == 0 and not found.fallback
 
 
-def test_a_property_that_never_varies_is_left_out() -> None:
-    found = fit(SUMS + 1, SUMS, {"block": np.full(12, 7.0)})
-    assert (found.a, found.b) == pytest.approx((1, 1)) and not found.weights
+def test_a_count_that_never_varies_is_left_out() -> None:
+    found = fit(SUMS + 1, SUMS, np.full(12, 7.0), smallest=1.0)
+    assert (found.a, found.b, found.d) == pytest.approx((1, 1, 0))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from proxylessnas.architecture import Architecture
-from proxylessnas.hardware.count import count_macs, count_parameters, peak_memory, traffic
+from proxylessnas.hardware.count import count_macs, count_parameters, peak_memory
 from proxylessnas.spaces import build
 from proxylessnas.spaces.blocks import ConvBN
 from proxylessnas.spaces.macro import from_code
@@ -72,9 +72,3 @@ def test_peak_memory_is_the_largest_input_and_output_of_a_layer() -> None:
     x = torch.randn(1, 2, 5, 5)
     assert peak_memory(module, (x,)) == 4 * 25 * (8 + 4)
     assert peak_memory(nn.Identity(), (x,)) == 2 * 4 * 25 * 2
-
-
-def test_traffic_is_what_goes_in_and_out_and_the_weights() -> None:
-    module, x = nn.Conv2d(2, 8, 3, padding=1, bias=False), torch.randn(1, 2, 5, 5)
-    assert traffic(module, (x,)) == (4 * 25 * (2 + 8), 4 * 8 * 2 * 9)
-    assert traffic(ByValue(), (torch.ones(1, 4),)) == (32, 80)

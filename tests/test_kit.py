@@ -104,7 +104,7 @@ def test_what_is_in_a_kit(kit: Path) -> None:
         names = set(archive.namelist())
         manifest = json.loads(archive.read("manifest.json"))
         readme = archive.read("README.txt").decode()
-    assert {"__main__.py", "machine.py", "rounds.py", "README.txt"} <= names
+    assert {"__main__.py", "machine.py", "rounds.py", "nodes.py", "README.txt"} <= names
     assert {f["file"] for f in manifest["files"].values()} <= names
     assert "python kit.zip" in readme and "adb" not in readme
     assert [p.name for p in kit.parent.iterdir() if p.name.startswith(".")] == []

@@ -200,3 +200,21 @@ def test_several_threads(runtime: Runtime) -> None:
     session = several.load(network(), (torch.randn(1, 3, 16, 16),))
     assert session.timed(2) > 0
     assert several.describe()["threads"] == 2
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_the_reorders_of_a_block_alone_are_not_timed(name: str) -> None:
+    """A block's activations come in the runtime's own layout within a network."""
+    if name == "openvino":
+        pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    block = make(name).load(ConvBN(16, 16, 3).eval(), (torch.randn(1, 16, 24, 24),))
+    image = make(name).load(ConvBN(3, 16, 3).eval(), (torch.randn(1, 3, 24, 24),))
+    block()
+    image()
+    if name == "onnxruntime":
+        assert 0 <= block.reordering_s < 1e-2  # type: ignore[attr-defined]
+        assert image.reordering_s == 0  # type: ignore[attr-defined]
+    else:
+        assert 0 <= block._reordering_s() < 1e-2  # type: ignore[attr-defined]
+        assert image.timed(1) > 0
+    assert block.timed(3) > 0

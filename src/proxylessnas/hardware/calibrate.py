@@ -1,26 +1,22 @@
 """From sums of blocks to whole networks.
 
-    latency = a·Σ block + b + Σ over properties of w·property
+    latency = a·Σ block + b + d·(number of blocks)
 
-A block measured alone is biased (facts.md, section 7). Its input has to be brought into the
-runtime's own layout, and a call has its own price: in a network neither is paid at every
-block. Its weights stay in the cache, which in a network they do not. So besides the line of a
-and b, the number of blocks, the megabytes that go in and out, and the megabytes of weights
-may each have a price, of either sign. There are few whole networks, so these prices are
-shrunk (ridge), by as much as predicts left-out networks best; and they stay out unless that
-is clearly better than the line, and leave every block a good part of what it took alone.
+A block measured alone is biased (facts.md, section 7): a call has its own price, and in a
+network caches are fuller. a and b repair most of it. Whether each block is a little too dear
+or too cheap by itself, d, is worth asking where whole networks are few and noisy only with
+care: d is shrunk (ridge) by as much as predicts left-out networks best, and stays out unless
+that is better than the line, or if a block would become all but free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-STRENGTHS = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4)  # of the shrinkage, beside inf: to nothing
-FEWEST = 6  # networks from which properties are priced at all
-CLEARLY = 0.9  # of the line's error on left-out networks
+STRENGTHS = (10.0, 1.0, 0.1, 1e-2, 1e-3)  # of the shrinkage; infinite is the line alone
+FEWEST = 6  # networks from which d is asked for at all
 LEAST = 0.3  # of a·block that a block must still cost
 
 
@@ -28,14 +24,14 @@ LEAST = 0.3  # of a·block that a block must still cost
 class Fit:
     """The correction of sums of blocks.
 
-    a: no unit. b: ms. weights: property -> ms a unit of it; empty where they do not help.
+    a: no unit. b: ms. d: ms a block; 0 where it does not help.
     networks: how many it was fitted to. residual_pct: mean absolute error on these.
     fallback: why the raw sum is used instead; empty where the fit is used.
     """
 
     a: float
     b: float
-    weights: Mapping[str, float] = field(default_factory=dict)
+    d: float = 0.0
     networks: int
     residual_pct: float
     fallback: str = ""
@@ -44,74 +40,46 @@ class Fit:
 def fit(
     measured: np.ndarray,
     sums: np.ndarray,
-    properties: Mapping[str, np.ndarray] | None = None,
-    units: Mapping[str, np.ndarray] | None = None,
+    counts: np.ndarray | None = None,
+    *,
+    smallest: float = np.inf,
 ) -> Fit:
     """Least squares of the relative errors.
 
-    measured: [networks] ms. sums: of their blocks, each measured alone, ms. properties: name
-    -> [networks], sums of a property of the blocks. units: the same properties of every
-    single block, name -> [blocks], and its latency alone as `ms`.
+    measured: [networks] ms. sums: of their blocks, each measured alone, ms. counts: their
+    numbers of blocks. smallest: the latency of the smallest block alone, ms.
     """
-    count = len(measured)
-    if count < 3:
-        return _raw(measured, sums, f"only {count} whole networks were measured")
+    if len(measured) < 3:
+        return _raw(measured, sums, f"only {len(measured)} whole networks were measured")
     if np.ptp(sums) < 0.02 * measured.mean():
         return _raw(measured, sums, "the networks it is fitted to cost almost the same")
-    line = np.stack([sums, np.ones(count)], axis=1)
-    names, columns, scales = _scaled(measured, properties if count >= FEWEST else None)
-    design = np.column_stack([line, *columns]) / measured[:, None]
-    best, least = _solve(design, np.inf), CLEARLY * _left_out_error(design, np.inf)
-    for strength in STRENGTHS if names else ():
-        solution, error = _solve(design, strength), _left_out_error(design, strength)
-        priced = dict(zip(names, solution[2:] / np.array(scales), strict=True))
-        if error < least and _plausible(float(solution[0]), priced, units):
-            best, least = solution, error
-    a, b = float(best[0]), float(best[1])
-    if a <= 1e-6:
-        return _raw(measured, sums, f"the fit's slope is {a:.3g}, not positive")
-    weights = {n: float(w / s) for n, w, s in zip(names, best[2:], scales, strict=True) if w}
-    return Fit(
-        a=a,
-        b=b,
-        weights=weights,
-        networks=count,
-        residual_pct=100 * float(np.abs(design @ best - 1).mean()),
-    )
-
-
-def _plausible(
-    a: float, priced: Mapping[str, float], units: Mapping[str, np.ndarray] | None
-) -> bool:
-    """Whether every single block still costs a good part of what it took alone."""
-    if units is None:
-        return a > 0
-    alone = a * units["ms"]
-    corrected = alone + sum(w * units[name] for name, w in priced.items())
-    return a > 0 and bool((corrected >= LEAST * alone).all())
+    scale, design = 1.0, np.stack([sums, np.ones_like(sums)], axis=1) / measured[:, None]
+    best = np.append(_solve(design, np.inf), 0.0)
+    if counts is not None and np.ptp(counts) > 0 and len(measured) >= FEWEST:
+        scale = float(counts.max() / measured.mean())
+        design = np.column_stack([design, counts / scale / measured])
+        least = _left_out_error(design, np.inf)
+        for strength in STRENGTHS:
+            solution, error = _solve(design, strength), _left_out_error(design, strength)
+            left = solution[0] * smallest + solution[2] / scale
+            if error < least and left >= LEAST * solution[0] * smallest > 0:
+                best, least = solution, error
+    if best[0] <= 1e-6:
+        return _raw(measured, sums, f"the fit's slope is {best[0]:.3g}, not positive")
+    a, b, d = float(best[0]), float(best[1]), float(best[2]) / scale
+    predicted = a * sums + b + (0 if counts is None else d * counts)
+    return Fit(a=a, b=b, d=d, networks=len(sums), residual_pct=_error_pct(predicted, measured))
 
 
 def _raw(measured: np.ndarray, sums: np.ndarray, why: str) -> Fit:
     """The raw sum of blocks and the mean rest."""
     b = float((measured - sums).mean())
-    residuals = (sums + b) / measured - 1
-    return Fit(
-        a=1.0,
-        b=b,
-        networks=len(sums),
-        residual_pct=100 * float(np.abs(residuals).mean()),
-        fallback=why,
-    )
+    error = _error_pct(sums + b, measured)
+    return Fit(a=1.0, b=b, networks=len(sums), residual_pct=error, fallback=why)
 
 
-def _scaled(
-    measured: np.ndarray, properties: Mapping[str, np.ndarray] | None
-) -> tuple[list[str], list[np.ndarray], list[float]]:
-    """Properties that vary, each scaled to at most the mean latency: one shrinkage fits all."""
-    varied = {n: p for n, p in (properties or {}).items() if np.ptp(p) > 0}
-    scales = [float(np.abs(p).max() / measured.mean()) for p in varied.values()]
-    columns = [p / s for p, s in zip(varied.values(), scales, strict=True)]
-    return list(varied), columns, scales
+def _error_pct(predicted: np.ndarray, measured: np.ndarray) -> float:
+    return 100 * float(np.abs(predicted / measured - 1).mean())
 
 
 def _solve(design: np.ndarray, strength: float) -> np.ndarray:

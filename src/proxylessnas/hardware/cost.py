@@ -22,7 +22,7 @@ from ..errors import MeasurementError
 from ..supernet import Supernet
 from . import calibrate
 from .calibrate import Fit
-from .count import count_macs, count_parameters, traffic
+from .count import count_macs, count_parameters
 from .count import peak_memory as peak_memory_of
 from .fingerprint import fingerprint
 from .table import LatencyTable
@@ -150,7 +150,7 @@ def space_id(supernet: Supernet, trace: Trace) -> str:
 def latency_cost(supernet: Supernet, trace: Trace, table: LatencyTable) -> Cost:
     """Every candidate's latency, corrected to the table's whole networks of this space.
 
-    The correction (`calibrate.fit`) is folded in: cost = a·block + Σ w·property, fixed = b.
+    The correction (`calibrate.fit`) is folded in: cost = a·block + d, fixed = b.
     Where it cannot be had: the raw sum and the mean rest, with a warning.
 
     Raises:
@@ -165,34 +165,26 @@ def latency_cost(supernet: Supernet, trace: Trace, table: LatencyTable) -> Cost:
             "the latency table has no whole network of this space and input size, which the "
             "cost model is fitted to: measure it again with this space"
         )
-    properties = _properties(supernet, trace)
+    counts = _per_candidate(supernet, trace, lambda unit: 1.0)
     chosen = [indices_of(supernet, n.choices) for n in networks]
     fit = calibrate.fit(
         np.array([n.measurement.median_ms for n in networks]),
         np.array([_sum(blocks, indices) for indices in chosen]),
-        {k: np.array([_sum(p, indices) for indices in chosen]) for k, p in properties.items()},
-        {k: p[blocks > 0].numpy() for k, p in {**properties, "ms": blocks}.items()},
+        np.array([_sum(counts, indices) for indices in chosen]),
+        smallest=min((table[key].median_ms for key in trace.units), default=np.inf),
     )
     if fit.fallback:
         warnings.warn(
             f"the cost model is the raw sum of blocks, because {fit.fallback}", stacklevel=2
         )
-    per_candidate = blocks * fit.a
-    for name, weight in fit.weights.items():
-        per_candidate = per_candidate + weight * properties[name]
     return Cost(
-        name="latency", unit="ms", per_candidate=per_candidate, fixed=fit.b, space=space, fit=fit
+        name="latency",
+        unit="ms",
+        per_candidate=fit.a * blocks + fit.d * counts,
+        fixed=fit.b,
+        space=space,
+        fit=fit,
     )
-
-
-def _properties(supernet: Supernet, trace: Trace) -> dict[str, Tensor]:
-    """What a block measured alone may hide, see `calibrate.py`."""
-    moved = {k: traffic(u.module, u.inputs, u.kwargs) for k, u in trace.units.items()}
-    return {
-        "block": _per_candidate(supernet, trace, lambda unit: 1.0),
-        "MB in and out": _per_candidate(supernet, trace, lambda unit: moved[unit.key][0] / 1e6),
-        "MB of weights": _per_candidate(supernet, trace, lambda unit: moved[unit.key][1] / 1e6),
-    }
 
 
 def _sum(per_candidate: Tensor, indices: Sequence[int]) -> float:

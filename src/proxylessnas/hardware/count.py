@@ -7,7 +7,6 @@ product. Bias, BN, activation, pooling and addition count nothing (facts.md, sec
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,44 +24,21 @@ def count_macs(
 
     Counted on the meta device, where nothing is computed, unless the module needs real values.
     """
-    counter = FlopCounterMode(display=False)
-
-    def counted() -> AbstractContextManager[Any]:
-        nonlocal counter
-        counter = FlopCounterMode(display=False)
-        return counter
-
-    _forward(module, inputs, kwargs, counted)
-    return int(counter.get_total_flops()) // 2
-
-
-def traffic(
-    module: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
-) -> tuple[int, int]:
-    """Bytes of (inputs and outputs, weights): what must come from and go to memory at least."""
-    output = _forward(module, inputs, kwargs, nullcontext)
-    weights = sum(p.numel() * p.element_size() for p in module.parameters())
-    return _bytes((inputs, dict(kwargs or {}))) + _bytes(output), weights
-
-
-def _forward(
-    module: nn.Module,
-    inputs: tuple[Any, ...],
-    kwargs: Mapping[str, Any] | None,
-    context: Callable[[], AbstractContextManager[Any]],
-) -> Any:
-    """The module's output on the meta device, or its real one where its code needs values."""
     given = (tuple(inputs), dict(kwargs or {}))
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     state = {name: tensor.to("meta") for name, tensor in tensors.items()}
     args, options = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), given)
-    with evaluating(module):
-        try:
-            with context():
-                return functional_call(module, state, args, options)
-        except Exception:  # whatever the module's code raises where it has no values
-            with context():
-                return module(*given[0], **given[1])
+    try:
+        return _counted(module, lambda: functional_call(module, state, args, options))
+    except Exception:  # whatever the module's code raises where it has no values
+        return _counted(module, lambda: module(*given[0], **given[1]))
+
+
+def _counted(module: nn.Module, forward: Callable[[], Any]) -> int:
+    counter = FlopCounterMode(display=False)
+    with evaluating(module), counter:
+        forward()
+    return int(counter.get_total_flops()) // 2
 
 
 def count_parameters(module: nn.Module) -> int:

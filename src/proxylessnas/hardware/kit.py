@@ -28,6 +28,7 @@ from .measure import module_of
 from .plan import Plan, PlannedNetwork, assemble, make_plan
 from .protocol import Measurement, Progress
 from .rounds import orders
+from .runtimes.base import is_activation
 from .table import LatencyTable, decode, list_of, object_of, scalars_of
 from .trace import trace
 
@@ -99,6 +100,7 @@ def export_kit(
                 described[key] = {
                     "file": name,
                     "visits": plan.visits[key],
+                    "block": any(is_activation(x.shape) for x in inputs),
                     "inputs": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in fed],
                 }
                 if progress is not None:
@@ -173,7 +175,7 @@ def _manifest(
 def _write_scripts(kit: zipfile.ZipFile, manifest: dict[str, Any], name: str) -> None:
     here = files(__package__ or "proxylessnas.hardware")
     kit.writestr("__main__.py", here.joinpath("kit_main.py").read_text("utf-8"))
-    for module in ("machine.py", "rounds.py"):
+    for module in ("machine.py", "rounds.py", "nodes.py"):
         kit.writestr(module, here.joinpath(module).read_text("utf-8"))
     kit.writestr("manifest.json", json.dumps(manifest))
     visits = sum(f["visits"] for f in manifest["files"].values())

@@ -6,7 +6,8 @@ Needs Python 3.10, numpy and the runtime alone (onnxruntime, or ai-edge-litert /
 for a kit of .tflite files). What was measured is saved every few seconds: start it again to
 go on after a break. Bring the results file back: `proxylessnas measure --import-kit`.
 
-Within the package this file is only read, to be packed with `machine.py` and `rounds.py`.
+Within the package this file is only read, to be packed with
+`machine.py`, `rounds.py` and `nodes.py`.
 """
 
 from __future__ import annotations
@@ -24,19 +25,23 @@ from typing import Any
 import numpy as np
 
 if __package__:
-    from . import machine, rounds
+    from . import machine, nodes, rounds
 else:  # beside this file, in the kit
     import machine  # type: ignore[no-redef,import-not-found]
+    import nodes  # type: ignore[no-redef,import-not-found]
     import rounds  # type: ignore[no-redef,import-not-found]
 
 SAVE_EVERY_S = 5.0
 
 
 class Network:
-    """One loaded network with its input in place."""
+    """One loaded network with its input in place.
 
-    def __init__(self, run: Any) -> None:
-        self.run = run
+    reordering_s: seconds of an inference that only a block alone spends, and that are not timed.
+    """
+
+    def __init__(self, run: Any, reordering_s: float = 0.0) -> None:
+        self.run, self.reordering_s = run, reordering_s
 
     def __call__(self) -> None:
         self.run()
@@ -46,28 +51,35 @@ class Network:
         for _ in range(repeat):
             self.run()
         elapsed = time.perf_counter() - start
-        return max(elapsed - (machine.waited_s() - waited), 0.0) or elapsed
+        elapsed = max(elapsed - (machine.waited_s() - waited), 0.0) or elapsed
+        return max(elapsed - repeat * self.reordering_s, 0.1 * elapsed)
 
 
-def onnxruntime_network(content: bytes, feed: list[Any], threads: int) -> Network:
+def onnxruntime_network(content: bytes, feed: list[Any], threads: int, block: bool) -> Network:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    if threads > 1:
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    def opened(profile: str = "") -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3
+        if profile:
+            options.enable_profiling, options.profile_file_prefix = True, profile
+        if threads > 1:
+            options.add_session_config_entry("session.force_spinning_stop", "1")
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    session = opened()
     binding = session.io_binding()
     named = dict(zip([i.name for i in session.get_inputs()], feed, strict=False))
     for name, array in named.items():
         binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
     for given, array in zip(session.get_outputs(), session.run(None, named), strict=True):
         binding.bind_ortvalue_output(given.name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
-    return Network(lambda: session.run_with_iobinding(binding))
+    reordering_s = nodes.reordering_s(opened, named) if block else 0.0
+    return Network(lambda: session.run_with_iobinding(binding), reordering_s)
 
 
-def litert_network(content: bytes, feed: list[Any], threads: int) -> Network:
+def litert_network(content: bytes, feed: list[Any], threads: int, block: bool) -> Network:
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
@@ -140,7 +152,7 @@ def main() -> int:
         entry = manifest["files"][key]
         feed = [stand_in(shape, dtype) for shape, dtype in entry["inputs"]]
         load = LOADERS[manifest["runtime"]]
-        networks[key] = load(read(entry["file"]), feed, manifest["threads"])
+        networks[key] = load(read(entry["file"]), feed, manifest["threads"], entry["block"])
         say(f"loading {i + 1}")
     measure(networks, wanted, manifest, results, args)
     print(f"\nwrote {args.out}: bring it back with  proxylessnas measure --import-kit {args.out}")

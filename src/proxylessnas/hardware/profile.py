@@ -24,10 +24,11 @@ from ..errors import MeasurementError
 from ..export import one_thread, to_onnx
 from ..supernet import Residual, Supernet
 from .measure import describe, load
+from .nodes import node_times
 from .plan import assemble, make_plan
 from .protocol import Measurement, Progress, measure_all
 from .runtimes.base import Session
-from .runtimes.onnxruntime import OnnxRuntime, feed_of, node_times
+from .runtimes.onnxruntime import OnnxRuntime, feed_of
 from .table import LatencyTable
 from .trace import Trace, trace
 
@@ -92,7 +93,7 @@ class _Profiled(Session):
     def __init__(
         self, module: nn.Module, inputs: tuple[Tensor, ...], runtime: OnnxRuntime, folder: str
     ) -> None:
-        self._session = runtime.profiled(to_onnx(module, inputs), folder)
+        self._session = runtime.open(to_onnx(module, inputs), profile=f"{folder}/profile")
         self._feed = feed_of(self._session, [x.cpu().numpy() for x in inputs])
         self.count, self.timed_runs = 0, list[int]()
 

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
-import itertools
-import json
-import os
-import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +13,9 @@ from torch import Tensor, nn
 from ...errors import MeasurementError, did_you_mean
 from ...export import one_line, to_onnx
 from ..machine import cpu_model
+from ..nodes import reordering_s
 from .base import Session, file_bytes, full_name, is_activation, stand_in
 
-REORDERING_RUNS = 20
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -60,13 +54,16 @@ class OnnxRuntime:
     def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
         arrays = [x.detach().cpu().numpy() for x in inputs]
         content = to_onnx(module, inputs)
-        session = _OnnxSession(self._open(content), arrays)
+        inner = self.open(content)
+        session = _OnnxSession(inner, arrays)
         if self.provider.startswith("CPU") and any(is_activation(a.shape) for a in arrays):
-            session.reordering_s = self._reordering_s(content, arrays)
+            session.reordering_s = reordering_s(
+                lambda prefix: self.open(content, profile=prefix), feed_of(inner, arrays)
+            )
         return session
 
     def load_file(self, path: str | Path, *, batch: int = 1) -> Session:
-        session = self._open(file_bytes(path, ".onnx", "onnxruntime"), str(path))
+        session = self.open(file_bytes(path, ".onnx", "onnxruntime"), str(path))
         arrays = []
         for given in session.get_inputs():
             if given.type not in _DTYPES:
@@ -74,7 +71,7 @@ class OnnxRuntime:
             arrays.append(stand_in(given.shape, _DTYPES[given.type], batch))
         return _OnnxSession(session, arrays)
 
-    def _open(self, model: bytes, what: str = "the network", profile: str = "") -> Any:
+    def open(self, model: bytes, what: str = "the network", profile: str = "") -> Any:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.intra_op_num_threads = self.threads
@@ -93,52 +90,10 @@ class OnnxRuntime:
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
             raise MeasurementError(f"onnxruntime cannot load {what}: {one_line(error)}") from error
 
-    def profiled(self, model: bytes, folder: str) -> Any:
-        """A session that keeps every node's time, to be read by `node_times`."""
-        return self._open(model, profile=os.path.join(folder, "profile"))
-
-    def _reordering_s(self, model: bytes, inputs: list[np.ndarray[Any, Any]]) -> float:
-        """Seconds that a block alone spends on reordering its input and output.
-
-        The runtime keeps activations in blocks of channels within a network, where nobody
-        pays for this; of a small block it is a tenth.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            session = self.profiled(model, folder)
-            feed = feed_of(session, inputs)
-            for _ in range(REORDERING_RUNS):
-                session.run(None, feed)
-            runs = node_times(session)
-        spent = []
-        for run in runs[REORDERING_RUNS // 2 :]:
-            ends = [
-                *itertools.takewhile(lambda node: node[1] == "ReorderInput", run),
-                *itertools.takewhile(lambda node: node[1] == "ReorderOutput", reversed(run)),
-            ]
-            spent.append(sum(ms for _, _, ms in ends) / 1e3)
-        return statistics.median(spent)
-
 
 def feed_of(session: Any, inputs: list[np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
     """By name; the exporter drops inputs that the graph never reads, from the names too."""
     return dict(zip([given.name for given in session.get_inputs()], inputs, strict=False))
-
-
-def node_times(session: Any) -> list[list[tuple[str, str, float]]]:
-    """Of every inference of a `profiled` session: its nodes as (name, operator, ms), in order.
-
-    Ends the profile.
-    """
-    with open(session.end_profiling(), encoding="utf-8") as file:
-        events = json.load(file)
-    ends = [e["ts"] + e["dur"] for e in events if e["name"] == "model_run"]
-    runs: list[list[tuple[str, str, float]]] = [[] for _ in ends]
-    nodes = [e for e in events if e["cat"] == "Node" and e["name"].endswith("_kernel_time")]
-    for e in sorted(nodes, key=lambda e: float(e["ts"])):
-        name = str(e["name"]).removesuffix("_kernel_time")
-        run = runs[bisect.bisect_left(ends, e["ts"])]
-        run.append((name, str(e["args"].get("op_name")), e["dur"] / 1e3))
-    return runs
 
 
 class _OnnxSession(Session):
