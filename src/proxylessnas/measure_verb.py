@@ -75,7 +75,10 @@ def form_of(own: Values, given: Values) -> Callable[[], None] | None:
         _check_run(own, given, words)
         return None
     taken = {*form.options, *form.settings, "quiet"}
-    refused = [*(k for k, v in own.items() if v and k not in taken), *(set(given) - taken)]
+    refused = [
+        *(k for k, v in own.items() if v and k not in taken),
+        *(k for k in given if k not in taken),
+    ]
     for name in refused:
         what = f"the argument {words[0]!r}" if name == "directory" else _option(name)
         raise ConfigError(f"{what} has no meaning with {form.words}: leave it out")
