@@ -35,7 +35,6 @@ from .spaces import build_supernet
 from .supernet import Supernet
 
 Values = Mapping[str, Any]
-OPTIONS = ("plot", "method", "export_kit", "import_kit", "merge", "force")  # of this verb alone
 SPACE = ("space", "space_settings", "image_size", "seed", "measure", "runtime")
 # Whole networks to fit and to validate, unless it is said: a kit carries each as a file.
 HERE = {"networks": 20, "validation": 20}
