@@ -42,20 +42,25 @@ class Plan:
     warmup: int
     total: int
     arch_every: int
+    arch_from: int
 
     @staticmethod
     def of(settings: SearchSettings, epoch_steps: int) -> Plan:
         warmup = settings.warmup_epochs * epoch_steps
-        total = warmup + settings.epochs * epoch_steps
-        return Plan(warmup=warmup, total=total, arch_every=settings.arch_every)
+        return Plan(
+            warmup=warmup,
+            total=warmup + settings.epochs * epoch_steps,
+            arch_every=settings.arch_every,
+            arch_from=warmup + settings.arch_delay_epochs * epoch_steps,
+        )
 
     @property
     def arch_steps(self) -> int:
-        return (self.total - self.warmup) // self.arch_every
+        return (self.total - self.arch_from) // self.arch_every
 
     def arch_due(self, step: int) -> bool:
         """Whether an architecture step follows weight step `step`."""
-        return step >= self.warmup and (step - self.warmup + 1) % self.arch_every == 0
+        return step >= self.arch_from and (step - self.arch_from + 1) % self.arch_every == 0
 
 
 @dataclass
