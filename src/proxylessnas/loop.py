@@ -139,7 +139,7 @@ class Search:
         for group in self.weight_optimizer.param_groups:
             group["lr"] = self.weight_rate()
         batch = self.machine.put(self.train_stream.take())
-        torch.manual_seed(derive_seed(self.seed, "dropout", self.step))
+        self.machine.seed(derive_seed(self.seed, "dropout", self.step))
         inputs, target = split(batch)
         with self.supernet.gated([Path(j) for j in choice]):
             with self.machine.precision():
@@ -185,7 +185,7 @@ class Search:
     def architecture_step(self) -> None:
         """Adam on α by the estimator's gradient; weights and buffers stay."""
         batch = self.machine.put(self.valid_stream.take())
-        torch.manual_seed(derive_seed(self.seed, "architecture dropout", self.step))
+        self.machine.seed(derive_seed(self.seed, "architecture dropout", self.step))
         generator = self._generator("architecture gates")
         estimate = self.estimator.step(self.problem(batch), generator)
         self.seen.estimate = estimate
