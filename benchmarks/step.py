@@ -210,7 +210,7 @@ def _allocations(profile: torch.profiler.profile) -> Iterator[int]:
     assert profile.profiler is not None and profile.profiler.kineto_results is not None
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     for event in sorted(events, key=lambda e: e.start_ns()):
-        yield event.nbytes()
+        yield event.nbytes()  # type: ignore[attr-defined]
 
 
 def measure(w: Workload, rows: Sequence[Row], rounds: int) -> dict[Row, tuple[list[float], int]]:
