@@ -65,7 +65,7 @@ def results(kit: Path) -> Path:
 
 
 def test_a_kit_measures_without_us_and_comes_back_as_a_table(results: Path) -> None:
-    table = import_kit(results)
+    table = import_kit(results).table
     supernet = small()
     found = trace(supernet, INPUTS)
     assert table.complete
@@ -84,9 +84,9 @@ def test_a_kit_goes_on_after_a_break(kit: Path, results: Path, tmp_path: Path) -
     kept = {k: v[:1] for k, v in whole["samples_ms"].items()}
     kept.popitem()
     out.write_text(json.dumps({**whole, "samples_ms": kept}))
-    assert not import_kit(out).complete
+    assert not import_kit(out).table.complete
     assert run(kit, out).returncode == 0
-    assert import_kit(out).complete
+    assert import_kit(out).table.complete
     again = json.loads(out.read_text())["samples_ms"]
     assert all(again[k][:1] == v for k, v in kept.items())
     assert "complete" in run(kit, out).stdout
@@ -187,7 +187,7 @@ def test_the_output_of_benchmark_model_becomes_a_table(kit: Path, tmp_path: Path
         manifest = json.loads(archive.read("manifest.json"))
     log = tmp_path / "results.log"
     log.write_text(android_log(manifest))
-    table = import_kit(log)
+    table = import_kit(log).table
     assert table.complete
     assert {m.median_ms for m in table.entries.values()} == {0.66}
     assert table.device["device"] == "Maker Phone 9"
@@ -195,7 +195,7 @@ def test_the_output_of_benchmark_model_becomes_a_table(kit: Path, tmp_path: Path
     # An older benchmark_model prints no median: its mean is taken.
     older = "INFO: Inference timings in us: Init: 1, Inference (avg): {avg}"
     log.write_text(android_log(manifest, older))
-    assert {m.median_ms for m in import_kit(log).entries.values()} == {0.67}
+    assert {m.median_ms for m in import_kit(log).table.entries.values()} == {0.67}
     log.write_text(android_log(manifest, "ERROR: Failed to initialize {median} {avg}"))
     with pytest.raises(MeasurementError, match="benchmark_model did not finish"):
         import_kit(log)
@@ -218,4 +218,4 @@ def test_a_litert_kit_has_the_android_script(tmp_path: Path) -> None:
     subprocess.run(["sh", "-n"], input=script, text=True, check=True)
     done = run(path, tmp_path / "results.json")
     assert done.returncode == 0, done.stderr
-    assert import_kit(tmp_path / "results.json").complete
+    assert import_kit(tmp_path / "results.json").table.complete

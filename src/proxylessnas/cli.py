@@ -24,7 +24,7 @@ you ask for, as plain PyTorch.
 usage: proxylessnas VERB [options]          proxylessnas VERB --help for the options
 
   run        the whole job: measure, search, derive, train, evaluate, export
-  measure    latency of every candidate on the device -> latency_table.json
+  measure    latency of every candidate on the device -> a table; or of networks
   search     warm-up, then weight and architecture steps with binary gates
   derive     the most probable network within the limit -> architecture.json
   train      the derived network, on all training images
@@ -38,7 +38,11 @@ usage: proxylessnas VERB [options]          proxylessnas VERB --help for the opt
   proxylessnas predict runs/demo image.png
 """
 STAGES = ("measure", "search", "derive", "train", "evaluate", "export")
-OWN = ("directory", "out", "resume", "quiet", "limits", "format")  # options that set nothing
+# Options that set nothing of a run; the second line's are the verb measure's.
+OWN = (
+    *("directory", "out", "resume", "quiet", "limits", "format", "force"),
+    *("plot", "method", "export_kit", "import_kit", "merge"),
+)
 VERBS = ("run", *STAGES, "predict", "zoo")
 
 
@@ -86,14 +90,24 @@ def _parser(verb: str) -> ArgumentParser:
     from jsonargparse import ArgumentParser
 
     from .config import RunConfig, add_options
+    from .options import add_measuring
 
     parser = ArgumentParser(prog=f"proxylessnas {verb}", exit_on_error=False, default_env=False)
     parser.allow_abbrev = False  # a misspelt option must not become another one
-    parser.add_argument("directory", nargs="?", help="the run directory; the same as --out")
+    if verb == "measure":
+        add_measuring(parser)
+    else:
+        parser.add_argument("directory", nargs="?", help="the run directory; the same as --out")
     parser.add_argument("--config", help="settings from a YAML file; options go over them")
     parser.add_argument("--out", help="the run directory; default: runs/DATA-SPACE")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the directory")
     parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="use a latency table of another device, runtime, precision or batch all the same; "
+        "measure --out table.json replaces it",
+    )
     if verb == "derive":
         parser.add_argument(
             "--limits", help="one network for each of these latencies, as 8ms,10ms,12ms"
@@ -158,6 +172,15 @@ def _stages(verb: str, words: list[str]) -> int:
     own = {k: given.pop(k, None) for k in OWN}
     given = _with_config(given.pop("config", None), given)
     _check(given)
+    if verb == "measure":
+        from .measure_verb import form_of
+
+        _named_here(given.get("space", ""), words)
+        act = form_of(own, given)
+        if act is not None:
+            act()
+            return 0
+        own["directory"] = next(iter(own["directory"] or ()), None)
     from .errors import RunError
     from .progress import Reporter
     from .runs import RunDirectory, held
@@ -175,7 +198,8 @@ def _stages(verb: str, words: list[str]) -> int:
         try:
             stored = directory.read_config().space if directory.has("config.yaml") else ""
             _named_here(given.get("space") or stored, words)
-            run = open_run(directory, given, resume=resume, reporter=reporter)
+            force = bool(own["force"])
+            run = open_run(directory, given, resume=resume, reporter=reporter, force=force)
             _stop_politely(run)
             return _do(verb, run, own)
         except Stopped:
@@ -287,27 +311,32 @@ def _stop_politely(run: Run) -> None:
 # --- predict, zoo ---
 
 
-def _predict(words: list[str]) -> int:
+def _parsed(verb: str, add: Callable[[ArgumentParser], None], words: list[str]) -> Any:
+    """The options of a verb without settings; None where they were only explained."""
     import argparse
 
     from jsonargparse import ArgumentParser
 
     from .config import one_line
 
-    parser = ArgumentParser(prog="proxylessnas predict", exit_on_error=False, default_env=False)
+    parser = ArgumentParser(prog=f"proxylessnas {verb}", exit_on_error=False, default_env=False)
     parser.allow_abbrev = False
-    parser.add_argument("directory", help="the run directory")
-    parser.add_argument("images", nargs="+", help="image files")
-    parser.add_argument("--top", type=int, default=3, help="classes to print")
-    parser.add_argument("--space", help="module:factory, where the network is built by one")
-    parser.add_argument("--json", action="store_true", help="one JSON object an image")
+    add(parser)
     if "-h" in words or "--help" in words:
         parser.print_help()
-        return 0
+        return None
     try:
-        given = parser.parse_args(words)
+        return parser.parse_args(words)
     except argparse.ArgumentError as error:
         raise ConfigError(_plainly(one_line(error), parser)) from None
+
+
+def _predict(words: list[str]) -> int:
+    from .options import add_predicting
+
+    given = _parsed("predict", add_predicting, words)
+    if given is None:
+        return 0
     from .predict import predict
 
     for path, classes in predict(Path(given.directory), given.images, given.top, given.space):
@@ -319,30 +348,11 @@ def _predict(words: list[str]) -> int:
 
 
 def _zoo(words: list[str]) -> int:
-    import argparse
+    from .options import add_zoo
 
-    from jsonargparse import ArgumentParser
+    given = _parsed("zoo", add_zoo, words)
+    if given is not None:
+        from .zoo_verb import zoo
 
-    from .config import one_line
-
-    parser = ArgumentParser(prog="proxylessnas zoo", exit_on_error=False, default_env=False)
-    parser.allow_abbrev = False
-    parser.add_argument("name", nargs="?", help="a network; without one, all are listed")
-    parser.add_argument("--build", action="store_true", help="print the plain network")
-    parser.add_argument("--draw", help="write the network as this SVG file")
-    parser.add_argument("--export", help="write it as this .onnx or .pt2 file, or .py folder")
-    parser.add_argument("--measure", action="store_true", help="its latency on --runtime")
-    parser.add_argument("--runtime", default="onnxruntime", help="what --measure uses")
-    parser.add_argument("--batch", type=int, default=1, help="images an inference")
-    parser.add_argument("--weights", help="the authors' state dict, to be loaded")
-    if "-h" in words or "--help" in words:
-        parser.print_help()
-        return 0
-    try:
-        given = parser.parse_args(words)
-    except argparse.ArgumentError as error:
-        raise ConfigError(_plainly(one_line(error), parser)) from None
-    from .zoo_verb import zoo
-
-    zoo(given)
+        zoo(given)
     return 0

@@ -33,19 +33,24 @@ def default_directory(data: str, space: str) -> Path:
 
 
 def open_run(
-    directory: RunDirectory, given: Mapping[str, Any], *, resume: bool, reporter: Reporter
+    directory: RunDirectory,
+    given: Mapping[str, Any],
+    *,
+    resume: bool,
+    reporter: Reporter,
+    force: bool = False,
 ) -> Run:
     """A new run, or the one in the directory.
 
     given: the settings that were asked for, nested plain values; all others are defaults,
-    or what the directory's config says.
+    or what the directory's config says. force: see `Run`.
 
     Raises:
         RunError: there is a run and `resume` is False, or its settings differ.
     """
     if not directory.has("config.yaml"):
         config = from_namespace(RunConfig, given)
-        run = Run(config, directory, reporter)
+        run = Run(config, directory, reporter, force=force)
         if config.data == "":
             raise ConfigError(
                 "--data is missing: mnist5k, digits, a folder of images, a Hugging Face data set "
@@ -60,7 +65,7 @@ def open_run(
             f"{directory.path} holds a run already: go on with --resume, or choose another --out"
         )
     stored = directory.read_config()
-    run = Run(stored, directory, reporter)
+    run = Run(stored, directory, reporter, force=force)
     config = _merge(run, stored, given)
     if config != stored:
         run = changed(run, config)
@@ -100,7 +105,7 @@ def _plain(value: Any) -> str:
 
 def changed(run: Run, config: RunConfig) -> Run:
     """The same run under another config; what the config does not touch is kept."""
-    other = Run(config, run.directory, run.reporter)
+    other = Run(config, run.directory, run.reporter, force=run.force)
     other.started, other.signal = run.started, run.signal
     for part in ("data", "runtime"):
         if part in run.__dict__:

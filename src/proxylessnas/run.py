@@ -44,10 +44,21 @@ class Signal:
 
 
 class Run:
-    """A configuration, a directory, and what follows from the two."""
+    """A configuration, a directory, and what follows from the two.
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, reporter: Reporter) -> None:
+    force: use a latency table that was measured otherwise all the same.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        reporter: Reporter,
+        *,
+        force: bool = False,
+    ) -> None:
         self.config, self.directory, self.reporter = config, directory, reporter
+        self.force = force
         self.started = time.monotonic()
         self.signal = Signal()
 
@@ -140,8 +151,11 @@ class Run:
         Raises:
             RunError: there is none. MeasurementError: it is of another device.
         """
+        batch = self.config.measure.batch
         if self.config.table is not None:
-            return LatencyTable.load(self.config.table)
+            table = LatencyTable.load(self.config.table)
+            table.check(table.device, batch, force=self.force)  # of whatever device it is
+            return table
         path = self.directory.file("latency_table.json")
         if not path.exists():
             raise RunError(
@@ -149,7 +163,7 @@ class Run:
                 f"proxylessnas measure --out {self.directory.path} first"
             )
         table = LatencyTable.load(path)
-        table.check(self.runtime.describe(), self.config.measure.batch)
+        table.check(self.runtime.describe(), batch, force=self.force)
         return table
 
     @cached_property

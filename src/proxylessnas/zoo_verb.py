@@ -1,4 +1,4 @@
-"""The verb `zoo`: the published networks as a table, and one of them built, drawn, measured."""
+"""The verb `zoo`: the published networks as a table, one built or drawn, several measured."""
 
 from __future__ import annotations
 
@@ -15,22 +15,29 @@ from .architecture import Architecture
 from .config import MeasureSettings
 from .emit import to_python
 from .errors import ConfigError
-from .hardware.measure import measure_networks
-from .hardware.runtimes import make
+from .hardware.runtimes import split
+from .latencies import Subject, show_latencies, subject
+from .progress import Reporter
 from .report.draw import draw
 from .runs import write_atomic
 from .spaces import build
 from .zoo import facts, list_networks, load, load_published_weights
 
+SPECIALISED = ("proxyless_gpu", "proxyless_cpu", "proxyless_mobile")
+
 
 def zoo(options: Any) -> None:
-    """List all networks, or do with one what the options say."""
+    """List all networks, or do with one what the options say; several can be measured."""
     console = Console()
-    if options.name is None:
+    if not options.name and not options.measure:
         _list(console)
         return
-    published = facts(options.name)
-    architecture = load(options.name)
+    if len(options.name) != 1:
+        _measure_several(console, options)
+        return
+    (name,) = options.name
+    published = facts(name)
+    architecture = load(name)
     network = build(architecture).eval()
     if options.weights:
         load_published_weights(network, options.weights)
@@ -41,7 +48,8 @@ def zoo(options: Any) -> None:
     if options.export:
         _export(console, options.export, architecture, network, example)
     if options.measure:
-        _measure(console, options, network, example)
+        shape = published.input_shape
+        _measure(console, options, [Subject(name=name, network=network, input_shape=shape)])
     if options.build or not (options.draw or options.export or options.measure):
         console.print(network, markup=False, highlight=False)
         console.print(
@@ -90,17 +98,15 @@ def _export(
     console.print(f"{path}: differs from eager by {difference.relative:.1e} at most")
 
 
-def _measure(
-    console: Console, options: Any, network: nn.Module, example: tuple[torch.Tensor, ...]
-) -> None:
-    runtime = make(options.runtime)
-    report = measure_networks(
-        {options.name: network}, runtime, example, MeasureSettings(network_rounds=10), seed=0
-    )
-    result = report[options.name]
-    device = runtime.describe()
-    console.print(
-        f"{options.name}: {result.raw_ms:.3f} ms on {device['runtime']} {device['version']}, "
-        f"{device['device']}, batch {options.batch} (noise {result.noise_pct:.1f} %)",
-        highlight=False,
-    )
+def _measure_several(console: Console, options: Any) -> None:
+    for name in ("build", "draw", "export", "weights"):
+        if getattr(options, name):
+            raise ConfigError(f"--{name} is for one network; name it: proxylessnas zoo NAME")
+    if not options.measure:
+        raise ConfigError("several networks can only be measured: add --measure, or name one")
+    _measure(console, options, [subject(facts(name).name) for name in options.name or SPECIALISED])
+
+
+def _measure(console: Console, options: Any, subjects: list[Subject]) -> None:
+    settings = MeasureSettings(batch=options.batch, threads=options.threads)
+    show_latencies(subjects, split(options.runtime), settings, console, Reporter())

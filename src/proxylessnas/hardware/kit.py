@@ -14,6 +14,7 @@ import re
 import shlex
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ..errors import ExportError, MeasurementError
 from ..export import channels_last, one_line, one_thread, to_onnx, to_tflite
 from ..supernet import Supernet
 from .measure import module_of
-from .plan import Plan, PlannedNetwork, assemble, make_plan
+from .plan import REPEAT, Plan, PlannedNetwork, assemble, make_plan
 from .protocol import Measurement, Progress
 from .rounds import orders
 from .runtimes.base import is_activation
@@ -37,7 +38,7 @@ MAX_FILE_BYTES = 64 << 20
 FORMATS = {"onnxruntime": ".onnx", "litert": ".tflite"}
 FIELDS = (
     *("schema", "runtime", "threads", "batch", "input_shapes", "runs", "warmup", "seed"),
-    *("canary", "space", "files", "networks"),
+    *("canary", "space", "model", "files", "networks"),
 )
 
 README = """A kit to measure {count} networks on another machine, made by proxylessnas.
@@ -46,7 +47,7 @@ On a machine with Python and {runtime} (and numpy):
     python {name} --out results.json
 It needs nothing else, runs {visits} visits, saves every few seconds and goes on where it
 was broken off. Keep the machine otherwise idle. Then, where the kit was made:
-    proxylessnas measure --import-kit results.json
+    proxylessnas measure --import-kit results.json --out table.json
 {android}"""
 
 ANDROID = """
@@ -57,7 +58,7 @@ On Android, with TensorFlow's benchmark_model
     adb push benchmark_model /data/local/tmp/kit/
     adb shell chmod +x /data/local/tmp/kit/benchmark_model
     adb shell sh /data/local/tmp/kit/android.sh > results.log
-    proxylessnas measure --import-kit results.log
+    proxylessnas measure --import-kit results.log --out table.json
 TASKSET=f0 before `sh` chooses the cores: adb shell "TASKSET=f0 sh ...".
 """
 
@@ -94,8 +95,11 @@ def export_kit(
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as kit:
             for i, key in enumerate(plan.visits):
                 what, module, inputs = module_of(key, plan, supernet, found)
-                name = f"networks/{i:04d}{FORMATS[runtime]}"
-                kit.writestr(name, _exported(what, module, inputs, runtime))
+                if key.endswith(REPEAT):  # the same file, loaded again
+                    name = described[key.removesuffix(REPEAT)]["file"]
+                else:
+                    name = f"networks/{i:04d}{FORMATS[runtime]}"
+                    kit.writestr(name, _exported(what, module, inputs, runtime))
                 fed = channels_last(inputs) if runtime == "litert" else inputs
                 described[key] = {
                     "file": name,
@@ -106,14 +110,26 @@ def export_kit(
                 if progress is not None:
                     progress(i + 1, len(plan.visits))
             manifest = _manifest(plan, described, settings, example_inputs, runtime, seed)
+            model = supernet.architecture([0] * len(supernet.mixed))
+            manifest["model"] = {"space": model.space, "settings": dict(model.settings)}
             _write_scripts(kit, manifest, path.name)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def import_kit(path: str | Path) -> LatencyTable:
-    """The latency table of a kit's results: `results.json`, or the log of `android.sh`.
+@dataclass(frozen=True, kw_only=True)
+class KitResults:
+    """What came back. space, settings, input_shapes: what the kit's networks are of."""
+
+    table: LatencyTable
+    space: str
+    settings: Mapping[str, Any]
+    input_shapes: tuple[tuple[int, ...], ...]
+
+
+def import_kit(path: str | Path) -> KitResults:
+    """A kit's results: `results.json`, or the log of `android.sh`.
 
     Raises:
         MeasurementError: the file is missing, too large, or not a kit's results.
@@ -128,7 +144,7 @@ def import_kit(path: str | Path) -> LatencyTable:
         raise MeasurementError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB")
     try:
         results = _android_results(raw) if b"### manifest " in raw else decode(raw)
-        return _table(results)
+        return _results(results)
     except MeasurementError as error:
         raise MeasurementError(f"{path} is not a kit's results: {one_line(error)}") from None
 
@@ -266,12 +282,15 @@ def _android_results(raw: bytes) -> dict[str, Any]:
     }
 
 
-def _table(results: object) -> LatencyTable:
+def _results(results: object) -> KitResults:
     names = ("schema", "manifest", "device", "environment", "samples_ms")
     fields = object_of(results, "the file", names)
     if fields["schema"] != SCHEMA:
         raise MeasurementError(f"schema {fields['schema']!r}; this version reads {SCHEMA}")
-    plan = _plan(object_of(fields["manifest"], "its manifest", tuple(FIELDS)))
+    manifest = object_of(fields["manifest"], "its manifest", tuple(FIELDS))
+    plan = _plan(manifest)
+    model = object_of(manifest["model"], "its model", ("space", "settings"))
+    shapes = re.findall(r"\d+(?:x\d+)*", str(manifest["input_shapes"]))
     environment = scalars_of(fields["environment"], "environment")
     measured = {}
     for key, samples in object_of(fields["samples_ms"], "samples_ms").items():
@@ -286,7 +305,12 @@ def _table(results: object) -> LatencyTable:
             measured[key] = Measurement(
                 samples_ms=tuple(float(v) for v in values), environment=environment
             )
-    return assemble(plan, scalars_of(fields["device"], "device"), measured)
+    return KitResults(
+        table=assemble(plan, scalars_of(fields["device"], "device"), measured),
+        space=str(model["space"]),
+        settings=object_of(model["settings"], "its model's settings"),
+        input_shapes=tuple(tuple(map(int, s.split("x"))) for s in shapes),
+    )
 
 
 def _plan(manifest: Mapping[str, Any]) -> Plan:

@@ -155,7 +155,8 @@ def main() -> int:
         networks[key] = load(read(entry["file"]), feed, manifest["threads"], entry["block"])
         say(f"loading {i + 1}")
     measure(networks, wanted, manifest, results, args)
-    print(f"\nwrote {args.out}: bring it back with  proxylessnas measure --import-kit {args.out}")
+    print(f"\nwrote {args.out}; where the kit was made:")
+    print(f"    proxylessnas measure --import-kit {args.out} --out table.json")
     return 0
 
 

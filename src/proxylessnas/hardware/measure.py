@@ -21,7 +21,7 @@ from .machine import cores
 from .plan import REPEAT, Plan, assemble, choose_networks, known_samples, make_plan, on_device
 from .protocol import Measurement, Progress, measure_all
 from .runtimes.base import Runtime, Session
-from .table import SAME, LatencyTable, Scalar
+from .table import BLOCKS, SAME, LatencyTable, Scalar
 from .trace import Trace, trace
 
 __all__ = [
@@ -45,12 +45,14 @@ def measure_table(
     seed: int,
     progress: Progress | None = None,
     path: Path | None = None,
+    force: bool = False,
 ) -> LatencyTable:
     """Every distinct candidate and some whole networks, measured in the same rounds.
 
     progress: called with (steps done, steps in all); loading a session is a step, and so is
     a visit. path: where the table is kept; what an earlier call left there is not measured
-    again, and what is measured is saved there every few seconds.
+    again, and what is measured is saved there every few seconds. force: a table of another
+    device there is replaced.
 
     Raises:
         MeasurementError: a candidate cannot run on the runtime (it is named), or `path` holds
@@ -60,7 +62,7 @@ def measure_table(
         found = trace(supernet, example_inputs)
         plan = make_plan(supernet, found, settings, seed=seed)
     device = describe(runtime, example_inputs)
-    before = _earlier(path, device)
+    before = earlier(path, device, force=force)
     known = known_samples(before, plan)
     missing = [k for k, n in plan.visits.items() if len(known.get(k, ())) < n]
     if before is not None and not missing:
@@ -235,20 +237,26 @@ def describe(runtime: Runtime, example_inputs: tuple[Any, ...]) -> dict[str, Sca
     }
 
 
-def _earlier(path: Path | None, device: Mapping[str, Scalar]) -> LatencyTable | None:
+def earlier(
+    path: Path | None, device: Mapping[str, Scalar], *, force: bool = False
+) -> LatencyTable | None:
     """The table that is at `path` already.
 
+    force: a table of another device is as good as none.
+
     Raises:
-        MeasurementError: it is none, or one of another device.
+        MeasurementError: it is no table, or one of another device, or made in another way.
     """
     if path is None or not path.exists():
         return None
     table = LatencyTable.load(path)
-    for name in (*SAME, "batch"):
-        if table.device.get(name) != device[name]:
+    for name in (*SAME, "batch", "method"):
+        if table.device.get(name, BLOCKS) != device.get(name, BLOCKS):
+            if force:
+                return None
             raise MeasurementError(
-                f"{path} holds a table with {name} {table.device.get(name)!r}, not "
-                f"{device[name]!r}: choose another file, or remove it"
+                f"{path} holds a table with {name} {table.device.get(name, BLOCKS)!r}, not "
+                f"{device.get(name, BLOCKS)!r}: choose another file, or --force to replace it"
             )
     return table
 

@@ -6,7 +6,7 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -22,6 +22,7 @@ Progress = Callable[[int, int], None]
 Environment = Mapping[str, str | int | float]
 
 SAVE_EVERY_S = 5.0
+BUSY_CORES, DRIFTED_PCT = 0.3, 5.0  # from here on a measurement was disturbed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +130,21 @@ def measure_all(
     if save is not None:
         save(result)
     return result
+
+
+def disturbance(measurements: Iterable[Measurement]) -> str:
+    """What else went on while these were measured, in words; empty on a machine at rest."""
+
+    def most(name: str) -> float:
+        seen = [m.environment.get(name) for m in measurements]
+        return max((v for v in seen if isinstance(v, int | float)), key=abs, default=0.0)
+
+    measurements = list(measurements)
+    load, drift = most("other_load_cores"), most("canary_drift_pct")
+    words = [f"other programs kept {load:.1f} cores busy"] if load >= BUSY_CORES else []
+    if abs(drift) >= DRIFTED_PCT:
+        words.append(f"the canary's latency changed by {drift:+.0f} %")
+    return " and ".join(words)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ SCHEMA = 1
 MAX_FILE_BYTES = 64 << 20
 MAX_SAMPLES = 100_000
 SAME = ("runtime", "precision", "threads", "device")  # what makes another device of it
+BLOCKS = "blocks"  # the method of a table that names none: every candidate measured alone
 
 Role = Literal["fit", "validation", "canary"]
 Scalar = str | int | float
@@ -53,7 +54,7 @@ class LatencyTable:
     """Latencies on one device.
 
     device: runtime, version, precision, threads, device (its model), batch, input_shapes,
-        cores, system, versions of libraries.
+        cores, system, versions of libraries; method, where it is not `blocks`.
     entries: key (see `trace.Unit`) -> measurement. networks: whole networks.
     validation: the cost model's error on unseen networks, see `validate.validate`.
     complete: whether all visits that were planned were done.
@@ -122,7 +123,7 @@ class LatencyTable:
         Raises:
             MeasurementError: they are of different devices.
         """
-        for name in (*SAME, "batch"):
+        for name in (*SAME, "batch", "method"):
             if self.device.get(name) != other.device.get(name):
                 raise MeasurementError(
                     f"tables of different {name} cannot be merged: "

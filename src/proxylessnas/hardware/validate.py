@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,16 @@ def validate(cost: Cost, supernet: Supernet, table: LatencyTable) -> dict[str, A
         "macs_only": figures(by_macs, measured),
         "networks": len(unseen),
     }
+
+
+def sentence(report: Mapping[str, Any]) -> str:
+    """A validation's figures in one line."""
+    floor, alone = report["noise_floor_pct"], report["macs_only"]["mean_abs_error_pct"]
+    return (
+        f"mean error {report['mean_abs_error_pct']:.1f} %"
+        f" (noise floor {'unknown' if floor is None else f'{floor:.1f} %'}, MACs alone "
+        f"{alone:.1f} %), bias {report['bias_pct']:+.1f} %, worst {report['worst_pct']:+.1f} %"
+    )
 
 
 def figures(predicted: Sequence[float], measured: Sequence[float]) -> dict[str, float | None]:

@@ -6,6 +6,8 @@ import dataclasses
 
 from ..derive import Indices
 from ..hardware.measure import measure_table
+from ..hardware.protocol import disturbance
+from ..hardware.validate import sentence, validate
 from ..run import Run
 from .keeping import Stopped
 
@@ -34,6 +36,8 @@ def measure(run: Run) -> None:
             run.reporter.say(f"  one like MobileNetV2 takes {latency.of(like):.4g} ms")
         if latency.fit is not None:
             facts["fit"] = dataclasses.asdict(latency.fit)
+        if run.device_is_here:
+            facts |= _how_well(run)
 
 
 def mobilenet_v2_like(run: Run) -> Indices | None:
@@ -47,6 +51,20 @@ def mobilenet_v2_like(run: Run) -> Indices | None:
         deep = inside > MOBILENET_V2_DEPTHS[min(max(stage, 0), 5)]
         choice.append(names.index("zero" if deep else "k3_e6"))
     return tuple(choice)
+
+
+def _how_well(run: Run) -> dict[str, object]:
+    """The table's error on networks it has not seen, where there are any; and a warning."""
+    table, latency = run.priced.table, run.priced.latency
+    assert table is not None and latency is not None
+    if words := disturbance(table.entries.values()):
+        run.reporter.say(f"  warning: while it was measured {words}")
+    if not table.of_role("validation", space=latency.space):
+        return {}
+    report = validate(latency, run.supernet, table)
+    dataclasses.replace(table, validation=report).save(run.directory.file("latency_table.json"))
+    run.reporter.say(f"  on {report['networks']} unseen networks: {sentence(report)}")
+    return {"validation": report}
 
 
 def _measure_table(run: Run) -> None:

@@ -16,7 +16,7 @@ from typing import cast
 from ...errors import MeasurementError, MissingDependency, did_you_mean
 from .base import Factory, Runtime, Session
 
-__all__ = ["RUNTIMES", "Factory", "Runtime", "Session", "make", "names"]
+__all__ = ["RUNTIMES", "Factory", "Runtime", "Session", "make", "names", "split"]
 
 
 def _onnxruntime(*options: str, threads: int = 1) -> Runtime:
@@ -86,6 +86,21 @@ def make(name: str, *, threads: int = 1) -> Runtime:
             raise MeasurementError(f"there is no runtime {base!r}; {did_you_mean(base, names())}")
         factory = cast(Factory, next(iter(points)).load())
     return factory(*options, threads=threads)
+
+
+def split(text: str) -> list[str]:
+    """The runtimes of `onnxruntime,torch:compile,channels_last,litert`: three here.
+
+    A word that is no runtime's name is a further option of the runtime before it.
+    """
+    found: list[str] = []
+    for word in filter(None, map(str.strip, text.split(","))):
+        named = word.partition(":")[0] in {*names(), "fake"}
+        if found and ":" in found[-1] and not named:
+            found[-1] += f",{word}"
+        else:
+            found.append(word)
+    return list(dict.fromkeys(found))
 
 
 def _need(module: str, package: str, extra: str) -> None:

@@ -100,7 +100,16 @@ def full_name(base: str, options: tuple[str, ...]) -> str:
 
 
 def stand_in(shape: list[Any], dtype: str, batch: int) -> np.ndarray[Any, Any]:
-    """An input for an exported file: normal noise, or zeros where numbers are no measurements."""
+    """An input for an exported file: normal noise, or zeros where numbers are no measurements.
+
+    Raises:
+        MeasurementError: the file takes images in another batch, and no other.
+    """
+    fixed = shape[0] if len(shape) == 4 and isinstance(shape[0], int) and shape[0] > 0 else batch
+    if fixed != batch:
+        raise MeasurementError(
+            f"the file takes a batch of {fixed}, not {batch}: ask for that batch, or export it anew"
+        )
     full = [int(d) if isinstance(d, int) and d > 0 else batch for d in shape]
     if np.issubdtype(np.dtype(dtype), np.floating):
         return np.random.default_rng(0).standard_normal(full).astype(dtype)
