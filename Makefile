@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo env test test-fast check clean
+.PHONY: demo env test test-fast check bench clean
 
 demo: env
 	rm -rf runs/demo
@@ -29,6 +29,10 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
+
+bench: env  # the short form, under five minutes; each benchmark says what its long form is
+	GOMP_SPINCOUNT=1000 $(BIN)/python benchmarks/step.py --short --rounds 5
+	GOMP_SPINCOUNT=1000 $(BIN)/python benchmarks/overhead.py --no-table
 
 clean:
 	rm -rf $(VENV) runs

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional
 
 from proxylessnas import recipes
 from proxylessnas.config import RunConfig
 from proxylessnas.errors import ConfigError
-from proxylessnas.gates import Binary, Path
-from proxylessnas.spaces import build_supernet
+from proxylessnas.estimators import make_estimator
+from proxylessnas.loop import Search
+from proxylessnas.objective import Linear, Prices, make_objective
+from proxylessnas.spaces import build, build_supernet
+from proxylessnas.task import LoaderBatches, Task
+from proxylessnas.train import Training
 
 # What makes one step of a recipe's space quick: fewer and smaller blocks, nothing else.
 TINY: dict[str, dict[str, Any]] = {
@@ -37,28 +41,43 @@ def test_every_file_has_a_name() -> None:
 
 @pytest.mark.parametrize("name", recipes.NAMES)
 def test_two_steps(name: str) -> None:
+    """One step of each kind of the search, and two of the training, with the recipe's settings."""
     config = recipes.load(name)
     tiny = dict(TINY[config.space])
     if name == "demo":
         tiny = {"input_shape": [1, 28, 28], "classes": 4}
     supernet = build_supernet(config.space, {**config.space_settings, **tiny})
-    x, y = torch.randn(4, *supernet.settings["input_shape"]), torch.tensor([0, 1, 2, 3])
-    row = supernet.indices(supernet.sample(torch.Generator().manual_seed(0), uniform=True))
-    optimizer = torch.optim.SGD(
-        supernet.model.parameters(),
-        config.search.learning_rate,
-        config.search.momentum,
-        weight_decay=config.search.weight_decay,
+    shape = supernet.settings["input_shape"]
+    batches = LoaderBatches([(torch.randn(4, *shape), torch.arange(4))] * 2, name="tiny")
+    search = Search(
+        supernet=supernet,
+        task=Task.classification(config.search.label_smoothing),
+        train=batches,
+        valid=batches,
+        prices=Prices(
+            ("latency",),
+            ("ms",),
+            supernet.mask[None].double(),
+            torch.ones(1),
+            torch.tensor([len(supernet.mixed) + 2.0]),
+        ),
+        objective=Linear(0.0),
+        estimator=make_estimator(config.search.estimator),
+        settings=config.search,
     )
-    with supernet.gated([Path(j) for j in row]) as model:
-        loss = functional.cross_entropy(model(x), y, label_smoothing=config.search.label_smoothing)
-        loss.backward()
-    optimizer.step()
-    gates = [torch.zeros(len(c), requires_grad=True) for c in supernet.candidates]
-    pairs = [Binary(j, ((j + 1) % len(g),), g) for j, g in zip(row, gates, strict=True)]
-    with supernet.gated(pairs) as model:
-        functional.cross_entropy(model(x), y).backward()
-    assert loss.isfinite() and all(g.grad is not None for g in gates)
+    search.objective = make_objective(config.search, search.prices, search.plan.arch_steps)
+    search.model.train()
+    before = supernet.alpha.detach().clone()
+    search.weight_step()
+    assert torch.equal(supernet.alpha, before)
+    search.architecture_step()
+    assert not torch.equal(supernet.alpha, before)
+    found = supernet.most_probable()
+    settings = {**found.settings, **config.train.space_settings}
+    network = build(replace(found, settings=settings))
+    training = Training(network, Task.classification(), batches, replace(config.train, epochs=1))
+    training.run()
+    assert training.loss is not None and training.loss.isfinite()
 
 
 def test_published_settings() -> None:
@@ -66,15 +85,23 @@ def test_published_settings() -> None:
     search, train = recipes.imagenet_mobile().search, recipes.imagenet_mobile().train
     assert (search.warmup_epochs, search.epochs, search.arch_every) == (40, 120, 5)
     assert (search.warmup_learning_rate, search.learning_rate) == (0.05, 0.025)
+    assert search.arch_delay_epochs == 1
     assert (train.epochs, train.learning_rate, train.batch_size) == (300, 0.05, 256)
+    assert "jitter" in (train.augment or "")
+    dropout = [
+        getattr(recipes, f"imagenet_{d}")().train.space_settings["dropout"]
+        for d in ("gpu", "cpu", "mobile")
+    ]
+    assert dropout == [0.3, 0.2, 0.1]
     assert round(1_281_167 * recipes.imagenet_mobile().loading.valid_fraction, -3) == 50_000
     tree = recipes.cifar10_tree().train
     assert (tree.epochs, tree.learning_rate, tree.weight_decay) == (600, 0.1, 1e-4)
+    assert tree.augment == "crop+flip+cutout16"
 
 
 def test_cost_estimate() -> None:
     """The published ImageNet search: 160 epochs of about 1.2 million images, 24 steps of alpha."""
     search, train = recipes.training_macs(recipes.imagenet_mobile(), 320_427_584, 1_281_167)
     images = 1_281_167 * (1 - 0.039)
-    assert search == pytest.approx(3 * 320_427_584 * images * (160 + 120 / 5))
+    assert search == pytest.approx(3 * 320_427_584 * images * (160 + 119 / 5))
     assert train == pytest.approx(3 * 320_427_584 * 1_281_167 * 300)

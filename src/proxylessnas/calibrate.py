@@ -35,6 +35,8 @@ def complete(run: Run) -> RunConfig:
     config = replace(
         config, space_settings=complete_settings(config.space, config.space_settings, run.input)
     )
+    full = {**config.space_settings, **config.train.space_settings}
+    complete_settings(config.space, full, None)  # for its error, before the search is paid for
     machine = replace(
         config.machine,
         device=str(run.machine.device),

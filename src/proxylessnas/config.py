@@ -49,7 +49,7 @@ class DataSettings:
     test_fraction: share that becomes the test part where the data have none of their own.
     workers: processes that decode large sets; default: one a core. The result is the same.
     limit: read at most this many images of each part (for a quick trial).
-    augment: auto, none, crop, crop+flip or crop+flip+cutoutN (N pixels).
+    augment: auto, none, or crop or shift, flip, jitter and cutoutN (N pixels) joined by +.
     """
 
     valid_fraction: float = 0.1
@@ -105,6 +105,7 @@ class SearchSettings:
     learning_rate, momentum, weight_decay, label_smoothing: of the weight steps; cosine decay.
     estimator: how alpha learns.
     arch_every: weight steps to one architecture step.
+    arch_delay_epochs: epochs after the warm-up without architecture steps.
     warmup_learning_rate: of a cosine of the warm-up's own; default: one cosine over both.
     arch_learning_rate: default: so that rate x architecture steps is about 10.
     arch_beta1: Adam's first beta for alpha; 0 as published, and always 0 for two_path.
@@ -127,6 +128,7 @@ class SearchSettings:
         "two_path"
     )
     arch_every: int = 1
+    arch_delay_epochs: int = 0
     warmup_learning_rate: float | None = None
     arch_learning_rate: float | None = None
     arch_beta1: float = 0.0
@@ -143,6 +145,11 @@ class SearchSettings:
         if not 0 <= self.arch_beta1 < 1:
             raise ConfigError(f"arch_beta1 is {self.arch_beta1}; it must be in [0, 1)")
         _not_negative(self, "warmup_epochs", "weight_decay", "cost_weight")
+        if not 0 <= self.arch_delay_epochs < self.epochs:
+            raise ConfigError(
+                f"arch_delay_epochs is {self.arch_delay_epochs}; it must be at least 0 and less "
+                f"than epochs ({self.epochs}): alpha would never learn"
+            )
         _at_most(self, 1000, "learning_rate", "warmup_learning_rate", "weight_decay")
         _at_most(self, 1000, "arch_learning_rate", "dual_rate", "cost_weight")
         for name in ("momentum", "label_smoothing", "uniform_share"):
@@ -175,6 +182,9 @@ class DeriveSettings:
             raise ConfigError(f"use is {self.use}; it must be in [0, 1)")
 
 
+REGULARISERS = ("dropout", "path_drop", "cell_drop")  # of a space; they shape no weight
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """Training of the derived network.
@@ -182,6 +192,8 @@ class TrainSettings:
     epochs, batch_size, learning_rate, momentum, weight_decay, label_smoothing: SGD with
     Nesterov momentum and cosine decay; no weight decay on BN and biases.
     inherit: start from the supernet's weights instead of from scratch.
+    augment: as loading.augment, for this training alone; default: the same.
+    space_settings: of the network found: dropout, path_drop or cell_drop, as {name: value}.
     """
 
     epochs: int = 20
@@ -191,8 +203,15 @@ class TrainSettings:
     weight_decay: float = 4e-5
     label_smoothing: float = 0.1
     inherit: bool = False
+    augment: str | None = None
+    space_settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in self.space_settings:
+            if name not in REGULARISERS:
+                raise ConfigError(
+                    f"train.space_settings has {name!r}; allowed: {', '.join(REGULARISERS)}"
+                )
         _positive(self, "epochs", "batch_size", "learning_rate")
         _not_negative(self, "weight_decay")
         _at_most(self, 1000, "learning_rate", "weight_decay")

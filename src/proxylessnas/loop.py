@@ -42,20 +42,25 @@ class Plan:
     warmup: int
     total: int
     arch_every: int
+    arch_from: int
 
     @staticmethod
     def of(settings: SearchSettings, epoch_steps: int) -> Plan:
         warmup = settings.warmup_epochs * epoch_steps
-        total = warmup + settings.epochs * epoch_steps
-        return Plan(warmup=warmup, total=total, arch_every=settings.arch_every)
+        return Plan(
+            warmup=warmup,
+            total=warmup + settings.epochs * epoch_steps,
+            arch_every=settings.arch_every,
+            arch_from=warmup + settings.arch_delay_epochs * epoch_steps,
+        )
 
     @property
     def arch_steps(self) -> int:
-        return (self.total - self.warmup) // self.arch_every
+        return (self.total - self.arch_from) // self.arch_every
 
     def arch_due(self, step: int) -> bool:
         """Whether an architecture step follows weight step `step`."""
-        return step >= self.warmup and (step - self.warmup + 1) % self.arch_every == 0
+        return step >= self.arch_from and (step - self.arch_from + 1) % self.arch_every == 0
 
 
 @dataclass
@@ -134,7 +139,7 @@ class Search:
         for group in self.weight_optimizer.param_groups:
             group["lr"] = self.weight_rate()
         batch = self.machine.put(self.train_stream.take())
-        torch.manual_seed(derive_seed(self.seed, "dropout", self.step))
+        self.machine.seed(derive_seed(self.seed, "dropout", self.step))
         inputs, target = split(batch)
         with self.supernet.gated([Path(j) for j in choice]):
             with self.machine.precision():
@@ -180,7 +185,7 @@ class Search:
     def architecture_step(self) -> None:
         """Adam on α by the estimator's gradient; weights and buffers stay."""
         batch = self.machine.put(self.valid_stream.take())
-        torch.manual_seed(derive_seed(self.seed, "architecture dropout", self.step))
+        self.machine.seed(derive_seed(self.seed, "architecture dropout", self.step))
         generator = self._generator("architecture gates")
         estimate = self.estimator.step(self.problem(batch), generator)
         self.seen.estimate = estimate

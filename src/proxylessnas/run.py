@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .architecture import InputInfo
+from .architecture import Architecture, InputInfo
 from .config import RunConfig
 from .data import Batches, ImageData, load_data
 from .errors import RunError
@@ -26,7 +27,7 @@ from .pricing import Limits, Pricing
 from .progress import Reporter, duration
 from .runs import RunDirectory
 from .seeds import derive_seed
-from .spaces import build_supernet
+from .spaces import build_supernet, complete_settings
 from .supernet import Supernet
 from .task import Task
 
@@ -67,7 +68,7 @@ class Run:
     def data(self) -> ImageData:
         config, loading = self.config, self.config.loading
         with self.reporter.bar("reading the data") as update:
-            return load_data(
+            data = load_data(
                 config.data,
                 image_size=config.image_size,
                 valid_fraction=loading.valid_fraction,
@@ -78,6 +79,9 @@ class Run:
                 seed=config.seed,
                 progress=update,
             )
+        if config.train.augment is not None:
+            data.policy(config.train.augment)  # for its error, before the search is paid for
+        return data
 
     @property
     def input(self) -> InputInfo:
@@ -99,6 +103,15 @@ class Run:
         """The space with this run's fresh weights."""
         torch.manual_seed(derive_seed(self.config.seed, "weights"))
         return build_supernet(self.config.space, self.config.space_settings, input=self.input)
+
+    def found(self, indices: Sequence[int]) -> Architecture:
+        """The architecture that is derived, trained and exported for one choice of candidates.
+
+        Its settings are the search's, but for dropout and the like of the training.
+        """
+        architecture = self.supernet.architecture(indices).with_input(self.input)
+        settings = {**self.supernet.settings, **self.config.train.space_settings}
+        return replace(architecture, settings=complete_settings(self.config.space, settings, None))
 
     @cached_property
     def pricing(self) -> Pricing:
@@ -182,7 +195,7 @@ class Run:
     # --- batches ---
 
     def batches(
-        self, part: str, size: int, *, augment: bool = False, shuffle: bool = False
+        self, part: str, size: int, *, augment: bool | str = False, shuffle: bool = False
     ) -> Batches:
         return self.data.batches(
             part, size, augment=augment, shuffle=shuffle, seed=self.config.seed

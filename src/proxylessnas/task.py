@@ -94,7 +94,8 @@ class LoaderBatches:
         for index in range(self._length):
             # Samplers and augmentations draw from the global generator, some of them late.
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(derive_seed(self.seed, "loader", self.name, epoch, index))
+                seed = derive_seed(self.seed, "loader", self.name, epoch, index)
+                torch.default_generator.manual_seed(seed)
                 iterator = iterator or iter(self.loader)
                 batch = next(iterator, None)
             if batch is None:

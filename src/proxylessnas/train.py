@@ -67,7 +67,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = cosine(self.settings.learning_rate, self.step, self.total)
         inputs, target = split(self.machine.put(self.stream.take()))
-        torch.manual_seed(derive_seed(self.seed, "training dropout", self.step))
+        self.machine.seed(derive_seed(self.seed, "training dropout", self.step))
         with self.machine.precision():
             loss = (self.task.train_loss or self.task.loss)(call(self.model, inputs), target)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -19,7 +19,8 @@ from proxylessnas.errors import DataError
 from proxylessnas.seeds import derive_seed
 
 # Columns of the table of uniforms.
-_Y, _X, _AREA, _ASPECT, _FLIP, _HOLE_Y, _HOLE_X = range(7)
+_Y, _X, _AREA, _ASPECT, _FLIP, _HOLE_Y, _HOLE_X, _BRIGHTNESS, _SATURATION = range(9)
+BRIGHTNESS, SATURATION = 32 / 255, 0.5  # how far from 1 the factors may go, as published
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class Policy:
     move: "none", "shift" (by up to 1/14 of a side) or "crop" (small images: by up to 1/8 of a
         side, zeros shifted in; photos: a random box of 8 to 100 % of the area, resized).
     flip: mirrored left to right, every second time.
+    jitter: brightness and saturation (of colour images) changed by random factors.
     cutout: side in pixels of a square set to the mean, its centre anywhere; 0 for none.
     """
 
     move: str = "none"
     flip: bool = False
+    jitter: bool = False
     cutout: int = 0
 
     @classmethod
@@ -50,20 +53,26 @@ class Policy:
         words = text.split("+")
         moves = [word for word in words if word in ("crop", "shift")]
         holes = [int(word[6:]) for word in words if re.fullmatch(r"cutout[1-9]\d*", word)]
-        known = len(moves) + words.count("flip") + len(holes)
-        if known != len(words) or len(moves) > 1 or words.count("flip") > 1 or len(holes) > 1:
+        counts = [len(moves), words.count("flip"), words.count("jitter"), len(holes)]
+        if sum(counts) != len(words) or max(counts) > 1:
             raise DataError(
-                f"unknown augmentation {text!r}; allowed: auto, none, or crop or shift, flip and "
-                "cutoutN (N pixels) joined by +, such as crop+flip+cutout16"
+                f"unknown augmentation {text!r}; allowed: auto, none, or crop or shift, flip, "
+                "jitter and cutoutN (N pixels) joined by +, such as crop+flip+cutout16"
             )
         if holes and holes[0] > height:
             raise DataError(f"{words[-1]} is larger than the image ({height} pixels high)")
-        return cls(moves[0] if moves else "none", "flip" in words, holes[0] if holes else 0)
+        return cls(
+            move=moves[0] if moves else "none",
+            flip="flip" in words,
+            jitter="jitter" in words,
+            cutout=holes[0] if holes else 0,
+        )
 
     @property
     def text(self) -> str:
         words = [self.move] if self.move != "none" else []
-        words += ["flip"] * self.flip + [f"cutout{self.cutout}"] * bool(self.cutout)
+        words += ["flip"] * self.flip + ["jitter"] * self.jitter
+        words += [f"cutout{self.cutout}"] * bool(self.cutout)
         return "+".join(words) or "none"
 
     def padding(self, height: int, width: int) -> tuple[int, int]:
@@ -80,9 +89,9 @@ class Policy:
 
 
 def draw(samples: int, seed: int, part: str, epoch: int) -> Tensor:
-    """The uniform numbers of an epoch, float32 [samples, 7] in [0, 1)."""
+    """The uniform numbers of an epoch, float32 [samples, 9] in [0, 1)."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "augment", part, epoch))
-    return torch.rand(samples, 7, generator=generator)
+    return torch.rand(samples, 9, generator=generator)
 
 
 def boxes(uniforms: Tensor) -> Tensor:
@@ -106,6 +115,20 @@ def flipped(images: Tensor, policy: Policy, uniforms: Tensor) -> Tensor:
         return images
     mirrored = uniforms[:, _FLIP] < 0.5
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+
+
+def jittered(images: Tensor, policy: Policy, uniforms: Tensor) -> Tensor:
+    """Values 0 to 255 [B, C, H, W] with other brightness and saturation, as float32."""
+    if not policy.jitter:
+        return images
+    factors = 2 * uniforms[:, [_BRIGHTNESS, _SATURATION], None, None, None] - 1
+    brightness, saturation = 1 + BRIGHTNESS * factors[:, 0], 1 + SATURATION * factors[:, 1]
+    images = (images * brightness).clamp_(0, 255)
+    if images.shape[1] == 3:
+        luma = torch.tensor([0.299, 0.587, 0.114])[:, None, None]  # ITU-R BT.601
+        gray = (images * luma).sum(1, keepdim=True)
+        images = torch.lerp(gray, images, saturation).clamp_(0, 255)
+    return images
 
 
 def shifted(images: Tensor, top: Tensor, left: Tensor, pad_y: int, pad_x: int) -> Tensor:
@@ -146,7 +169,7 @@ def _integers(uniform: Tensor, count: int) -> Tensor:
 
 
 def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 [B, C, H, W] to float32 (value / 255 - mean) / std, in two passes."""
+    """Values 0 to 255 [B, C, H, W] to float32 (value / 255 - mean) / std, in two passes."""
     scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
     shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
     out = images.to(torch.float32)

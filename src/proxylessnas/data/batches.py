@@ -178,6 +178,7 @@ class Batches:
         for step, (images, labels) in zip(steps, self._load(steps, table), strict=True):
             if policy is not None and table is not None:
                 images = augment.flipped(images, policy, table[step])
+                images = augment.jittered(images, policy, table[step])
             images = augment.normalised(images, self._info.mean, self._info.std)
             if policy is not None and table is not None:
                 images = augment.cut_out_(images, policy, table[step])

@@ -75,7 +75,7 @@ class ImageData:
         part: str,
         batch_size: int,
         *,
-        augment: bool = False,
+        augment: bool | str = False,
         shuffle: bool = False,
         seed: int = 0,
         drop_last: bool = False,
@@ -84,9 +84,10 @@ class ImageData:
 
         part: "train" all training images, "search" those without "valid", "valid" the held-out
             ones, "test". ValueError for any other.
+        augment: True: as the data were loaded for; or another `policy` in words.
         DataError where `drop_last` would leave no batch at all.
         """
-        rows = self._part(part)
+        rows, policy = self._part(part), self._policy if augment else None
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: at least 1")
         if drop_last and batch_size > len(rows):
@@ -101,11 +102,20 @@ class ImageData:
             info=self.info,
             part=part,
             batch_size=batch_size,
-            policy=self._policy if augment else None,
+            policy=self.policy(augment) if isinstance(augment, str) else policy,
             shuffle=shuffle,
             seed=seed,
             drop_last=drop_last,
         )
+
+    def policy(self, text: str) -> Policy:
+        """The augmentation that `text` names, see `Policy`, for these images.
+
+        Raises:
+            DataError: the text is not understood.
+        """
+        info = self.info
+        return Policy.parse(text, channels=info.channels, classes=info.classes, height=info.height)
 
     def _part(self, part: str) -> Indices:
         if part not in self._rows:
@@ -138,7 +148,7 @@ def load_data(
     workers: processes that decode a streamed set; None: one a processor, up to 8. They change
         nothing in what is computed.
     limit: at most so many images of each part, in proportion of the classes.
-    augment: see `Policy`: auto, none, or crop or shift, flip, cutoutN joined by +.
+    augment: see `Policy`: auto, none, or crop or shift, flip, jitter, cutoutN joined by +.
     progress: called with (images decoded, images in all).
 
     DataError says in one line what is wrong with the data. Single images that cannot be decoded

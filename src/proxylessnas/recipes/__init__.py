@@ -87,5 +87,6 @@ def training_macs(config: RunConfig, macs: int, images: int) -> tuple[float, flo
     kept = images * (1 - config.loading.valid_fraction)
     weight_steps = 3 * macs * kept * (search.warmup_epochs + search.epochs)
     share = valid / search.batch_size / search.arch_every
-    architecture_steps = 3 * macs * kept * search.epochs * share
+    epochs = search.epochs - search.arch_delay_epochs
+    architecture_steps = 3 * macs * kept * epochs * share
     return weight_steps + architecture_steps, 3.0 * macs * images * config.train.epochs

@@ -45,7 +45,7 @@ def _train(run: Run, stage: str, network: nn.Module, file: str) -> None:
     job = Training(
         network=network,
         task=run.task,
-        train=run.batches("train", s.batch_size, augment=True, shuffle=True),
+        train=run.batches("train", s.batch_size, augment=s.augment or True, shuffle=True),
         settings=s,
         seed=run.config.seed,
         machine=run.machine,
@@ -102,7 +102,7 @@ def baselines(run: Run) -> None:
     """The largest network and a random one of about the same latency, trained the same way."""
     run.require("derive")
     for name, indices in (("largest", run.priced.largest), ("random", _random_network(run))):
-        architecture = run.supernet.architecture(indices).with_input(run.input)
+        architecture = run.found(indices)
         if not run.done(f"train-{name}"):
             run.directory.write_json(f"architecture-{name}.json", architecture.to_dict())
             network = fresh_network(run, architecture)

@@ -102,7 +102,7 @@ def derive(run: Run) -> Architecture:
     job = _finished_search(run)
     with run.stage("derive", f"the best of the {run.config.derive.top_k} most probable") as facts:
         choice = choose_network(run, job, run.config.derive)
-        architecture = job.supernet.architecture(choice.chosen.indices).with_input(run.input)
+        architecture = run.found(choice.chosen.indices)
         run.directory.write_json("architecture.json", architecture.to_dict())
         write_atomic(run.directory.file("architecture.svg"), draw(architecture).encode())
         inherited = job.supernet.derive(choice.chosen.indices)
@@ -190,7 +190,7 @@ def derive_limits(run: Run, limits: Sequence[str]) -> dict[str, Architecture]:
             limits_now[job.prices.names.index("latency")] = limit_ms
             job.prices = replace(job.prices, limits=limits_now)
             choice = choose_network(run, job, run.config.derive)
-            architecture = job.supernet.architecture(choice.chosen.indices).with_input(run.input)
+            architecture = run.found(choice.chosen.indices)
             name = f"architecture-{limit}.json"
             run.directory.write_json(name, architecture.to_dict())
             facts |= {**choice_facts(run, choice), "limit_ms": limit_ms, "files": [name]}

@@ -1,0 +1,312 @@
+"""Does a search find good networks? Judged by NAS-Bench-Macro, where every answer is known.
+
+    python benchmarks/nas_bench_macro.py [--data ../shared/data/cifar10]
+        [--table ../shared/data/nas-bench-macro/nas-bench-macro_cifar10.json]
+        [--out runs/nas_bench_macro] [--seed 0] [--epochs 8] [--arch-steps 300]
+        [--estimators two_path full_path reinforce random] [--limits 35 45 55 65 80 none]
+
+One set of shared weights is trained on CIFAR-10 with uniform, strictly fair gates. Then every
+estimator learns α from zero under every limit of MACs, by architecture steps alone on those
+weights, at an equal budget of computation (see `BUDGET`); the most probable networks within
+the limit are scored on the validation part with renewed BN statistics, and the best of them is
+looked up in the table. `random` spends the budget of its architecture steps on scoring more
+networks. At the end: Kendall's τ of the score with the table's accuracy over distinct networks.
+
+Finished parts are kept in --out, so an interrupted run goes on. The table's figures beside
+ours (best, top 1 %, most MACs, random best of 20) are computed from the table here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from safetensors.torch import load_file, save_file
+from scipy.stats import kendalltau
+
+from proxylessnas.config import DeriveSettings, MachineSettings, SearchSettings
+from proxylessnas.data import load_data
+from proxylessnas.derive import choose
+from proxylessnas.estimators import make_estimator
+from proxylessnas.hardware.cost import macs_cost
+from proxylessnas.hardware.trace import trace
+from proxylessnas.loop import Search
+from proxylessnas.machine import make_machine
+from proxylessnas.objective import Constraint, Prices, make_objective
+from proxylessnas.spaces import build_supernet
+from proxylessnas.spaces.macro import code
+from proxylessnas.task import Task
+from proxylessnas.train import Score, evaluate, recalibrate
+
+SHARED = Path("../shared/data")
+TOP_K = 20
+SAMPLES = 5  # networks a REINFORCE step
+# Architecture steps for the price of one two-path step: forward passes of the whole network
+# that a step takes, a backward pass to the inputs counted as one (a pair: 3; all three: 4).
+BUDGET = {"two_path": 1.0, "full_path": 3 / 4, "reinforce": 3 / SAMPLES, "random": 0.0}
+# Networks that `random` scores instead of an architecture step: a score takes 3,000 images
+# forward, a step 3 passes of 64.
+SCORES_A_STEP = 3 * 64 / 3000
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """The table: mean accuracy in % and MACs of every network, by its code.
+
+    distinct: one code of every distinct network; those of one network share all their figures.
+    """
+
+    accuracy: dict[str, float]
+    macs: dict[str, float]
+    distinct: list[str]
+
+    @staticmethod
+    def load(path: Path) -> Truth:
+        rows = json.loads(path.read_text())
+        return Truth(
+            {c: float(r["mean_acc"]) for c, r in rows.items()},
+            {c: float(r["flops"]) for c, r in rows.items()},
+            sorted({json.dumps(r, sort_keys=True): c for c, r in rows.items()}.values()),
+        )
+
+    def within(self, limit: float) -> list[str]:
+        return [c for c, macs in self.macs.items() if macs <= limit]
+
+    def references(self, limit: float) -> dict[str, float]:
+        """Best feasible, top 1 % of the feasible, most MACs, expected best of 20 by truth."""
+        codes = self.within(limit)
+        a = np.sort([self.accuracy[c] for c in codes])
+        most = max(self.macs[c] for c in codes)
+        # P(the best of 20 is the i-th) by order statistics of draws with replacement.
+        cumulative = (np.arange(1, len(a) + 1) / len(a)) ** 20
+        return {
+            "best": float(a[-1]),
+            "top 1 %": float(a[int(np.ceil(0.99 * len(a))) - 1]),
+            "most MACs": statistics.mean(
+                self.accuracy[c] for c in codes if self.macs[c] >= most * (1 - 1e-9)
+            ),
+            "random of 20": float((a * np.diff(cumulative, prepend=0.0)).sum()),
+        }
+
+    def rank(self, found: str) -> int:
+        """Among distinct networks; 1 is the best."""
+        return 1 + sum(self.accuracy[c] > self.accuracy[found] for c in self.distinct)
+
+
+class Bench:
+    """The supernet with its data; shared weights, searches and scores."""
+
+    def __init__(self, args: argparse.Namespace, console: Console) -> None:
+        self.args, self.console = args, console
+        self.out = Path(args.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.machine = make_machine(MachineSettings(memory_format="channels_last"))
+        self.data = load_data(str(args.data), image_size=32, augment="crop+flip", seed=args.seed)
+        torch.manual_seed(args.seed)
+        self.supernet = build_supernet("macro", {})
+        self.macs = macs_cost(self.supernet, trace(self.supernet, (torch.zeros(1, 3, 32, 32),)))
+        self.task = Task.classification()
+        self.scores: dict[tuple[int, ...], Score] = {}
+
+    def search(self, limit: float, estimator: str, arch_steps: int, epochs: int) -> Search:
+        settings = SearchSettings(
+            warmup_epochs=epochs - 1,
+            epochs=1,
+            batch_size=64,
+            label_smoothing=0.0,
+            weight_decay=1e-4,
+            estimator=estimator,  # type: ignore[arg-type]
+            arch_learning_rate=10.0 / max(1, arch_steps),
+            reinforce_samples=SAMPLES,
+        )
+        prices = Prices(
+            ("macs",),
+            ("",),
+            self.macs.per_candidate[None],
+            torch.tensor([self.macs.fixed]).double(),
+            torch.tensor([limit]).double(),
+        )
+        return Search(
+            supernet=self.supernet,
+            task=self.task,
+            train=self.data.batches("search", 64, augment=True, shuffle=True, seed=self.args.seed),
+            valid=self.data.batches("valid", 64, augment=True, shuffle=True, seed=self.args.seed),
+            prices=prices,
+            objective=make_objective(settings, prices, arch_steps),
+            estimator=make_estimator(estimator, samples=SAMPLES),
+            settings=settings,
+            seed=self.args.seed,
+            machine=self.machine,
+        )
+
+    # --- the shared weights ---
+
+    def train_weights(self) -> None:
+        file = self.out / f"weights_seed{self.args.seed}_epochs{self.args.epochs}.safetensors"
+        job = self.search(float("inf"), "random", 1, self.args.epochs)
+        if file.exists():
+            self.supernet.model.load_state_dict(load_file(file))
+            self.console.print(f"shared weights: {file}")
+            return
+        self.console.print(f"shared weights: {job.plan.total} uniform steps of 64 images")
+        start, losses = time.time(), list[float]()
+        job.model.train()
+        for _ in track(range(job.plan.total), "training", console=self.console):
+            job.weight_step()
+            job.step += 1
+            assert job.seen.weight_loss is not None
+            losses.append(float(job.seen.weight_loss))
+            if job.step % 500 == 0:
+                self.console.print(
+                    f"step {job.step}: loss {statistics.mean(losses[-500:]):.3f}, "
+                    f"{time.time() - start:.0f} s"
+                )
+        self.note("weights", {"seconds": time.time() - start, "steps": job.plan.total})
+        save_file({k: v.contiguous() for k, v in job.model.state_dict().items()}, file)
+
+    # --- one estimator under one limit ---
+
+    def found(self, estimator: str, limit: float) -> dict[str, Any]:
+        start = time.time()
+        steps = round(BUDGET[estimator] * self.args.arch_steps)
+        job = self.search(limit, estimator, max(1, steps), 1)
+        job.model.train()
+        for _ in range(steps):
+            job.architecture_step()
+            job.step += 1
+        searched = time.time()
+        more = 0 if estimator != "random" else round(self.args.arch_steps * SCORES_A_STEP)
+        choice = choose(
+            self.supernet,
+            job.prices,
+            DeriveSettings(top_k=TOP_K + more),
+            score=lambda indices: self.score(indices).accuracy or 0.0,
+            learned=job.estimator.learns,
+            seed=self.args.seed,
+        )
+        first = max(choice.proposals, key=lambda p: p.log_p)
+        named = [self.code(p.indices) for p in choice.proposals]
+        objective = job.objective
+        return {
+            "estimator": estimator,
+            "limit": limit,
+            "code": self.code(choice.chosen.indices),
+            "most probable": self.code(first.indices),
+            "entropy": job.entropy(),
+            "multiplier": objective.multipliers[0] if isinstance(objective, Constraint) else 0.0,
+            "proposals": [(c, p.score) for c, p in zip(named, choice.proposals, strict=True)],
+            "search_s": searched - start,
+            "score_s": time.time() - searched,
+        }
+
+    def score(self, indices: Sequence[int]) -> Score:
+        """On the validation part, with BN statistics renewed; kept for every later use."""
+        key = tuple(indices)
+        if key not in self.scores:
+            network = self.supernet.derive(key)
+            training = self.data.batches("search", 250, shuffle=True, seed=self.args.seed)
+            valid = self.data.batches("valid", 250, shuffle=True, seed=self.args.seed)
+            recalibrate(network, training, 1000, self.machine)
+            self.scores[key] = evaluate(network, self.task, valid, self.machine, examples=2000)
+        return self.scores[key]
+
+    def code(self, indices: Sequence[int]) -> str:
+        return code(self.supernet.architecture(list(indices)).choices)
+
+    # --- how true the score is ---
+
+    def correlation(self, truth: Truth, count: int) -> dict[str, Any]:
+        generator = np.random.default_rng(self.args.seed)
+        codes = generator.choice(truth.distinct, count, replace=False).tolist()
+        scores = [self.score([int(d) for d in c]) for c in track(codes, "τ", console=self.console)]
+        real = [truth.accuracy[c] for c in codes]
+        return {
+            "networks": count,
+            "accuracy": float(kendalltau([s.accuracy for s in scores], real).statistic),
+            "loss": float(kendalltau([-s.loss for s in scores], real).statistic),
+            "MACs": float(kendalltau([truth.macs[c] for c in codes], real).statistic),
+        }
+
+    # --- what is kept ---
+
+    def kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        file = self.out / f"{name}_seed{self.args.seed}_epochs{self.args.epochs}.json"
+        if not file.exists():
+            self.note(name, make())
+        result: dict[str, Any] = json.loads(file.read_text())
+        return result
+
+    def note(self, name: str, value: dict[str, Any]) -> None:
+        file = self.out / f"{name}_seed{self.args.seed}_epochs{self.args.epochs}.json"
+        file.write_text(json.dumps(value, indent=1))
+
+
+def main() -> None:
+    args, console = _arguments(), Console()
+    truth, bench = Truth.load(args.table), Bench(args, console)
+    bench.train_weights()
+    results = []
+    for limit in args.limits:
+        for estimator in args.estimators:
+            millions = float(limit) * 1e6 if limit != "none" else float("inf")
+            name = f"{estimator}_{limit}_steps{args.arch_steps}"
+            result = bench.kept(name, partial(bench.found, estimator, millions))
+            results.append(result)
+            console.print(
+                f"{estimator} within {limit} M: {result['code']} "
+                f"{truth.accuracy[result['code']]:.2f} % (most probable "
+                f"{truth.accuracy[result['most probable']]:.2f} %; best proposal "
+                f"{max(truth.accuracy[c] for c, _ in result['proposals']):.2f} %; λ "
+                f"{result['multiplier']:.2f}; entropy {result['entropy']:.2f}; "
+                f"{result['search_s']:.0f} + {result['score_s']:.0f} s)"
+            )
+    console.print(_table(results, truth, args.estimators))
+    if args.tau:
+        tau = bench.kept("tau", lambda: bench.correlation(truth, args.tau))
+        console.print(f"Kendall's τ with the table over {tau['networks']} distinct networks: ", tau)
+
+
+def _table(results: list[dict[str, Any]], truth: Truth, estimators: Sequence[str]) -> Table:
+    table = Table(title="Table accuracy in % (rank among all distinct networks)")
+    for name in ("limit, M MACs", *estimators, "best", "top 1 %", "most MACs", "random of 20"):
+        table.add_column(name)
+    for limit in dict.fromkeys(r["limit"] for r in results):
+        row = {r["estimator"]: r["code"] for r in results if r["limit"] == limit}
+        cells = [f"{truth.accuracy[c]:.2f} ({truth.rank(c)})" for c in row.values()]
+        references = [f"{v:.2f}" for v in truth.references(limit).values()]
+        table.add_row("none" if limit == float("inf") else f"{limit / 1e6:g}", *cells, *references)
+    return table
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, default=SHARED / "cifar10")
+    parser.add_argument(
+        "--table",
+        type=Path,
+        default=SHARED / "nas-bench-macro" / "nas-bench-macro_cifar10.json",
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/nas_bench_macro"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=8, help="of the shared weights")
+    parser.add_argument("--arch-steps", type=int, default=300, help="two-path steps a limit")
+    parser.add_argument("--estimators", nargs="+", default=list(BUDGET), choices=list(BUDGET))
+    parser.add_argument("--limits", nargs="+", default=["35", "45", "55", "65", "80", "none"])
+    parser.add_argument("--tau", type=int, default=500, help="networks; 0: leave it out")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Is a latency limit kept? Ten targets over a space's range, from one search.
+
+    python benchmarks/targets.py [--run DIRECTORY] [--count 10]
+
+--run: a run whose search is finished (`proxylessnas search ...`); without it a search of the
+demo's recipe is made in runs/targets first, or gone on with. For every target a network is
+derived (`proxylessnas derive --limits`: decoded, scored, measured, corrected). Then all of
+them are measured anew, in the same rounds and beside the table's canary, whose drift is taken
+out. A target counts as kept if this last measurement is at most 2 % over it, or the noise if
+that is larger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from proxylessnas.pipeline import open_run
+from proxylessnas.progress import Reporter
+from proxylessnas.recipes import path
+from proxylessnas.run import Run
+from proxylessnas.runs import RunDirectory, held
+from proxylessnas.stages import derive_limits
+
+TOLERANCE = 2.0  # %
+
+
+def searched(directory: Path) -> None:
+    """A finished search of the demo in `directory`."""
+    base = [sys.executable, "-m", "proxylessnas"]
+    config = ["--config", str(path("demo")), "--out", str(directory), "--resume"]
+    for verb in ("measure", "search"):
+        subprocess.run([*base, verb, *config], check=True)
+
+
+def targets(run: Run, count: int) -> list[str]:
+    """Latencies spread evenly between the space's cheapest and its dearest network."""
+    low, high = run.prices.range(run.supernet.mask)[run.prices.names.index("latency")]
+    step = (high - low) / (count + 1)
+    return [f"{low + (i + 1) * step:.4g}ms" for i in range(count)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--run", type=Path, help="a run with a finished search")
+    parser.add_argument("--count", type=int, default=10)
+    args = parser.parse_args()
+    directory = args.run or Path("runs/targets")
+    if args.run is None:
+        searched(directory)
+    with held(RunDirectory(directory)) as opened:
+        return judged(open_run(opened, {}, resume=True, reporter=Reporter()), args.count)
+
+
+def judged(run: Run, count: int) -> int:
+    found = derive_limits(run, targets(run, count))
+    networks = {k: run.supernet.derive(a) for k, a in found.items()}
+    report = run.measure(networks)
+    table = Table(title=f"{count} targets; drift of the canary {report.drift - 1:+.1%}, taken out")
+    for name in ("target ms", "predicted", "measured", "error %", "noise %", "rounds", "kept"):
+        table.add_column(name, justify="right")
+    kept = 0
+    for limit in found:
+        target = run.priced.milliseconds(limit)
+        facts = run.directory.read_json(f"stages/derive-{limit}.json")
+        result = report[limit]
+        error = 100 * (result.corrected_ms / target - 1)
+        good = error <= max(TOLERANCE, result.noise_pct)
+        kept += good
+        table.add_row(
+            f"{target:.4g}",
+            f"{facts['predicted']['latency']:.4g}",
+            f"{result.corrected_ms:.4g}",
+            f"{error:+.1f}",
+            f"{result.noise_pct:.1f}",
+            str(facts["rounds"]),
+            "yes" if good else "NO",
+        )
+    Console().print(table)
+    print(f"kept: {kept} of {count}")
+    return 0 if kept == count else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
