@@ -10,6 +10,8 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "proxylessnas"
 ORDER = [
     "errors",
+    "files",
+    "stopping",
     "seeds",
     "architecture",
     "config",
@@ -21,6 +23,7 @@ ORDER = [
     "machine",
     "task",
     "optimizers",
+    "recovery",
     "export",
     "emit",
     "hardware",

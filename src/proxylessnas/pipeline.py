@@ -130,8 +130,6 @@ def go(run: Run) -> dict[str, Any]:
         ("train", stages.train),
         ("evaluate", stages.evaluate_),
     ):
-        if run.signal.requested:
-            raise stages.Stopped
         if not run.done(name):
             stage(run)
     if run.config.baselines:

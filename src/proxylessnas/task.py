@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from .errors import DataError
 from .seeds import derive_seed
@@ -67,6 +68,12 @@ def split(batch: Any) -> tuple[Any, Any]:
     return batch[0], batch[1]
 
 
+def batch_size(target: Any) -> int:
+    """Examples in a batch, by its target's first tensor."""
+    leaves = [leaf for leaf in pytree.tree_leaves(target) if isinstance(leaf, Tensor)]
+    return len(leaves[0]) if leaves and leaves[0].dim() else 1
+
+
 class LoaderBatches:
     """Any sized iterable of (inputs, target), such as a DataLoader, as `Batches`.
 
@@ -114,10 +121,11 @@ class Stream:
         epoch, start = divmod(self.taken, len(self.batches))
         if self._iterator is None or start == 0:
             self._iterator = self.batches.epoch(epoch, start)
-        self.taken += 1
         try:
-            return next(self._iterator)
+            batch = next(self._iterator)
         except StopIteration:
             raise DataError(
                 f"the data ended after {start} of {len(self.batches)} batches"
             ) from None
+        self.taken += 1
+        return batch

@@ -7,7 +7,6 @@ import dataclasses
 from ..derive import Indices
 from ..hardware.measure import measure_table
 from ..run import Run
-from .keeping import Stopped
 
 MOBILENET_V2_DEPTHS = (2, 3, 4, 3, 3, 1)
 
@@ -51,18 +50,12 @@ def mobilenet_v2_like(run: Run) -> Indices | None:
 
 def _measure_table(run: Run) -> None:
     with run.reporter.bar("measuring") as update:
-
-        def progress(done: int, total: int) -> None:
-            update(done, total)
-            if run.signal.requested:  # the visits so far are saved every few seconds
-                raise Stopped
-
         measure_table(
             run.supernet,
             run.runtime,
             run.example(),
             run.config.measure,
             seed=run.config.seed,
-            progress=progress,
+            progress=update,
             path=run.directory.file("latency_table.json"),
         )
