@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .config import SearchSettings
-from .errors import ConfigError
+from .errors import ConfigError, SupernetError
 from .estimators import Estimate, Estimator, Problem, TwoPath
 from .frozen import Kept, Part, take_apart
 from .gates import Path
@@ -29,7 +29,7 @@ from .optimizers import cosine, load_model, load_optimizer, model_tensors, optim
 from .recovery import Anchors, Memory, Recovery, explained, finite, named
 from .seeds import derive_seed
 from .supernet import Supernet
-from .task import Batches, Stream, Task, batch_size, call, split
+from .task import Batches, Stream, Task, batch_size, call, scalar, split
 
 ARCH_TRAVEL = 10.0  # rate x steps: how far α may go, whatever the number of steps
 
@@ -85,6 +85,8 @@ class Search:
 
     def __post_init__(self) -> None:
         s = self.settings
+        if not any(True for _ in self.supernet.model.parameters()):
+            raise SupernetError("the model has no parameter: there are no weights to search with")
         self.plan = Plan.of(s, len(self.train))
         self.model = self.machine.place(self.supernet.model)
         self.parts = take_apart(self.supernet)
@@ -151,7 +153,7 @@ class Search:
         with self.supernet.gated([Path(j) for j in choice]):
             loss = self._weight_gradients(self.batch)
         self.seen.weight_loss = loss
-        if finite([loss, *(p.grad for part in active for p in part.parameters)]):
+        if finite(loss, (p.grad for part in active for p in part.parameters)):
             self.recovery.good("weight")
             # Parameters without a gradient are passed over: no decay, no momentum.
             self.weight_optimizer.step()
@@ -164,7 +166,8 @@ class Search:
     def _weight_gradients(self, batch: Any) -> Tensor:
         inputs, target = split(batch)
         with self.machine.precision():
-            loss = (self.task.train_loss or self.task.loss)(call(self.model, inputs), target)
+            output = call(self.model, inputs)
+            loss = scalar((self.task.train_loss or self.task.loss)(output, target))
         # Activation checkpointing runs the path again, within the gates. Where a Zero cuts
         # everything off there is nothing to learn.
         if loss.requires_grad:
@@ -210,7 +213,7 @@ class Search:
         self.seen.estimate = estimate
         if estimate.gradient is None:
             return
-        if not finite([estimate.gradient]):
+        if not finite(estimate.gradient):
             self._failed("architecture", estimate.active)
             return
         alpha = self.supernet.alpha
@@ -220,7 +223,7 @@ class Search:
         alpha.grad = None
         with torch.no_grad():
             self.estimator.settle(alpha, before, estimate)
-            if not finite([alpha]):
+            if not finite(alpha):
                 alpha.copy_(before)
                 self._failed("architecture", estimate.active)
                 return
@@ -234,7 +237,7 @@ class Search:
         def evaluate() -> tuple[Tensor, Tensor | None]:
             with self.machine.precision():
                 output = call(self.model, inputs)
-                loss = self.task.loss(output, target)
+                loss = scalar(self.task.loss(output, target))
             if self.task.correct is None:
                 return loss, None
             with torch.no_grad():

@@ -10,6 +10,7 @@ from typing import Any
 from . import calibrate, stages, summary
 from .config import RunConfig, from_namespace
 from .errors import ConfigError, RunError
+from .objective import check_objective
 from .progress import Reporter, duration
 from .run import Run
 from .runs import RunDirectory
@@ -51,6 +52,7 @@ def open_run(
                 "--data is missing: mnist5k, digits, a folder of images, a Hugging Face data set "
                 "or torchvision:NAME"
             )
+        check_objective(config.search, config.target_latency)
         run = changed(run, calibrate.complete(run))
         _ = run.priced if run.config.table else run.pricing  # refused before anything is left
         record(run)
@@ -62,6 +64,7 @@ def open_run(
     stored = directory.read_config()
     run = Run(stored, directory, reporter)
     config = _merge(run, stored, given)
+    check_objective(config.search, config.target_latency)
     if config != stored:
         run = changed(run, config)
         record(run)

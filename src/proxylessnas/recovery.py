@@ -125,11 +125,13 @@ class Recovery:
         )
 
 
-def finite(values: Iterable[Tensor | None]) -> bool:
-    """Whether all numbers are; one answer from the device, however many tensors."""
-    tensors = [v.detach() for v in values if v is not None]
-    norms = torch._foreach_norm(tensors, 1)  # the fastest that does not overflow early
-    return bool(torch.isfinite(torch.stack([n.float() for n in norms])).all())
+def finite(value: Tensor, gradients: Iterable[Tensor | None] = ()) -> bool:
+    """Whether all numbers are; one answer from the device, however many tensors.
+
+    A gradient counts by its norm: one that overflows is too large as well.
+    """
+    norms = torch._foreach_norm([g for g in gradients if g is not None] or [value.detach()])
+    return bool(torch.stack([value.isfinite().all(), *(n.isfinite() for n in norms)]).all())
 
 
 # --- what a step may run into ---

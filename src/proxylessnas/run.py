@@ -56,6 +56,7 @@ class Run:
     @cached_property
     def data(self) -> ImageData:
         config, loading = self.config, self.config.loading
+        self.reporter.say(f"data: {config.data}")
         with self.reporter.bar("reading the data") as update:
             return load_data(
                 config.data,

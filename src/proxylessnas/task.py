@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .errors import DataError
+from .errors import DataError, UserError
 from .seeds import derive_seed
 
 
@@ -52,6 +52,18 @@ def call(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, tuple | list):
         return model(*inputs)
     return model(inputs)
+
+
+def scalar(loss: Any) -> Tensor:
+    """What a loss function returned, if that is one number.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UserError(f"the loss must return a tensor of one number, as .mean() does, not {what}")
+    return loss.reshape(())
 
 
 def split(batch: Any) -> tuple[Any, Any]:

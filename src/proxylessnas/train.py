@@ -17,7 +17,7 @@ from .machine import Machine
 from .optimizers import cosine, load_model, load_optimizer, model_tensors, optimizer_tensors
 from .recovery import Anchors, Memory, Recovery, explained, finite
 from .seeds import derive_seed
-from .task import Batches, Stream, Task, batch_size, call, split
+from .task import Batches, Stream, Task, batch_size, call, scalar, split
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class Training:
         self.batch = self.machine.put(self.stream.take())
         torch.manual_seed(derive_seed(self.seed, "training dropout", self.step))
         kept = [Kept(m._buffers) for m in self.model.modules() if m._buffers]
-        self._gradients(self.batch)
-        if finite([self.loss, *(p.grad for p in self.model.parameters())]):
+        self.loss = self._gradients(self.batch)
+        if finite(self.loss, (p.grad for p in self.model.parameters())):
             self.recovery.good("training")
             self.optimizer.step()
         else:
@@ -91,12 +91,13 @@ class Training:
                 buffers.put_back()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _gradients(self, batch: Any) -> None:
+    def _gradients(self, batch: Any) -> Tensor:
         inputs, target = split(batch)
         with self.machine.precision():
-            loss = (self.task.train_loss or self.task.loss)(call(self.model, inputs), target)
+            output = call(self.model, inputs)
+            loss = scalar((self.task.train_loss or self.task.loss)(output, target))
         loss.backward()  # type: ignore[no-untyped-call]
-        self.loss = loss.detach()
+        return loss.detach()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, plain values): all that changes while it trains."""
@@ -145,7 +146,7 @@ def evaluate(
             inputs, target = split(machine.put(batch))
             with machine.precision():
                 output = call(network, inputs)
-                batch_loss = task.loss(output, target)
+                batch_loss = scalar(task.loss(output, target))
             size = batch_size(target)
             loss += float(batch_loss) * size
             correct += float(task.correct(output, target)) if task.correct else 0.0
