@@ -42,7 +42,9 @@ MAX_JSON_BYTES = 64 << 20
 MAX_TENSOR_BYTES = 16 << 30
 KEEP = 2
 # What reading a stranger's values may raise, beside our own errors.
-MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
+MALFORMED = (
+    *(ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError),
+)
 
 
 class RunDirectory:

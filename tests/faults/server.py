@@ -6,17 +6,20 @@ status when it has ended. Each process is forked from this one, which only impor
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from proxylessnas import pipeline, recovery  # noqa: F401  # imported here, once for all
 from proxylessnas.cli import main
+from proxylessnas.run import Run
 from proxylessnas.stages import keeping
 
 
@@ -33,7 +36,23 @@ def run(request: dict[str, Any]) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if (syncs := request.get("dies_at_sync")) is not None:
         _die_at_sync(syncs)
+    if (stage := request.get("stops_in")) is not None:
+        _stop_in(stage)
     return main(request["words"])
+
+
+def _stop_in(stage: str) -> None:
+    """SIGTERM comes while the stage is at its work."""
+    real = Run.stage
+
+    @contextlib.contextmanager
+    def stopping(self: Run, name: str, title: str) -> Iterator[dict[str, Any]]:
+        with real(self, name, title) as facts:
+            if name == stage:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield facts
+
+    Run.stage = stopping  # type: ignore[method-assign]
 
 
 def _die_at_sync(syncs: int) -> None:

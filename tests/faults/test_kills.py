@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -34,10 +35,8 @@ def test_killed_at_random_moments(
         started = server.start(out)
         if started.wait_for(f"{stage}: "):
             time.sleep(chance.random() * SECONDS[stage])
-        try:
+        with contextlib.suppress(ProcessLookupError):  # it was done
             os.kill(started.pid, signal.SIGKILL)
-        except ProcessLookupError:  # it was done
-            pass
         killed += started.code() == -signal.SIGKILL
     code, lines = server.run(out)
     assert code == 0, lines

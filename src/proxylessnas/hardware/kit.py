@@ -108,6 +108,8 @@ def export_kit(
             manifest = _manifest(plan, described, settings, example_inputs, runtime, seed)
             _write_scripts(kit, manifest, path.name)
         partial.replace(path)
+    except OSError as error:
+        raise MeasurementError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         partial.unlink(missing_ok=True)
 
