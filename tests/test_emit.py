@@ -17,7 +17,7 @@ from torch import nn
 from proxylessnas import zoo
 from proxylessnas.architecture import Architecture, InputInfo
 from proxylessnas.emit import python_source, to_python
-from proxylessnas.errors import ExportError
+from proxylessnas.errors import ExportError, RunError
 from proxylessnas.spaces import build, build_supernet
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -134,5 +134,5 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
         to_python(supernet.most_probable(), supernet.model, tmp_path)
     (tmp_path / "file").write_text("")
     network = supernet.derive(supernet.most_probable())
-    with pytest.raises(ExportError, match="cannot write"):
+    with pytest.raises(RunError, match="cannot write"):
         to_python(supernet.most_probable(), network, tmp_path / "file")

@@ -10,6 +10,8 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "proxylessnas"
 ORDER = [
     "errors",
+    "files",
+    "stopping",
     "seeds",
     "architecture",
     "config",
@@ -22,6 +24,7 @@ ORDER = [
     "machine",
     "task",
     "optimizers",
+    "recovery",
     "export",
     "emit",
     "hardware",

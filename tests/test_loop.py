@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from typing import Any
@@ -13,8 +14,19 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
-from toys import Planted, Scale, changed, log_of, make_search, priced, snapshot, supernet_with
+from toys import (
+    Planted,
+    Scale,
+    changed,
+    log_of,
+    make_search,
+    priced,
+    regression,
+    snapshot,
+    supernet_with,
+)
 
+from proxylessnas import recovery
 from proxylessnas.config import SearchSettings
 from proxylessnas.errors import ConfigError, UserError
 from proxylessnas.estimators import TwoPath
@@ -362,19 +374,137 @@ def test_a_weight_step_that_is_not_finite_updates_nothing() -> None:
     assert changed(job.model, before) == set()
     loss.bad = False
     job.weight_step()
-    assert changed(job.model, before) and job.bad_steps["weight"] == 0
+    assert changed(job.model, before) and job.recovery.bad["weight"] == 0
 
 
+def test_a_bad_step_is_named_with_its_candidates() -> None:
+    loss = Flaky()
+    loss.bad = True
+    job = make_search(Planted(), task=Task(loss=nn.functional.mse_loss, train_loss=loss))
+    job.weight_gates = lambda: [1, 0]  # type: ignore[method-assign]
+    with pytest.warns(UserWarning, match="not finite at step 0 .active: first=right second=none"):
+        job.weight_step()
+
+
+def test_a_bad_step_leaves_no_trace_in_statistics() -> None:
+    """BN statistics, users' buffers, momenta: all as before."""
+    data = [(torch.full((8, 4), math.nan), torch.zeros(8, 4)), *regression()]
+    job = make_search(Busy(), data=data)
+    job.model.train()
+    before = snapshot(job.model)
+    with pytest.warns(UserWarning, match="not finite"):
+        job.weight_step()
+    assert changed(job.model, before) == set()
+    assert not any(k.startswith("weight_optimizer") for k in job.state()[0])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", ["weight", "architecture"])
-def test_too_many_in_a_row_end_the_search_even_if_the_other_step_is_sound(kind: str) -> None:
+def test_too_many_in_a_row_go_back_with_a_lower_rate_and_then_give_up(kind: str) -> None:
     bad = Flaky()
     bad.bad = True
     losses = {"train_loss": Flaky(), "loss": Flaky()}
     losses["train_loss" if kind == "weight" else "loss"] = bad
     job = make_search(Planted(), task=Task(**losses), warmup_epochs=0, epochs=9)
-    with pytest.raises(UserError, match=f"{kind} step's value was not finite 5 times"):
+    with pytest.raises(UserError, match=f"{kind} step's value was not finite 5 times") as error:
         job.run()
-    assert job.step == 4
+    assert "learning_rate (0.01)" in str(error.value) and "going back 3 times" in str(error.value)
+    assert job.step == 4 and job.recovery.factor == 1 / 8
+
+
+class Explosive(nn.Module):
+    """NaN while the rate is over a limit, from a step on."""
+
+    def __init__(self, limit: float, start: int) -> None:
+        super().__init__()
+        self.limit, self.start = limit, start
+        self.job: Search | None = None
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        assert self.job is not None
+        (group,) = self.job.weight_optimizer.param_groups
+        bad = self.job.step >= self.start and group["lr"] > self.limit
+        return nn.functional.mse_loss(output, target) * (math.nan if bad else 1.0)
+
+
+def explosive(monkeypatch: pytest.MonkeyPatch) -> Search:
+    monkeypatch.setattr(recovery, "ANCHOR_EVERY", 6)
+    loss = Explosive(limit=0.006, start=8)
+    task = Task(loss=nn.functional.mse_loss, train_loss=loss)
+    torch.manual_seed(0)
+    loss.job = make_search(Busy(), task=task, warmup_epochs=2, epochs=6, learning_rate=0.01)
+    return loss.job
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_lower_rate_saves_a_search_and_resuming_stays_exact(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It goes back to the anchor at step 6, not to the start, and ends."""
+    steps, saved = [], []
+
+    def watch(job: Search) -> None:
+        steps.append(job.step)
+        tensors, values = job.state()
+        saved.append(({k: v.detach().clone() for k, v in tensors.items()}, json.dumps(values)))
+
+    whole = explosive(monkeypatch)
+    whole.run(watch)
+    assert whole.recovery.factor == 0.5 and steps.count(7) == 2 and steps.count(6) == 1
+    expected = snapshot(whole.model)
+    last_good = steps.index(12) + 1 + steps[steps.index(12) + 1 :].index(12)
+    for at in (last_good, len(saved) - 3):  # after the return
+        resumed = explosive(monkeypatch)
+        resumed.load(saved[at][0], json.loads(saved[at][1]))
+        resumed.run()
+        assert resumed.recovery.factor == 0.5
+        assert changed(resumed.model, expected) == set()
+        assert torch.equal(resumed.supernet.alpha, whole.supernet.alpha)
+
+
+def test_buffers_that_a_state_dict_leaves_out_are_part_of_the_state() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.op = MixedOp([nn.Linear(4, 4), nn.Linear(4, 4)])
+            self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.op(x)
+
+    job, other = make_search(Counting()), make_search(Counting())
+    job.model.train()
+    job.weight_step()
+    other.load(*job.state())
+    assert other.model.calls == 1
+
+
+class Greedy(nn.Module):
+    """Needs more memory than there is for more than 3 examples; torch's own message."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.op = MixedOp([nn.Linear(4, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 3:
+            torch.empty(1 << 55)
+        out: Tensor = self.op(x)
+        return out
+
+
+def test_out_of_memory_names_a_batch_that_fits() -> None:
+    with pytest.raises(UserError, match="a batch of 8 needs too much memory: a batch of 2 fits"):
+        make_search(Greedy()).run()
+
+
+def test_another_error_of_the_model_keeps_its_traceback() -> None:
+    def broken(output: Tensor, target: Tensor) -> Tensor:
+        raise RuntimeError("a bug of the user's own")
+
+    with pytest.raises(RuntimeError, match="own"):
+        make_search(Planted(), task=Task(loss=broken)).run()
 
 
 @pytest.mark.parametrize("name", ["two_path", "full_path", "reinforce", "darts", "gumbel"])

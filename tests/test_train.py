@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -95,13 +97,76 @@ def test_the_training_loss_is_the_tasks_own_where_it_has_one() -> None:
     assert job.loss is not None and job.loss.item() == 7
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_loss_that_is_not_finite_updates_nothing_and_ends_after_five() -> None:
     job = training()
     job.task = Task(loss=lambda output, _: output.sum() * float("nan"))
-    weights = [p.detach().clone() for p in job.network.parameters()]
-    with pytest.raises(UserError, match=r"not finite 5 times.*--train.learning-rate"):
+    before = snapshot(job.network)
+    with pytest.raises(UserError, match=r"not finite 5 times.*training's learning_rate"):
         job.run()
-    assert all(torch.equal(a, b) for a, b in zip(weights, job.network.parameters(), strict=True))
+    assert changed(job.network, before) == set()  # the norm's statistics too
+    assert job.recovery.returns == 3
+
+
+def test_a_gradient_that_is_not_finite_updates_nothing() -> None:
+    """sqrt has an infinite slope at 0, where the loss itself is fine."""
+    job = training()
+    job.task = Task(loss=lambda output, _: (output.sum() * 0).sqrt())
+    before = snapshot(job.network)
+    with pytest.warns(UserWarning, match="training step's value was not finite at step 0"):
+        job.train_step()
+    assert job.loss is not None and job.loss == 0
+    assert changed(job.network, before) == set()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_training_goes_on_with_half_the_rate_after_it_diverged() -> None:
+    job = training(epochs=4)
+    rates: list[float] = []
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        rates.append(job.optimizer.param_groups[0]["lr"])
+        bad = job.step > 2 and job.recovery.returns == 0
+        return nn.functional.mse_loss(output, target) * (float("nan") if bad else 1.0)
+
+    job.task = Task(loss=loss)
+    job.run()
+    assert job.step == job.total and job.recovery.factor == 0.5
+    assert rates[8] == 0.5 * rates[0]
+
+
+class _Dying(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if index == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.zeros(4), torch.zeros(4)
+
+
+def test_a_loader_process_that_dies_is_one_line() -> None:
+    job = training()
+    loader = torch.utils.data.DataLoader(_Dying(), batch_size=2, num_workers=1)
+    job.train = LoaderBatches(loader, name="train")
+    job.stream = Stream(job.train)
+    with pytest.raises(
+        DataError, match=r"process that loads data died.*number of workers"
+    ) as error:
+        job.run()
+    assert "\n" not in str(error.value)
+
+
+def test_training_out_of_memory_names_a_batch_that_fits() -> None:
+    def greedy(output: Tensor, target: Tensor) -> Tensor:
+        if len(output) > 4:
+            torch.empty(1 << 55)
+        return nn.functional.mse_loss(output, target)
+
+    job = training()
+    job.task = Task(loss=greedy)
+    with pytest.raises(UserError, match="a batch of 8 needs too much memory: a batch of 4 fits"):
+        job.run()
 
 
 # --- evaluating ---

@@ -15,16 +15,24 @@ from typing import Any
 from torch import Tensor, nn
 
 from .architecture import Architecture
-from .config import DeriveSettings, MachineSettings, MeasureSettings, SearchSettings
+from .config import (
+    DeriveSettings,
+    MachineSettings,
+    MeasureSettings,
+    SearchSettings,
+    check_seed,
+    parse_latency,
+)
 from .derive import Choice, Indices, choose
-from .errors import LimitError
+from .errors import ConfigError, LimitError
 from .estimators import make_estimator
+from .hardware.count import check_shapes
 from .hardware.measure import canary_of, measure_networks, measure_table
 from .hardware.runtimes import Runtime, make
 from .hardware.table import LatencyTable
 from .loop import Plan, Search
 from .machine import make_machine
-from .objective import make_objective, make_reward
+from .objective import check_objective, make_objective, make_reward
 from .pricing import Limits, Pricing
 from .progress import Reporter
 from .seeds import derive_seed
@@ -114,6 +122,18 @@ def search(
         UserError: the model, the data, a limit or a setting is not usable; the message says how.
     """
     settings, measure = settings or SearchSettings(), measure or MeasureSettings()
+    _check(model, loss, example_inputs, runtime, table, seed)
+    for name, limit in (
+        ("max_parameters", max_parameters),
+        ("max_macs", max_macs),
+        ("max_peak_memory", max_peak_memory),
+    ):
+        _check_limit(name, limit)
+    if target_latency is not None:
+        parse_latency(target_latency)
+    check_objective(settings, target_latency)
+    if settings.objective == "linear" and target_latency is None and table is None:
+        raise ConfigError("the objective linear weighs a latency: give a target_latency or a table")
     derive = derive or DeriveSettings()
     reporter = Reporter(quiet=quiet)
     training = LoaderBatches(train, name="train", seed=seed)
@@ -121,6 +141,7 @@ def search(
     on = make_machine(machine or MachineSettings())
     supernet = Supernet(model)
     pricing = Pricing(supernet=supernet, example_inputs=tuple(example_inputs))
+    check_shapes(supernet, pricing.trace)
     pricing.forbid_over(max_peak_memory)
     device = make(runtime, threads=measure.threads) if isinstance(runtime, str) else runtime
     if isinstance(table, str | Path):
@@ -197,6 +218,34 @@ def search(
         _choose=choose_within,
         _finish=finish,
     )
+
+
+def _check(model: Any, loss: Any, example_inputs: Any, runtime: Any, table: Any, seed: Any) -> None:
+    """Refuse arguments of the wrong kind, which would fail later in torch's words.
+
+    Raises:
+        ConfigError: one is.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model is {type(model).__name__}, not a torch module")
+    if not callable(loss):
+        raise ConfigError(f"loss is {loss!r}, not a function (output, target) -> scalar")
+    if not isinstance(example_inputs, tuple | list) or not example_inputs:
+        raise ConfigError(
+            f"example_inputs is {type(example_inputs).__name__}, not a tuple of the arguments of "
+            "one forward pass: write (x,) for a single tensor"
+        )
+    if not isinstance(runtime, str) and not callable(getattr(runtime, "load", None)):
+        raise ConfigError(f"runtime is {runtime!r}, neither a name (onnxruntime) nor a runtime")
+    if not isinstance(table, str | Path | LatencyTable | None):
+        raise ConfigError(f"table is {type(table).__name__}, neither a path nor a LatencyTable")
+    check_seed(seed)
+
+
+def _check_limit(name: str, limit: Any) -> None:
+    number = isinstance(limit, int | float) and not isinstance(limit, bool)
+    if limit is not None and not (number and limit > 0):
+        raise ConfigError(f"{name} is {limit!r}; it must be a positive number")
 
 
 __all__ = ["Result", "search"]

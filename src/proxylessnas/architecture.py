@@ -8,6 +8,7 @@ hashable and round-trips through JSON. No torch here: reading one is instant.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from .errors import ArchitectureError
 
 SCHEMA = 1
 MAX_FILE_BYTES = 8 << 20
+LARGEST_INPUT = 1 << 26  # numbers of one example
 LARGEST = 1e12  # of any number in an architecture: no infinity, NaN or overflow
 
 
@@ -141,7 +143,10 @@ class Architecture:
             if len(raw) > MAX_FILE_BYTES:
                 raise ArchitectureError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB")
             return Architecture.from_json(raw.decode("utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            reason = error.strerror or error
+            raise ArchitectureError(f"cannot read the architecture {path}: {reason}") from None
+        except UnicodeDecodeError as error:
             raise ArchitectureError(f"cannot read the architecture {path}: {error}") from None
         except ArchitectureError as error:
             raise ArchitectureError(f"{path}: {error}") from None
@@ -170,6 +175,10 @@ def _input_info(data: object) -> InputInfo:
     shape = _numbers(fields.get("shape"), "architecture.input.shape")
     if not shape or any(v < 1 or v != int(v) or v > 1 << 20 for v in shape):
         raise ArchitectureError(f"architecture.input.shape is {list(shape)}, not a shape")
+    if math.prod(int(v) for v in shape) > LARGEST_INPUT:
+        raise ArchitectureError(
+            f"architecture.input.shape is {list(shape)}: more than {LARGEST_INPUT} numbers"
+        )
     classes = fields.get("classes", [])
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
         raise ArchitectureError("architecture.input.classes is not a list of names")

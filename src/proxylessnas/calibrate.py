@@ -16,6 +16,7 @@ from .errors import ConfigError
 from .loop import Search
 from .machine import fastest
 from .objective import Prices
+from .progress import duration
 from .run import Run
 from .runs import RunDirectory
 from .spaces import complete_settings
@@ -88,10 +89,11 @@ def fit_budget(run: Run) -> RunConfig:
     per_epoch = run.data.size("train") * per_image * sum(networks)
     epochs = left * (1 - SEARCH_SHARE) / per_epoch
     if scale * s.epochs < 0.5 or epochs < 0.5:
+        seconds = (steps * (weight + architecture) + per_epoch) / (1 - RESERVE)
         raise ConfigError(
             f"the budget {config.budget} is too short: one epoch of search and one of training "
-            f"need about {(steps * (weight + architecture) + per_epoch) / 60 / (1 - RESERVE):.0f} "
-            "minutes beside the measuring; raise it, or lower --loading.limit or the space's widths"
+            f"need about {duration(max(1, seconds))} (minutes:seconds) "
+            "beside the measuring; raise it, or lower --loading.limit or the space's widths"
         )
     search = replace(
         s,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, UserError, did_you_mean
+from .stopping import Signal, Stopped, listening
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -53,19 +53,20 @@ def main(argv: list[str] | None = None) -> int:
     # of their cores, that costs 20 times the step; a short spin costs nothing on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
-        return _verb(words)
+        with listening() as signal:
+            return _verb(words, signal)
     except UserError as error:
         print(f"proxylessnas: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("proxylessnas: interrupted", file=sys.stderr)
+    except (Stopped, KeyboardInterrupt):
+        print("proxylessnas: stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 1
 
 
-def _verb(words: list[str]) -> int:
+def _verb(words: list[str], signal: Signal) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -80,7 +81,7 @@ def _verb(words: list[str]) -> int:
     actions: dict[str, Callable[[list[str]], int]] = {"predict": _predict, "zoo": _zoo}
     if verb in actions:
         return actions[verb](rest)
-    return _stages(verb, rest)
+    return _stages(verb, rest, signal)
 
 
 # --- options ---
@@ -163,7 +164,7 @@ def _near(word: str, options: list[str]) -> str:
 # --- the stages ---
 
 
-def _stages(verb: str, words: list[str]) -> int:
+def _stages(verb: str, words: list[str], signal: Signal) -> int:
     parser = _parser(verb)
     if "-h" in words or "--help" in words:
         parser.print_help()
@@ -193,26 +194,26 @@ def _stages(verb: str, words: list[str]) -> int:
     existed = path.exists()
     with held(RunDirectory(path)) as directory:
         from .pipeline import open_run
-        from .stages import Stopped
 
         try:
             stored = directory.read_config().space if directory.has("config.yaml") else ""
             _named_here(given.get("space") or stored, words)
             force = bool(own["force"])
             run = open_run(directory, given, resume=resume, reporter=reporter, force=force)
-            _stop_politely(run)
+            run.signal = signal
             return _do(verb, run, own)
         except Stopped:
+            if not directory.has("config.yaml"):
+                raise  # nothing was begun: the same command begins again
             print(
-                f"stopped; its state is saved: proxylessnas {verb} --out {path} --resume",
+                f"stopped; what is done is saved, go on: proxylessnas {verb} --out {path} --resume",
                 file=sys.stderr,
             )
             return 130
-        except UserError:
-            directory.unlock()
+        finally:
             if not existed:  # leave nothing of a run that never began
+                directory.unlock()
                 directory.remove_if_unused()
-            raise
 
 
 def _with_config(path: str | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -274,7 +275,7 @@ def _do(verb: str, run: Run, own: Mapping[str, Any]) -> int:
         facts = pipeline.go(run)
         summary.show(facts, str(run.directory.path), Console())
         return 0
-    if verb == "derive" and own["limits"]:
+    if verb == "derive" and own["limits"] is not None:
         stages.derive_limits(run, [limit.strip() for limit in own["limits"].split(",")])
         return 0
     if verb == "export" and own["format"] not in (None, "onnx"):
@@ -293,19 +294,6 @@ def _do(verb: str, run: Run, own: Mapping[str, Any]) -> int:
     }
     actions[verb](run)
     return 0
-
-
-def _stop_politely(run: Run) -> None:
-    """SIGTERM and Ctrl-C save first; a second one stops at once."""
-
-    def stop(signum: int, frame: Any) -> None:
-        if run.signal.requested:
-            raise KeyboardInterrupt
-        run.signal.requested = True
-        print("stopping after this step (again to stop at once)", file=sys.stderr)
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
 
 
 # --- predict, zoo ---

@@ -18,6 +18,11 @@ from jsonargparse import ArgumentParser
 from .errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
+# How the parsing library says that a value is not of an optional type.
+UNION = (
+    r"^(.*?)Does not validate against any of the Union subtypes Subtypes: \[(.*?)(, NoneType)?\] "
+    r"Errors: .* Given value: (.*)$"
+)
 
 
 def _positive(settings: object, *names: str) -> None:
@@ -286,8 +291,12 @@ class RunConfig:
             parse_latency(self.target_latency)
         if self.budget is not None:
             parse_minutes(self.budget)
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed is {self.seed}; it must be in [0, 2^63)")
+        check_seed(self.seed)
+
+
+def check_seed(seed: Any) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ConfigError(f"seed is {seed!r}; it must be a whole number in [0, 2^63)")
 
 
 def parse_latency(text: str) -> tuple[float, bool]:
@@ -296,7 +305,8 @@ def parse_latency(text: str) -> tuple[float, bool]:
     Raises:
         ConfigError: another form, or not positive.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|us|µs|s|x)\s*", text)
+    form = r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|us|µs|s|x)\s*"
+    match = re.fullmatch(form, text) if isinstance(text, str) else None
     if match is None or not 0 < float(match[1]) < 1e9:
         raise ConfigError(
             f"the latency {text!r} is not understood: write 12ms, 800us, or 0.6x "
@@ -372,10 +382,16 @@ def _check_keys(cls: type[Any], given: Mapping[str, Any], what: str, prefix: str
             raise ConfigError(
                 f"{what} has no setting {prefix + str(key)!r}; {did_you_mean(str(key), names)}"
             )
+        if value is None and not _optional(hints[key]):
+            raise ConfigError(f"{what}: {prefix + key} is empty; leave it out, or give a value")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{what}: {prefix + key} is {value!r}, not a group of settings")
             _check_keys(typing.cast(type, hints[key]), value, what, f"{prefix}{key}.")
+
+
+def _optional(hint: Any) -> bool:
+    return type(None) in typing.get_args(hint)
 
 
 def pick(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -405,4 +421,5 @@ def one_line(error: BaseException) -> str:
     """An error's message as one line, in plain words."""
     text = re.sub(r"\s+", " ", str(error)).strip()
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.", "")
+    text = re.sub(UNION, r"\1\4 is not of the type \2", text)
     return text[:300]

@@ -7,7 +7,6 @@ block by block, from the module itself. What was written is then run and compare
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import nn
 from .architecture import Architecture
 from .errors import ExportError
 from .export import Difference, difference, eager_outputs
+from .files import write_atomic
 from .spaces import SPACES
 from .spaces.blocks import ConvBN, Head, MBConv, Network
 from .spaces.tree_layers import (
@@ -45,7 +45,8 @@ def to_python(architecture: Architecture, module: nn.Module, directory: str | Pa
 
     Raises:
         ExportError: the network is of a model of your own, holds layers that no space has,
-            or the files cannot be written or compute something else.
+            or the files compute something else.
+        RunError: the files cannot be written.
     """
     if architecture.space not in SPACES:
         raise ExportError(
@@ -55,12 +56,8 @@ def to_python(architecture: Architecture, module: nn.Module, directory: str | Pa
     source = python_source(architecture, module)
     state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
     folder = Path(directory)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / WEIGHTS, save(state))
-        _write(folder / CODE, source.encode())
-    except OSError as error:
-        raise ExportError(f"cannot write {folder / CODE}: {error}") from None
+    write_atomic(folder / WEIGHTS, save(state))
+    write_atomic(folder / CODE, source.encode())
     return _compare(architecture, module, folder / CODE)
 
 
@@ -80,12 +77,6 @@ def python_source(architecture: Architecture, module: nn.Module) -> str:
         LOAD,
     ]
     return "\n\n\n".join(part.strip() for part in parts) + "\n"
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def _compare(architecture: Architecture, module: nn.Module, path: Path) -> Difference:

@@ -22,8 +22,19 @@ import difflib
 from collections.abc import Iterable
 
 
+MAX_LINE = 1500  # characters
+
+
 class UserError(Exception):
-    """Base of all errors whose cause is the input; the command line exits with 2."""
+    """Base of all errors whose cause is the input; the command line exits with 2.
+
+    The message is one line of bounded length, whatever a stranger's file put into it.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.splitlines())
+        cut = len(line) > MAX_LINE
+        super().__init__(f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}" if cut else line)
 
 
 class ConfigError(UserError, ValueError):

@@ -54,12 +54,16 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """∂L/∂α [mixed operations, candidates], what it was learned from, and what was seen."""
+    """∂L/∂α [mixed operations, candidates], what it was learned from, and what was seen.
+
+    active: the candidate of every mixed operation that ran; empty where several did.
+    """
 
     gradient: Tensor | None
     support: Tensor | None = None
     loss: float = float("nan")
     expected: list[float] = field(default_factory=list)
+    active: tuple[int, ...] = ()
 
 
 class Estimator(Protocol):
@@ -130,7 +134,8 @@ def through_gates(
     grad_gates = torch.zeros_like(p) if grad_gates is None else grad_gates.to(p)
     problem.reduce(grad_gates)
     cost = _cost(problem, grad_expected)
-    seen = Estimate(None, None, float(loss.detach()), expected.detach().tolist())
+    active = tuple(g.active for g in gates if isinstance(g, Binary))
+    seen = Estimate(None, None, float(loss.detach()), expected.detach().tolist(), active)
     return grad_gates, cost, seen
 
 
@@ -172,7 +177,7 @@ class TwoPath(_Plain):
         gates = binary_gates(support, active, leaf)
         grad, cost, seen = through_gates(problem, gates, leaf, path)
         gradient = eq4(softmax(alpha, support), grad + cost)
-        return Estimate(gradient, support, seen.loss, seen.expected)
+        return Estimate(gradient, support, seen.loss, seen.expected, seen.active)
 
     def settle(self, alpha: Tensor, before: Tensor, estimate: Estimate) -> None:
         """Shift the pair so that Σ e^α over it is what it was (section 3.2.1)."""
@@ -193,7 +198,7 @@ class FullPath(_Plain):
         leaf = _leaf(problem, torch.zeros_like(p))
         gates = binary_gates(mask, active, leaf)
         grad, cost, seen = through_gates(problem, gates, leaf, _all(problem.supernet))
-        return Estimate(eq4(p, grad + cost), mask, seen.loss, seen.expected)
+        return Estimate(eq4(p, grad + cost), mask, seen.loss, seen.expected, seen.active)
 
 
 class Darts(_Plain):
@@ -205,7 +210,9 @@ class Darts(_Plain):
         rows = zip(leaf.unbind(0), problem.supernet.candidates, strict=True)
         gates = [Mixture(row[: len(names)]) for row, names in rows]
         grad, cost, seen = through_gates(problem, gates, leaf, _all(problem.supernet))
-        return Estimate(eq4(p, grad + cost), problem.supernet.mask, seen.loss, seen.expected)
+        return Estimate(
+            eq4(p, grad + cost), problem.supernet.mask, seen.loss, seen.expected, seen.active
+        )
 
 
 class Gumbel(_Plain):
@@ -223,7 +230,7 @@ class Gumbel(_Plain):
         gates = binary_gates(mask, soft.argmax(1), leaf)
         grad, cost, seen = through_gates(problem, gates, leaf, _all(supernet))
         gradient = eq4(soft, grad) / self.temperature + eq4(p, cost)
-        return Estimate(gradient, mask, seen.loss, seen.expected)
+        return Estimate(gradient, mask, seen.loss, seen.expected, seen.active)
 
 
 class Reinforce(_Plain):

@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from torch.fx.experimental import optimization
 from torch.utils import _pytree as pytree
 
 from .errors import ExportError, MissingDependency
+from .files import write_atomic
 
 TOLERANCE = 1e-4  # of the largest output; float32 in another order of summation
 
@@ -87,7 +87,7 @@ def to_onnx(
         ) from error
     content = _with_metadata(buffer.getvalue(), metadata) if metadata else buffer.getvalue()
     if path is not None:
-        _write(Path(path), content)
+        write_atomic(Path(path), content)
     return content
 
 
@@ -178,7 +178,7 @@ def to_torch_export(module: nn.Module, inputs: tuple[Tensor, ...], path: str | P
         raise ExportError(
             f"{type(module).__name__} cannot be exported by torch.export: {one_line(error)}"
         ) from error
-    _write(Path(path), buffer.getvalue())
+    write_atomic(Path(path), buffer.getvalue())
     return difference(eager_outputs(module, inputs), [v.numpy() for v in leaves])
 
 
@@ -211,7 +211,7 @@ def to_tflite(
             f"{type(module).__name__} cannot be exported to tflite: {one_line(error)}"
         ) from error
     if path is not None:
-        _write(Path(path), bytes(content))
+        write_atomic(Path(path), bytes(content))
     return bytes(content)
 
 
@@ -248,19 +248,6 @@ def _with_metadata(content: bytes, metadata: Mapping[str, Any]) -> bytes:
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
     onnx.helper.set_model_props(model, texts)
     return bytes(model.SerializeToString())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All of the file or none of it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager

@@ -74,7 +74,7 @@ def frozen(parts: Iterable[Part]) -> Iterator[None]:
     parts = list(parts)
     learning = {id(p): p for part in parts for p in part.parameters if p.requires_grad}
     norms = {id(n): n for part in parts for n in part.batch_norms if n.track_running_stats}
-    kept = [_Kept(m._buffers) for part in parts for m in part.with_buffers]
+    kept = [Kept(m._buffers) for part in parts for m in part.with_buffers]
     try:
         for parameter in learning.values():
             parameter.requires_grad_(False)
@@ -91,7 +91,7 @@ def frozen(parts: Iterable[Part]) -> Iterator[None]:
             buffers.put_back()
 
 
-class _Kept:
+class Kept:
     """A module's buffers as they were, whether it writes into them or replaces them."""
 
     def __init__(self, buffers: dict[str, Tensor | None]) -> None:

@@ -198,7 +198,13 @@ def _flat(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def _mixture(weights: Tensor, outputs: Sequence[Any]) -> Any:
     flat = [pytree.tree_flatten(output) for output in outputs]
-    spec = flat[0][1]
+    leaves, spec = flat[0]
+    for others, _ in flat[1:]:  # a sum would broadcast
+        if list(map(_shape, others)) != list(map(_shape, leaves)):
+            raise SupernetError(
+                f"candidates of a mixed operation return the shapes {list(map(_shape, leaves))} "
+                f"and {list(map(_shape, others))}; all must return the same"
+            )
     mixed = [
         sum(w.to(leaf.dtype) * leaf for w, leaf in zip(weights, leaves, strict=False))
         if _differentiable(leaves[0])
@@ -206,6 +212,10 @@ def _mixture(weights: Tensor, outputs: Sequence[Any]) -> Any:
         for leaves in zip(*(leaves for leaves, _ in flat), strict=True)
     ]
     return pytree.tree_unflatten(mixed, spec)
+
+
+def _shape(leaf: object) -> tuple[int, ...] | None:
+    return tuple(leaf.shape) if isinstance(leaf, Tensor) else None
 
 
 def _differentiable(leaf: object) -> bool:

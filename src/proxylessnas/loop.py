@@ -11,7 +11,7 @@ Everything random derives from (seed, purpose, step); everything that changes is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,20 +19,19 @@ import torch
 from torch import Tensor
 
 from .config import SearchSettings
-from .errors import ConfigError, UserError
+from .errors import ConfigError, SupernetError
 from .estimators import Estimate, Estimator, Problem, TwoPath
-from .frozen import Part, take_apart
+from .frozen import Kept, Part, take_apart
 from .gates import Path
 from .machine import Machine
 from .objective import Objective, Prices
-from .optimizers import cosine, load_optimizer, optimizer_tensors
+from .optimizers import cosine, load_model, load_optimizer, model_tensors, optimizer_tensors
+from .recovery import Anchors, Memory, Recovery, explained, finite, named
 from .seeds import derive_seed
 from .supernet import Supernet
-from .task import Batches, Stream, Task, call, split
-from .train import batch_size
+from .task import Batches, Stream, Task, batch_size, call, scalar, split
 
 ARCH_TRAVEL = 10.0  # rate x steps: how far α may go, whatever the number of steps
-MAX_BAD_STEPS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +90,13 @@ class Search:
 
     def __post_init__(self) -> None:
         s = self.settings
+        if not any(True for _ in self.supernet.model.parameters()):
+            raise SupernetError("the model has no parameter: there are no weights to search with")
         self.plan = Plan.of(s, len(self.train))
         self.model = self.machine.place(self.supernet.model)
         self.parts = take_apart(self.supernet)
-        self.step, self.seen = 0, Progress()
-        self.bad_steps = {"weight": 0, "architecture": 0}  # in a row, by kind
+        self.step, self.seen, self.recovery = 0, Progress(), Recovery()
+        self.batch: Any = None
         self.train_stream, self.valid_stream = Stream(self.train), Stream(self.valid)
         self.weight_optimizer = torch.optim.SGD(
             self.model.parameters(),
@@ -104,7 +105,7 @@ class Search:
             nesterov=s.momentum > 0,
             weight_decay=s.weight_decay,
         )
-        rate = s.arch_learning_rate or ARCH_TRAVEL / max(1, self.plan.arch_steps)
+        self.arch_rate = s.arch_learning_rate or ARCH_TRAVEL / max(1, self.plan.arch_steps)
         if s.arch_beta1 > 0 and isinstance(self.estimator, TwoPath):
             raise ConfigError(
                 f"arch_beta1 is {s.arch_beta1}: Adam's momentum would move candidates that a "
@@ -112,7 +113,7 @@ class Search:
             )
         # β1 = 0: an entry without a gradient does not move.
         self.arch_optimizer = torch.optim.Adam(
-            [self.supernet.alpha], lr=rate, betas=(s.arch_beta1, 0.999)
+            [self.supernet.alpha], lr=self.arch_rate, betas=(s.arch_beta1, 0.999)
         )
         with torch.no_grad():  # α ~ N(0, 1e-3), as published
             noise = torch.randn(self.supernet.alpha.shape, generator=self._generator("alpha"))
@@ -120,15 +121,26 @@ class Search:
 
     # --- the loop ---
 
-    def run(self, after_step: Callable[[Search], None] = lambda _: None) -> None:
+    def run(
+        self,
+        after_step: Callable[[Search], None] = lambda _: None,
+        anchors: Anchors | None = None,
+    ) -> None:
         """Take the steps that are left; `after_step` may look, log and save."""
+        anchors = anchors or Memory()
         self.model.train()
-        while self.step < self.plan.total:
-            self.weight_step()
-            if self.plan.arch_due(self.step):
-                self.architecture_step()
-            self.step += 1
-            after_step(self)
+        with explained(lambda: self.batch, self._weight_gradients):
+            while self.step < self.plan.total:
+                self.recovery.anchor(self, anchors)
+                self.weight_step()
+                if self.plan.arch_due(self.step):
+                    self.architecture_step()
+                if self.recovery.lost:
+                    rate = f"the search's learning_rate ({self.settings.learning_rate:g})"
+                    self.recovery.go_back(self, anchors, rate)
+                    continue
+                self.step += 1
+                after_step(self)
 
     # --- the weight step ---
 
@@ -137,22 +149,35 @@ class Search:
         choice = self.weight_gates()
         active = list(self.parts.of([[j] for j in choice]))
         for group in self.weight_optimizer.param_groups:
-            group["lr"] = self.weight_rate()
-        batch = self.machine.put(self.train_stream.take())
+            group["lr"] = self.recovery.factor * self.weight_rate()
+        self.batch = self.machine.put(self.train_stream.take())
         self.machine.seed(derive_seed(self.seed, "dropout", self.step))
-        inputs, target = split(batch)
+        kept = [
+            Kept(m._buffers) for part in active for m in (*part.batch_norms, *part.with_buffers)
+        ]
         with self.supernet.gated([Path(j) for j in choice]):
-            with self.machine.precision():
-                loss = (self.task.train_loss or self.task.loss)(call(self.model, inputs), target)
-            # Within the gates: activation checkpointing runs the path again. Where a Zero cuts
-            # everything off there is nothing to learn.
-            if loss.requires_grad:
-                loss.backward()  # type: ignore[no-untyped-call]
-        self.seen.weight_loss = loss.detach()
-        if self._finite(loss, "weight"):
+            loss = self._weight_gradients(self.batch)
+        self.seen.weight_loss = loss
+        if finite(loss, (p.grad for part in active for p in part.parameters)):
+            self.recovery.good("weight")
             # Parameters without a gradient are passed over: no decay, no momentum.
             self.weight_optimizer.step()
+        else:
+            self._failed("weight", choice)
+            for buffers in kept:
+                buffers.put_back()
         _drop_gradients(active)
+
+    def _weight_gradients(self, batch: Any) -> Tensor:
+        inputs, target = split(batch)
+        with self.machine.precision():
+            output = call(self.model, inputs)
+            loss = scalar((self.task.train_loss or self.task.loss)(output, target))
+        # Activation checkpointing runs the path again, within the gates. Where a Zero cuts
+        # everything off there is nothing to learn.
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     def weight_gates(self) -> list[int]:
         """The candidate of every mixed operation for this weight step."""
@@ -184,12 +209,17 @@ class Search:
 
     def architecture_step(self) -> None:
         """Adam on α by the estimator's gradient; weights and buffers stay."""
-        batch = self.machine.put(self.valid_stream.take())
+        for group in self.arch_optimizer.param_groups:
+            group["lr"] = self.recovery.factor * self.arch_rate
+        self.batch = self.machine.put(self.valid_stream.take())
         self.machine.seed(derive_seed(self.seed, "architecture dropout", self.step))
         generator = self._generator("architecture gates")
-        estimate = self.estimator.step(self.problem(batch), generator)
+        estimate = self.estimator.step(self.problem(self.batch), generator)
         self.seen.estimate = estimate
-        if estimate.gradient is None or not self._finite(estimate.gradient, "architecture"):
+        if estimate.gradient is None:
+            return
+        if not finite(estimate.gradient):
+            self._failed("architecture", estimate.active)
             return
         alpha = self.supernet.alpha
         before = alpha.detach().clone()
@@ -198,6 +228,11 @@ class Search:
         alpha.grad = None
         with torch.no_grad():
             self.estimator.settle(alpha, before, estimate)
+            if not finite(alpha):
+                alpha.copy_(before)
+                self._failed("architecture", estimate.active)
+                return
+        self.recovery.good("architecture")
         self.objective.observe(self.prices.of(self.most_probable()))
 
     def problem(self, batch: Any) -> Problem:
@@ -207,7 +242,7 @@ class Search:
         def evaluate() -> tuple[Tensor, Tensor | None]:
             with self.machine.precision():
                 output = call(self.model, inputs)
-                loss = self.task.loss(output, target)
+                loss = scalar(self.task.loss(output, target))
             if self.task.correct is None:
                 return loss, None
             with torch.no_grad():
@@ -230,19 +265,11 @@ class Search:
     def entropy(self) -> float:
         return mean_entropy(self.supernet)
 
-    def _finite(self, value: Tensor, kind: str) -> bool:
-        """False on a NaN or an infinity, which then updates nothing; too many are an error."""
-        if bool(torch.isfinite(value).all()):
-            self.bad_steps[kind] = 0
-            return True
-        self.bad_steps[kind] += 1
-        if self.bad_steps[kind] >= MAX_BAD_STEPS:
-            raise UserError(
-                f"the {kind} step's value was not finite {self.bad_steps[kind]} times in a row, "
-                f"last at step {self.step}: lower --search.learning-rate "
-                f"({self.settings.learning_rate:g})"
-            )
-        return False
+    def _failed(self, kind: str, choice: Sequence[int]) -> None:
+        supernet = self.supernet
+        pairs = zip(supernet.candidates, choice, strict=False)
+        names = [candidates[j] for candidates, j in pairs]
+        self.recovery.failed(kind, self.step, named(supernet.names[: len(names)], names))
 
     def _generator(self, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.seed, purpose, self.step))
@@ -251,7 +278,7 @@ class Search:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, plain values): all that changes while a search runs."""
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors = model_tensors(self.model)
         tensors["alpha"] = self.supernet.alpha.detach()
         names = {id(p): n for n, p in self.model.named_parameters()}
         tensors |= optimizer_tensors("weight_optimizer", self.weight_optimizer, names)
@@ -259,7 +286,7 @@ class Search:
         tensors |= optimizer_tensors("arch_optimizer", self.arch_optimizer, names)
         values = {
             "step": self.step,
-            "bad_steps": dict(self.bad_steps),
+            "recovery": self.recovery.state(),
             "train_batches": self.train_stream.taken,
             "valid_batches": self.valid_stream.taken,
             "objective": self.objective.state(),
@@ -268,8 +295,7 @@ class Search:
         return tensors, values
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
-        self.model.load_state_dict(weights)
+        load_model(self.model, tensors)
         with torch.no_grad():
             self.supernet.alpha.copy_(tensors["alpha"])
         parameters = dict(self.model.named_parameters())
@@ -277,9 +303,9 @@ class Search:
         load_optimizer(
             "arch_optimizer", self.arch_optimizer, {"alpha": self.supernet.alpha}, tensors
         )
-        self.step, self.bad_steps = values["step"], dict(values["bad_steps"])
-        self.train_stream = Stream(self.train, values["train_batches"])
-        self.valid_stream = Stream(self.valid, values["valid_batches"])
+        self.step, self.recovery = int(values["step"]), Recovery.of(values["recovery"])
+        self.train_stream = Stream(self.train, int(values["train_batches"]))
+        self.valid_stream = Stream(self.valid, int(values["valid_batches"]))
         self.objective.load(values["objective"])
         self.estimator.load(values["estimator"])
 

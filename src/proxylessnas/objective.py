@@ -179,11 +179,31 @@ def reward(accuracy: float, cost: float, target: float, power: float = 0.1) -> f
 DUAL_TRAVEL = 20.0  # rate x steps of the multiplier, at a latency of twice the limit
 
 
+def check_objective(settings: SearchSettings, target_latency: str | None) -> None:
+    """Refuse an objective without what it needs, before anything is measured for it.
+
+    Raises:
+        ConfigError: it needs a weight, a latency target or another estimator.
+    """
+    name = settings.objective
+    if name == "linear" and settings.cost_weight is None:
+        raise ConfigError(
+            "the objective linear needs cost_weight (--search.cost-weight), per millisecond"
+        )
+    if name == "reward" and settings.estimator != "reinforce":
+        raise ConfigError(
+            f"the objective reward has no gradient: it needs the estimator reinforce "
+            f"(--search.estimator), not {settings.estimator}"
+        )
+    if name in ("mul_log", "add_linear", "reward") and target_latency is None:
+        raise ConfigError(f"the objective {name} needs a target latency (--target-latency)")
+
+
 def make_objective(settings: SearchSettings, prices: Prices, arch_steps: int) -> Objective:
     """The objective that the settings name.
 
     Raises:
-        ConfigError: the paper's objectives need a latency target or a weight and have none.
+        ConfigError: mul_log with a target of 1 ms or less. See `check_objective` for the rest.
     """
     name, weight = settings.objective, settings.cost_weight
     if name == "constraint" or name == "reward":
@@ -191,7 +211,7 @@ def make_objective(settings: SearchSettings, prices: Prices, arch_steps: int) ->
         return Constraint(prices.limits.tolist(), rate=rate)
     if name == "linear":
         if weight is None:
-            raise ConfigError("the objective linear needs --search.cost-weight, per millisecond")
+            raise ConfigError("the objective linear needs a cost_weight, per millisecond")
         return Linear(weight, index=prices.names.index("latency"))
     target = float(prices.limits[prices.names.index("latency")])
     if not math.isfinite(target):

@@ -10,6 +10,7 @@ from typing import Any
 from . import calibrate, stages, summary
 from .config import RunConfig, from_namespace
 from .errors import ConfigError, RunError
+from .objective import check_objective
 from .progress import Reporter, duration
 from .run import Run
 from .runs import RunDirectory
@@ -56,6 +57,7 @@ def open_run(
                 "--data is missing: mnist5k, digits, a folder of images, a Hugging Face data set "
                 "or torchvision:NAME"
             )
+        check_objective(config.search, config.target_latency)
         run = changed(run, calibrate.complete(run))
         _ = run.priced if run.config.table else run.pricing  # refused before anything is left
         record(run)
@@ -67,6 +69,7 @@ def open_run(
     stored = directory.read_config()
     run = Run(stored, directory, reporter, force=force)
     config = _merge(run, stored, given)
+    check_objective(config.search, config.target_latency)
     if config != stored:
         run = changed(run, config)
         record(run)
@@ -135,8 +138,6 @@ def go(run: Run) -> dict[str, Any]:
         ("train", stages.train),
         ("evaluate", stages.evaluate_),
     ):
-        if run.signal.requested:
-            raise stages.Stopped
         if not run.done(name):
             stage(run)
     if run.config.baselines:

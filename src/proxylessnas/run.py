@@ -28,6 +28,7 @@ from .progress import Reporter, duration
 from .runs import RunDirectory
 from .seeds import derive_seed
 from .spaces import build_supernet, complete_settings
+from .stopping import Signal
 from .supernet import Supernet
 from .task import Task
 
@@ -37,10 +38,10 @@ def is_published(table: str) -> bool:
     return Path(table).suffix in (".yaml", ".yml")
 
 
-class Signal:
-    """Whether the process was asked to stop; the stages look now and then."""
-
-    requested = False
+STAGES = (
+    *("measure", "search", "derive", "train", "evaluate"),
+    *("train-largest", "evaluate-largest", "train-random", "evaluate-random", "export"),
+)
 
 
 class Run:
@@ -67,6 +68,7 @@ class Run:
     @cached_property
     def data(self) -> ImageData:
         config, loading = self.config, self.config.loading
+        self.reporter.say(f"data: {config.data}")
         with self.reporter.bar("reading the data") as update:
             data = load_data(
                 config.data,
@@ -225,11 +227,13 @@ class Run:
     def done(self, stage: str) -> bool:
         """Whether a stage's record is there, and its files are what it left."""
         record = self.record(stage)
-        if record is None:
-            return False
-        return all(
-            self.directory.digest(name) == digest for name, digest in record["files"].items()
-        )
+        return record is not None and not self.damaged(record)
+
+    def damaged(self, record: Mapping[str, Any]) -> list[str]:
+        """The files of a record that are missing, or not what the stage left."""
+        files: dict[str, Any] = record["files"]
+        found = {name: self.directory.digest(name) for name in files}
+        return [name for name, digest in found.items() if digest is None or digest != files[name]]
 
     def record(self, stage: str) -> dict[str, Any] | None:
         name = f"stages/{stage}.json"
@@ -255,17 +259,48 @@ class Run:
 
         The record's `files` are names in the run directory; they are kept as checksums.
         """
+        self._begin(name)
         self.reporter.say(f"{name}: {title}")
         start = time.monotonic()
         facts: dict[str, Any] = {"files": ()}
         with self.reporter.warnings_as_lines():
             yield facts
-        seconds = time.monotonic() - start + self._spent_before(name)
+        seconds = time.monotonic() - start
         files = {file: self.directory.digest(file) for file in facts.pop("files")}
         record = {**facts, "seconds": round(seconds, 3), "files": files}
         self.directory.write_json(f"stages/{name}.json", record)
         self.reporter.say(f"  done in {duration(seconds)}")
 
-    def _spent_before(self, stage: str) -> float:
-        """Seconds that a killed process had already put into this stage, as it logged."""
-        return 0.0
+    def _begin(self, stage: str) -> None:
+        """What later stages made of an earlier end of this one must not be taken for its own.
+
+        Raises:
+            RunError: a file of this stage was changed after later ones used it. Their work may
+                be worth days, so the user says whether it goes.
+        """
+        later = self._later(stage)
+        record = self.record(stage)
+        if later and record is not None:
+            (first, *_) = self.damaged(record) or ["a file"]
+            raise RunError(
+                f"{self.directory.file(first)} is missing or was changed after "
+                f"{later[0]} used it: put it back, or remove "
+                f"{self.directory.file(f'stages/{stage}.json')} to do it and what follows again"
+            )
+        for name in later:
+            self.directory.file(f"stages/{name}.json").unlink(missing_ok=True)
+            self.directory.remove_checkpoints(name)
+
+    def _later(self, stage: str) -> list[str]:
+        """Stages that were done, or begun, upon this one."""
+        if stage not in STAGES:
+            return []
+        found = [
+            s
+            for s in STAGES[STAGES.index(stage) + 1 :]
+            if self.record(s) is not None or self.directory.has_checkpoints(s)
+        ]
+        if stage in ("measure", "search"):  # networks for other limits
+            paths = self.directory.file("stages").glob("derive-*.json")
+            found += sorted(path.stem for path in paths)
+        return found

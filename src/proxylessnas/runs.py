@@ -19,10 +19,11 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,43 +32,19 @@ import safetensors.torch
 import yaml
 from torch import Tensor, nn
 
-from .config import RunConfig, parse_settings
+from .config import RunConfig, one_line, parse_settings
 from .errors import ConfigError, RunError
+from .files import TEMPORARY
+from .files import write_atomic as write_atomic
 
 MAX_CONFIG_BYTES = 1 << 20
+MAX_JSON_BYTES = 64 << 20
+MAX_TENSOR_BYTES = 16 << 30
 KEEP = 2
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Whole or not at all, also when the machine loses power.
-
-    Raises:
-        RunError: the disk is full or the directory cannot be written; what was there stays.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_directory(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise RunError(
-            f"cannot write {path}: {error.strerror or error}; nothing that was there is damaged, "
-            "make room and go on with --resume"
-        ) from None
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+# What reading a stranger's values may raise, beside our own errors.
+MALFORMED = (
+    *(ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError),
+)
 
 
 class RunDirectory:
@@ -79,6 +56,15 @@ class RunDirectory:
 
     def file(self, name: str) -> Path:
         return self.path / name
+
+    def inside(self, name: str) -> bool:
+        """Whether a name that a file gives is of a regular file in this directory."""
+        path = self.file(name)
+        try:
+            within = path.resolve().is_relative_to(self.path.resolve())
+            return within and not Path(name).is_absolute() and path.is_file()
+        except (OSError, ValueError, RuntimeError):  # too long, a zero byte, a loop of links
+            return False
 
     def has(self, name: str) -> bool:
         return self.file(name).is_file()
@@ -101,6 +87,9 @@ class RunDirectory:
             ) from None
         except OSError as error:
             raise RunError(f"cannot use {self.path}: {error.strerror or error}") from None
+        for folder in (self.path, self.file("stages"), self.file("checkpoints")):
+            for left in folder.glob(TEMPORARY):  # by a process that was killed while writing
+                left.unlink(missing_ok=True)
 
     def unlock(self) -> None:
         if self._lock is not None:
@@ -129,25 +118,35 @@ class RunDirectory:
         write_atomic(self.file(name), (json.dumps(value, indent=2) + "\n").encode())
 
     def read_json(self, name: str) -> Any:
+        path = self.file(name)
         try:
-            return json.loads(self.file(name).read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            raise RunError(f"cannot read {self.file(name)}: {error}") from None
+            return json.loads(_read(path, MAX_JSON_BYTES))
+        except OSError as error:
+            raise RunError(f"cannot read {path}: {error.strerror or error}") from None
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"cannot read {path}: {one_line(error)}") from None
 
     def digest(self, name: str) -> str | None:
-        """A file's SHA-256, None where it is missing."""
+        """A file's SHA-256; None where it is missing or lies elsewhere."""
+        if not self.inside(name):
+            return None
         try:
-            return hashlib.sha256(self.file(name).read_bytes()).hexdigest()
+            with self.file(name).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError:
             return None
 
     # --- metrics ---
 
     def log(self, **fields: Any) -> None:
-        """One line of metrics.jsonl."""
+        """One line of metrics.jsonl; a number that is not finite is null, as JSON has it."""
+        finite = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in fields.items()
+        }
         try:
             with self.file("metrics.jsonl").open("a") as file:
-                file.write(json.dumps(fields) + "\n")
+                file.write(json.dumps(finite) + "\n")
         except OSError as error:
             raise RunError(
                 f"cannot write {self.file('metrics.jsonl')}: {error.strerror or error}"
@@ -191,18 +190,22 @@ class RunDirectory:
         """
         path = self.file(name)
         try:
-            data = path.read_bytes()
-            expected = self.file(name + ".sha256").read_text().strip()
+            expected = _read(self.file(name + ".sha256"), 1024).decode("ascii").strip()
+            data = _read(path, MAX_TENSOR_BYTES)
             if hashlib.sha256(data).hexdigest() != expected:
                 raise RunError(f"{path} is damaged: its checksum does not agree")
             tensors = safetensors.torch.load(data)
             size = int.from_bytes(data[:8], "little")
             header = json.loads(data[8 : 8 + size])
-            return tensors, json.loads(header["__metadata__"]["values"])
+            values = json.loads(header["__metadata__"]["values"])
         except OSError as error:
-            raise RunError(f"cannot read {path}: {error.strerror or error}") from None
-        except (ValueError, KeyError, safetensors.SafetensorError) as error:
-            raise RunError(f"{path} is not a checkpoint: {error}") from None
+            missing = error.filename or path
+            raise RunError(f"cannot read {missing}: {error.strerror or error}") from None
+        except (*MALFORMED, safetensors.SafetensorError) as error:
+            raise RunError(f"{path} is not a checkpoint: {one_line(error)}") from None
+        if not isinstance(values, dict):
+            raise RunError(f"{path} is not a checkpoint: its values are no object")
+        return tensors, values
 
     def load_weights(self, name: str, network: nn.Module) -> None:
         """Put a file's weights into a network.
@@ -220,30 +223,65 @@ class RunDirectory:
             ) from None
 
     def save_checkpoint(
-        self, stage: str, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+        self,
+        stage: str,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        values: Mapping[str, Any],
+        *,
+        keep: Collection[int] = (),
     ) -> str:
-        """Write one checkpoint, keep the one before, and return its name."""
+        """Write one checkpoint, keep the one before and those of the steps `keep`.
+
+        Returns its name.
+        """
         saved = {"metrics_size": self.metrics_size(), **values}
-        current = f"checkpoints/{stage}-{step:08d}.safetensors"
+        current = checkpoint_name(stage, step)
         self.save_tensors(current, tensors, saved)
-        for name in list(reversed(self._checkpoints(stage)))[KEEP:]:
-            self.file(name).unlink(missing_ok=True)
-            self.file(name + ".sha256").unlink(missing_ok=True)
+        kept = {checkpoint_name(stage, step) for step in keep}
+        self._remove(n for n in self._checkpoints(stage)[:-KEEP] if n not in kept)
         return current
 
     def load_checkpoint(self, stage: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint that is whole; a damaged one is passed over with a warning."""
-        for name in reversed(self._checkpoints(stage)):
+        names = self._checkpoints(stage)
+        while names:
             try:
-                return self.load_tensors(name)
+                return self.load_tensors(names.pop())
             except RunError as error:
-                warnings.warn(f"{error}; the one before is used", stacklevel=2)
+                instead = "the one before is used" if names else "the stage begins again"
+                warnings.warn(f"{error}; {instead}", stacklevel=2)
         return None
+
+    def has_checkpoints(self, stage: str) -> bool:
+        return bool(self._checkpoints(stage))
+
+    def remove_checkpoints(self, stage: str, after: int = -1) -> None:
+        """Forget the checkpoints of later steps than `after`."""
+        last = checkpoint_name(stage, after) if after >= 0 else ""
+        self._remove(n for n in self._checkpoints(stage) if n > last)
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.file(name).unlink(missing_ok=True)
+            self.file(name + ".sha256").unlink(missing_ok=True)
 
     def _checkpoints(self, stage: str) -> list[str]:
         found = self.file("checkpoints").glob(f"{stage}-*.safetensors")
         names = [p.name for p in found if re.fullmatch(stage + r"-\d+\.safetensors", p.name)]
         return [f"checkpoints/{name}" for name in sorted(names)]
+
+
+def checkpoint_name(stage: str, step: int) -> str:
+    return f"checkpoints/{stage}-{step:08d}.safetensors"
+
+
+def _read(path: Path, limit: int) -> bytes:
+    """A regular file of at most `limit` bytes; never a device or a pipe, which do not end."""
+    size = path.stat().st_size
+    if not path.is_file() or size > limit:
+        raise ValueError(f"it is no regular file of at most {limit} bytes")
+    return path.read_bytes()
 
 
 @contextlib.contextmanager

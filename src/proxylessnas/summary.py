@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .architecture import Architecture
+from .errors import RunError
 from .run import Run
 
 PACKAGES = ("proxylessnas", "torch", "torchvision", "onnxruntime", "onnx", "numpy", "scipy")
@@ -20,7 +21,7 @@ STAGES = ("measure", "search", "derive", "train", "evaluate", "export")
 
 def summarise(run: Run) -> dict[str, Any]:
     """All figures of a finished run."""
-    records = {stage: run.require(stage) for stage in STAGES}
+    records = {stage: _record(run, stage) for stage in STAGES}
     architecture = Architecture.load(run.directory.file("architecture.json"))
     indices = run.supernet.indices(architecture)
     export, search = records["export"], records["search"]
@@ -49,8 +50,41 @@ def summarise(run: Run) -> dict[str, Any]:
         facts["baselines"] = {name: _baseline(run, name, export) for name in ("largest", "random")}
         for name in ("largest", "random"):
             for stage in (f"train-{name}", f"evaluate-{name}"):
-                facts["seconds"][stage] = run.require(stage)["seconds"]
+                facts["seconds"][stage] = _record(run, stage)["seconds"]
     return facts
+
+
+# What a stage's record must hold; it may have been edited by hand.
+NUMBER, MAYBE = (int, float), (int, float, type(None))
+FACTS: dict[str, dict[str, tuple[type, ...]]] = {
+    "search": {"entropy": NUMBER},
+    "derive": {"predicted": (dict,)},
+    "evaluate": {"accuracy": MAYBE},
+    "export": {
+        **{"measured_ms": MAYBE, "measured_raw_ms": MAYBE, "canary_drift": MAYBE},
+        **{"noise_pct": MAYBE, "largest_difference": NUMBER, "baselines_ms": (dict,)},
+    },
+}
+
+
+def _record(run: Run, stage: str) -> dict[str, Any]:
+    """A finished stage's record.
+
+    Raises:
+        RunError: it is not what the stage wrote.
+    """
+    record = run.require(stage)
+    facts = {**FACTS.get(stage.partition("-")[0], {}), "seconds": NUMBER}
+    wrong = [k for k, kinds in facts.items() if k not in record or type(record[k]) not in kinds]
+    if stage == "derive" and not wrong and type(record["predicted"].get("latency")) not in NUMBER:
+        wrong = ["predicted.latency"]
+    if wrong:
+        path = run.directory.file(f"stages/{stage}.json")
+        raise RunError(
+            f"{path} is damaged: {wrong[0]} is not in it; remove it, and --resume does {stage} and "
+            "what follows again"
+        )
+    return record
 
 
 def _blocks(run: Run, architecture: Architecture, indices: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -68,7 +102,7 @@ def _baseline(run: Run, name: str, export: dict[str, Any]) -> dict[str, Any]:
     indices = run.supernet.indices(architecture)
     latency = run.prices.names.index("latency")
     return {
-        "test_accuracy": run.require(f"evaluate-{name}")["accuracy"],
+        "test_accuracy": _record(run, f"evaluate-{name}")["accuracy"],
         "predicted_latency_ms": run.prices.of(indices)[latency],
         "measured_latency_ms": export["baselines_ms"].get(name),
         "parameters": round(run.priced.parameters.of(indices)),

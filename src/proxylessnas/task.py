@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from .errors import DataError
+from .errors import DataError, UserError
 from .seeds import derive_seed
 
 
@@ -53,6 +54,18 @@ def call(model: nn.Module, inputs: Any) -> Any:
     return model(inputs)
 
 
+def scalar(loss: Any) -> Tensor:
+    """What a loss function returned, if that is one number.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UserError(f"the loss must return a tensor of one number, as .mean() does, not {what}")
+    return loss.reshape(())
+
+
 def split(batch: Any) -> tuple[Any, Any]:
     """(inputs, target) of a batch.
 
@@ -65,6 +78,12 @@ def split(batch: Any) -> tuple[Any, Any]:
             + (f" of {len(batch)}" if isinstance(batch, Sequence) else "")
         )
     return batch[0], batch[1]
+
+
+def batch_size(target: Any) -> int:
+    """Examples in a batch, by its target's first tensor."""
+    leaves = [leaf for leaf in pytree.tree_leaves(target) if isinstance(leaf, Tensor)]
+    return len(leaves[0]) if leaves and leaves[0].dim() else 1
 
 
 class LoaderBatches:
@@ -115,10 +134,11 @@ class Stream:
         epoch, start = divmod(self.taken, len(self.batches))
         if self._iterator is None or start == 0:
             self._iterator = self.batches.epoch(epoch, start)
-        self.taken += 1
         try:
-            return next(self._iterator)
+            batch = next(self._iterator)
         except StopIteration:
             raise DataError(
                 f"the data ended after {start} of {len(self.batches)} batches"
             ) from None
+        self.taken += 1
+        return batch

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .config import TrainSettings
-from .errors import UserError
+from .frozen import Kept
 from .hardware.trace import evaluating
 from .machine import Machine
-from .optimizers import cosine, load_optimizer, optimizer_tensors
+from .optimizers import cosine, load_model, load_optimizer, model_tensors, optimizer_tensors
+from .recovery import Anchors, Memory, Recovery, explained, finite
 from .seeds import derive_seed
-from .task import Batches, Stream, Task, call, split
-
-MAX_BAD_STEPS = 5
+from .task import Batches, Stream, Task, batch_size, call, scalar, split
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,9 @@ class Training:
         s = self.settings
         self.model = self.machine.place(self.network)
         self.total = s.epochs * len(self.train)
-        self.step, self.bad_steps = 0, 0
+        self.step, self.recovery = 0, Recovery()
         self.loss: Tensor | None = None
+        self.batch: Any = None
         self.stream = Stream(self.train)
         self.optimizer = torch.optim.SGD(
             decay_groups(self.model, s.weight_decay),
@@ -55,51 +55,68 @@ class Training:
             nesterov=s.momentum > 0,
         )
 
-    def run(self, after_step: Callable[[Training], None] = lambda _: None) -> None:
+    def run(
+        self,
+        after_step: Callable[[Training], None] = lambda _: None,
+        anchors: Anchors | None = None,
+    ) -> None:
         """Take the steps that are left; `after_step` may look, log and save."""
+        anchors = anchors or Memory()
         self.model.train()
-        while self.step < self.total:
-            self.train_step()
-            self.step += 1
-            after_step(self)
+        with explained(lambda: self.batch, self._gradients):
+            while self.step < self.total:
+                self.recovery.anchor(self, anchors)
+                self.train_step()
+                if self.recovery.lost:
+                    rate = f"the training's learning_rate ({self.settings.learning_rate:g})"
+                    self.recovery.go_back(self, anchors, rate)
+                    continue
+                self.step += 1
+                after_step(self)
 
     def train_step(self) -> None:
+        rate = self.recovery.factor * self.settings.learning_rate
         for group in self.optimizer.param_groups:
-            group["lr"] = cosine(self.settings.learning_rate, self.step, self.total)
-        inputs, target = split(self.machine.put(self.stream.take()))
+            group["lr"] = cosine(rate, self.step, self.total)
+        self.batch = self.machine.put(self.stream.take())
         self.machine.seed(derive_seed(self.seed, "training dropout", self.step))
-        with self.machine.precision():
-            loss = (self.task.train_loss or self.task.loss)(call(self.model, inputs), target)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.loss = loss.detach()
-        if bool(torch.isfinite(self.loss)):
-            self.bad_steps = 0
+        kept = [Kept(m._buffers) for m in self.model.modules() if m._buffers]
+        self.loss = self._gradients(self.batch)
+        if finite(self.loss, (p.grad for p in self.model.parameters())):
+            self.recovery.good("training")
             self.optimizer.step()
         else:
-            self.bad_steps += 1
-            if self.bad_steps >= MAX_BAD_STEPS:
-                raise UserError(
-                    f"the training loss was not finite {self.bad_steps} times in a row, last at "
-                    f"step {self.step}: lower --train.learning-rate "
-                    f"({self.settings.learning_rate:g})"
-                )
+            self.recovery.failed("training", self.step, "")
+            for buffers in kept:
+                buffers.put_back()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _gradients(self, batch: Any) -> Tensor:
+        inputs, target = split(batch)
+        with self.machine.precision():
+            output = call(self.model, inputs)
+            loss = scalar((self.task.train_loss or self.task.loss)(output, target))
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, plain values): all that changes while it trains."""
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors = model_tensors(self.model)
         names = {id(p): n for n, p in self.model.named_parameters()}
         tensors |= optimizer_tensors("optimizer", self.optimizer, names)
-        values = {"step": self.step, "bad_steps": self.bad_steps, "batches": self.stream.taken}
+        values = {
+            "step": self.step,
+            "recovery": self.recovery.state(),
+            "batches": self.stream.taken,
+        }
         return tensors, values
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
-        self.model.load_state_dict(weights)
+        load_model(self.model, tensors)
         parameters = dict(self.model.named_parameters())
         load_optimizer("optimizer", self.optimizer, parameters, tensors)
-        self.step, self.bad_steps = values["step"], values["bad_steps"]
-        self.stream = Stream(self.train, values["batches"])
+        self.step, self.recovery = int(values["step"]), Recovery.of(values["recovery"])
+        self.stream = Stream(self.train, int(values["batches"]))
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -124,12 +141,12 @@ def evaluate(
     """Loss and accuracy over one pass, in evaluation mode; at most `examples` of them."""
     machine = machine or Machine()
     loss, correct, seen = 0.0, 0.0, 0
-    with evaluating(network):
+    with evaluating(network), explained():
         for index, batch in enumerate(batches.epoch(0)):
             inputs, target = split(machine.put(batch))
             with machine.precision():
                 output = call(network, inputs)
-                batch_loss = task.loss(output, target)
+                batch_loss = scalar(task.loss(output, target))
             size = batch_size(target)
             loss += float(batch_loss) * size
             correct += float(task.correct(output, target)) if task.correct else 0.0
@@ -156,7 +173,7 @@ def recalibrate(
         return
     momenta = [norm.momentum for norm in norms]
     seen = 0
-    with evaluating(network):  # dropout off; the norms alone in training mode
+    with evaluating(network), explained():  # dropout off; the norms alone in training mode
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average
@@ -170,9 +187,3 @@ def recalibrate(
                 break
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-
-
-def batch_size(target: Any) -> int:
-    """Examples in a batch, by its target's first tensor."""
-    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(target) if isinstance(leaf, Tensor)]
-    return len(leaves[0]) if leaves and leaves[0].dim() else 1

@@ -19,6 +19,30 @@ IMAGE_SUFFIXES = (
 )
 
 
+MAX_OTHERS = 100_000  # entries that are no image; a data set has few, a disk has many
+
+
+@dataclass
+class _Scan:
+    """What was seen under `root`: whoever points at a whole disk is told so, and soon."""
+
+    root: Path
+    images: int = 0
+    others: int = 0
+
+    def see(self, folders: int, names: list[str]) -> list[str]:
+        """The images among the names."""
+        images = [name for name in names if _is_image(name)]
+        self.images += len(images)
+        self.others += folders + len(names) - len(images)
+        if self.others > max(MAX_OTHERS, self.images):
+            raise DataError(
+                f"folder {self.root} holds more than {MAX_OTHERS} files and folders that are no "
+                f"images, and only {self.images} images so far: give the folder of the data set"
+            )
+        return images
+
+
 @dataclass(frozen=True)
 class _Files:
     paths: tuple[str, ...]
@@ -41,7 +65,8 @@ def folder_source(root: Path) -> Source:
     if len(set(split.values())) < len(split):
         names = ", ".join(sorted(folder.name for folder in split))
         raise DataError(f"{root} has two folders for one part among {names}; keep one of each")
-    found = {role: _class_files(folder) for folder, role in split.items()}
+    scan = _Scan(root)
+    found = {role: _class_files(folder, scan) for folder, role in split.items()}
     classes = sorted(found["train"])
     for folder, role in split.items():
         unknown = sorted(set(found[role]) - set(classes))
@@ -63,14 +88,14 @@ def _subfolders(folder: Path) -> list[Path]:
     return [entry for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__"))]
 
 
-def _class_files(root: Path) -> dict[str, list[str]]:
+def _class_files(root: Path, scan: _Scan) -> dict[str, list[str]]:
     """Class name -> its image files, sorted; one folder a class directly under `root`."""
     folders = _subfolders(root)
     if not folders:
         loose = any(_is_image(entry.name) for entry in os.scandir(root))
         holds = "images but no folders" if loose else "no images"
         raise DataError(f"folder {root} holds {holds}; expected one folder of images a class")
-    files = {folder.name: list(_walk(folder)) for folder in folders}
+    files = {folder.name: list(_walk(folder, scan)) for folder in folders}
     for folder in folders:
         if not files[folder.name]:
             raise DataError(
@@ -86,11 +111,15 @@ def _class_files(root: Path) -> dict[str, list[str]]:
     return files
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def _walk(folder: Path, scan: _Scan) -> Iterator[str]:
     """Image files under a folder in sorted order; links are followed, each folder once."""
     seen: set[tuple[int, int]] = set()
     for here, folders, names in os.walk(folder, followlinks=True):
-        state = os.stat(here)
+        try:
+            state = os.stat(here)
+        except OSError:  # it went away meanwhile, or may not be read
+            folders.clear()
+            continue
         if (
             state.st_dev,
             state.st_ino,
@@ -99,7 +128,8 @@ def _walk(folder: Path) -> Iterator[str]:
             continue
         seen.add((state.st_dev, state.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(here, name) for name in sorted(names) if _is_image(name))
+        images = scan.see(len(folders), names)
+        yield from (os.path.join(here, name) for name in sorted(images))
 
 
 def _is_image(name: str) -> bool:

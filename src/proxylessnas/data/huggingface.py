@@ -21,6 +21,7 @@ from proxylessnas.data.source import SPLIT_ROLES, Part, Source, assemble
 from proxylessnas.errors import DataError, MissingDependency
 
 _IMAGE_COLUMNS = ("img", "image", "images", "picture", "pixel_values")
+MAX_FOLDERS = 20_000  # that are looked into for parquet
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "category")
 
 
@@ -46,8 +47,21 @@ class _Rows:
 
 def holds_parquet(root: Path) -> bool:
     """Whether a parquet file lies in the folder or up to two folders below."""
-    patterns = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
-    return any(next(root.glob(pattern), None) is not None for pattern in patterns)
+    level = [str(root)]
+    for _ in range(3):
+        below: list[str] = []
+        for folder in level[:MAX_FOLDERS]:
+            try:
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        if entry.name.endswith(".parquet"):
+                            return True
+                        if not entry.name.startswith(".") and entry.is_dir():
+                            below.append(entry.path)
+            except OSError:  # what cannot be read holds nothing
+                continue
+        level = below
+    return False
 
 
 def parquet_source(root: Path) -> Source:

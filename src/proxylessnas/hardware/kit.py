@@ -114,6 +114,8 @@ def export_kit(
             manifest["model"] = {"space": model.space, "settings": dict(model.settings)}
             _write_scripts(kit, manifest, path.name)
         partial.replace(path)
+    except OSError as error:
+        raise MeasurementError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         partial.unlink(missing_ok=True)
 

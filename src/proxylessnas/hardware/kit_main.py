@@ -218,9 +218,13 @@ def earlier(path: str, manifest: dict[str, Any]) -> dict[str, Any]:
     fresh = {"schema": 1, "manifest": manifest, "samples_ms": {}}
     if not os.path.exists(path):
         return fresh
-    with open(path, encoding="utf-8") as file:
-        results: dict[str, Any] = json.load(file)
-    if results.get("manifest") != manifest:
+    try:
+        with open(path, encoding="utf-8") as file:
+            results = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        sys.exit(f"cannot read {path}: {error}; remove it, or choose another --out")
+    known = isinstance(results, dict) and isinstance(results.get("samples_ms"), dict)
+    if not known or results.get("manifest") != manifest:
         sys.exit(f"{path} belongs to another kit: choose another --out, or remove it")
     return results
 

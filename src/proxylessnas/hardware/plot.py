@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from ..files import write_atomic
 from ..supernet import Supernet
 from .cost import Cost, indices_of
 from .table import LatencyTable
@@ -44,7 +45,7 @@ def points(cost: Cost, supernet: Supernet, table: LatencyTable) -> list[Point]:
 def plot(cost: Cost, supernet: Supernet, table: LatencyTable, path: str | Path) -> None:
     """Write the scatter of predicted and measured latency; the diagonal is a perfect model."""
     device = f"{table.device.get('runtime')} on {table.device.get('device')}"
-    Path(path).write_text(svg(points(cost, supernet, table), device), encoding="utf-8")
+    write_atomic(Path(path), svg(points(cost, supernet, table), device).encode())
 
 
 def svg(shown: Sequence[Point], title: str) -> str:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import torch
 
-from ..errors import MeasurementError
+from ..errors import MeasurementError, UserError
 from ..export import one_line
 from . import rounds as rounds_of
 from .machine import OtherLoad, keep_memory, pinned
@@ -118,7 +118,7 @@ def measure_all(
             extra = rounds_of.run(
                 sessions, wanted, runs=runs, warmup=warmup, seed=seed, canary=canary, note=note
             )
-        except MeasurementError:
+        except UserError:
             raise
         except Exception as error:  # whatever the runtime raises while it runs
             raise MeasurementError(

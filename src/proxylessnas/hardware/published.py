@@ -79,6 +79,9 @@ def read_published_table(path: str | Path) -> PublishedTable:
         if len(raw) > MAX_FILE_BYTES:
             raise ValueError(f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
         data = yaml.safe_load(raw)
+    except OSError as error:
+        reason = error.strerror or error
+        raise MeasurementError(f"cannot read the latency table {path}: {reason}") from None
     except Exception as error:  # yaml also raises KeyError, AttributeError, ... on odd input
         problem = " ".join(str(error).split())[:200]
         raise MeasurementError(f"cannot read the latency table {path}: {problem}") from None

@@ -9,8 +9,6 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import os
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +17,7 @@ from typing import Any, Literal, cast, get_args
 
 from ..errors import MeasurementError, MissingEntry
 from ..export import one_line
+from ..files import write_atomic
 from .protocol import Environment, Measurement
 
 SCHEMA = 1
@@ -142,16 +141,7 @@ class LatencyTable:
 
     def save(self, path: str | Path) -> None:
         """Write the file whole or not at all."""
-        path = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.to_json())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomic(Path(path), self.to_json().encode())
 
     def to_json(self) -> str:
         environments: list[Environment] = []

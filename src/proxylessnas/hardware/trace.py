@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..errors import SupernetError
+from ..errors import SupernetError, UserError
 from ..seeds import derive_seed
 from ..supernet import MixedOp, Residual, Supernet, Zero, derive
 from .fingerprint import fingerprint, label, tensor_label
@@ -73,11 +73,20 @@ def trace(supernet: Supernet, example_inputs: tuple[Any, ...]) -> Trace:
     never called costs nothing, with a warning.
 
     Raises:
-        SupernetError: a Zero would need different shapes at different calls.
+        SupernetError: the model fails, or a Zero would need different shapes at different calls.
     """
     recorder = _Recorder(supernet)
     with evaluating(supernet.model), recorder.hooked():
-        supernet.model(*example_inputs)
+        try:
+            supernet.model(*example_inputs)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the model's own code raises
+            shapes = _shapes(example_inputs, {})
+            raise SupernetError(
+                f"the model fails on the example inputs ({shapes}): {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:160]}"
+            ) from error
     found = recorder.priced()  # only now: a copy made in between would have our hooks
     for name, calls in zip(supernet.names, recorder.calls, strict=True):
         if not calls:

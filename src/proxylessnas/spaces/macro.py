@@ -13,6 +13,7 @@ from torch import nn
 from ..errors import ArchitectureError, ConfigError
 from ..supernet import Residual
 from .blocks import ConvBN, Head, MBConv, Network, choose, initialise, start_alike
+from .bounds import check
 
 CANDIDATES = ("identity", "e3_k3", "e6_k5")  # the table's digits 0, 1, 2
 EPS = 1e-5
@@ -49,8 +50,17 @@ class MacroSettings:
         for name in ("stem", "head", "classes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive")
+        check(self.input_shape, sum(self.depths), self._parameters())
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}; it must be in [0, 1)")
+
+    def _parameters(self) -> float:
+        """About how many the supernet has."""
+        total, channels = 0.0, self.stem
+        for width, depth in zip(self.widths, self.depths, strict=True):
+            total += 9 * width * (channels + 25 + (depth - 1) * (2 * width + 25) + width)
+            channels = width
+        return total + float(self.head) * (channels + self.classes)
 
 
 def build(settings: MacroSettings, choices: dict[str, str] | None = None) -> nn.Module:

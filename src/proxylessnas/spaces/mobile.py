@@ -14,6 +14,7 @@ from torch import nn
 from ..errors import ConfigError, did_you_mean
 from ..supernet import Residual, Zero
 from .blocks import ConvBN, Head, MBConv, Network, choose, initialise, round_channels, start_alike
+from .bounds import check
 
 KERNELS = (3, 5, 7)
 EXPANSIONS = (3, 6)
@@ -69,6 +70,7 @@ class MobileSettings:
         for name in ("stem", "first", "head", "classes", "stem_stride", "width_mult"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive")
+        check(self.input_shape, sum(self.depths), self._parameters())
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}; it must be in [0, 1)")
         for name in self.candidates:
@@ -78,6 +80,16 @@ class MobileSettings:
                 )
         if not self.candidates or len(set(self.candidates)) != len(self.candidates):
             raise ConfigError(f"candidates are {list(self.candidates)}; name each once")
+
+    def _parameters(self) -> float:
+        """About how many the supernet has."""
+        ratios = sum(int(name[-1]) for name in self.candidates if name in CANDIDATES)
+        total, channels = 0.0, max(self.stem, self.first) * self.width_mult
+        for width, depth in zip(self.widths, self.depths, strict=True):
+            out = width * self.width_mult
+            total += ratios * out * (channels + 49 + (depth - 1) * (2 * out + 49) + out)
+            channels = out
+        return total + self.head * max(1.0, self.width_mult) * (channels + self.classes)
 
 
 def build(settings: MobileSettings, choices: dict[str, str] | None = None) -> nn.Module:

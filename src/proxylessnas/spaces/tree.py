@@ -19,8 +19,10 @@ from torch import nn
 
 from ..errors import ConfigError, did_you_mean
 from .blocks import ConvBN, Network, choose
+from .bounds import check
 from .tree_layers import EPS, Cell, Node, TreeBlock, TreeHead, edge_layer, initialise
 
+MAX_EDGES = 10_000
 CANDIDATES = ("identity", "dw3", "dw5", "dw7", "dil3", "avg3", "max3")
 
 
@@ -64,6 +66,7 @@ class TreeSettings:
             raise ConfigError(f"blocks are {list(self.blocks)}; every scale needs at least 1")
         if self.growth < 0:
             raise ConfigError(f"growth is {self.growth}; it must not be negative")
+        self._check_size()
         self._check_widths()
         for name in self.candidates:
             if name not in CANDIDATES:
@@ -73,6 +76,21 @@ class TreeSettings:
         if not self.candidates or len(set(self.candidates)) != len(self.candidates):
             raise ConfigError(f"candidates are {list(self.candidates)}; name each once")
         self._check_rates()
+
+    def _check_size(self) -> None:
+        for name in ("branches", "depth", "branching"):
+            if getattr(self, name) > 8:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at most 8")
+        edges = self.branches * sum(self.branching**level for level in range(1, self.depth + 1))
+        blocks, inner = sum(self.blocks), self.start + self.growth
+        if edges * blocks > MAX_EDGES:
+            raise ConfigError(
+                f"{blocks} blocks of {edges} edges are {edges * blocks:,} mixed operations; at "
+                f"most {MAX_EDGES:,} are built: lower depth, branching, branches or blocks"
+            )
+        outer = float(inner * self.bottleneck)
+        block = inner * (2 * outer + 9 * self.branches * inner + 4 * edges * (inner + 49))
+        check(self.input_shape, blocks, blocks * block + outer * self.classes)
 
     def _check_widths(self) -> None:
         first = self.inner(1)

@@ -10,12 +10,10 @@ done again.
 """
 
 from .finishing import baselines, evaluate_, export, export_as, train
-from .keeping import Stopped
 from .measuring import measure
 from .searching import derive, derive_limits, search, search_with
 
 __all__ = [
-    "Stopped",
     "baselines",
     "derive",
     "derive_limits",

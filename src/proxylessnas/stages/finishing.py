@@ -58,11 +58,12 @@ def _train(run: Run, stage: str, network: nn.Module, file: str) -> None:
             def after(job: Training) -> None:
                 if job.step % LOG_EVERY == 0 or job.step == job.total:
                     loss = float("nan") if job.loss is None else float(job.loss)
-                    run.directory.log(stage=stage, step=job.step, loss=loss)
-                keeper.save_if_due(job)
+                    returned = job.recovery.returns > 0
+                    lower = {"rate_factor": job.recovery.factor} if returned else {}
+                    run.directory.log(stage=stage, step=job.step, loss=loss, **lower)
                 update(job.step, job.total)
 
-            job.run(after)
+            keeper.drive(job, after)
         run.directory.save_tensors(file, network.state_dict())
         facts["files"] = [file]
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from ..errors import RunError
+from ..errors import RunError, UserError
 from ..loop import Search
+from ..recovery import State
 from ..run import Run
+from ..runs import MALFORMED, checkpoint_name
+from ..stopping import Stopped
 from ..train import Training
 
 CHECKPOINT_SECONDS = 30.0
-
-
-class Stopped(BaseException):
-    """SIGTERM or Ctrl-C came; the state was saved."""
+Job = TypeVar("Job", Search, Training)
 
 
 class Keeper:
@@ -23,7 +25,17 @@ class Keeper:
         self.run, self.stage, self.last = run, stage, ""
         self.saved = time.monotonic()
 
-    def save_if_due(self, job: Search | Training) -> None:
+    def drive(self, job: Job, after_step: Callable[[Job], None]) -> None:
+        """Take the steps that are left."""
+
+        def after(job: Any) -> None:
+            after_step(job)
+            self._save_if_due(job)
+
+        with self.run.signal.looked_at():
+            job.run(after, self)
+
+    def _save_if_due(self, job: Search | Training) -> None:
         if self.run.signal.requested:
             self.save(job)
             raise Stopped
@@ -31,8 +43,24 @@ class Keeper:
             self.save(job)
 
     def save(self, job: Search | Training) -> None:
-        self.last = self.run.directory.save_checkpoint(self.stage, job.step, *job.state())
+        self.last = self.run.directory.save_checkpoint(
+            self.stage, job.step, *job.state(), keep=job.recovery.anchors
+        )
         self.saved = time.monotonic()
+
+    # --- where a search that diverges goes back to, see `recovery` ---
+
+    def keep(self, job: Any) -> None:
+        self.save(job)
+
+    def back(self, job: Any) -> State:
+        """The state of the last anchor; what came after it is forgotten."""
+        directory, recovery = self.run.directory, job.recovery
+        step = recovery.anchors[-1]
+        state = directory.load_tensors(checkpoint_name(self.stage, step))
+        directory.remove_checkpoints(self.stage, after=step)
+        directory.log(stage=self.stage, step=job.step, back_to=step, rate_factor=recovery.factor)
+        return state
 
 
 def load_finished(run: Run, stage: str, job: Search | Training) -> None:
@@ -40,7 +68,7 @@ def load_finished(run: Run, stage: str, job: Search | Training) -> None:
     saved = run.directory.load_checkpoint(stage)
     if saved is None:
         raise RunError(f"{run.directory.path} has no whole checkpoint of {stage}: do it again")
-    job.load(*saved)
+    _load(run, stage, job, saved)
 
 
 def resume(run: Run, stage: str, job: Search | Training) -> None:
@@ -49,7 +77,21 @@ def resume(run: Run, stage: str, job: Search | Training) -> None:
     if saved is None:
         run.directory.cut_metrics_of(stage)
         return
-    tensors, values = saved
-    run.directory.cut_metrics(values["metrics_size"])
-    job.load(tensors, values)
+    _load(run, stage, job, saved)
+    run.directory.cut_metrics(int(saved[1]["metrics_size"]))
     run.reporter.say(f"  goes on at step {job.step}")
+
+
+def _load(run: Run, stage: str, job: Search | Training, saved: State) -> None:
+    """Raises RunError where the checkpoint is not of this run."""
+    try:
+        if not 0 <= int(saved[1]["metrics_size"]) < 1 << 62:
+            raise ValueError("its metrics_size is out of range")
+        job.load(*saved)
+    except UserError:
+        raise
+    except (*MALFORMED, RuntimeError) as error:  # torch: shapes that differ
+        raise RunError(
+            f"the checkpoint of {stage} in {run.directory.path} is not of this run "
+            f"({type(error).__name__}): remove it, or choose another --out"
+        ) from None

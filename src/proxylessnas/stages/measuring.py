@@ -9,7 +9,6 @@ from ..hardware.measure import measure_table
 from ..hardware.protocol import disturbance
 from ..hardware.validate import sentence, validate
 from ..run import Run
-from .keeping import Stopped
 
 MOBILENET_V2_DEPTHS = (2, 3, 4, 3, 3, 1)
 
@@ -69,18 +68,12 @@ def _how_well(run: Run) -> dict[str, object]:
 
 def _measure_table(run: Run) -> None:
     with run.reporter.bar("measuring") as update:
-
-        def progress(done: int, total: int) -> None:
-            update(done, total)
-            if run.signal.requested:  # the visits so far are saved every few seconds
-                raise Stopped
-
         measure_table(
             run.supernet,
             run.runtime,
             run.example(),
             run.config.measure,
             seed=run.config.seed,
-            progress=progress,
+            progress=update,
             path=run.directory.file("latency_table.json"),
         )

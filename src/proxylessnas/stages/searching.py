@@ -58,11 +58,10 @@ def search(run: Run) -> Search:
             def after(job: Search) -> None:
                 if job.step % LOG_EVERY == 0 or job.step == job.plan.total:
                     _log_search(run, job)
-                keeper.save_if_due(job)
                 phase = "warm-up" if job.step <= job.plan.warmup else "search"
                 update(job.step, job.plan.total, phase)
 
-            job.run(after)
+            keeper.drive(job, after)
             keeper.save(job)
         entropy = job.entropy()
         run.reporter.say(f"  mean entropy of alpha {entropy:.2f} (1: nothing decided)")
@@ -83,6 +82,8 @@ def _log_search(run: Run, job: Search) -> None:
         fields |= dict(zip(names, seen.estimate.expected, strict=False))
         fields["multipliers"] = job.objective.state()
         fields["entropy"] = job.entropy()
+    if job.recovery.returns:
+        fields["rate_factor"] = job.recovery.factor
     run.directory.log(**fields)
 
 

@@ -40,7 +40,10 @@ def read_published(path: str | Path) -> Architecture:
         if len(raw) > MAX_FILE_BYTES:
             raise ArchitectureError(f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
         return from_published(json.loads(raw.decode("utf-8")))
-    except (OSError, ValueError, RecursionError) as error:  # ArchitectureError is a ValueError
+    except OSError as error:
+        reason = error.strerror or error
+        raise ArchitectureError(f"cannot read the published network {path}: {reason}") from None
+    except (ValueError, RecursionError) as error:  # ArchitectureError is a ValueError
         raise ArchitectureError(f"cannot read the published network {path}: {error}") from None
 
 

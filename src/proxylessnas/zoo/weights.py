@@ -18,6 +18,7 @@ blocks.(last).layers.0.bn, classifier.linear           head.0, head.5
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from ..spaces.tree_layers import Cell, Depthwise, Node, PreConv, TreeBlock
 from ..supernet import MixedOp, Residual
 
 Owned = Iterator[tuple[str, nn.Module]]  # (the authors' prefix, our layer that holds the tensors)
+MAX_FILE_BYTES = 1 << 30
 COUNTER = "num_batches_tracked"  # of BN; checkpoints before PyTorch 0.4.1 have none
 
 
@@ -78,11 +80,16 @@ def published_keys(network: nn.Module) -> dict[str, Tensor]:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
+        _check_size(path)
         if path.suffix == ".safetensors":
             state: object = load_file(path)
         else:
             with warnings.catch_warnings(action="ignore"):  # of damaged files, about its format
                 state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ArchitectureError(
+            f"cannot read the weights {path}: {error.strerror or _line(error)}"
+        ) from None
     except Exception as error:  # on a damaged file torch raises whatever it stumbles over
         raise ArchitectureError(f"cannot read the weights {path}: {_line(error)}") from None
     if isinstance(state, Mapping) and "state_dict" in state:
@@ -94,6 +101,17 @@ def _read(path: Path) -> dict[str, Tensor]:
         if not isinstance(key, str) or not dense:
             raise ArchitectureError(f"the weights {path}: {key!r} is not a dense tensor")
     return dict(state)
+
+
+def _check_size(path: Path) -> None:
+    """No device, nothing huge, no archive that unpacks into more than it is."""
+    size = path.stat().st_size
+    if not path.is_file() or size > MAX_FILE_BYTES:
+        raise ValueError(f"it is no regular file of at most {MAX_FILE_BYTES >> 20} MiB")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > size:
+                raise ValueError("its parts are compressed, which torch.save never does")
 
 
 def _line(error: BaseException) -> str:

@@ -1,0 +1,211 @@
+"""When numbers are not finite: a step that updates nothing, then a return with a lower rate.
+
+A bad step is skipped and named. After a few in a row the job goes back to its last anchor,
+a state kept every `ANCHOR_EVERY` steps, and goes on with half the rate; after a few returns
+it gives up. Anchors lie at fixed steps, so that a run that was killed and resumed returns
+to the same one. Also here: what a step that runs out of memory or loses a worker says.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .errors import DataError, UserError
+from .task import batch_size
+
+MAX_BAD_STEPS = 5  # in a row, of one kind
+MAX_RETURNS = 3
+LOWER = 0.5  # the rate after a return, as a share of the one before
+ANCHOR_EVERY = 500  # steps
+
+State = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+class Anchors(Protocol):
+    """Where a job's anchors are kept."""
+
+    def keep(self, job: Any) -> None: ...
+
+    def back(self, job: Any) -> State: ...
+
+
+class Memory:
+    """Anchors in memory; of a search whose state is saved nowhere."""
+
+    def keep(self, job: Any) -> None:
+        tensors, values = job.state()
+        self.state = {k: v.detach().cpu().clone() for k, v in tensors.items()}, values
+
+    def back(self, job: Any) -> State:
+        return self.state
+
+
+@dataclass
+class Recovery:
+    """bad: steps in a row that were not finite, by kind. anchors: steps of the last two."""
+
+    bad: dict[str, int] = field(default_factory=dict)
+    returns: int = 0
+    anchors: list[int] = field(default_factory=list)
+    last: str = ""  # what the last bad step says
+
+    @property
+    def factor(self) -> float:
+        """What every learning rate is multiplied with."""
+        return LOWER**self.returns
+
+    def good(self, kind: str) -> None:
+        self.bad[kind] = 0
+
+    def failed(self, kind: str, step: int, active: str) -> None:
+        """A step that was not finite, and updated nothing."""
+        self.bad[kind] = self.bad.get(kind, 0) + 1
+        self.last = f"the {kind} step's value was not finite"
+        path = f" (active: {active})" if active else ""
+        warnings.warn(f"{self.last} at step {step}{path}; nothing was updated", stacklevel=2)
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is time to go back."""
+        return max(self.bad.values(), default=0) >= MAX_BAD_STEPS
+
+    # --- anchors ---
+
+    def anchor(self, job: Any, anchors: Anchors) -> None:
+        """Keep the job's state, before a step at which that is due."""
+        due = job.step % ANCHOR_EVERY == 0 and not any(self.bad.values())
+        if due and job.step not in self.anchors:
+            self.anchors = [*self.anchors[-1:], job.step]
+            anchors.keep(job)
+
+    def go_back(self, job: Any, anchors: Anchors, rate: str) -> None:
+        """Let the job be what it was at the last anchor, but for the rate.
+
+        Raises:
+            UserError: it has gone back too often.
+        """
+        if self.returns >= MAX_RETURNS:
+            raise UserError(
+                f"{self.last} {MAX_BAD_STEPS} times in a row, last at step {job.step}, also after "
+                f"going back {self.returns} times and lowering the rate to {self.factor:g} of what "
+                f"was asked: lower {rate}, or look at the loss and the data"
+            )
+        self.returns += 1
+        returns, step = self.returns, job.step
+        job.load(*anchors.back(job))
+        job.recovery.returns = returns
+        warnings.warn(
+            f"{self.last} {MAX_BAD_STEPS} times in a row: back from step {step} to step "
+            f"{job.step}, with {job.recovery.factor:g} of the learning rate",
+            stacklevel=2,
+        )
+
+    # --- state ---
+
+    def state(self) -> dict[str, Any]:
+        return {"bad": dict(self.bad), "returns": self.returns, "anchors": list(self.anchors)}
+
+    @staticmethod
+    def of(state: dict[str, Any]) -> Recovery:
+        return Recovery(
+            bad={str(kind): int(n) for kind, n in state["bad"].items()},
+            returns=min(MAX_RETURNS, max(0, int(state["returns"]))),
+            anchors=[int(step) for step in state["anchors"]],
+        )
+
+
+def finite(value: Tensor, gradients: Iterable[Tensor | None] = ()) -> bool:
+    """Whether all numbers are; one answer from the device, however many tensors.
+
+    A gradient counts by its norm: one that overflows is too large as well.
+    """
+    norms = torch._foreach_norm([g for g in gradients if g is not None] or [value.detach()])
+    return bool(torch.stack([value.isfinite().all(), *(n.isfinite() for n in norms)]).all())
+
+
+# --- what a step may run into ---
+
+
+@contextmanager
+def explained(
+    batch: Callable[[], Any] = lambda: None, retry: Callable[[Any], object] = lambda _: None
+) -> Iterator[None]:
+    """Out of memory and a lost worker as one line.
+
+    batch: the batch of the step that failed, None before there is one. retry: computes a step
+    on a batch, to find a size that fits; what it leaves behind is of no use.
+
+    Raises:
+        UserError: the step is too large for the memory; the largest half that fits is named.
+        DataError: a process that loads data died.
+    """
+    try:
+        yield
+        return
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if lost := _lost_worker(error):
+            raise DataError(
+                f"a process that loads data died ({lost}): is there too little memory? lower the "
+                "number of workers (--loading.workers 0 uses none)"
+            ) from None
+        if not _out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold the memory of the step
+    except MemoryError as error:
+        traceback.clear_frames(error.__traceback__)
+    raise UserError(_advice(batch(), retry))
+
+
+def _lost_worker(error: BaseException) -> str:
+    """What torch says of a process that died, empty if none did."""
+    if isinstance(error, ConnectionError | EOFError):  # its pipe broke before its death was seen
+        try:
+            time.sleep(0.5)
+        except RuntimeError as seen:  # torch's handler of SIGCHLD raises wherever we are
+            error = seen
+    found = re.search(r"DataLoader worker .*(exited|is killed)[^.]*", str(error))
+    return " ".join(found[0].split()) if found else ""
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    allocator = re.search(r"can't allocate memory|not enough memory", str(error))
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or allocator is not None
+
+
+def _advice(batch: Any, retry: Callable[[Any], object]) -> str:
+    if batch is None:
+        return "the network and its batch need too much memory: lower the batch size"
+    size = batch_size(batch[1])
+    half = size // 2
+    while half:
+        try:
+            retry(_first(half, batch))
+        except Exception as error:
+            if not _out_of_memory(error):
+                break
+            half //= 2
+        else:
+            return f"a step on a batch of {size} needs too much memory: a batch of {half} fits"
+    return f"a step on a batch of {size} needs too much memory; no smaller batch fits either"
+
+
+def _first(examples: int, batch: Any) -> Any:
+    return pytree.tree_map_only(Tensor, lambda t: t[:examples] if t.dim() else t, batch)
+
+
+def named(names: Iterable[str], candidates: Iterable[str], most: int = 6) -> str:
+    """`blocks.0=e3_k3 blocks.1=zero and 4 more`."""
+    pairs = [f"{name}={candidate}" for name, candidate in zip(names, candidates, strict=True)]
+    more = f" and {len(pairs) - most} more" if len(pairs) > most else ""
+    return " ".join(pairs[:most]) + more

@@ -1,0 +1,35 @@
+"""How large a network of a space may be: settings come from files, and files from strangers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..architecture import LARGEST_INPUT
+from ..errors import ConfigError
+
+MAX_PARAMETERS = 1 << 29  # of all candidates; 2 GiB in float32
+MAX_BLOCKS = 1000
+
+
+def check(input_shape: Sequence[int], blocks: int, parameters: float) -> None:
+    """Refuse what would take gigabytes or minutes to build.
+
+    parameters: about how many, counted without building anything.
+
+    Raises:
+        ConfigError: the input, the depth or the number of parameters is absurd.
+    """
+    if len(input_shape) != 3 or any(side < 1 for side in input_shape):
+        raise ConfigError(f"input_shape is {list(input_shape)}, not [channels, height, width]")
+    if math.prod(input_shape) > LARGEST_INPUT:
+        raise ConfigError(
+            f"input_shape is {list(input_shape)}: more than {LARGEST_INPUT:,} numbers an example"
+        )
+    if blocks > MAX_BLOCKS:
+        raise ConfigError(f"there are {blocks:,} blocks; at most {MAX_BLOCKS:,} are built")
+    if not parameters <= MAX_PARAMETERS:
+        raise ConfigError(
+            f"these settings make a supernet of about {parameters:.2g} parameters; at most "
+            f"{MAX_PARAMETERS:.2g} are built: lower the widths, the depths or the head"
+        )

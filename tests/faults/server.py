@@ -1,0 +1,86 @@
+"""Starts runs as processes of their own, without paying for the imports each time.
+
+Reads requests from stdin, a JSON object a line; answers with the process's id, and with its exit
+status when it has ended. Each process is forked from this one, which only imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from proxylessnas import pipeline, recovery  # noqa: F401  # imported here, once for all
+from proxylessnas.cli import main
+from proxylessnas.run import Run
+from proxylessnas.stages import keeping
+
+
+def run(request: dict[str, Any]) -> int:
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for descriptor in (1, 2):
+        os.dup2(log, descriptor)
+    torch.set_num_threads(1)
+    keeping.CHECKPOINT_SECONDS = 0.03
+    recovery.ANCHOR_EVERY = 10
+    if (limit := request.get("largest_file")) is not None:
+        if request.get("dies"):  # in the middle of the write, by the kernel's hand
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if (syncs := request.get("dies_at_sync")) is not None:
+        _die_at_sync(syncs)
+    if (stage := request.get("stops_in")) is not None:
+        _stop_in(stage)
+    return main(request["words"])
+
+
+def _stop_in(stage: str) -> None:
+    """SIGTERM comes while the stage is at its work."""
+    real = Run.stage
+
+    @contextlib.contextmanager
+    def stopping(self: Run, name: str, title: str) -> Iterator[dict[str, Any]]:
+        with real(self, name, title) as facts:
+            if name == stage:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield facts
+
+    Run.stage = stopping  # type: ignore[method-assign]
+
+
+def _die_at_sync(syncs: int) -> None:
+    """Between the writing of a file and its renaming, or after the renaming."""
+    real, left = os.fsync, [syncs]
+
+    def fsync(descriptor: int) -> None:
+        left[0] -= 1
+        if left[0] <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(descriptor)
+
+    os.fsync = fsync
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                code = run(json.loads(line))
+            except BaseException as error:
+                import traceback
+
+                traceback.print_exception(error)
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)

@@ -1,0 +1,140 @@
+"""The command line on a stranger's files: exit code 2 and one line, or an honest success."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from mutate import damaged, hostile
+from PIL import Image
+
+from proxylessnas.cli import main
+
+pytestmark = pytest.mark.slow
+WORDS = [
+    "--data=digits",
+    "--space=macro",
+    "--space-settings={widths: [8], depths: [1], stem: 8, head: 16}",
+    "--runtime=fake",
+    "--search.warmup-epochs=0",
+    "--search.epochs=1",
+    "--train.epochs=1",
+    "--derive.top-k=2",
+    "--loading.limit=100",
+    "--machine.memory-format=contiguous",
+    "--machine.threads=1",
+    "--quiet",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("fuzz") / "run"
+    assert main(["run", *WORDS, f"--out={out}"]) == 0
+    Image.new("L", (8, 8), 128).save(out.parent / "digit.png")
+    return out
+
+
+def refused_or_done(capsys: pytest.CaptureFixture[str], *words: str) -> int:
+    """The exit code; where it is not 0 there is one line, where it is 0 no error."""
+    code = main(list(words))
+    error = capsys.readouterr().err.strip()
+    assert code in (0, 2) and "Traceback" not in error
+    assert code == 0 or error.splitlines()[-1].startswith("proxylessnas: ")
+    return code
+
+
+FILES = ["config.yaml", "architecture.json", "latency_table.json", "stages/search.json"]
+FILES += ["stages/derive.json", "stages/export.json", "weights.safetensors", "summary.json"]
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_a_run_directory_with_a_damaged_file(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int
+) -> None:
+    chance = random.Random(seed)
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    path = out / FILES[seed % len(FILES)]
+    data = path.read_bytes()
+    json_file = path.suffix == ".json"
+    path.write_bytes(hostile(data.decode(), chance) if json_file else damaged(data, chance))
+    image = str(finished.parent / "digit.png")
+    for words in (["run", "--resume", f"--out={out}", "--quiet"], ["predict", str(out), image]):
+        refused_or_done(capsys, *words)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_a_damaged_config_or_table_on_the_command_line(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int
+) -> None:
+    chance = random.Random(seed)
+    config, table = tmp_path / "config.yaml", tmp_path / "table.json"
+    config.write_bytes(damaged((finished / "config.yaml").read_bytes(), chance))
+    table.write_bytes(damaged((finished / "latency_table.json").read_bytes(), chance))
+    out = tmp_path / "run"
+    words = ["run", f"--out={out}", "--quiet", "--config", str(config), "--data=./nowhere"]
+    assert refused_or_done(capsys, *words) == 2
+    words = ["measure", *WORDS, f"--out={out}", f"--table={table}"]
+    if refused_or_done(capsys, *words) == 2:
+        assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--space-settings={stem: null}"], "stem is empty"),
+        (["--space-settings={widths: [1000000000]}"], "parameters"),
+        (["--max-peak-memory=nan"], "nan is not of the type float"),
+        (["--max-macs=1M"], "1M is not of the type int"),
+        (["--table=no/such/table.json"], "cannot read no/such/table.json: No such file"),
+        (["--table=no/such/table.yaml"], "no/such/table.yaml: No such file"),
+        (["--search.objective=linear"], "needs cost_weight"),
+        (["--search.objective=mul_log"], "needs a target latency"),
+        (["--search.objective=reward", "--target-latency=0.6x"], "needs the estimator reinforce"),
+        (["--budget=1s"], "0:0"),
+        (["--seed=-1"], "seed is -1"),
+    ],
+)
+def test_what_was_found_in_attacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], expected: str
+) -> None:
+    out = tmp_path / "run"
+    assert main(["run", *WORDS, *options, f"--out={out}"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert expected in error and "\n" not in error
+    assert not out.exists() or "--budget=1s" in options
+
+
+def test_no_limit_is_no_list_of_limits(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["derive", str(finished), "--limits", "", "--quiet"]) == 2
+    assert "the latency '' is not understood" in capsys.readouterr().err
+
+
+def test_a_bug_leaves_no_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from proxylessnas import calibrate
+
+    def broken(run: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(calibrate, "complete", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["run", *WORDS, f"--out={tmp_path / 'run'}"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_whole_disk_is_not_a_data_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from proxylessnas.data import folders
+
+    monkeypatch.setattr(folders, "MAX_OTHERS", 20)
+    for name in ("etc", "usr"):
+        for i in range(15):
+            (tmp_path / "disk" / name / f"{i}").mkdir(parents=True)
+    (tmp_path / "disk" / "etc" / "logo.png").write_bytes(b"")
+    words = [w for w in WORDS if not w.startswith("--data")]
+    assert main(["run", *words, f"--data={tmp_path / 'disk'}", f"--out={tmp_path / 'run'}"]) == 2
+    assert "give the folder of the data set" in capsys.readouterr().err

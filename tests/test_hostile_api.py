@@ -1,0 +1,115 @@
+"""The Python call given what cannot be searched: our error, before anything is measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from toys import regression
+
+from proxylessnas import MixedOp, SearchSettings, search
+from proxylessnas.errors import ConfigError, SupernetError, UserError
+from proxylessnas.gates import Mixture, run
+
+
+def net(*candidates: nn.Module) -> nn.Module:
+    chosen = candidates or (nn.Linear(4, 4), nn.Identity())
+    return nn.Sequential(nn.Linear(4, 4), MixedOp({f"c{i}": c for i, c in enumerate(chosen)}))
+
+
+def called(model: Any = None, **changes: Any) -> Any:
+    given = {
+        **{"train": regression(), "valid": regression(), "loss": nn.functional.mse_loss},
+        **{"example_inputs": (torch.zeros(2, 4),), "quiet": True},
+        "settings": SearchSettings(warmup_epochs=0, epochs=1),
+        **changes,
+    }
+    return search(net() if model is None else model, **given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"example_inputs": torch.zeros(2, 4)}, r"example_inputs is Tensor.*write \(x,\)"),
+        ({"example_inputs": ()}, "example_inputs is tuple"),
+        ({"target_latency": 0.6}, "the latency 0.6 is not understood"),
+        ({"max_macs": "1M"}, "max_macs is '1M'"),
+        ({"max_parameters": -5}, "max_parameters is -5"),
+        ({"max_peak_memory": float("nan")}, "max_peak_memory is nan"),
+        ({"runtime": None}, "runtime is None"),
+        ({"table": 3}, "table is int"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 0.5}, "seed is 0.5"),
+        ({"loss": "mse"}, "loss is 'mse'"),
+        ({"model": "resnet"}, "model is str"),
+        ({"settings": SearchSettings(objective="linear")}, "linear needs cost_weight"),
+        ({"settings": SearchSettings(objective="mul_log")}, "needs a target latency"),
+        (
+            {"settings": SearchSettings(objective="linear", cost_weight=1.0)},
+            "give a target_latency or a table",
+        ),
+    ],
+)
+def test_arguments_of_the_wrong_kind(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        called(changes.pop("model", None), **changes)
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (lambda output, target: (output - target) ** 2, r"one number.*not shape \(8, 4\)"),
+        (lambda output, target: None, "one number.*not NoneType"),
+        (lambda output, target: 0.5, "one number.*not float"),
+    ],
+)
+def test_a_loss_that_is_no_number(loss: Any, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        called(loss=loss)
+
+
+@pytest.mark.parametrize(
+    "candidates",
+    [
+        (nn.Linear(4, 4), nn.Linear(4, 1)),
+        (nn.Linear(4, 1), nn.Identity()),
+        (nn.Identity(), nn.Linear(4, 8)),
+    ],
+)
+def test_candidates_of_different_shapes(candidates: tuple[nn.Module, ...]) -> None:
+    with pytest.raises(SupernetError, match="c0.*c1.*return the shapes"):
+        called(net(*candidates))
+
+
+def test_a_candidate_that_fails_on_its_input_is_named() -> None:
+    with pytest.raises(SupernetError, match="'c1' of '1' fails on its input"):
+        called(net(nn.Linear(4, 4), nn.Linear(5, 4)))
+
+
+def test_a_model_that_fails_on_the_example_inputs() -> None:
+    with pytest.raises(SupernetError, match="fails on the example inputs"):
+        called(example_inputs=(torch.zeros(2, 7),))
+
+
+def test_a_model_without_parameters() -> None:
+    model = nn.Sequential(MixedOp({"a": nn.ReLU(), "b": nn.Tanh()}))
+    with pytest.raises(SupernetError, match="no parameter"):
+        called(model)
+
+
+def test_a_mixture_does_not_broadcast() -> None:
+    candidates = [nn.Linear(4, 4), nn.Linear(4, 1)]
+    with pytest.raises(SupernetError, match="shapes"):
+        run(Mixture(torch.tensor([0.5, 0.5])), candidates, (torch.zeros(2, 4),), {})
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_advice_on_a_nan_names_the_setting() -> None:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return output.sum() * float("nan")
+
+    with pytest.raises(UserError, match="the search's learning_rate") as error:
+        called(loss=loss, settings=SearchSettings(warmup_epochs=0, epochs=3))
+    assert "--" not in str(error.value)
