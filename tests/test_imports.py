@@ -18,6 +18,7 @@ ORDER = [
     "spaces",
     "frozen",
     "progress",
+    "ranks",
     "machine",
     "task",
     "optimizers",

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from .errors import ConfigError, UserError, did_you_mean
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    from .ranks import Ranks
     from .run import Run
 
 HELP = """\
@@ -51,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _verb(words)
     except UserError as error:
-        print(f"proxylessnas: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")  # of several, each says its own
+        name = "proxylessnas" if rank == "0" else f"proxylessnas, rank {rank}"
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("proxylessnas: interrupted", file=sys.stderr)
@@ -159,30 +163,48 @@ def _stages(verb: str, words: list[str]) -> int:
     given = _with_config(given.pop("config", None), given)
     _check(given)
     from .errors import RunError
-    from .progress import Reporter
-    from .runs import RunDirectory, held
+    from .ranks import open_ranks
 
     path = _directory(own, given)
-    resume = bool(own["resume"]) or verb != "run"
     if verb not in ("run", "measure") and not (path / "config.yaml").exists():
         raise RunError(f"{path} holds no run: begin with proxylessnas run or measure")
-    reporter = Reporter(quiet=bool(own["quiet"]))
-    existed = path.exists()
-    with held(RunDirectory(path)) as directory:
-        from .pipeline import open_run
-        from .stages import Stopped
+    with open_ranks() as ranks:
+        return _in_directory(verb, words, given, own, path, ranks)
 
+
+def _in_directory(
+    verb: str,
+    words: list[str],
+    given: dict[str, Any],
+    own: Mapping[str, Any],
+    path: Path,
+    ranks: Ranks,
+) -> int:
+    """The verb in its run directory, which rank 0 holds."""
+    from .pipeline import open_run
+    from .progress import Reporter
+    from .runs import RunDirectory, held
+    from .stages import Stopped
+
+    # A process that torchrun starts again has the words that it began with.
+    resume = bool(own["resume"]) or verb != "run" or ranks.restarted
+    reporter = Reporter(quiet=bool(own["quiet"]) or not ranks.is_main)
+    existed = path.exists()
+    if not ranks.is_main:
+        warnings.simplefilter("ignore")
+    with held(RunDirectory(path, writes=ranks.is_main)) as directory:
         try:
             stored = directory.read_config().space if directory.has("config.yaml") else ""
             _named_here(given.get("space") or stored, words)
-            run = open_run(directory, given, resume=resume, reporter=reporter)
+            run = open_run(directory, given, resume=resume, reporter=reporter, ranks=ranks)
             _stop_politely(run)
             return _do(verb, run, own)
         except Stopped:
-            print(
-                f"stopped; its state is saved: proxylessnas {verb} --out {path} --resume",
-                file=sys.stderr,
-            )
+            if ranks.is_main:
+                print(
+                    f"stopped; its state is saved: proxylessnas {verb} --out {path} --resume",
+                    file=sys.stderr,
+                )
             return 130
         except UserError:
             directory.unlock()
@@ -248,24 +270,25 @@ def _do(verb: str, run: Run, own: Mapping[str, Any]) -> int:
 
     if verb == "run":
         facts = pipeline.go(run)
-        summary.show(facts, str(run.directory.path), Console())
+        if run.ranks.is_main:
+            summary.show(facts, str(run.directory.path), Console())
         return 0
     if verb == "derive" and own["limits"]:
         stages.derive_limits(run, [limit.strip() for limit in own["limits"].split(",")])
         return 0
     if verb == "export" and own["format"] not in (None, "onnx"):
-        stages.export_as(run, own["format"])
+        run.by_main(lambda run: stages.export_as(run, own["format"]))
         return 0
     if run.done(verb):
         run.reporter.say(f"{verb}: done already in {run.directory.path}")
         return 0
     actions: dict[str, Callable[[Run], Any]] = {
-        "measure": stages.measure,
+        "measure": lambda run: run.by_main(stages.measure),
         "search": stages.search,
         "derive": stages.derive,
         "train": stages.train,
         "evaluate": stages.evaluate_,
-        "export": stages.export,
+        "export": lambda run: run.by_main(stages.export),
     }
     actions[verb](run)
     return 0

@@ -182,6 +182,7 @@ class TrainSettings:
     epochs, batch_size, learning_rate, momentum, weight_decay, label_smoothing: SGD with
     Nesterov momentum and cosine decay; no weight decay on BN and biases.
     inherit: start from the supernet's weights instead of from scratch.
+    sync_batch_norm: batch normalisation over the images of all ranks; GPUs only.
     """
 
     epochs: int = 20
@@ -191,6 +192,7 @@ class TrainSettings:
     weight_decay: float = 4e-5
     label_smoothing: float = 0.1
     inherit: bool = False
+    sync_batch_norm: bool = False
 
     def __post_init__(self) -> None:
         _positive(self, "epochs", "batch_size", "learning_rate")

@@ -26,6 +26,7 @@ from .gates import Path
 from .machine import Machine
 from .objective import Objective, Prices
 from .optimizers import cosine, load_optimizer, optimizer_tensors
+from .ranks import ALONE, Ranks
 from .seeds import derive_seed
 from .supernet import Supernet
 from .task import Batches, Stream, Task, call, split
@@ -71,6 +72,7 @@ class Search:
     """One search: its parts, and the two steps.
 
     train, valid: the weight steps' and the architecture steps' batches; never the same images.
+    ranks: of several processes each takes its slice of every batch.
     """
 
     supernet: Supernet
@@ -83,15 +85,17 @@ class Search:
     settings: SearchSettings
     seed: int = 0
     machine: Machine = field(default_factory=Machine)
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         s = self.settings
         self.plan = Plan.of(s, len(self.train))
         self.model = self.machine.place(self.supernet.model)
+        self.ranks.copy_main(list(self.model.state_dict().values()))
         self.parts = take_apart(self.supernet)
         self.step, self.seen = 0, Progress()
         self.bad_steps = {"weight": 0, "architecture": 0}  # in a row, by kind
-        self.train_stream, self.valid_stream = Stream(self.train), Stream(self.valid)
+        self._stream(0, 0)
         self.weight_optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=s.learning_rate,
@@ -123,6 +127,8 @@ class Search:
             if self.plan.arch_due(self.step):
                 self.architecture_step()
             self.step += 1
+            if self.step % len(self.train) == 0:
+                self.ranks.check_equal("alpha", self.supernet.alpha)
             after_step(self)
 
     # --- the weight step ---
@@ -134,7 +140,7 @@ class Search:
         for group in self.weight_optimizer.param_groups:
             group["lr"] = self.weight_rate()
         batch = self.machine.put(self.train_stream.take())
-        torch.manual_seed(derive_seed(self.seed, "dropout", self.step))
+        torch.manual_seed(derive_seed(self.seed, "dropout", self.step, *self.ranks.stream))
         inputs, target = split(batch)
         with self.supernet.gated([Path(j) for j in choice]):
             with self.machine.precision():
@@ -143,7 +149,7 @@ class Search:
             # everything off there is nothing to learn.
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
-        self.seen.weight_loss = loss.detach()
+        self.seen.weight_loss = loss = self.ranks.average_step(active, loss)
         if self._finite(loss, "weight"):
             # Parameters without a gradient are passed over: no decay, no momentum.
             self.weight_optimizer.step()
@@ -180,7 +186,8 @@ class Search:
     def architecture_step(self) -> None:
         """Adam on α by the estimator's gradient; weights and buffers stay."""
         batch = self.machine.put(self.valid_stream.take())
-        torch.manual_seed(derive_seed(self.seed, "architecture dropout", self.step))
+        dropout = derive_seed(self.seed, "architecture dropout", self.step, *self.ranks.stream)
+        torch.manual_seed(dropout)
         generator = self._generator("architecture gates")
         estimate = self.estimator.step(self.problem(batch), generator)
         self.seen.estimate = estimate
@@ -215,6 +222,7 @@ class Search:
             objective=self.objective,
             evaluate=evaluate,
             device=self.machine.device,
+            average=self.ranks.average,
         )
 
     # --- what it knows ---
@@ -241,6 +249,11 @@ class Search:
 
     def _generator(self, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.seed, purpose, self.step))
+
+    def _stream(self, train_batches: int, valid_batches: int) -> None:
+        """The two streams of batches, after so many of each."""
+        self.train_stream = Stream(self.train, train_batches, self.ranks.share)
+        self.valid_stream = Stream(self.valid, valid_batches, self.ranks.share)
 
     # --- its state ---
 
@@ -273,8 +286,7 @@ class Search:
             "arch_optimizer", self.arch_optimizer, {"alpha": self.supernet.alpha}, tensors
         )
         self.step, self.bad_steps = values["step"], dict(values["bad_steps"])
-        self.train_stream = Stream(self.train, values["train_batches"])
-        self.valid_stream = Stream(self.valid, values["valid_batches"])
+        self._stream(values["train_batches"], values["valid_batches"])
         self.objective.load(values["objective"])
         self.estimator.load(values["estimator"])
 

@@ -11,6 +11,7 @@ from . import calibrate, stages, summary
 from .config import RunConfig, from_namespace
 from .errors import ConfigError, RunError
 from .progress import Reporter, duration
+from .ranks import ALONE, Ranks
 from .run import Run
 from .runs import RunDirectory
 
@@ -33,7 +34,12 @@ def default_directory(data: str, space: str) -> Path:
 
 
 def open_run(
-    directory: RunDirectory, given: Mapping[str, Any], *, resume: bool, reporter: Reporter
+    directory: RunDirectory,
+    given: Mapping[str, Any],
+    *,
+    resume: bool,
+    reporter: Reporter,
+    ranks: Ranks = ALONE,
 ) -> Run:
     """A new run, or the one in the directory.
 
@@ -45,7 +51,7 @@ def open_run(
     """
     if not directory.has("config.yaml"):
         config = from_namespace(RunConfig, given)
-        run = Run(config, directory, reporter)
+        run = Run(config, directory, reporter, ranks)
         if config.data == "":
             raise ConfigError(
                 "--data is missing: mnist5k, digits, a folder of images, a Hugging Face data set "
@@ -60,7 +66,7 @@ def open_run(
             f"{directory.path} holds a run already: go on with --resume, or choose another --out"
         )
     stored = directory.read_config()
-    run = Run(stored, directory, reporter)
+    run = Run(stored, directory, reporter, ranks)
     config = _merge(run, stored, given)
     if config != stored:
         run = changed(run, config)
@@ -100,7 +106,7 @@ def _plain(value: Any) -> str:
 
 def changed(run: Run, config: RunConfig) -> Run:
     """The same run under another config; what the config does not touch is kept."""
-    other = Run(config, run.directory, run.reporter)
+    other = Run(config, run.directory, run.reporter, run.ranks)
     other.started, other.signal = run.started, run.signal
     for part in ("data", "runtime"):
         if part in run.__dict__:
@@ -115,7 +121,7 @@ def record(run: Run, note: str = "") -> None:
 def go(run: Run) -> dict[str, Any]:
     """Every stage that is not done, then the summary."""
     if not run.done("measure"):
-        stages.measure(run)
+        run.by_main(stages.measure)
     if run.config.budget is not None:
         asked = run.config.budget
         run = changed(run, calibrate.fit_budget(run))
@@ -130,14 +136,14 @@ def go(run: Run) -> dict[str, Any]:
         ("train", stages.train),
         ("evaluate", stages.evaluate_),
     ):
-        if run.signal.requested:
+        if run.asked_to_stop():
             raise stages.Stopped
         if not run.done(name):
             stage(run)
     if run.config.baselines:
         stages.baselines(run)
     if not run.done("export"):
-        stages.export(run)
+        run.by_main(stages.export)
     facts = summary.summarise(run)
     run.directory.write_json("summary.json", facts)
     run.reporter.say(f"all done in {duration(sum(facts['seconds'].values()))}")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .architecture import InputInfo
 from .config import RunConfig
 from .data import Batches, ImageData, load_data
-from .errors import RunError
+from .errors import ConfigError, RunError
 from .hardware.measure import NetworkReport, canary_of, measure_networks
 from .hardware.published import published_cost, read_published_table
 from .hardware.runtimes import Runtime, make
@@ -24,6 +24,7 @@ from .machine import Machine, make_machine
 from .objective import Prices
 from .pricing import Limits, Pricing
 from .progress import Reporter, duration
+from .ranks import ALONE, Ranks
 from .runs import RunDirectory
 from .seeds import derive_seed
 from .spaces import build_supernet
@@ -43,10 +44,17 @@ class Signal:
 
 
 class Run:
-    """A configuration, a directory, and what follows from the two."""
+    """A configuration, a directory, and what follows from the two, on one of the ranks."""
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        reporter: Reporter,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self.config, self.directory, self.reporter = config, directory, reporter
+        self.ranks = ranks
         self.started = time.monotonic()
         self.signal = Signal()
 
@@ -81,7 +89,13 @@ class Run:
 
     @cached_property
     def machine(self) -> Machine:
-        return make_machine(self.config.machine)
+        machine = make_machine(self.config.machine)
+        if self.ranks.world > 1 and machine.device.index is not None:
+            raise ConfigError(
+                f"machine.device is {machine.device}, for {self.ranks.world} ranks; with "
+                "cuda each takes one of its node's GPUs"
+            )
+        return machine
 
     @cached_property
     def supernet(self) -> Supernet:
@@ -228,6 +242,7 @@ class Run:
 
         The record's `files` are names in the run directory; they are kept as checksums.
         """
+        self.ranks.check_agreed("what is done already", name)
         self.reporter.say(f"{name}: {title}")
         start = time.monotonic()
         facts: dict[str, Any] = {"files": ()}
@@ -237,7 +252,23 @@ class Run:
         files = {file: self.directory.digest(file) for file in facts.pop("files")}
         record = {**facts, "seconds": round(seconds, 3), "files": files}
         self.directory.write_json(f"stages/{name}.json", record)
+        self.ranks.wait()  # nobody looks for this record before it is there
         self.reporter.say(f"  done in {duration(seconds)}")
+
+    def by_main(self, stage: Callable[[Run], object]) -> None:
+        """A stage that rank 0 does alone, while the others wait."""
+        ranks = self.ranks
+        if ranks.is_main:
+            self.ranks = ALONE
+            try:
+                stage(self)
+            finally:
+                self.ranks = ranks
+        ranks.wait()
+
+    def asked_to_stop(self) -> bool:
+        """Whether some rank's process was; all learn it at the same step."""
+        return self.ranks.any(self.signal.requested)
 
     def _spent_before(self, stage: str) -> float:
         """Seconds that a killed process had already put into this stage, as it logged."""

@@ -24,7 +24,7 @@ class Keeper:
         self.saved = time.monotonic()
 
     def save_if_due(self, job: Search | Training) -> None:
-        if self.run.signal.requested:
+        if self.run.asked_to_stop():
             self.save(job)
             raise Stopped
         if time.monotonic() - self.saved > CHECKPOINT_SECONDS:
@@ -47,9 +47,11 @@ def resume(run: Run, stage: str, job: Search | Training) -> None:
     """Go on from the newest whole checkpoint, if there is one."""
     saved = run.directory.load_checkpoint(stage)
     if saved is None:
+        run.ranks.check_agreed("the checkpoint", "none")
         run.directory.cut_metrics_of(stage)
         return
     tensors, values = saved
+    run.ranks.check_agreed("the checkpoint", values["step"])
     run.directory.cut_metrics(values["metrics_size"])
     job.load(tensors, values)
     run.reporter.say(f"  goes on at step {job.step}")
