@@ -11,6 +11,7 @@ CPU tensors go over gloo, GPU tensors over NCCL. One process is `ALONE`: its cal
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -174,9 +175,11 @@ class Ranks:
         if self.world == 1:
             return model
         # BN statistics are averaged by the training itself; broadcasting would lose the others'.
-        return DistributedDataParallel(
-            model, broadcast_buffers=False, find_unused_parameters=may_skip
-        )
+        # The option has another name since torch 2.14.
+        known = inspect.signature(DistributedDataParallel).parameters
+        sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {sync: False, "find_unused_parameters": may_skip}
+        return DistributedDataParallel(model, **options)
 
 
 ALONE = Ranks()
