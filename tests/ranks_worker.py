@@ -147,10 +147,9 @@ def talk(ranks: Ranks) -> dict[str, Any]:
     summed = torch.tensor([ranks.rank + 1])
     ranks.sum([summed])
     said = []
+    alpha = torch.tensor([0.1 + 1e-9 * ranks.rank], dtype=torch.float64)
     for check in (
-        lambda: ranks.check_equal(
-            "alpha", torch.tensor([0.1 + 1e-9 * ranks.rank], dtype=torch.float64)
-        ),
+        lambda: ranks.check_equal("alpha", alpha),
         lambda: ranks.check_agreed("the step", 7 + ranks.rank),
     ):
         try:

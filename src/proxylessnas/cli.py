@@ -186,8 +186,9 @@ def _in_directory(
     from .runs import RunDirectory, held
     from .stages import Stopped
 
-    # A process that torchrun starts again has the words that it began with.
-    resume = bool(own["resume"]) or verb != "run" or ranks.restarted
+    # Processes that torchrun starts again have the words that they began with. It counts the
+    # restarts on the node where one died.
+    resume = ranks.any(bool(own["resume"]) or verb != "run" or ranks.restarted)
     reporter = Reporter(quiet=bool(own["quiet"]) or not ranks.is_main)
     existed = path.exists()
     if not ranks.is_main:
