@@ -9,14 +9,13 @@ for unused parameters, and sends every candidate's gradient. The profiler counts
 of `all_reduce` and the bytes of their buffers, means over --steps weight steps with the same
 gates. What DistributedDataParallel broadcasts besides (buffers) is left out.
 
-Bytes and calls do not depend on the machine, the sizes of images and batches, or on how many
-ranks there are; milliseconds do, and are for this machine's processes alone.
+Bytes and calls do not depend on the machine, on the sizes of images and batches, or on how many
+ranks there are. How long an exchange takes does.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 import warnings
 from collections.abc import Callable
 from math import prod
@@ -38,7 +37,7 @@ from proxylessnas.task import LoaderBatches, Task
 
 OURS = "a weight step: the active path"
 USUAL = "DistributedDataParallel: the supernet"
-Sent = tuple[float, float, float]  # calls, bytes and milliseconds a step
+Sent = tuple[float, float]  # calls and bytes a step
 
 
 def main() -> None:
@@ -92,29 +91,25 @@ def _sent(steps: int, take: Callable[[], None], job: Search, element: int = 4) -
     job.step = 0
     take()  # the first one makes buckets
     calls = sent = 0
-    seconds = 0.0
     for job.step in range(1, steps + 1):
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
-            start = time.perf_counter()
             take()
-            seconds += time.perf_counter() - start
         for event in profiler.events() or ():
             if event.name in ("gloo:all_reduce", "nccl:all_reduce"):
                 calls += 1
                 sent += element * sum(prod(shape) for shape in event.input_shapes)
-    return calls / steps, sent / steps, 1000 * seconds / steps
+    return calls / steps, sent / steps
 
 
 def _show(rows: dict[str, Sent], title: str) -> None:
     table = Table(title=title, title_justify="left", box=None)
     table.add_column("a step")
-    for column in ("calls", "MB", "ms"):
+    for column in ("calls", "MB"):
         table.add_column(column, justify="right")
-    for name, (calls, sent, ms) in rows.items():
-        table.add_row(name, f"{calls:.1f}", f"{sent / 1e6:.4g}", f"{ms:.0f}")
+    for name, (calls, sent) in rows.items():
+        table.add_row(name, f"{calls:.1f}", f"{sent / 1e6:.4g}")
     Console().print(table)
-    _, ours, _ = rows[OURS]
-    _, usual, _ = rows[USUAL]
+    ours, usual = rows[OURS][1], rows[USUAL][1]
     print(f"a weight step sends {usual / ours:.1f} times less than the whole supernet would")
 
 

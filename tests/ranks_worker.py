@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from toys import Chain, make_search, priced, regression
 
 from proxylessnas import loop
+from proxylessnas.api import search
 from proxylessnas.cli import main
-from proxylessnas.config import TrainSettings
+from proxylessnas.config import SearchSettings, TrainSettings
 from proxylessnas.errors import RankError
 from proxylessnas.estimators import Reinforce
 from proxylessnas.objective import MulLog
@@ -32,8 +33,8 @@ from proxylessnas.train import Training, evaluate, recalibrate
 MSE = Task(loss=nn.functional.mse_loss)
 
 
-def doubles(*sizes: int) -> list[tuple[Tensor, Tensor]]:
-    made = [regression(width=3, batches=i + 1, size=n)[i] for i, n in enumerate(sizes)]
+def doubles(*sizes: int, width: int = 3) -> list[tuple[Tensor, Tensor]]:
+    made = [regression(width=width, batches=i + 1, size=n)[i] for i, n in enumerate(sizes)]
     return [(x.double(), y.double()) for x, y in made]
 
 
@@ -138,6 +139,28 @@ def scored(ranks: Ranks) -> dict[str, Any]:
     }
 
 
+def called(ranks: Ranks) -> dict[str, Any]:
+    """The Python call: rank 0's weights, table and measurements are everyone's."""
+    torch.manual_seed(ranks.rank)
+    result = search(
+        Chain([2, 2], width=4),
+        train=doubles(8, 8, width=4),
+        valid=doubles(8, 8, width=4),
+        loss=nn.functional.mse_loss,
+        example_inputs=(torch.zeros(1, 4, dtype=torch.float64),),
+        target_latency="1x",
+        runtime="fake",
+        settings=SearchSettings(warmup_epochs=1, epochs=1),
+        quiet=True,
+        ranks=ranks,
+    )
+    return {
+        "choices": dict(result.architecture.choices),
+        "weights": numbers(result.derive().parameters()),
+        "measured_ms": result.measured_ms,
+    }
+
+
 # --- what only several can do ---
 
 
@@ -211,6 +234,7 @@ def answers(ranks: Ranks) -> dict[str, Any]:
         "normed": trained(ranks, normed()),
         "skipping": trained(ranks, Skipping(), may_skip=True),
         "scored": scored(ranks),
+        "called": called(ranks),
         "talk": talk(ranks),
         "drifting": drifting(ranks),
         "calls": calls_of_a_step(ranks),

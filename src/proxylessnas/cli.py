@@ -296,9 +296,16 @@ def _do(verb: str, run: Run, own: Mapping[str, Any]) -> int:
 
 
 def _stop_politely(run: Run) -> None:
-    """SIGTERM and Ctrl-C save first; a second one stops at once."""
+    """SIGTERM and Ctrl-C save first; a second one stops at once.
+
+    Of several ranks, none leaves the others in the middle: torchrun sends a second one as soon
+    as a rank has ended, and SIGKILL half a minute later.
+    """
 
     def stop(signum: int, frame: Any) -> None:
+        if run.ranks.world > 1:
+            run.signal.requested = True
+            return
         if run.signal.requested:
             raise KeyboardInterrupt
         run.signal.requested = True

@@ -49,7 +49,7 @@ def open_run(
     Raises:
         RunError: there is a run and `resume` is False, or its settings differ.
     """
-    if not directory.has("config.yaml"):
+    if not ranks.of_main(lambda: directory.has("config.yaml")):
         config = from_namespace(RunConfig, given)
         run = Run(config, directory, reporter, ranks)
         if config.data == "":

@@ -210,7 +210,13 @@ class Run:
     # --- finished stages ---
 
     def done(self, stage: str) -> bool:
-        """Whether a stage's record is there, and its files are what it left."""
+        """Whether a stage's record is there, and its files are what it left.
+
+        Rank 0 looks, for all: another one may already see what rank 0 does next.
+        """
+        return self.ranks.of_main(lambda: self._done(stage))
+
+    def _done(self, stage: str) -> bool:
         record = self.record(stage)
         if record is None:
             return False
@@ -228,8 +234,8 @@ class Run:
         return record
 
     def require(self, stage: str) -> dict[str, Any]:
-        record = self.record(stage)
-        if record is None or not self.done(stage):
+        record = self.record(stage) if self.done(stage) else None
+        if record is None:
             raise RunError(
                 f"the stage {stage} of {self.directory.path} is not finished: run "
                 f"proxylessnas {stage} --out {self.directory.path} first"

@@ -26,6 +26,7 @@ class Keeper:
     def save_if_due(self, job: Search | Training) -> None:
         if self.run.asked_to_stop():
             self.save(job)
+            self.run.ranks.wait()  # torchrun ends all when the first has ended
             raise Stopped
         if time.monotonic() - self.saved > CHECKPOINT_SECONDS:
             self.save(job)
