@@ -21,6 +21,7 @@ ORDER = [
     "spaces",
     "frozen",
     "progress",
+    "ranks",
     "machine",
     "task",
     "optimizers",

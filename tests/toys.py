@@ -13,6 +13,7 @@ from proxylessnas.estimators import Estimator, Problem, make_estimator
 from proxylessnas.frozen import take_apart
 from proxylessnas.loop import Search
 from proxylessnas.objective import Constraint, Linear, Objective, Prices
+from proxylessnas.ranks import ALONE, Ranks
 from proxylessnas.supernet import MixedOp, Supernet
 from proxylessnas.task import LoaderBatches, Task
 
@@ -140,6 +141,7 @@ def make_search(
     objective: Objective | None = None,
     seed: int = 0,
     machine: Any = None,
+    ranks: Ranks = ALONE,
     **settings: Any,
 ) -> Search:
     """A search over a list of batches; by default 2 epochs of warm-up and 3 of search."""
@@ -160,6 +162,7 @@ def make_search(
         estimator=estimator,
         settings=SearchSettings(**given),
         seed=seed,
+        ranks=ranks,
         **({"machine": machine} if machine else {}),
     )
 

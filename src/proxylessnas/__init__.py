@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .api import Result, search
     from .architecture import Architecture
     from .config import DeriveSettings, MachineSettings, MeasureSettings, SearchSettings
+    from .ranks import open_ranks
     from .spaces import build, build_supernet
     from .supernet import MixedOp, Residual, Supernet, Zero
 
@@ -29,6 +30,7 @@ _HOME = {
     "Zero": "supernet",
     "build": "spaces",
     "build_supernet": "spaces",
+    "open_ranks": "ranks",
     "search": "api",
 }
 
@@ -45,6 +47,7 @@ __all__ = [
     "Zero",
     "build",
     "build_supernet",
+    "open_ranks",
     "search",
 ]
 

@@ -7,6 +7,7 @@ net = result.derive()          # plain PyTorch, with the weights the search trai
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ from .machine import make_machine
 from .objective import check_objective, make_objective, make_reward
 from .pricing import Limits, Pricing
 from .progress import Reporter
+from .ranks import ALONE, Ranks
 from .seeds import derive_seed
 from .supernet import Supernet
 from .task import LoaderBatches, Task
@@ -105,6 +107,7 @@ def search(
     machine: MachineSettings | None = None,
     seed: int = 0,
     quiet: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Result:
     """Search a model that holds mixed operations; it is trained in place.
 
@@ -117,6 +120,8 @@ def search(
     correct: (output, target) -> how many of the batch are right; lets the final choice go by
         accuracy rather than by loss.
     reward: (accuracy, candidate indices) -> R, for the estimator `reinforce`.
+    ranks: of `with open_ranks() as ranks`, in a script that torchrun starts. All ranks give the
+        same batches, of which each takes its slice; rank 0's weights are what counts.
 
     Raises:
         UserError: the model, the data, a limit or a setting is not usable; the message says how.
@@ -135,7 +140,7 @@ def search(
     if settings.objective == "linear" and target_latency is None and table is None:
         raise ConfigError("the objective linear weighs a latency: give a target_latency or a table")
     derive = derive or DeriveSettings()
-    reporter = Reporter(quiet=quiet)
+    reporter = Reporter(quiet=quiet or not ranks.is_main)
     training = LoaderBatches(train, name="train", seed=seed)
     validation = LoaderBatches(valid, name="valid", seed=seed)
     on = make_machine(machine or MachineSettings())
@@ -148,9 +153,13 @@ def search(
         table = LatencyTable.load(table)
     if table is None and target_latency is not None:
         with reporter.bar("measuring") as update:
-            table = measure_table(
-                supernet, device, pricing.example_inputs, measure, seed=seed, progress=update
+            inputs = pricing.example_inputs
+            content = ranks.of_main(
+                lambda: measure_table(
+                    supernet, device, inputs, measure, seed=seed, progress=update
+                ).to_json()
             )
+            table = LatencyTable.from_dict(json.loads(content))
     pricing.table = table
     limits = Limits(latency=target_latency, macs=max_macs, parameters=max_parameters)
     prices = pricing.prices(limits)
@@ -170,18 +179,20 @@ def search(
         settings=settings,
         seed=seed,
         machine=on,
+        ranks=ranks,
     )
     with reporter.bar("searching") as update:
         job.run(lambda job: update(job.step, job.plan.total))
 
     def finish(indices: Indices) -> nn.Module:
         network = supernet.derive(indices)
-        recalibrate(network, training, derive.recalibrate_images, on)
+        recalibrate(network, training, derive.recalibrate_images, on, ranks)
         return network
 
     def score(indices: Indices) -> float:
         network = finish(indices)
-        result = evaluate(network, job.task, validation, on, examples=derive.score_images)
+        images = derive.score_images
+        result = evaluate(network, job.task, validation, on, examples=images, ranks=ranks)
         return -result.loss if result.accuracy is None else result.accuracy
 
     def measured(networks: Sequence[Indices]) -> list[float]:
@@ -202,7 +213,9 @@ def search(
             pricing.prices(limits),
             derive,
             score=score,
-            measure=measured if pricing.latency is not None else None,
+            measure=(lambda n: ranks.of_main(lambda: measured(n)))
+            if pricing.latency is not None
+            else None,
             learned=job.estimator.learns,
             seed=derive_seed(seed, "proposals"),
         )

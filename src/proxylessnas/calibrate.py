@@ -7,11 +7,11 @@ step counts. From then on the run repeats by its config, whatever the machine do
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 
-from .config import RunConfig, parse_minutes
+from .config import RunConfig, from_namespace, parse_minutes
 from .errors import ConfigError
 from .loop import Search
 from .machine import fastest
@@ -52,12 +52,13 @@ def complete(run: Run) -> RunConfig:
         probes = {m.memory_format: _probe(run, replace(config, machine=m)) for m in formats}
         seconds = fastest({name: probe.weight_step for name, probe in probes.items()})
         config = replace(config, machine=min(formats, key=lambda m: seconds[m.memory_format]))
-    return config
+    # Each rank has its own times; rank 0's are what counts.
+    return from_namespace(RunConfig, run.ranks.of_main(lambda: asdict(config)))
 
 
 def _probe(run: Run, config: RunConfig) -> Search:
     """A search that may be spoiled: its own supernet, the run's data."""
-    probe = Run(config, RunDirectory(run.directory.path), run.reporter)
+    probe = Run(config, RunDirectory(run.directory.path, writes=False), run.reporter, run.ranks)
     probe.__dict__["data"] = run.data
     settings = replace(config.search, objective="constraint")
     probe.config = replace(config, search=settings)
@@ -72,9 +73,10 @@ def fit_budget(run: Run) -> RunConfig:
     config = run.config
     if config.budget is None:
         return config
-    weight, architecture = _step_seconds(run)
-    left = parse_minutes(config.budget) * 60 - (time.monotonic() - run.started)
-    left *= 1 - RESERVE
+    seconds = _step_seconds(run)
+    spent = time.monotonic() - run.started
+    weight, architecture, spent = run.ranks.of_main(lambda: (*seconds, spent))
+    left = (parse_minutes(config.budget) * 60 - spent) * (1 - RESERVE)
     s, t = config.search, config.train
     steps = len(run.batches("search", s.batch_size))
     per_search = steps * (
@@ -89,10 +91,10 @@ def fit_budget(run: Run) -> RunConfig:
     per_epoch = run.data.size("train") * per_image * sum(networks)
     epochs = left * (1 - SEARCH_SHARE) / per_epoch
     if scale * s.epochs < 0.5 or epochs < 0.5:
-        seconds = (steps * (weight + architecture) + per_epoch) / (1 - RESERVE)
+        least = (steps * (weight + architecture) + per_epoch) / (1 - RESERVE)
         raise ConfigError(
             f"the budget {config.budget} is too short: one epoch of search and one of training "
-            f"need about {duration(max(1, seconds))} (minutes:seconds) "
+            f"need about {duration(max(1, least))} (minutes:seconds) "
             "beside the measuring; raise it, or lower --loading.limit or the space's widths"
         )
     search = replace(

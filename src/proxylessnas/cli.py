@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from .stopping import Signal, Stopped, listening
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    from .ranks import Ranks
     from .run import Run
 
 HELP = """\
@@ -56,7 +58,9 @@ def main(argv: list[str] | None = None) -> int:
         with listening() as signal:
             return _verb(words, signal)
     except UserError as error:
-        print(f"proxylessnas: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")  # of several, each says its own
+        name = "proxylessnas" if rank == "0" else f"proxylessnas, rank {rank}"
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except (Stopped, KeyboardInterrupt):
         print("proxylessnas: stopped", file=sys.stderr)
@@ -183,32 +187,56 @@ def _stages(verb: str, words: list[str], signal: Signal) -> int:
             return 0
         own["directory"] = next(iter(own["directory"] or ()), None)
     from .errors import RunError
+    from .ranks import open_ranks
+
+    path = _directory(own, given)
+    if verb not in ("run", "measure") and not (path / "config.yaml").exists():
+        raise RunError(f"{path} holds no run: begin with proxylessnas run or measure")
+    with open_ranks() as ranks:
+        return _in_directory(verb, words, given, own, path, ranks, signal)
+
+
+def _in_directory(
+    verb: str,
+    words: list[str],
+    given: dict[str, Any],
+    own: Mapping[str, Any],
+    path: Path,
+    ranks: Ranks,
+    signal: Signal,
+) -> int:
+    """The verb in its run directory, which rank 0 holds."""
+    from .pipeline import open_run
     from .progress import Reporter
     from .runs import RunDirectory, held
 
-    path = _directory(own, given)
-    resume = bool(own["resume"]) or verb != "run"
-    if verb not in ("run", "measure") and not (path / "config.yaml").exists():
-        raise RunError(f"{path} holds no run: begin with proxylessnas run or measure")
-    reporter = Reporter(quiet=bool(own["quiet"]))
+    # Processes that torchrun starts again have the words that they began with. It counts the
+    # restarts on the node where one died.
+    resume = ranks.any(bool(own["resume"]) or verb != "run" or ranks.restarted)
+    reporter = Reporter(quiet=bool(own["quiet"]) or not ranks.is_main)
     existed = path.exists()
-    with held(RunDirectory(path)) as directory:
-        from .pipeline import open_run
-
+    signal.patient = ranks.world > 1
+    if not ranks.is_main:
+        warnings.simplefilter("ignore")
+    with held(RunDirectory(path, writes=ranks.is_main)) as directory:
         try:
             stored = directory.read_config().space if directory.has("config.yaml") else ""
             _named_here(given.get("space") or stored, words)
             force = bool(own["force"])
-            run = open_run(directory, given, resume=resume, reporter=reporter, force=force)
+            run = open_run(
+                directory, given, resume=resume, reporter=reporter, ranks=ranks, force=force
+            )
             run.signal = signal
             return _do(verb, run, own)
         except Stopped:
             if not directory.has("config.yaml"):
                 raise  # nothing was begun: the same command begins again
-            print(
-                f"stopped; what is done is saved, go on: proxylessnas {verb} --out {path} --resume",
-                file=sys.stderr,
-            )
+            if ranks.is_main:
+                print(
+                    "stopped; what is done is saved, go on: "
+                    f"proxylessnas {verb} --out {path} --resume",
+                    file=sys.stderr,
+                )
             return 130
         finally:
             if not existed:  # leave nothing of a run that never began
@@ -273,24 +301,25 @@ def _do(verb: str, run: Run, own: Mapping[str, Any]) -> int:
 
     if verb == "run":
         facts = pipeline.go(run)
-        summary.show(facts, str(run.directory.path), Console())
+        if run.ranks.is_main:
+            summary.show(facts, str(run.directory.path), Console())
         return 0
     if verb == "derive" and own["limits"] is not None:
         stages.derive_limits(run, [limit.strip() for limit in own["limits"].split(",")])
         return 0
     if verb == "export" and own["format"] not in (None, "onnx"):
-        stages.export_as(run, own["format"])
+        run.by_main(lambda run: stages.export_as(run, own["format"]))
         return 0
     if run.done(verb):
         run.reporter.say(f"{verb}: done already in {run.directory.path}")
         return 0
     actions: dict[str, Callable[[Run], Any]] = {
-        "measure": stages.measure,
+        "measure": lambda run: run.by_main(stages.measure),
         "search": stages.search,
         "derive": stages.derive,
         "train": stages.train,
         "evaluate": stages.evaluate_,
-        "export": stages.export,
+        "export": lambda run: run.by_main(stages.export),
     }
     actions[verb](run)
     return 0

@@ -199,6 +199,7 @@ class TrainSettings:
     inherit: start from the supernet's weights instead of from scratch.
     augment: as loading.augment, for this training alone; default: the same.
     space_settings: of the network found: dropout, path_drop or cell_drop, as {name: value}.
+    sync_batch_norm: batch normalisation over the images of all ranks; GPUs only.
     """
 
     epochs: int = 20
@@ -210,6 +211,7 @@ class TrainSettings:
     inherit: bool = False
     augment: str | None = None
     space_settings: dict[str, Any] = field(default_factory=dict)
+    sync_batch_norm: bool = False
 
     def __post_init__(self) -> None:
         for name in self.space_settings:

@@ -10,6 +10,7 @@
      │   └─ MissingEntry       a candidate the table cannot price
      ├─ ExportError            an export that fails or computes something else
      ├─ RunError               a run directory, a checkpoint, a lock
+     ├─ RankError              processes of one run that no longer agree, or ended
      └─ MissingDependency      an extra that is not installed
 
 A message names what is wrong, the value, what is allowed and what to do. Anything
@@ -71,6 +72,10 @@ class ExportError(UserError):
 
 class RunError(UserError):
     """A run directory is missing, in use, damaged or belongs to another run."""
+
+
+class RankError(UserError):
+    """One of several processes of a run ended, or they do not agree."""
 
 
 class MissingDependency(UserError):

@@ -40,7 +40,7 @@ class Problem:
 
     evaluate: (loss, accuracy in [0, 1] or None) of the model on the current validation
     batch, under the gates that are set. The loss carries the graph.
-    reduce: averages a tensor over the ranks of a distributed search, in place.
+    average: makes tensors their means over the ranks of a distributed search, in place.
     """
 
     supernet: Supernet
@@ -49,7 +49,7 @@ class Problem:
     objective: Objective
     evaluate: Callable[[], tuple[Tensor, Tensor | None]]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    reduce: Callable[[Tensor], None] = lambda _: None
+    average: Callable[[Sequence[Tensor]], None] = lambda _: None
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,10 +132,13 @@ def through_gates(
         total = problem.objective(loss, expected)
         grad_gates, grad_expected = torch.autograd.grad(total, [leaf, expected], allow_unused=True)
     grad_gates = torch.zeros_like(p) if grad_gates is None else grad_gates.to(p)
-    problem.reduce(grad_gates)
+    # The slope of an objective in E may hold the loss, so each rank has its own.
+    seen_loss = loss.detach().to(p)
+    slopes = [] if grad_expected is None else [grad_expected]
+    problem.average([grad_gates, seen_loss, *slopes])
     cost = _cost(problem, grad_expected)
     active = tuple(g.active for g in gates if isinstance(g, Binary))
-    seen = Estimate(None, None, float(loss.detach()), expected.detach().tolist(), active)
+    seen = Estimate(None, None, float(seen_loss), expected.detach().tolist(), active)
     return grad_gates, cost, seen
 
 
@@ -254,18 +257,21 @@ class Reinforce(_Plain):
         p = supernet.probabilities()
         expected = problem.prices.expected(p).detach().requires_grad_()
         draws = torch.multinomial(p, self.samples, replacement=True, generator=generator)
-        rewards = torch.zeros(self.samples, dtype=p.dtype)
-        losses = []
-        for i, row in enumerate(draws.T.tolist()):
+        rows = draws.T.tolist()
+        seen = torch.zeros(self.samples, 2, dtype=p.dtype)  # loss and accuracy of each network
+        for i, row in enumerate(rows):
             gates, parts = [Path(j) for j in row], problem.parts.of([[j] for j in row])
             with frozen(parts), supernet.gated(gates), torch.no_grad():
                 loss, accuracy = problem.evaluate()
             if self.reward is not None and accuracy is None:
                 raise ConfigError("this reward needs an accuracy: give the task its `correct`")
-            losses.append(float(loss))
-            seen = torch.stack((loss, loss if accuracy is None else accuracy)).double().cpu()
-            problem.reduce(seen)
-            rewards[i] = -seen[0] if self.reward is None else self.reward(float(seen[1]), row)
+            seen[i] = torch.stack((loss, loss if accuracy is None else accuracy)).to(seen)
+        problem.average([seen])
+        rewards = -seen[:, 0]
+        if self.reward is not None:
+            scored = zip(seen[:, 1].tolist(), rows, strict=True)
+            rewards = torch.tensor([self.reward(*one) for one in scored], dtype=p.dtype)
+            problem.average([rewards])  # a measured latency is each rank's own
         gradient = self._score(p, draws, rewards)
         if self.reward is None:
             # Every objective is affine in the loss: a(E)·L + b(E).
@@ -273,7 +279,7 @@ class Reinforce(_Plain):
             total = problem.objective(loss, expected)
             slope, grad_expected = torch.autograd.grad(total, [loss, expected], allow_unused=True)
             gradient = slope * gradient + eq4(p, _cost(problem, grad_expected))
-        return Estimate(gradient, supernet.mask, sum(losses) / len(losses), expected.tolist())
+        return Estimate(gradient, supernet.mask, float(seen[:, 0].mean()), expected.tolist())
 
     def _score(self, p: Tensor, draws: Tensor, rewards: Tensor) -> Tensor:
         """−(1/M) Σ (R − b)·(onehot − p): the gradient that a minimiser descends.

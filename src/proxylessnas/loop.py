@@ -26,6 +26,7 @@ from .gates import Path
 from .machine import Machine
 from .objective import Objective, Prices
 from .optimizers import cosine, load_model, load_optimizer, model_tensors, optimizer_tensors
+from .ranks import ALONE, Ranks
 from .recovery import Anchors, Memory, Recovery, explained, finite, named
 from .seeds import derive_seed
 from .supernet import Supernet
@@ -75,6 +76,7 @@ class Search:
     """One search: its parts, and the two steps.
 
     train, valid: the weight steps' and the architecture steps' batches; never the same images.
+    ranks: of several processes each takes its slice of every batch.
     """
 
     supernet: Supernet
@@ -87,6 +89,7 @@ class Search:
     settings: SearchSettings
     seed: int = 0
     machine: Machine = field(default_factory=Machine)
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         s = self.settings
@@ -94,10 +97,11 @@ class Search:
             raise SupernetError("the model has no parameter: there are no weights to search with")
         self.plan = Plan.of(s, len(self.train))
         self.model = self.machine.place(self.supernet.model)
+        self.ranks.copy_main(list(self.model.state_dict().values()))
         self.parts = take_apart(self.supernet)
         self.step, self.seen, self.recovery = 0, Progress(), Recovery()
         self.batch: Any = None
-        self.train_stream, self.valid_stream = Stream(self.train), Stream(self.valid)
+        self._stream(0, 0)
         self.weight_optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=s.learning_rate,
@@ -140,6 +144,8 @@ class Search:
                     self.recovery.go_back(self, anchors, rate)
                     continue
                 self.step += 1
+                if self.step % len(self.train) == 0:
+                    self.ranks.check_equal("alpha", self.supernet.alpha)
                 after_step(self)
 
     # --- the weight step ---
@@ -151,13 +157,13 @@ class Search:
         for group in self.weight_optimizer.param_groups:
             group["lr"] = self.recovery.factor * self.weight_rate()
         self.batch = self.machine.put(self.train_stream.take())
-        self.machine.seed(derive_seed(self.seed, "dropout", self.step))
+        self.machine.seed(derive_seed(self.seed, "dropout", self.step, *self.ranks.stream))
         kept = [
             Kept(m._buffers) for part in active for m in (*part.batch_norms, *part.with_buffers)
         ]
         with self.supernet.gated([Path(j) for j in choice]):
             loss = self._weight_gradients(self.batch)
-        self.seen.weight_loss = loss
+        self.seen.weight_loss = loss = self.ranks.average_step(active, loss)
         if finite(loss, (p.grad for part in active for p in part.parameters)):
             self.recovery.good("weight")
             # Parameters without a gradient are passed over: no decay, no momentum.
@@ -212,7 +218,8 @@ class Search:
         for group in self.arch_optimizer.param_groups:
             group["lr"] = self.recovery.factor * self.arch_rate
         self.batch = self.machine.put(self.valid_stream.take())
-        self.machine.seed(derive_seed(self.seed, "architecture dropout", self.step))
+        dropout = derive_seed(self.seed, "architecture dropout", self.step, *self.ranks.stream)
+        self.machine.seed(dropout)
         generator = self._generator("architecture gates")
         estimate = self.estimator.step(self.problem(self.batch), generator)
         self.seen.estimate = estimate
@@ -255,6 +262,7 @@ class Search:
             objective=self.objective,
             evaluate=evaluate,
             device=self.machine.device,
+            average=self.ranks.average,
         )
 
     # --- what it knows ---
@@ -273,6 +281,11 @@ class Search:
 
     def _generator(self, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.seed, purpose, self.step))
+
+    def _stream(self, train_batches: int, valid_batches: int) -> None:
+        """The two streams of batches, after so many of each."""
+        self.train_stream = Stream(self.train, train_batches, self.ranks.share)
+        self.valid_stream = Stream(self.valid, valid_batches, self.ranks.share)
 
     # --- its state ---
 
@@ -304,8 +317,7 @@ class Search:
             "arch_optimizer", self.arch_optimizer, {"alpha": self.supernet.alpha}, tensors
         )
         self.step, self.recovery = int(values["step"]), Recovery.of(values["recovery"])
-        self.train_stream = Stream(self.train, int(values["train_batches"]))
-        self.valid_stream = Stream(self.valid, int(values["valid_batches"]))
+        self._stream(int(values["train_batches"]), int(values["valid_batches"]))
         self.objective.load(values["objective"])
         self.estimator.load(values["estimator"])
 

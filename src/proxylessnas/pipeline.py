@@ -12,8 +12,10 @@ from .config import RunConfig, from_namespace
 from .errors import ConfigError, RunError
 from .objective import check_objective
 from .progress import Reporter, duration
+from .ranks import ALONE, Ranks
 from .run import Run
 from .runs import RunDirectory
+from .stopping import Stopped
 
 # Which stage a setting first matters to: what is done with other settings is another run.
 FIRST_STAGE = {
@@ -39,6 +41,7 @@ def open_run(
     *,
     resume: bool,
     reporter: Reporter,
+    ranks: Ranks = ALONE,
     force: bool = False,
 ) -> Run:
     """A new run, or the one in the directory.
@@ -49,9 +52,9 @@ def open_run(
     Raises:
         RunError: there is a run and `resume` is False, or its settings differ.
     """
-    if not directory.has("config.yaml"):
+    if not ranks.of_main(lambda: directory.has("config.yaml")):
         config = from_namespace(RunConfig, given)
-        run = Run(config, directory, reporter, force=force)
+        run = Run(config, directory, reporter, ranks, force=force)
         if config.data == "":
             raise ConfigError(
                 "--data is missing: mnist5k, digits, a folder of images, a Hugging Face data set "
@@ -67,7 +70,7 @@ def open_run(
             f"{directory.path} holds a run already: go on with --resume, or choose another --out"
         )
     stored = directory.read_config()
-    run = Run(stored, directory, reporter, force=force)
+    run = Run(stored, directory, reporter, ranks, force=force)
     config = _merge(run, stored, given)
     check_objective(config.search, config.target_latency)
     if config != stored:
@@ -108,7 +111,7 @@ def _plain(value: Any) -> str:
 
 def changed(run: Run, config: RunConfig) -> Run:
     """The same run under another config; what the config does not touch is kept."""
-    other = Run(config, run.directory, run.reporter, force=run.force)
+    other = Run(config, run.directory, run.reporter, run.ranks, force=run.force)
     other.started, other.signal = run.started, run.signal
     for part in ("data", "runtime"):
         if part in run.__dict__:
@@ -123,7 +126,7 @@ def record(run: Run, note: str = "") -> None:
 def go(run: Run) -> dict[str, Any]:
     """Every stage that is not done, then the summary."""
     if not run.done("measure"):
-        stages.measure(run)
+        run.by_main(stages.measure)
     if run.config.budget is not None:
         asked = run.config.budget
         run = changed(run, calibrate.fit_budget(run))
@@ -138,12 +141,14 @@ def go(run: Run) -> dict[str, Any]:
         ("train", stages.train),
         ("evaluate", stages.evaluate_),
     ):
+        if run.asked_to_stop():
+            raise Stopped
         if not run.done(name):
             stage(run)
     if run.config.baselines:
         stages.baselines(run)
     if not run.done("export"):
-        stages.export(run)
+        run.by_main(stages.export)
     facts = summary.summarise(run)
     run.directory.write_json("summary.json", facts)
     run.reporter.say(f"all done in {duration(sum(facts['seconds'].values()))}")

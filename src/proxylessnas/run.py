@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .architecture import Architecture, InputInfo
 from .config import RunConfig
 from .data import Batches, ImageData, load_data
-from .errors import RunError
+from .errors import ConfigError, RunError
 from .hardware.measure import NetworkReport, canary_of, measure_networks
 from .hardware.published import published_cost, read_published_table
 from .hardware.runtimes import Runtime, make
@@ -25,6 +25,7 @@ from .machine import Machine, make_machine
 from .objective import Prices
 from .pricing import Limits, Pricing
 from .progress import Reporter, duration
+from .ranks import ALONE, Ranks
 from .runs import RunDirectory
 from .seeds import derive_seed
 from .spaces import build_supernet, complete_settings
@@ -45,7 +46,7 @@ STAGES = (
 
 
 class Run:
-    """A configuration, a directory, and what follows from the two.
+    """A configuration, a directory, and what follows from the two, on one of the ranks.
 
     force: use a latency table that was measured otherwise all the same.
     """
@@ -55,11 +56,12 @@ class Run:
         config: RunConfig,
         directory: RunDirectory,
         reporter: Reporter,
+        ranks: Ranks = ALONE,
         *,
         force: bool = False,
     ) -> None:
         self.config, self.directory, self.reporter = config, directory, reporter
-        self.force = force
+        self.ranks, self.force = ranks, force
         self.started = time.monotonic()
         self.signal = Signal()
 
@@ -98,7 +100,13 @@ class Run:
 
     @cached_property
     def machine(self) -> Machine:
-        return make_machine(self.config.machine)
+        machine = make_machine(self.config.machine)
+        if self.ranks.world > 1 and machine.device.index is not None:
+            raise ConfigError(
+                f"machine.device is {machine.device}, for {self.ranks.world} ranks; with "
+                "cuda each takes one of its node's GPUs"
+            )
+        return machine
 
     @cached_property
     def supernet(self) -> Supernet:
@@ -225,7 +233,13 @@ class Run:
     # --- finished stages ---
 
     def done(self, stage: str) -> bool:
-        """Whether a stage's record is there, and its files are what it left."""
+        """Whether a stage's record is there, and its files are what it left.
+
+        Rank 0 looks, for all: another one may already see what rank 0 does next.
+        """
+        return self.ranks.of_main(lambda: self._done(stage))
+
+    def _done(self, stage: str) -> bool:
         record = self.record(stage)
         return record is not None and not self.damaged(record)
 
@@ -245,8 +259,8 @@ class Run:
         return record
 
     def require(self, stage: str) -> dict[str, Any]:
-        record = self.record(stage)
-        if record is None or not self.done(stage):
+        record = self.record(stage) if self.done(stage) else None
+        if record is None:
             raise RunError(
                 f"the stage {stage} of {self.directory.path} is not finished: run "
                 f"proxylessnas {stage} --out {self.directory.path} first"
@@ -259,7 +273,9 @@ class Run:
 
         The record's `files` are names in the run directory; they are kept as checksums.
         """
-        self._begin(name)
+        self.ranks.check_agreed("what is done already", name)
+        if self.ranks.is_main:
+            self._begin(name)
         self.reporter.say(f"{name}: {title}")
         start = time.monotonic()
         facts: dict[str, Any] = {"files": ()}
@@ -269,7 +285,23 @@ class Run:
         files = {file: self.directory.digest(file) for file in facts.pop("files")}
         record = {**facts, "seconds": round(seconds, 3), "files": files}
         self.directory.write_json(f"stages/{name}.json", record)
+        self.ranks.wait()  # nobody looks for this record before it is there
         self.reporter.say(f"  done in {duration(seconds)}")
+
+    def by_main(self, stage: Callable[[Run], object]) -> None:
+        """A stage that rank 0 does alone, while the others wait."""
+        ranks = self.ranks
+        if ranks.is_main:
+            self.ranks = ALONE
+            try:
+                stage(self)
+            finally:
+                self.ranks = ranks
+        ranks.wait()
+
+    def asked_to_stop(self) -> bool:
+        """Whether some rank's process was; all learn it at the same step."""
+        return self.ranks.any(self.signal.requested)
 
     def _begin(self, stage: str) -> None:
         """What later stages made of an earlier end of this one must not be taken for its own.

@@ -48,10 +48,13 @@ MALFORMED = (
 
 
 class RunDirectory:
-    """One run's directory, held by one process at a time."""
+    """One run's directory, held by one process at a time.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    writes: False for the ranks beside the main one, for which all that writes does nothing.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
         self._lock: IO[str] | None = None
 
     def file(self, name: str) -> Path:
@@ -77,6 +80,8 @@ class RunDirectory:
         Raises:
             RunError: another process runs here, or the directory cannot be made.
         """
+        if not self.writes:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self.file(".lock").open("w")
@@ -98,7 +103,11 @@ class RunDirectory:
 
     def remove_if_unused(self) -> None:
         """Take the directory away if nothing but the lock was ever put in."""
-        if self.path.is_dir() and {p.name for p in self.path.iterdir()} <= {".lock"}:
+        if (
+            self.writes
+            and self.path.is_dir()
+            and {p.name for p in self.path.iterdir()} <= {".lock"}
+        ):
             self.file(".lock").unlink(missing_ok=True)
             self.path.rmdir()
 
@@ -107,15 +116,20 @@ class RunDirectory:
     def write_config(self, config: Mapping[str, Any], note: str = "") -> None:
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         header = "# Every setting of this run; proxylessnas run --config on this file repeats it.\n"
-        write_atomic(self.file("config.yaml"), (header + note + text).encode())
+        self.write("config.yaml", (header + note + text).encode())
 
     def read_config(self) -> RunConfig:
         return read_config(self.file("config.yaml"))
 
     # --- plain values ---
 
+    def write(self, name: str, data: bytes) -> None:
+        """A file, whole or not at all."""
+        if self.writes:
+            write_atomic(self.file(name), data)
+
     def write_json(self, name: str, value: Any) -> None:
-        write_atomic(self.file(name), (json.dumps(value, indent=2) + "\n").encode())
+        self.write(name, (json.dumps(value, indent=2) + "\n").encode())
 
     def read_json(self, name: str) -> Any:
         path = self.file(name)
@@ -140,6 +154,8 @@ class RunDirectory:
 
     def log(self, **fields: Any) -> None:
         """One line of metrics.jsonl; a number that is not finite is null, as JSON has it."""
+        if not self.writes:
+            return
         finite = {
             k: None if isinstance(v, float) and not math.isfinite(v) else v
             for k, v in fields.items()
@@ -158,7 +174,7 @@ class RunDirectory:
 
     def cut_metrics(self, size: int) -> None:
         """Forget the lines after a checkpoint: they will be written again."""
-        if self.metrics_size() > size:
+        if self.writes and self.metrics_size() > size:
             os.truncate(self.file("metrics.jsonl"), size)
 
     def cut_metrics_of(self, stage: str) -> None:
@@ -176,11 +192,13 @@ class RunDirectory:
     def save_tensors(
         self, name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any] | None = None
     ) -> None:
+        if not self.writes:
+            return
         metadata = {"values": json.dumps(dict(values or {}))}
         plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         data = safetensors.torch.save(plain, metadata)
-        write_atomic(self.file(name), data)
-        write_atomic(self.file(name + ".sha256"), hashlib.sha256(data).hexdigest().encode())
+        self.write(name, data)
+        self.write(name + ".sha256", hashlib.sha256(data).hexdigest().encode())
 
     def load_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and values of one file.
@@ -237,6 +255,8 @@ class RunDirectory:
         """
         saved = {"metrics_size": self.metrics_size(), **values}
         current = checkpoint_name(stage, step)
+        if not self.writes:
+            return current
         self.save_tensors(current, tensors, saved)
         kept = {checkpoint_name(stage, step) for step in keep}
         self._remove(n for n in self._checkpoints(stage)[:-KEEP] if n not in kept)
@@ -262,7 +282,7 @@ class RunDirectory:
         self._remove(n for n in self._checkpoints(stage) if n > last)
 
     def _remove(self, names: Iterable[str]) -> None:
-        for name in names:
+        for name in names if self.writes else ():
             self.file(name).unlink(missing_ok=True)
             self.file(name + ".sha256").unlink(missing_ok=True)
 

@@ -18,15 +18,20 @@ class Signal:
     """Whether the process was asked to stop.
 
     requested: it was, within `looked_at`; whoever looks saves its state and raises `Stopped`.
+    patient: of several ranks, none leaves the others in the middle: torchrun sends a second
+        signal as soon as a rank has ended, and SIGKILL half a minute later.
     """
 
     def __init__(self) -> None:
-        self.requested = self._looked_at = False
+        self.requested = self.patient = self._looked_at = False
         self._process = os.getpid()
 
     def __call__(self, signum: int, frame: Any) -> None:
         """The handler of both signals."""
         if os.getpid() != self._process:  # a process that decodes images: its parent decides
+            return
+        if self.patient:
+            self.requested = True
             return
         if self.requested or not self._looked_at:
             raise Stopped

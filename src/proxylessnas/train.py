@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .config import TrainSettings
+from .errors import ConfigError
 from .frozen import Kept
 from .hardware.trace import evaluating
 from .machine import Machine
 from .optimizers import cosine, load_model, load_optimizer, model_tensors, optimizer_tensors
+from .ranks import ALONE, Ranks, running_statistics
 from .recovery import Anchors, Memory, Recovery, explained, finite
 from .seeds import derive_seed
 from .task import Batches, Stream, Task, batch_size, call, scalar, split
@@ -31,7 +33,11 @@ class Score:
 
 @dataclass
 class Training:
-    """One network's training: SGD with Nesterov momentum and cosine decay."""
+    """One network's training: SGD with Nesterov momentum and cosine decay.
+
+    ranks: of several processes each takes its slice of every batch.
+    may_skip: whether a batch may leave parameters out, as path drop does; for several ranks.
+    """
 
     network: nn.Module
     task: Task
@@ -39,15 +45,21 @@ class Training:
     settings: TrainSettings
     seed: int = 0
     machine: Machine = field(default_factory=Machine)
+    ranks: Ranks = ALONE
+    may_skip: bool = False
 
     def __post_init__(self) -> None:
         s = self.settings
+        if s.sync_batch_norm:
+            self.network = synchronised(self.network, self.machine)
         self.model = self.machine.place(self.network)
+        self.replica = self.ranks.replicate(self.model, may_skip=self.may_skip)
+        self.statistics = running_statistics(batch_norms(self.model))
         self.total = s.epochs * len(self.train)
         self.step, self.recovery = 0, Recovery()
         self.loss: Tensor | None = None
         self.batch: Any = None
-        self.stream = Stream(self.train)
+        self.stream = Stream(self.train, share=self.ranks.share)
         self.optimizer = torch.optim.SGD(
             decay_groups(self.model, s.weight_decay),
             lr=s.learning_rate,
@@ -79,9 +91,11 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = cosine(rate, self.step, self.total)
         self.batch = self.machine.put(self.stream.take())
-        self.machine.seed(derive_seed(self.seed, "training dropout", self.step))
+        dropout = derive_seed(self.seed, "training dropout", self.step, *self.ranks.stream)
+        self.machine.seed(dropout)
         kept = [Kept(m._buffers) for m in self.model.modules() if m._buffers]
         self.loss = self._gradients(self.batch)
+        self.ranks.average([self.loss, *self.statistics])  # the gradients are averaged already
         if finite(self.loss, (p.grad for p in self.model.parameters())):
             self.recovery.good("training")
             self.optimizer.step()
@@ -94,7 +108,7 @@ class Training:
     def _gradients(self, batch: Any) -> Tensor:
         inputs, target = split(batch)
         with self.machine.precision():
-            output = call(self.model, inputs)
+            output = call(self.replica, inputs)
             loss = scalar((self.task.train_loss or self.task.loss)(output, target))
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
@@ -116,7 +130,28 @@ class Training:
         parameters = dict(self.model.named_parameters())
         load_optimizer("optimizer", self.optimizer, parameters, tensors)
         self.step, self.recovery = int(values["step"]), Recovery.of(values["recovery"])
-        self.stream = Stream(self.train, int(values["batches"]))
+        self.stream = Stream(self.train, int(values["batches"]), self.ranks.share)
+
+
+def batch_norms(network: nn.Module) -> list[_BatchNorm]:
+    """The batch normalisations that keep statistics."""
+    return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
+def synchronised(network: nn.Module, machine: Machine) -> nn.Module:
+    """The network with batch normalisation over the images of all ranks.
+
+    Raises:
+        ConfigError: not on a GPU.
+    """
+    if machine.device.type != "cuda":
+        raise ConfigError(
+            f"train.sync_batch_norm needs a GPU, and machine.device is {machine.device}; leave it "
+            "out: statistics are averaged over the ranks anyway"
+        )
+    convert = nn.SyncBatchNorm.convert_sync_batchnorm
+    converted: nn.Module = convert(network)  # type: ignore[no-untyped-call]
+    return converted
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -136,54 +171,79 @@ def evaluate(
     machine: Machine | None = None,
     *,
     examples: int | None = None,
+    ranks: Ranks = ALONE,
     after_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Score:
-    """Loss and accuracy over one pass, in evaluation mode; at most `examples` of them."""
+    """Loss and accuracy over one pass, in evaluation mode; about `examples` of them.
+
+    Of several ranks each takes every so-manieth batch, and all return the score of all.
+    """
     machine = machine or Machine()
-    loss, correct, seen = 0.0, 0.0, 0
+    sums = torch.zeros(3, dtype=torch.float64)  # loss, correct, examples
     with evaluating(network), explained():
-        for index, batch in enumerate(batches.epoch(0)):
+        for index, batch in _every(batches, ranks, examples):
             inputs, target = split(machine.put(batch))
             with machine.precision():
                 output = call(network, inputs)
                 batch_loss = scalar(task.loss(output, target))
             size = batch_size(target)
-            loss += float(batch_loss) * size
-            correct += float(task.correct(output, target)) if task.correct else 0.0
-            seen += size
+            correct = float(task.correct(output, target)) if task.correct else 0.0
+            sums += torch.tensor([float(batch_loss) * size, correct, size], dtype=torch.float64)
             after_batch(index + 1, len(batches))
-            if examples is not None and seen >= examples:
-                break
-    accuracy = correct / seen if task.correct else None
-    return Score(loss=loss / seen, accuracy=accuracy, examples=seen)
+    ranks.sum([sums])
+    loss, right, seen = sums.tolist()
+    accuracy = right / seen if task.correct else None
+    return Score(loss=loss / seen, accuracy=accuracy, examples=int(seen))
+
+
+def _every(batches: Batches, ranks: Ranks, examples: int | None) -> Iterator[tuple[int, Any]]:
+    """This rank's batches of about the first `examples`, with their numbers."""
+    seen = 0
+    rest = batches.epoch(0, ranks.rank, step=ranks.world)
+    for done, batch in enumerate(rest):
+        index = ranks.rank + done * ranks.world
+        # As many were seen before this batch, the other ranks' being of the same size.
+        if examples is not None and done and index * seen >= examples * done:
+            return
+        seen += batch_size(batch[1])
+        yield index, batch
 
 
 @torch.no_grad()
 def recalibrate(
-    network: nn.Module, batches: Batches, examples: int, machine: Machine | None = None
+    network: nn.Module,
+    batches: Batches,
+    examples: int,
+    machine: Machine | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Renew the BN statistics as plain averages over about `examples` training images.
 
     A supernet's statistics are a mixture over its paths; Once-for-All (Cai et al., 2020)
-    renews them before every score.
+    renews them before every score. Of several ranks each takes every so-manieth batch.
     """
     machine = machine or Machine()
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = batch_norms(network)
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    seen = 0
+    taken = torch.zeros((), dtype=torch.float64)
     with evaluating(network), explained():  # dropout off; the norms alone in training mode
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average
             norm.training = True
-        for batch in batches.epoch(0):
+        for _, batch in _every(batches, ranks, examples):
             inputs, _ = split(machine.put(batch))
             with machine.precision():
                 call(network, inputs)
-            seen += batch_size(batch[1])
-            if seen >= examples:
-                break
+            taken += 1
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+    if ranks.world > 1:  # averages over a rank's batches to the average over all
+        statistics = running_statistics(norms)
+        for statistic in statistics:
+            statistic.mul_(float(taken))
+        ranks.sum([taken, *statistics])
+        for statistic in statistics:
+            statistic.div_(float(taken))

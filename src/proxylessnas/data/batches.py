@@ -23,6 +23,7 @@ from proxylessnas.data.info import ImageInfo
 from proxylessnas.data.source import Indices, Reader
 from proxylessnas.errors import DataError
 from proxylessnas.seeds import derive_seed
+from proxylessnas.task import WHOLE, Share, portion
 
 
 class Loaded(NamedTuple):
@@ -155,17 +156,20 @@ class Batches:
         whole, rest = divmod(len(self._rows), self._batch_size)
         return whole + (rest > 0 and not self._drop_last)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(
+        self, epoch: int, start: int = 0, *, step: int = 1, share: Share = WHOLE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised float32 images [B, C, H, W] and int64 labels [B] of one epoch.
 
-        `start` batches are left out without being computed: what follows is bit-identical to the
-        tail of the whole epoch. The iterator may be abandoned at any point.
+        Every `step`-th batch from `start`, or a slice of each: what is left out is not computed,
+        and the rest is bit-identical to the same images of the whole epoch. The iterator may be
+        abandoned at any point.
         """
-        if epoch < 0 or not 0 <= start <= len(self):
+        if epoch < 0 or start < 0 or (start > len(self) and step == 1):
             raise ValueError(f"epoch {epoch}, start {start}: an epoch has {len(self)} batches")
-        return self._epoch(epoch, start)
+        return self._epoch(epoch, range(start, len(self), step), share)
 
-    def _epoch(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _epoch(self, epoch: int, batches: range, share: Share) -> Iterator[tuple[Tensor, Tensor]]:
         samples = len(self._rows)
         order = torch.arange(samples)
         if self._shuffle:
@@ -174,7 +178,8 @@ class Batches:
         policy = self._policy
         table = augment.draw(samples, self._seed, self._part, epoch) if policy else None
         size = self._batch_size
-        steps = [order[at * size : (at + 1) * size] for at in range(start, len(self))]
+        steps = [order[at * size : (at + 1) * size] for at in batches]
+        steps = [step[portion(len(step), share)] for step in steps]
         for step, (images, labels) in zip(steps, self._load(steps, table), strict=True):
             if policy is not None and table is not None:
                 images = augment.flipped(images, policy, table[step])

@@ -42,6 +42,7 @@ def fresh_network(run: Run, architecture: Architecture) -> nn.Module:
 
 def _train(run: Run, stage: str, network: nn.Module, file: str) -> None:
     s = run.config.train
+    run.ranks.check_divides("train.batch_size", s.batch_size)
     job = Training(
         network=network,
         task=run.task,
@@ -49,6 +50,9 @@ def _train(run: Run, stage: str, network: nn.Module, file: str) -> None:
         settings=s,
         seed=run.config.seed,
         machine=run.machine,
+        ranks=run.ranks,
+        # Of the spaces here these run every layer on every batch; others may drop paths.
+        may_skip=run.config.space not in ("mobile", "macro"),
     )
     with run.stage(stage, f"{s.epochs} epochs on all training images") as facts:
         resume(run, stage, job)
@@ -93,7 +97,7 @@ def evaluate_(run: Run) -> Score:
 def _evaluate(run: Run, network: nn.Module) -> Score:
     with run.reporter.bar("evaluating") as update:
         test = run.batches("test", 250)
-        return evaluate(network, run.task, test, run.machine, after_batch=update)
+        return evaluate(network, run.task, test, run.machine, ranks=run.ranks, after_batch=update)
 
 
 # --- baselines ---

@@ -36,8 +36,9 @@ class Keeper:
             job.run(after, self)
 
     def _save_if_due(self, job: Search | Training) -> None:
-        if self.run.signal.requested:
+        if self.run.asked_to_stop():
             self.save(job)
+            self.run.ranks.wait()  # torchrun ends all when the first has ended
             raise Stopped
         if time.monotonic() - self.saved > CHECKPOINT_SECONDS:
             self.save(job)
@@ -58,6 +59,7 @@ class Keeper:
         directory, recovery = self.run.directory, job.recovery
         step = recovery.anchors[-1]
         state = directory.load_tensors(checkpoint_name(self.stage, step))
+        self.run.ranks.wait()  # all have read it
         directory.remove_checkpoints(self.stage, after=step)
         directory.log(stage=self.stage, step=job.step, back_to=step, rate_factor=recovery.factor)
         return state
@@ -75,8 +77,10 @@ def resume(run: Run, stage: str, job: Search | Training) -> None:
     """Go on from the newest whole checkpoint, if there is one."""
     saved = run.directory.load_checkpoint(stage)
     if saved is None:
+        run.ranks.check_agreed("the checkpoint", "none")
         run.directory.cut_metrics_of(stage)
         return
+    run.ranks.check_agreed("the checkpoint", str(saved[1].get("step")))
     _load(run, stage, job, saved)
     run.directory.cut_metrics(int(saved[1]["metrics_size"]))
     run.reporter.say(f"  goes on at step {job.step}")

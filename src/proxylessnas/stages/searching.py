@@ -14,7 +14,6 @@ from ..loop import Plan, Search
 from ..objective import Prices, make_objective, make_reward
 from ..report.draw import draw
 from ..run import Run
-from ..runs import write_atomic
 from ..seeds import derive_seed
 from ..train import evaluate, recalibrate
 from .keeping import Keeper, load_finished, resume
@@ -29,19 +28,23 @@ def make_search(run: Run) -> Search:
 
 def search_with(run: Run, prices: Prices, reward: RewardOf | None = None) -> Search:
     s = run.config.search
+    valid_size = s.valid_batch_size or s.batch_size
+    run.ranks.check_divides("search.batch_size", s.batch_size)
+    run.ranks.check_divides("search.valid_batch_size", valid_size)
     train = run.batches("search", s.batch_size, augment=True, shuffle=True)
     arch_steps = Plan.of(s, len(train)).arch_steps
     return Search(
         supernet=run.supernet,
         task=run.task,
         train=train,
-        valid=run.batches("valid", s.valid_batch_size or s.batch_size, augment=True, shuffle=True),
+        valid=run.batches("valid", valid_size, augment=True, shuffle=True),
         prices=prices,
         objective=make_objective(s, prices, arch_steps),
         estimator=make_estimator(s.estimator, samples=s.reinforce_samples, reward=reward),
         settings=s,
         seed=run.config.seed,
         machine=run.machine,
+        ranks=run.ranks,
     )
 
 
@@ -105,7 +108,7 @@ def derive(run: Run) -> Architecture:
         choice = choose_network(run, job, run.config.derive)
         architecture = run.found(choice.chosen.indices)
         run.directory.write_json("architecture.json", architecture.to_dict())
-        write_atomic(run.directory.file("architecture.svg"), draw(architecture).encode())
+        run.directory.write("architecture.svg", draw(architecture).encode())
         inherited = job.supernet.derive(choice.chosen.indices)
         run.directory.save_tensors("inherited.safetensors", inherited.state_dict())
         facts |= choice_facts(run, choice)
@@ -122,8 +125,9 @@ def choose_network(run: Run, job: Search, settings: DeriveSettings) -> Choice:
 
     def score(indices: Indices) -> float:
         network = job.supernet.derive(indices)
-        recalibrate(network, training, settings.recalibrate_images, run.machine)
-        result = evaluate(network, run.task, valid, run.machine, examples=settings.score_images)
+        images, ranks = settings.score_images, run.ranks
+        recalibrate(network, training, settings.recalibrate_images, run.machine, ranks)
+        result = evaluate(network, run.task, valid, run.machine, examples=images, ranks=ranks)
         return -result.loss if result.accuracy is None else result.accuracy
 
     def measured(networks: Sequence[Indices]) -> list[float]:
@@ -137,7 +141,9 @@ def choose_network(run: Run, job: Search, settings: DeriveSettings) -> Choice:
             job.prices,
             settings,
             score=score,
-            measure=measured if run.device_is_here else None,
+            measure=(lambda n: run.ranks.of_main(lambda: measured(n)))
+            if run.device_is_here
+            else None,
             learned=job.estimator.learns,
             seed=derive_seed(run.config.seed, "proposals"),
             progress=update,
