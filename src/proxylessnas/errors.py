@@ -21,7 +21,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-
 MAX_LINE = 1500  # characters
 
 
@@ -34,7 +33,7 @@ class UserError(Exception):
     def __init__(self, message: str) -> None:
         line = " ".join(message.splitlines())
         cut = len(line) > MAX_LINE
-        super().__init__(f"{line[:MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}" if cut else line)
+        super().__init__(f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}" if cut else line)
 
 
 class ConfigError(UserError, ValueError):

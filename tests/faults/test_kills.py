@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import STAGES, Server, assert_same
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SECONDS = {  # about what the stages take, and a little more
     **{"measure": 0.5, "search": 1.0, "derive": 0.3},
     **{"train": 0.6, "evaluate": 0.05, "export": 0.3},

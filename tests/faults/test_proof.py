@@ -10,7 +10,7 @@ from conftest import assert_same
 
 from proxylessnas.cli import main
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def resumed(out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

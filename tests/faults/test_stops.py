@@ -14,7 +14,7 @@ from conftest import STAGES, WORDS, Server, assert_same
 
 from proxylessnas.cli import main
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SIGNALS = {stage: (signal.SIGTERM, signal.SIGINT)[i % 2] for i, stage in enumerate(STAGES)}
 
 

@@ -9,12 +9,27 @@ from typing import Any
 
 EVIL: list[Any] = [
     *(None, True, False, [], {}, "", -1, 0, 1e308, -1e308, 10**40, float("nan"), float("inf")),
-    *("x" * 5000, "../../etc/passwd", "/dev/zero", "a\0b", "\ud800", "os:system", "<script>", "1e9"),
+    *(
+        "x" * 5000,
+        "../../etc/passwd",
+        "/dev/zero",
+        "a\0b",
+        "\ud800",
+        "os:system",
+        "<script>",
+        "1e9",
+    ),
     *([[[[[]]]]], {"a": {"b": {"c": {}}}}, [0] * 3000, {str(i): i for i in range(500)}, 1 << 62),
 ]
 TOKENS = (
     *(b"NaN", b"Infinity", b"1e999", b"[" * 3000, b'{"a":' * 2000, b"\xff\xfe", b"\0" * 64),
-    *(b"!!python/object/apply:os.system ['true']", b"&a [*a]", b"\n---\n", b"<<: ", b"999999999999"),
+    *(
+        b"!!python/object/apply:os.system ['true']",
+        b"&a [*a]",
+        b"\n---\n",
+        b"<<: ",
+        b"999999999999",
+    ),
 )
 
 

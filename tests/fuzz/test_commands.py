@@ -86,7 +86,7 @@ def test_a_damaged_config_or_table_on_the_command_line(
     ("options", "expected"),
     [
         (["--space-settings={stem: null}"], "stem is empty"),
-        (["--space-settings={widths: [1000000000]}"], "parameters"),
+        (["--space-settings={widths: [1000000000], depths: [1]}"], "parameters"),
         (["--max-peak-memory=nan"], "nan is not of the type float"),
         (["--max-macs=1M"], "1M is not of the type int"),
         (["--table=no/such/table.json"], "cannot read no/such/table.json: No such file"),
@@ -108,9 +108,7 @@ def test_what_was_found_in_attacks(
     assert not out.exists() or "--budget=1s" in options
 
 
-def test_no_limit_is_no_list_of_limits(
-    finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_limit_is_no_list_of_limits(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["derive", str(finished), "--limits", "", "--quiet"]) == 2
     assert "the latency '' is not understood" in capsys.readouterr().err
 
