@@ -44,7 +44,7 @@ def test_killed_at_random_moments(
     assert_same(out, undisturbed)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_killed_in_the_middle_of_writing_a_file(
     server: Server, undisturbed: Path, tmp_path: Path, seed: int
 ) -> None:
@@ -61,7 +61,7 @@ def test_killed_in_the_middle_of_writing_a_file(
     assert_same(out, undisturbed)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_killed_between_writing_and_renaming(
     server: Server, undisturbed: Path, tmp_path: Path, seed: int
 ) -> None:
@@ -75,8 +75,10 @@ def test_killed_between_writing_and_renaming(
     assert_same(out, undisturbed)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "no checksum", "all"])
-@pytest.mark.parametrize("stage", ["search", "train"])
+@pytest.mark.parametrize(
+    ("stage", "damage"),
+    [("train", "cut"), ("search", "flip"), ("train", "no checksum"), ("search", "all")],
+)
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     server: Server, undisturbed: Path, tmp_path: Path, stage: str, damage: str
 ) -> None:

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import STAGES, WORDS, Server, assert_same
+from conftest import STAGES, Server, assert_same
+from server import WORDS
 
 from proxylessnas.cli import main
 
