@@ -79,7 +79,7 @@ def test_a_loss_that_is_no_number(loss: Any, expected: str) -> None:
     ],
 )
 def test_candidates_of_different_shapes(candidates: tuple[nn.Module, ...]) -> None:
-    with pytest.raises(SupernetError, match="c0.*c1.*return the shapes"):
+    with pytest.raises(SupernetError, match=r"c0.*c1.*return the shapes"):
         called(net(*candidates))
 
 

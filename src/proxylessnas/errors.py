@@ -22,7 +22,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-
 MAX_LINE = 1500  # characters
 
 

@@ -13,22 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from server import WORDS
 
 HERE = Path(__file__).parent
-WORDS = [
-    "--data=digits",
-    "--space=macro",
-    "--space-settings={widths: [8, 8], depths: [1, 2], stem: 8, head: 16}",
-    "--runtime=fake",
-    "--target-latency=0.7x",
-    "--search.warmup-epochs=2",
-    "--search.epochs=6",
-    "--train.epochs=8",
-    "--derive.top-k=4",
-    "--loading.limit=200",
-    "--machine.memory-format=contiguous",
-    "--machine.threads=1",
-]
 STAGES = ("measure", "search", "derive", "train", "evaluate", "export")
 SAME = (
     *("architecture.json", "weights.safetensors", "inherited.safetensors", "metrics.jsonl"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import Server, assert_same
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import STAGES, WORDS, Server, assert_same
+from conftest import STAGES, Server, assert_same
+from server import WORDS
 
 from proxylessnas.cli import main
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SIGNALS = {stage: (signal.SIGTERM, signal.SIGINT)[i % 2] for i, stage in enumerate(STAGES)}
 
 

@@ -86,7 +86,7 @@ def test_a_damaged_config_or_table_on_the_command_line(
     ("options", "expected"),
     [
         (["--space-settings={stem: null}"], "stem is empty"),
-        (["--space-settings={widths: [1000000000]}"], "parameters"),
+        (["--space-settings={widths: [1000000000], depths: [1]}"], "parameters"),
         (["--max-peak-memory=nan"], "nan is not of the type float"),
         (["--max-macs=1M"], "1M is not of the type int"),
         (["--table=no/such/table.json"], "cannot read no/such/table.json: No such file"),

@@ -220,7 +220,7 @@ def earlier(path: str, manifest: dict[str, Any]) -> dict[str, Any]:
         return fresh
     try:
         with open(path, encoding="utf-8") as file:
-            results = json.load(file)
+            results: dict[str, Any] = json.load(file)
     except (OSError, ValueError, RecursionError) as error:
         sys.exit(f"cannot read {path}: {error}; remove it, or choose another --out")
     known = isinstance(results, dict) and isinstance(results.get("samples_ms"), dict)
