@@ -284,7 +284,7 @@ def test_one_line_says_what_is_wrong_and_all_end(undisturbed: Path, tmp_path: Pa
     result = torchrun("-m", "proxylessnas", "run", *words)
     assert result.returncode != 0
     assert "search.batch_size is 63, the size over all ranks" in result.stderr
-    assert not out.exists()  # nothing is left of a run that never began
+    assert not (out / "config.yaml").exists()  # before anything was measured
     shutil.copytree(undisturbed, out, dirs_exist_ok=True)
     result = torchrun("-m", "proxylessnas", "run", *WORDS, f"--out={out}")  # without --resume
     assert "holds a run already: go on with --resume" in result.stderr

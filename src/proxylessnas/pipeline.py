@@ -54,6 +54,7 @@ def open_run(
     """
     if not ranks.of_main(lambda: directory.has("config.yaml")):
         config = from_namespace(RunConfig, given)
+        _check_shares(config, ranks)
         run = Run(config, directory, reporter, ranks, force=force)
         if config.data == "":
             raise ConfigError(
@@ -73,10 +74,19 @@ def open_run(
     run = Run(stored, directory, reporter, ranks, force=force)
     config = _merge(run, stored, given)
     check_objective(config.search, config.target_latency)
+    _check_shares(config, ranks)
     if config != stored:
         run = changed(run, config)
         record(run)
     return run
+
+
+def _check_shares(config: RunConfig, ranks: Ranks) -> None:
+    """ConfigError where the ranks cannot share a batch evenly."""
+    s = config.search
+    ranks.check_divides("search.batch_size", s.batch_size)
+    ranks.check_divides("search.valid_batch_size", s.valid_batch_size or s.batch_size)
+    ranks.check_divides("train.batch_size", config.train.batch_size)
 
 
 def _merge(run: Run, stored: RunConfig, given: Mapping[str, Any]) -> RunConfig:

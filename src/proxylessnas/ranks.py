@@ -23,6 +23,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from .errors import ConfigError, RankError
@@ -203,13 +205,22 @@ def open_ranks() -> Iterator[Ranks]:
     if world == 1:
         yield ranks
         return
+    nodes = environment["GROUP_WORLD_SIZE"]
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus:  # from here on, "cuda" is this one
         torch.cuda.set_device(int(environment["LOCAL_RANK"]) % gpus)
     # NCCL wants a GPU a rank; gloo takes both kinds of tensors.
     enough = gpus >= int(environment["LOCAL_WORLD_SIZE"])
+    backend = "cpu:gloo,cuda:nccl" if enough else "gloo"
     with _together():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if enough else "gloo", timeout=PATIENCE)
+        found, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+        # torchrun keeps its store over restarts, with the addresses of those that died. Nodes
+        # count restarts differently: docs/scale.md says what several of them need.
+        start = environment["TORCHELASTIC_RESTART_COUNT"] if nodes == "1" else "nodes"
+        store = PrefixStore(f"start {start}", found)
+        dist.init_process_group(
+            backend, store=store, rank=ranks.rank, world_size=world, timeout=PATIENCE
+        )
     try:
         yield ranks
     finally:

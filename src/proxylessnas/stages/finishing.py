@@ -42,7 +42,6 @@ def fresh_network(run: Run, architecture: Architecture) -> nn.Module:
 
 def _train(run: Run, stage: str, network: nn.Module, file: str) -> None:
     s = run.config.train
-    run.ranks.check_divides("train.batch_size", s.batch_size)
     job = Training(
         network=network,
         task=run.task,

@@ -28,16 +28,13 @@ def make_search(run: Run) -> Search:
 
 def search_with(run: Run, prices: Prices, reward: RewardOf | None = None) -> Search:
     s = run.config.search
-    valid_size = s.valid_batch_size or s.batch_size
-    run.ranks.check_divides("search.batch_size", s.batch_size)
-    run.ranks.check_divides("search.valid_batch_size", valid_size)
     train = run.batches("search", s.batch_size, augment=True, shuffle=True)
     arch_steps = Plan.of(s, len(train)).arch_steps
     return Search(
         supernet=run.supernet,
         task=run.task,
         train=train,
-        valid=run.batches("valid", valid_size, augment=True, shuffle=True),
+        valid=run.batches("valid", s.valid_batch_size or s.batch_size, augment=True, shuffle=True),
         prices=prices,
         objective=make_objective(s, prices, arch_steps),
         estimator=make_estimator(s.estimator, samples=s.reinforce_samples, reward=reward),
