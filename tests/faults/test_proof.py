@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import assert_same
+from started import assert_same
 
 from proxylessnas.cli import main
 

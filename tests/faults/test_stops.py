@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import STAGES, Server, assert_same
 from server import WORDS
+from started import STAGES, Server, assert_same
 
 from proxylessnas.cli import main
 
