@@ -25,7 +25,15 @@ from .frozen import Kept, Part, take_apart
 from .gates import Path
 from .machine import Machine
 from .objective import Objective, Prices
-from .optimizers import cosine, load_model, load_optimizer, model_tensors, optimizer_tensors
+from .optimizers import (
+    cosine,
+    load_model,
+    load_optimizer,
+    model_tensors,
+    optimizer_tensors,
+    sgd,
+    step,
+)
 from .ranks import ALONE, Ranks
 from .recovery import Anchors, Memory, Recovery, explained, finite, named
 from .seeds import derive_seed
@@ -102,13 +110,8 @@ class Search:
         self.step, self.seen, self.recovery = 0, Progress(), Recovery()
         self.batch: Any = None
         self._stream(0, 0)
-        self.weight_optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=s.learning_rate,
-            momentum=s.momentum,
-            nesterov=s.momentum > 0,
-            weight_decay=s.weight_decay,
-        )
+        weights = {"params": list(self.model.parameters()), "weight_decay": s.weight_decay}
+        self.weight_optimizer = sgd([weights], rate=s.learning_rate, momentum=s.momentum)
         self.arch_rate = s.arch_learning_rate or ARCH_TRAVEL / max(1, self.plan.arch_steps)
         if s.arch_beta1 > 0 and isinstance(self.estimator, TwoPath):
             raise ConfigError(
@@ -164,10 +167,11 @@ class Search:
         with self.supernet.gated([Path(j) for j in choice]):
             loss = self._weight_gradients(self.batch)
         self.seen.weight_loss = loss = self.ranks.average_step(active, loss)
-        if finite(loss, (p.grad for part in active for p in part.parameters)):
+        parameters = [p for part in active for p in part.parameters]
+        if finite(loss, (p.grad for p in parameters)):
             self.recovery.good("weight")
             # Parameters without a gradient are passed over: no decay, no momentum.
-            self.weight_optimizer.step()
+            step(self.weight_optimizer, parameters)
         else:
             self._failed("weight", choice)
             for buffers in kept:

@@ -1,8 +1,9 @@
-"""Learning rates by step; models and optimiser states as named tensors."""
+"""Learning rates by step, the weights' optimiser; models and optimiser states as named tensors."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,41 @@ from torch import Tensor, nn
 def cosine(rate: float, step: int, steps: int) -> float:
     """`rate` at step 0, towards 0 at `steps`."""
     return 0.5 * rate * (1 + math.cos(math.pi * step / max(1, steps)))
+
+
+def sgd(groups: Sequence[dict[str, Any]], *, rate: float, momentum: float) -> torch.optim.SGD:
+    """SGD with Nesterov momentum, in one pass over memory where torch has that; see `step`."""
+    parameters = [p for group in groups for p in group["params"]]
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0, fused=fused)
+
+
+def step(optimizer: torch.optim.SGD, active: Iterable[nn.Parameter]) -> None:
+    """One step of the parameters among `active` that have a gradient; the others stay.
+
+    The optimiser does not look at the others at all: a supernet has many times as many.
+    """
+    moving = [p for p in active if p.grad is not None]
+    for p in moving:
+        assert p.grad is not None
+        if p.grad.is_sparse:
+            for group in optimizer.param_groups:
+                group["fused"] = False
+        # The fused kernel takes memory as it lies, whatever the strides say.
+        elif p.grad.stride() != p.stride():
+            p.grad = torch.empty_like(p).copy_(p.grad)
+        # It wants all buffers or none; one of zeros becomes the first gradient, as usual.
+        if optimizer.defaults["momentum"] and "momentum_buffer" not in optimizer.state[p]:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    everything = [group["params"] for group in optimizer.param_groups]
+    chosen = {id(p) for p in moving}
+    try:
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) in chosen]
+        optimizer.step()
+    finally:
+        for group, parameters in zip(optimizer.param_groups, everything, strict=True):
+            group["params"] = parameters
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -57,5 +93,8 @@ def load_optimizer(
         if name.startswith(prefix + "."):
             parameter, _, key = name[len(prefix) + 1 :].rpartition(":")
             target = parameters[parameter]
-            on = value if key == "step" else value.to(target.device)
-            optimizer.state[target][key] = on.clone()
+            if value.shape == target.shape:  # in the parameter's own strides, see `step`
+                value = torch.empty_like(target, dtype=value.dtype).copy_(value)
+            elif key != "step":
+                value = value.to(target.device)
+            optimizer.state[target][key] = value.detach().clone()

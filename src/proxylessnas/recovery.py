@@ -131,8 +131,8 @@ def finite(value: Tensor, gradients: Iterable[Tensor | None] = ()) -> bool:
     A gradient counts by its norm: one that overflows is too large as well.
     """
     dense = [g._values() if g.is_sparse else g for g in gradients if g is not None]
-    norms = torch._foreach_norm(dense or [value.detach()])
-    return bool(torch.stack([value.isfinite().all(), *(n.isfinite() for n in norms)]).all())
+    norms = torch._foreach_norm([value.detach(), *dense])
+    return bool(torch.stack([n.to(value.dtype) for n in norms]).isfinite().all())
 
 
 # --- what a step may run into ---

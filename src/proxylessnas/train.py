@@ -15,7 +15,15 @@ from .errors import ConfigError
 from .frozen import Kept
 from .hardware.trace import evaluating
 from .machine import Machine
-from .optimizers import cosine, load_model, load_optimizer, model_tensors, optimizer_tensors
+from .optimizers import (
+    cosine,
+    load_model,
+    load_optimizer,
+    model_tensors,
+    optimizer_tensors,
+    sgd,
+    step,
+)
 from .ranks import ALONE, Ranks, running_statistics
 from .recovery import Anchors, Memory, Recovery, explained, finite
 from .seeds import derive_seed
@@ -60,12 +68,8 @@ class Training:
         self.loss: Tensor | None = None
         self.batch: Any = None
         self.stream = Stream(self.train, share=self.ranks.share)
-        self.optimizer = torch.optim.SGD(
-            decay_groups(self.model, s.weight_decay),
-            lr=s.learning_rate,
-            momentum=s.momentum,
-            nesterov=s.momentum > 0,
-        )
+        groups = decay_groups(self.model, s.weight_decay)
+        self.optimizer = sgd(groups, rate=s.learning_rate, momentum=s.momentum)
 
     def run(
         self,
@@ -98,7 +102,7 @@ class Training:
         self.ranks.average([self.loss, *self.statistics])  # the gradients are averaged already
         if finite(self.loss, (p.grad for p in self.model.parameters())):
             self.recovery.good("training")
-            self.optimizer.step()
+            step(self.optimizer, self.model.parameters())
         else:
             self.recovery.failed("training", self.step, "")
             for buffers in kept:
