@@ -192,7 +192,7 @@ class Bench:
             self.supernet,
             job.prices,
             DeriveSettings(top_k=TOP_K + more),
-            score=lambda indices: self.score(indices).accuracy or 0.0,
+            score=lambda indices: self.score(indices).value,
             learned=job.estimator.learns,
             seed=self.args.seed,
         )
@@ -206,7 +206,9 @@ class Bench:
             "most probable": self.code(first.indices),
             "entropy": job.entropy(),
             "multiplier": objective.multipliers[0] if isinstance(objective, Constraint) else 0.0,
-            "proposals": [(c, p.score) for c, p in zip(named, choice.proposals, strict=True)],
+            "proposals": [
+                (c, p.score, p.log_p) for c, p in zip(named, choice.proposals, strict=True)
+            ],
             "search_s": searched - start,
             "score_s": time.time() - searched,
         }
@@ -268,7 +270,7 @@ def main() -> None:
                 f"{estimator} within {limit} M: {result['code']} "
                 f"{truth.accuracy[result['code']]:.2f} % (most probable "
                 f"{truth.accuracy[result['most probable']]:.2f} %; best proposal "
-                f"{max(truth.accuracy[c] for c, _ in result['proposals']):.2f} %; λ "
+                f"{max(truth.accuracy[c] for c, *_ in result['proposals']):.2f} %; λ "
                 f"{result['multiplier']:.2f}; entropy {result['entropy']:.2f}; "
                 f"{result['search_s']:.0f} + {result['score_s']:.0f} s)"
             )

@@ -189,11 +189,10 @@ def search(
         recalibrate(network, training, derive.recalibrate_images, on, ranks)
         return network
 
-    def score(indices: Indices) -> float:
+    def score(indices: Indices) -> tuple[float, float]:
         network = finish(indices)
         images = derive.score_images
-        result = evaluate(network, job.task, validation, on, examples=images, ranks=ranks)
-        return -result.loss if result.accuracy is None else result.accuracy
+        return evaluate(network, job.task, validation, on, examples=images, ranks=ranks).value
 
     def measured(networks: Sequence[Indices]) -> list[float]:
         report = measure_networks(

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from .config import DeriveSettings
@@ -21,6 +22,7 @@ from .supernet import Supernet
 
 Indices = tuple[int, ...]
 TOLERANCE = 0.02
+KNOWN = ("score", "log_p", "error")
 ATTEMPTS = 100  # random decodes, some of them repeats, where uniform draws do not suffice
 
 
@@ -29,13 +31,15 @@ class Proposal:
     """One network that was looked at.
 
     costs: predicted, in the order of the prices. score: accuracy on the validation part in
-    [0, 1] (or the negative loss). measured_ms: on the device, where it came to that.
+    [0, 1] (or the negative loss). error: its standard error. measured_ms: on the device,
+    where it came to that.
     """
 
     indices: Indices
     log_p: float
     costs: tuple[float, ...]
     score: float
+    error: float = 0.0
     measured_ms: float | None = None
 
 
@@ -54,7 +58,7 @@ def choose(
     prices: Prices,
     settings: DeriveSettings,
     *,
-    score: Callable[[Indices], float],
+    score: Callable[[Indices], tuple[float, float]],
     measure: Callable[[Sequence[Indices]], list[float]] | None = None,
     learned: bool = True,
     seed: int = 0,
@@ -62,14 +66,15 @@ def choose(
 ) -> Choice:
     """Decode, score, measure, correct; at most `settings.rounds` times.
 
-    score: of a network with inherited weights; higher is better. measure: milliseconds of
+    score: of a network with inherited weights, higher is better; and its standard error. What
+    is believed of a network is what `beliefs` makes of all scores. measure: milliseconds of
     some networks on the device; None where latency has no limit.
     learned: False (the random estimator) proposes uniform networks instead of probable ones.
 
     Raises:
         LimitError: no network of the space keeps the limits.
     """
-    scores: dict[Indices, float] = {}
+    scores: dict[Indices, tuple[float, float]] = {}
     seen: dict[Indices, Proposal] = {}
     measured: dict[Indices, Proposal] = {}
     limit = _limit(prices, "latency")
@@ -85,8 +90,9 @@ def choose(
             if indices not in scores:
                 scores[indices] = score(indices)
             progress(done + 1, len(proposed))
-            seen[indices] = Proposal(indices, log_p, tuple(prices.of(indices)), scores[indices])
-        ranked = sorted((seen[i] for i, _ in proposed), key=lambda p: -p.score)
+            seen[indices] = Proposal(indices, log_p, tuple(prices.of(indices)), *scores[indices])
+        believed = beliefs(list(seen.values()))
+        ranked = sorted((seen[i] for i, _ in proposed), key=lambda p: -believed[p.indices])
         if measure is None:
             return Choice(ranked[0], tuple(seen.values()), prices, round_)
         best = ranked[: settings.measure_best]
@@ -103,10 +109,30 @@ def choose(
     # Whatever round measured it: the best that keeps the limit, or else the fastest.
     keeping = [p for p in measured.values() if _kept(p, limit)]
     if keeping:
-        chosen = max(keeping, key=lambda p: p.score)
+        chosen = max(keeping, key=lambda p: believed[p.indices])
     else:
         chosen = min(measured.values(), key=lambda p: p.measured_ms or 0.0)
     return Choice(chosen, tuple((seen | measured).values()), prices, round_)
+
+
+def beliefs(proposals: Sequence[Proposal]) -> dict[Indices, float]:
+    """What a network's score is expected to be without its noise, given its log p as well.
+
+    The scores of the most probable networks differ by less than their own noise, while α has
+    seen thousands of batches. So (empirical Bayes) a line in log p is the prior; what scores
+    deviate from it beyond their noise is believed, the rest is not. Where log p says nothing
+    of the scores, or the noise is small, the order is that of the scores.
+    """
+    score, log_p, error = (np.array([getattr(p, k) for p in proposals]) for k in KNOWN)
+    prior = np.full(len(proposals), score.mean())
+    centred = log_p - log_p.mean()
+    if len(proposals) > 2 and np.ptp(log_p) > 1e-9:
+        prior += max(0.0, float(centred @ score / (centred @ centred))) * centred
+    rest = score - prior
+    spread = float(rest @ rest) / max(1, len(proposals) - 2)
+    noise = float(np.mean(error**2))
+    trust = max(0.0, 1 - noise / spread) if spread > noise else 0.0
+    return dict(zip([p.indices for p in proposals], (prior + trust * rest).tolist(), strict=True))
 
 
 def _kept(proposal: Proposal, limit: float) -> bool:

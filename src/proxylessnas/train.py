@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,11 +33,22 @@ from .task import Batches, Stream, Task, batch_size, call, scalar, split
 
 @dataclass(frozen=True)
 class Score:
-    """loss: mean over the examples. accuracy: share in [0, 1], None where it has no meaning."""
+    """loss: mean over the examples. accuracy: share in [0, 1], None where it has no meaning.
+
+    loss_error: standard error of the loss, by the spread of the batches.
+    """
 
     loss: float
     accuracy: float | None
     examples: int
+    loss_error: float = 0.0
+
+    @property
+    def value(self) -> tuple[float, float]:
+        """(accuracy, or else the negative loss; its standard error): higher is better."""
+        if self.accuracy is None:
+            return -self.loss, self.loss_error
+        return self.accuracy, math.sqrt(self.accuracy * (1 - self.accuracy) / self.examples)
 
 
 @dataclass
@@ -183,7 +195,7 @@ def evaluate(
     Of several ranks each takes every so-manieth batch, and all return the score of all.
     """
     machine = machine or Machine()
-    sums = torch.zeros(3, dtype=torch.float64)  # loss, correct, examples
+    sums = torch.zeros(5, dtype=torch.float64)  # loss, its square, correct, examples, batches
     with evaluating(network), explained():
         for index, batch in _every(batches, ranks, examples):
             inputs, target = split(machine.put(batch))
@@ -192,12 +204,19 @@ def evaluate(
                 batch_loss = scalar(task.loss(output, target))
             size = batch_size(target)
             correct = float(task.correct(output, target)) if task.correct else 0.0
-            sums += torch.tensor([float(batch_loss) * size, correct, size], dtype=torch.float64)
+            loss = float(batch_loss)
+            parts = [loss * size, loss**2 * size, correct, size, 1]
+            sums += torch.tensor(parts, dtype=torch.float64)
             after_batch(index + 1, len(batches))
     ranks.sum([sums])
-    loss, right, seen = sums.tolist()
-    accuracy = right / seen if task.correct else None
-    return Score(loss=loss / seen, accuracy=accuracy, examples=int(seen))
+    loss, square, right, seen, count = sums.tolist()
+    variance = max(0.0, square / seen - (loss / seen) ** 2)
+    return Score(
+        loss=loss / seen,
+        accuracy=right / seen if task.correct else None,
+        examples=int(seen),
+        loss_error=math.sqrt(variance / max(1, count - 1)),
+    )
 
 
 def _every(batches: Batches, ranks: Ranks, examples: int | None) -> Iterator[tuple[int, Any]]:

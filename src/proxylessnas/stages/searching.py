@@ -120,12 +120,11 @@ def choose_network(run: Run, job: Search, settings: DeriveSettings) -> Choice:
     training = run.batches("search", 250, shuffle=True)
     valid = run.batches("valid", 250)
 
-    def score(indices: Indices) -> float:
+    def score(indices: Indices) -> tuple[float, float]:
         network = job.supernet.derive(indices)
         images, ranks = settings.score_images, run.ranks
         recalibrate(network, training, settings.recalibrate_images, run.machine, ranks)
-        result = evaluate(network, run.task, valid, run.machine, examples=images, ranks=ranks)
-        return -result.loss if result.accuracy is None else result.accuracy
+        return evaluate(network, run.task, valid, run.machine, examples=images, ranks=ranks).value
 
     def measured(networks: Sequence[Indices]) -> list[float]:
         derived = {str(i): job.supernet.derive(n) for i, n in enumerate(networks)}
