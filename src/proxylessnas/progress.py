@@ -22,7 +22,7 @@ class Reporter:
         self.console = Console(file=sys.stderr, quiet=quiet, highlight=False)
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
 
     @contextmanager
     def bar(self, what: str) -> Iterator[Callable[..., None]]:

@@ -94,7 +94,7 @@ def test_a_damaged_config_or_table_on_the_command_line(
         (["--search.objective=linear"], "needs cost_weight"),
         (["--search.objective=mul_log"], "needs a target latency"),
         (["--search.objective=reward", "--target-latency=0.6x"], "needs the estimator reinforce"),
-        (["--budget=1s"], "0:0"),
+        (["--budget=0.001s"], "0:0"),
         (["--seed=-1"], "seed is -1"),
     ],
 )
@@ -105,7 +105,7 @@ def test_what_was_found_in_attacks(
     assert main(["run", *WORDS, *options, f"--out={out}"]) == 2
     error = capsys.readouterr().err.strip()
     assert expected in error and "\n" not in error
-    assert not out.exists() or "--budget=1s" in options
+    assert not out.exists() or "--budget=0.001s" in options
 
 
 def test_no_limit_is_no_list_of_limits(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,6 +92,7 @@ TABLE = json.dumps(
 MANIFEST = {
     **{"schema": 1, "runtime": "litert", "threads": 1, "batch": 1, "input_shapes": "1x3x8x8"},
     **{"runs": 2, "warmup": 1, "seed": 0, "canary": "network 0", "space": "abc"},
+    "model": {"space": "macro", "settings": {}},
     "files": {
         "k": {"file": "networks/0.tflite", "visits": 2},
         "network 0": {"file": "networks/1.tflite", "visits": 1},
@@ -115,9 +116,9 @@ def test_the_good_ones_are_read(tmp_path: Path) -> None:
     (tmp_path / "table.json").write_text(TABLE)
     assert len(LatencyTable.load(tmp_path / "table.json").entries) == 3
     (tmp_path / "results.json").write_text(RESULTS)
-    assert len(import_kit(tmp_path / "results.json").entries) == 1
+    assert len(import_kit(tmp_path / "results.json").table.entries) == 1
     (tmp_path / "log").write_text(LOG)
-    assert len(import_kit(tmp_path / "log").networks) == 1
+    assert len(import_kit(tmp_path / "log").table.networks) == 1
 
 
 @many(400)
