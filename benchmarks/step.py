@@ -18,8 +18,8 @@ rss: peak resident MB of a process that takes only this step (long form).
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
-import platform
 import re
 import statistics
 import subprocess
@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from proxylessnas.architecture import Architecture
 from proxylessnas.config import SearchSettings
 from proxylessnas.estimators import Estimator, FullPath, TwoPath
+from proxylessnas.hardware.machine import cpu_model
 from proxylessnas.loop import Search
 from proxylessnas.machine import Machine, keep_heap
 from proxylessnas.objective import Linear, Prices
@@ -330,7 +331,12 @@ def main() -> None:
         rows += found
         console.print(_table(found))
     if args.json:
-        facts = {"torch": torch.__version__, "machine": platform.processor() or platform.machine()}
+        facts = {
+            "date": datetime.date.today().isoformat(),
+            "torch": torch.__version__,
+            "machine": cpu_model(),
+            "threads": THREADS,
+        }
         args.json.write_text(json.dumps({**facts, "rows": rows}, indent=1))
 
 
