@@ -184,7 +184,9 @@ def test_derive_is_the_most_probable_and_not_a_random_draw() -> None:
     supernet = supernet_with(model, rows)
     settings = DeriveSettings(top_k=1)
     found = {
-        choose(supernet, free(supernet), settings, score=lambda _: 0.0, seed=seed).chosen.indices
+        choose(
+            supernet, free(supernet), settings, score=lambda _: (0.0, 0.0), seed=seed
+        ).chosen.indices
         for seed in range(12)
     }
     assert found == {(0, 1)} == {supernet.indices(supernet.most_probable())}
