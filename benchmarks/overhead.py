@@ -13,7 +13,6 @@ ImageNet space at 224x224 measured on ONNX Runtime. start: a new process to its 
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
 import time
@@ -22,19 +21,18 @@ from collections.abc import Callable, Sequence
 import torch
 from rich.console import Console
 from rich.table import Table
+from step import make_search, plain_step
 from torch import Tensor, nn
 
-from proxylessnas.config import MeasureSettings, SearchSettings
+from proxylessnas.config import MeasureSettings
 from proxylessnas.data import load_data
-from proxylessnas.estimators import TwoPath
 from proxylessnas.hardware.measure import measure_table
 from proxylessnas.hardware.runtimes import make
 from proxylessnas.loop import Search
-from proxylessnas.machine import Machine, keep_heap
-from proxylessnas.objective import Linear, Prices, decode
+from proxylessnas.machine import Machine, fastest, keep_heap
+from proxylessnas.objective import Prices, decode
 from proxylessnas.spaces import build, build_supernet
 from proxylessnas.supernet import MixedOp, Supernet
-from proxylessnas.task import LoaderBatches, Task
 
 FIRST_STEP = """
 import torch, proxylessnas
@@ -58,51 +56,9 @@ class Scale(nn.Module):
         return x * self.weight
 
 
-def make_search(supernet: Supernet, batch: tuple[Tensor, Tensor], machine: Machine) -> Search:
-    batches = LoaderBatches([batch] * 1000, name="random")
-    prices = Prices(
-        ("latency",),
-        ("ms",),
-        supernet.mask[None].double(),
-        torch.zeros(1),
-        torch.tensor([torch.inf]),
-    )
-    search = Search(
-        supernet=supernet,
-        task=Task.classification(),
-        train=batches,
-        valid=batches,
-        prices=prices,
-        objective=Linear(0.1),
-        estimator=TwoPath(),
-        settings=SearchSettings(learning_rate=1e-3, warmup_epochs=0, arch_learning_rate=1e-9),
-        machine=machine,
-    )
-    search.model.train()
-    return search
-
-
-def plain_step(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Callable[[], object]:
-    optimizer = torch.optim.SGD(network.train().parameters(), lr=1e-3, momentum=0.9)
-
-    def step() -> None:
-        nn.functional.cross_entropy(network(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
 def in_turn(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median milliseconds of each, interleaved."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in range(rounds + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if round_:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+    return {name: 1e3 * s for name, s in fastest(steps, rounds=rounds).items()}
 
 
 def search_steps(search: Search) -> dict[str, Callable[[], object]]:

@@ -102,18 +102,13 @@ LONG = [
 # --- the steps ---
 
 
-def plain_step(w: Workload, channels_last: bool) -> Callable[[], object]:
+def plain_step(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Callable[[], object]:
     """What a user would write."""
-    torch.manual_seed(0)
-    network = build(_architecture(w, 0)).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
-    images, labels = _batch(w)
-    if channels_last:
-        network.to(memory_format=torch.channels_last)
-        images = images.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(network.train().parameters(), lr=1e-3, momentum=0.9)
+    inputs, labels = batch
 
     def step() -> None:
-        loss = nn.functional.cross_entropy(network(images), labels)
+        loss = nn.functional.cross_entropy(network(inputs), labels)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
@@ -121,13 +116,14 @@ def plain_step(w: Workload, channels_last: bool) -> Callable[[], object]:
     return step
 
 
-def search_step(w: Workload, row: Row) -> Callable[[], object]:
-    """The search's own step: everything it does between two batches."""
-    torch.manual_seed(0)
-    supernet = _supernet(w, row.candidates)
-    estimator: Estimator = FullPath() if row.step == "full_path" else TwoPath()
-    mixed, widest = supernet.mask.shape
-    batches = LoaderBatches([_batch(w)] * 1000, name="random")
+def make_search(
+    supernet: Supernet,
+    batch: tuple[Tensor, Tensor],
+    machine: Machine,
+    estimator: Estimator | None = None,
+) -> Search:
+    """A search whose α all but stays, on one batch again and again."""
+    batches = LoaderBatches([batch] * 1000, name="random")
     search = Search(
         supernet=supernet,
         task=Task.classification(),
@@ -136,16 +132,31 @@ def search_step(w: Workload, row: Row) -> Callable[[], object]:
         prices=Prices(
             ("latency",),
             ("ms",),
-            torch.ones(1, mixed, widest).double(),
+            supernet.mask[None].double(),
             torch.zeros(1),
             torch.tensor([torch.inf]),
         ),
         objective=Linear(0.1),
-        estimator=estimator,
+        estimator=estimator or TwoPath(),
         settings=SearchSettings(learning_rate=1e-3, warmup_epochs=0, arch_learning_rate=1e-9),
-        machine=Machine(channels_last=row.channels_last),
+        machine=machine,
     )
     search.model.train()
+    return search
+
+
+def plain_row(w: Workload, channels_last: bool) -> Callable[[], object]:
+    torch.manual_seed(0)
+    machine = Machine(channels_last=channels_last)
+    return plain_step(machine.place(build(_architecture(w, 0))), machine.put(_batch(w)))
+
+
+def search_row(w: Workload, row: Row) -> Callable[[], object]:
+    """The search's own step: everything it does between two batches."""
+    torch.manual_seed(0)
+    estimator: Estimator = FullPath() if row.step == "full_path" else TwoPath()
+    machine = Machine(channels_last=row.channels_last)
+    search = make_search(_supernet(w, row.candidates), _batch(w), machine, estimator)
     with torch.no_grad():  # candidate 0 runs, candidate 1 is the other of every pair
         search.supernet.alpha[:] = 0.0
         search.supernet.alpha[:, 0], search.supernet.alpha[:, 1] = 60.0, 30.0
@@ -161,7 +172,7 @@ def search_step(w: Workload, row: Row) -> Callable[[], object]:
 
 
 def make_step(w: Workload, row: Row) -> Callable[[], object]:
-    return search_step(w, row) if row.candidates else plain_step(w, row.channels_last)
+    return search_row(w, row) if row.candidates else plain_row(w, row.channels_last)
 
 
 def _supernet(w: Workload, count: int) -> Supernet:
@@ -323,7 +334,7 @@ def main() -> None:
     console, rows = Console(), list[dict[str, Any]]()
     for name in args.workloads:
         w = WORKLOADS[name]
-        wanted = [r for r in (SHORT if args.short else LONG)]
+        wanted = SHORT if args.short else LONG
         found = rows_of(name, measure(w, wanted, args.rounds))
         if not args.short:
             for row, result in zip(wanted, found, strict=False):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import ranks_worker as worker
 import torch
+from small_run import SAME, WORDS
 
 from proxylessnas.cli import main
 from proxylessnas.config import TrainSettings
@@ -216,23 +217,6 @@ def test_a_weight_step_sends_the_active_path_in_one_call(two: list[dict[str, Any
 
 
 # --- a whole run on two ranks ---
-
-WORDS = [
-    "--data=digits",
-    "--space=macro",
-    "--space-settings={widths: [8, 16], depths: [1, 2], stem: 8, head: 16}",
-    "--runtime=fake",
-    "--target-latency=0.7x",
-    "--search.warmup-epochs=1",
-    "--search.epochs=2",
-    "--train.epochs=2",
-    "--derive.top-k=3",
-    "--loading.limit=400",
-    "--machine.memory-format=contiguous",
-    "--machine.threads=1",
-    "--quiet",
-]
-SAME = ("architecture.json", "weights.safetensors", "metrics.jsonl", "inherited.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -11,29 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from small_run import SAME, WORDS
 
 from proxylessnas import loop
 from proxylessnas.cli import main
 from proxylessnas.loop import Search
 from proxylessnas.stages import keeping
 from proxylessnas.train import Training
-
-WORDS = [
-    "--data=digits",
-    "--space=macro",
-    "--space-settings={widths: [8, 16], depths: [1, 2], stem: 8, head: 16}",
-    "--runtime=fake",
-    "--target-latency=0.7x",
-    "--search.warmup-epochs=1",
-    "--search.epochs=2",
-    "--train.epochs=2",
-    "--derive.top-k=3",
-    "--loading.limit=400",
-    "--machine.memory-format=contiguous",
-    "--machine.threads=1",
-    "--quiet",
-]
-SAME = ("architecture.json", "weights.safetensors", "metrics.jsonl", "inherited.safetensors")
 
 
 @pytest.fixture(scope="module")

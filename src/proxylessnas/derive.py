@@ -22,7 +22,6 @@ from .supernet import Supernet
 
 Indices = tuple[int, ...]
 TOLERANCE = 0.02
-KNOWN = ("score", "log_p", "error")
 ATTEMPTS = 100  # random decodes, some of them repeats, where uniform draws do not suffice
 
 
@@ -123,7 +122,7 @@ def beliefs(proposals: Sequence[Proposal]) -> dict[Indices, float]:
     deviate from it beyond their noise is believed, the rest is not. Where log p says nothing
     of the scores, or the noise is small, the order is that of the scores.
     """
-    score, log_p, error = (np.array([getattr(p, k) for p in proposals]) for k in KNOWN)
+    score, log_p, error = np.array([(p.score, p.log_p, p.error) for p in proposals]).T
     prior = np.full(len(proposals), score.mean())
     centred = log_p - log_p.mean()
     if len(proposals) > 2 and np.ptp(log_p) > 1e-9:

@@ -92,7 +92,7 @@ def keep_heap() -> None:
         return
 
 
-def fastest(variants: dict[str, Callable[[], None]], *, rounds: int = 3) -> dict[str, float]:
+def fastest(variants: dict[str, Callable[[], object]], *, rounds: int = 3) -> dict[str, float]:
     """Seconds of each variant: medians of interleaved runs, after one to warm up."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for round_ in range(rounds + 1):
