@@ -2,10 +2,12 @@
 
     python benchmarks/nas_bench_macro.py [--data ../shared/data/cifar10]
         [--table ../shared/data/nas-bench-macro/nas-bench-macro_cifar10.json]
-        [--out runs/nas_bench_macro] [--seed 0] [--epochs 8] [--arch-steps 300]
+        [--out runs/nas_bench_macro] [--seed 0] [--epochs 8 12] [--arch-steps 300]
         [--estimators two_path full_path reinforce random] [--limits 35 45 55 65 80 none]
 
-One set of shared weights is trained on CIFAR-10 with uniform, strictly fair gates. Then every
+One set of shared weights is trained on CIFAR-10 with uniform, strictly fair gates; several
+numbers of epochs are periods of the cosine, each restarted on the weights of the one before
+(and each one's weights are kept: `--epochs 8 12` goes on from `--epochs 8`). Then every
 estimator learns α from zero under every limit of MACs, by architecture steps alone on those
 weights, at an equal budget of computation (see `BUDGET`); the most probable networks within
 the limit are scored on the validation part with renewed BN statistics, and the best of them is
@@ -120,7 +122,9 @@ class Bench:
         self.task = Task.classification()
         self.scores: dict[tuple[int, ...], Score] = {}
 
-    def search(self, limit: float, estimator: str, arch_steps: int, epochs: int) -> Search:
+    def search(
+        self, limit: float, estimator: str, arch_steps: int, epochs: int, seed: int
+    ) -> Search:
         settings = SearchSettings(
             warmup_epochs=epochs - 1,
             epochs=1,
@@ -141,26 +145,34 @@ class Bench:
         return Search(
             supernet=self.supernet,
             task=self.task,
-            train=self.data.batches("search", 64, augment=True, shuffle=True, seed=self.args.seed),
-            valid=self.data.batches("valid", 64, augment=True, shuffle=True, seed=self.args.seed),
+            train=self.data.batches("search", 64, augment=True, shuffle=True, seed=seed),
+            valid=self.data.batches("valid", 64, augment=True, shuffle=True, seed=seed),
             prices=prices,
             objective=make_objective(settings, prices, arch_steps),
             estimator=make_estimator(estimator, samples=SAMPLES),
             settings=settings,
-            seed=self.args.seed,
+            seed=seed,
             machine=self.machine,
         )
 
     # --- the shared weights ---
 
     def train_weights(self) -> None:
-        file = self.out / f"weights_seed{self.args.seed}_epochs{self.args.epochs}.safetensors"
-        job = self.search(float("inf"), "random", 1, self.args.epochs)
-        if file.exists():
+        """All periods of the cosine, or what is left of them."""
+        for period in range(len(self.args.epochs)):
+            file = self.file("weights", "safetensors", periods=period + 1)
+            if not file.exists():
+                self.train_period(period)
+                state = {k: v.contiguous() for k, v in self.supernet.model.state_dict().items()}
+                save_file(state, file)
             self.supernet.model.load_state_dict(load_file(file))
             self.console.print(f"shared weights: {file}")
-            return
-        self.console.print(f"shared weights: {job.plan.total} uniform steps of 64 images")
+
+    def train_period(self, period: int) -> None:
+        # Every period draws its own batches and paths.
+        seed = self.args.seed + 1000 * period
+        job = self.search(float("inf"), "random", 1, self.args.epochs[period], seed)
+        self.console.print(f"period {period + 1}: {job.plan.total} uniform steps of 64 images")
         start, losses = time.time(), list[float]()
         job.model.train()
         for _ in track(range(job.plan.total), "training", console=self.console):
@@ -173,15 +185,15 @@ class Bench:
                     f"step {job.step}: loss {statistics.mean(losses[-500:]):.3f}, "
                     f"{time.time() - start:.0f} s"
                 )
-        self.note("weights", {"seconds": time.time() - start, "steps": job.plan.total})
-        save_file({k: v.contiguous() for k, v in job.model.state_dict().items()}, file)
+        took = {"seconds": time.time() - start, "steps": job.plan.total}
+        self.file("weights", "json", period + 1).write_text(json.dumps(took))
 
     # --- one estimator under one limit ---
 
     def found(self, estimator: str, limit: float) -> dict[str, Any]:
         start = time.time()
         steps = round(BUDGET[estimator] * self.args.arch_steps)
-        job = self.search(limit, estimator, max(1, steps), 1)
+        job = self.search(limit, estimator, max(1, steps), 1, self.args.seed)
         job.model.train()
         for _ in range(steps):
             job.architecture_step()
@@ -243,16 +255,16 @@ class Bench:
 
     # --- what is kept ---
 
+    def file(self, name: str, kind: str, periods: int | None = None) -> Path:
+        epochs = "-".join(map(str, self.args.epochs[:periods]))
+        return self.out / f"{name}_seed{self.args.seed}_epochs{epochs}.{kind}"
+
     def kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        file = self.out / f"{name}_seed{self.args.seed}_epochs{self.args.epochs}.json"
+        file = self.file(name, "json")
         if not file.exists():
-            self.note(name, make())
+            file.write_text(json.dumps(make(), indent=1))
         result: dict[str, Any] = json.loads(file.read_text())
         return result
-
-    def note(self, name: str, value: dict[str, Any]) -> None:
-        file = self.out / f"{name}_seed{self.args.seed}_epochs{self.args.epochs}.json"
-        file.write_text(json.dumps(value, indent=1))
 
 
 def main() -> None:
@@ -302,7 +314,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/nas_bench_macro"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=8, help="of the shared weights")
+    parser.add_argument(
+        "--epochs", type=int, nargs="+", default=[8, 12], help="of the shared weights"
+    )
     parser.add_argument("--arch-steps", type=int, default=300, help="two-path steps a limit")
     parser.add_argument("--estimators", nargs="+", default=list(BUDGET), choices=list(BUDGET))
     parser.add_argument("--limits", nargs="+", default=["35", "45", "55", "65", "80", "none"])
