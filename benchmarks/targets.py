@@ -1,9 +1,10 @@
 """Is a latency limit kept? Ten targets over a space's range, from one search.
 
-    python benchmarks/targets.py [--run DIRECTORY] [--count 10]
+    python benchmarks/targets.py [--run DIRECTORY | --out DIRECTORY] [--count 10] [OPTIONS OF A SEARCH]
 
 --run: a run whose search is finished (`proxylessnas search ...`); without it a search of the
-demo's recipe is made in runs/targets first, or gone on with. For every target a network is
+demo's recipe is made in runs/targets first, or gone on with; other options change it, such as
+`--image_size 96`, which makes networks of some milliseconds of the demo's fractions of one. For every target a network is
 derived (`proxylessnas derive --limits`: decoded, scored, measured, corrected). Then all of
 them are measured anew, in the same rounds and beside the table's canary, whose drift is taken
 out. A target counts as kept if this last measurement is at most 2 % over it, or the noise if
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -30,10 +32,10 @@ from proxylessnas.stages import derive_limits
 TOLERANCE = 2.0  # %
 
 
-def searched(directory: Path) -> None:
+def searched(directory: Path, options: Sequence[str]) -> None:
     """A finished search of the demo in `directory`."""
     base = [sys.executable, "-m", "proxylessnas"]
-    config = ["--config", str(path("demo")), "--out", str(directory), "--resume"]
+    config = ["--config", str(path("demo")), "--out", str(directory), "--resume", *options]
     for verb in ("measure", "search"):
         subprocess.run([*base, verb, *config], check=True)
 
@@ -49,10 +51,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", type=Path, help="a run with a finished search")
     parser.add_argument("--count", type=int, default=10)
-    args = parser.parse_args()
-    directory = args.run or Path("runs/targets")
+    parser.add_argument("--out", type=Path, default=Path("runs/targets"), help="of the search")
+    args, options = parser.parse_known_args()
+    directory = args.run or args.out
     if args.run is None:
-        searched(directory)
+        searched(directory, options)
     with held(RunDirectory(directory)) as opened:
         return judged(open_run(opened, {}, resume=True, reporter=Reporter()), args.count)
 

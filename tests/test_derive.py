@@ -26,6 +26,7 @@ from proxylessnas.errors import LimitError
 from proxylessnas.objective import Prices
 from proxylessnas.supernet import MixedOp, Supernet
 
+Measured = list[tuple[float, float]]
 COSTS = [[1.0, 2.0, 4.0]] * 3
 ALL = set(itertools.product(range(3), repeat=3))
 
@@ -56,11 +57,11 @@ def cost(indices: Indices) -> float:
 
 
 def device(
-    factor: float | Callable[[Indices], float],
-) -> Callable[[Sequence[Indices]], list[float]]:
+    factor: float | Callable[[Indices], float], noise: float = 0.0
+) -> Callable[[Sequence[Indices]], Measured]:
     """A device that is slower than predicted by a factor, of every network or of each."""
     of = factor if callable(factor) else lambda _: factor
-    return lambda networks: [of(n) * cost(n) for n in networks]
+    return lambda networks: [(of(n) * cost(n), noise) for n in networks]
 
 
 def preferring(*best: Indices) -> Callable[[Indices], float]:
@@ -133,7 +134,7 @@ def test_without_a_latency_limit_the_best_score_wins_and_nothing_is_measured() -
         scored.append(indices)
         return preferring((1, 2, 2))(indices), 0.0
 
-    def measure(_: Sequence[Indices]) -> list[float]:
+    def measure(_: Sequence[Indices]) -> Measured:
         raise AssertionError("not asked for")
 
     choice = choose(supernet, free(supernet), settings(), score=score, measure=measure)
@@ -151,7 +152,7 @@ def test_among_equal_scores_the_most_probable_wins() -> None:
 def test_a_true_cost_model_needs_one_round() -> None:
     supernet, measured = space(), []
 
-    def measure(networks: Sequence[Indices]) -> list[float]:
+    def measure(networks: Sequence[Indices]) -> Measured:
         measured.extend(networks)
         return device(1.01)(networks)
 
@@ -187,7 +188,7 @@ def test_three_rounds_at_most_and_then_the_fastest_that_was_measured() -> None:
     supernet = space()
     factors = iter([1.1, 1.2, 1.35])
 
-    def measure(networks: Sequence[Indices]) -> list[float]:
+    def measure(networks: Sequence[Indices]) -> Measured:
         return device(next(factors))(networks)
 
     choice = choose(
@@ -204,7 +205,7 @@ def test_an_earlier_round_that_kept_the_limit_is_not_forgotten() -> None:
     supernet = space()
     answers = iter([0.8, 1.3, 1.3])
 
-    def measure(networks: Sequence[Indices]) -> list[float]:
+    def measure(networks: Sequence[Indices]) -> Measured:
         return device(next(answers))(networks)
 
     choice = choose(
@@ -235,6 +236,32 @@ def test_a_limit_out_of_reach_is_refused_before_anything_is_scored() -> None:
 
     with pytest.raises(LimitError):
         choose(space(), limited(space(), 3.0), settings(), score=score, measure=device(1.0))
+
+
+def test_a_correction_within_the_noise_is_not_believed() -> None:
+    """4 % over, give or take 5 %: the cost model stays, and the limit counts as kept."""
+    supernet = space()
+    prices = limited(supernet, 9.0)
+    noisy = device(1.04, noise=0.05)
+    choice = choose(supernet, prices, settings(), score=lambda _: (0.0, 0.0), measure=noisy)
+    assert choice.rounds == 1 and choice.prices == prices
+    assert choice.chosen.measured_ms == pytest.approx(1.04 * cost(choice.chosen.indices))
+
+
+@pytest.mark.parametrize(("noise", "believed"), [(0.0, 1.3), (0.1, 1 + 0.3 * (1 - 1 / 9)), (0.3, 1)])
+def test_a_correction_is_believed_as_far_as_it_goes_beyond_its_noise(
+    noise: float, believed: float
+) -> None:
+    supernet = space()
+    choice = choose(
+        supernet,
+        limited(supernet, 10.0),
+        settings(rounds=2),
+        score=lambda i: (cost(i), 0.0),
+        measure=device(1.3, noise),
+    )
+    after = choice.prices.of((0, 1, 2))[0] / cost((0, 1, 2))
+    assert after == pytest.approx(believed)
 
 
 def test_corrected_scales_one_cost_alone() -> None:

@@ -194,9 +194,10 @@ def search(
         images = derive.score_images
         return evaluate(network, job.task, validation, on, examples=images, ranks=ranks).value
 
-    def measured(networks: Sequence[Indices]) -> list[float]:
+    def measured(networks: Sequence[Indices]) -> list[tuple[float, float]]:
+        derived = {str(i): supernet.derive(n).cpu() for i, n in enumerate(networks)}
         report = measure_networks(
-            {str(i): supernet.derive(n).cpu() for i, n in enumerate(networks)},
+            derived,
             device,
             pricing.example_inputs,
             measure,
@@ -204,7 +205,7 @@ def search(
             canary=None if pricing.table is None else canary_of(supernet, pricing.table),
             seed=seed,
         )
-        return [report[str(i)].corrected_ms for i in range(len(networks))]
+        return [report[name].value for name in derived]
 
     def choose_within(limits: Limits) -> Choice:
         return choose(

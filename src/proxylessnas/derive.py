@@ -31,7 +31,7 @@ class Proposal:
 
     costs: predicted, in the order of the prices. score: accuracy on the validation part in
     [0, 1] (or the negative loss). error: its standard error. measured_ms: on the device,
-    where it came to that.
+    where it came to that; noise: standard error of it, as a share of it.
     """
 
     indices: Indices
@@ -40,6 +40,7 @@ class Proposal:
     score: float
     error: float = 0.0
     measured_ms: float | None = None
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def choose(
     settings: DeriveSettings,
     *,
     score: Callable[[Indices], tuple[float, float]],
-    measure: Callable[[Sequence[Indices]], list[float]] | None = None,
+    measure: Callable[[Sequence[Indices]], list[tuple[float, float]]] | None = None,
     learned: bool = True,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -67,7 +68,8 @@ def choose(
 
     score: of a network with inherited weights, higher is better; and its standard error. What
     is believed of a network is what `beliefs` makes of all scores. measure: milliseconds of
-    some networks on the device; None where latency has no limit.
+    some networks on the device, and the standard error as a share of them; None where latency
+    has no limit.
     learned: False (the random estimator) proposes uniform networks instead of probable ones.
 
     Raises:
@@ -96,8 +98,8 @@ def choose(
             return Choice(ranked[0], tuple(seen.values()), prices, round_)
         best = ranked[: settings.measure_best]
         now = [
-            replace(p, measured_ms=ms)
-            for p, ms in zip(best, measure([p.indices for p in best]), strict=True)
+            replace(p, measured_ms=ms, noise=noise)
+            for p, (ms, noise) in zip(best, measure([p.indices for p in best]), strict=True)
         ]
         measured |= {p.indices: p for p in now}
         ratio = _ratio(now, prices.names.index("latency"))
@@ -130,19 +132,29 @@ def beliefs(proposals: Sequence[Proposal]) -> dict[Indices, float]:
     rest = score - prior
     spread = float(rest @ rest) / max(1, len(proposals) - 2)
     noise = float(np.mean(error**2))
-    trust = max(0.0, 1 - noise / spread) if spread > noise else 0.0
-    return dict(zip([p.indices for p in proposals], (prior + trust * rest).tolist(), strict=True))
+    believed = prior + _trust(noise, spread) * rest
+    return dict(zip([p.indices for p in proposals], believed.tolist(), strict=True))
 
 
 def _kept(proposal: Proposal, limit: float) -> bool:
     assert proposal.measured_ms is not None
-    return proposal.measured_ms <= limit * (1 + TOLERANCE)
+    return proposal.measured_ms <= limit * (1 + max(TOLERANCE, proposal.noise))
 
 
 def _ratio(measured: Sequence[Proposal], latency: int) -> float:
-    """Measured over predicted, the median over the networks measured."""
-    ratios = sorted((p.measured_ms or 0.0) / p.costs[latency] for p in measured)
-    return ratios[len(ratios) // 2]
+    """Measured over predicted, the median over the networks measured, as far as it is believed.
+
+    As with scores: what a ratio deviates from 1 within its noise says nothing, and a cost model
+    corrected by it would be made worse (the positive-part James-Stein estimate of one mean).
+    """
+    ratios = sorted(((p.measured_ms or 0.0) / p.costs[latency], p.noise) for p in measured)
+    ratio, noise = ratios[len(ratios) // 2]
+    return 1 + _trust(noise**2, (ratio - 1) ** 2) * (ratio - 1)
+
+
+def _trust(noise: float, seen: float) -> float:
+    """The share of what was seen that is no noise; both are variances."""
+    return 1 - noise / seen if seen > noise else 0.0
 
 
 def _limit(prices: Prices, name: str) -> float:

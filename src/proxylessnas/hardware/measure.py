@@ -140,6 +140,11 @@ class NetworkResult:
     def raw_ms(self) -> float:
         return self.raw.median_ms
 
+    @property
+    def value(self) -> tuple[float, float]:
+        """Milliseconds, and their standard error as a share of them."""
+        return self.corrected_ms, self.noise_pct / 100
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkReport:

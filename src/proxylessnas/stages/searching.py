@@ -126,10 +126,10 @@ def choose_network(run: Run, job: Search, settings: DeriveSettings) -> Choice:
         recalibrate(network, training, settings.recalibrate_images, run.machine, ranks)
         return evaluate(network, run.task, valid, run.machine, examples=images, ranks=ranks).value
 
-    def measured(networks: Sequence[Indices]) -> list[float]:
+    def measured(networks: Sequence[Indices]) -> list[tuple[float, float]]:
         derived = {str(i): job.supernet.derive(n) for i, n in enumerate(networks)}
         report = run.measure(derived)
-        return [report.networks[str(i)].corrected_ms for i in range(len(networks))]
+        return [report[name].value for name in derived]
 
     with run.reporter.bar("scoring") as update:
         return choose(
@@ -151,6 +151,7 @@ def choice_facts(run: Run, choice: Choice) -> dict[str, Any]:
     return {
         "predicted": dict(zip(names, choice.prices.of(choice.chosen.indices), strict=True)),
         "measured_ms": choice.chosen.measured_ms,
+        "noise_pct": 100 * choice.chosen.noise,
         "score": choice.chosen.score,
         "log_p": choice.chosen.log_p,
         "rounds": choice.rounds,
@@ -174,7 +175,7 @@ def say_choice(run: Run, facts: dict[str, Any], limit_ms: float | None) -> None:
     measured = facts["measured_ms"]
     text = f"  predicted {facts['predicted']['latency']:.4g} ms"
     if measured is not None:
-        text += f", measured {measured:.4g} ms"
+        text += f", measured {measured:.4g} ms (± {facts['noise_pct']:.1f} %)"
     if limit_ms is not None:
         text += f", limit {limit_ms:.4g} ms"
     run.reporter.say(f"{text}; validation score {facts['score']:.4f} with the supernet's weights")
