@@ -1,10 +1,11 @@
 """Is a latency limit kept? Ten targets over a space's range, from one search.
 
-    python benchmarks/targets.py [--run DIRECTORY | --out DIRECTORY] [--count 10] [OPTIONS OF A SEARCH]
+    python benchmarks/targets.py [--run DIRECTORY | --out DIRECTORY] [--count 10] [OPTIONS]
 
 --run: a run whose search is finished (`proxylessnas search ...`); without it a search of the
-demo's recipe is made in runs/targets first, or gone on with; other options change it, such as
-`--image_size 96`, which makes networks of some milliseconds of the demo's fractions of one. For every target a network is
+demo's recipe is made in --out (runs/targets) first, or gone on with. Other options are the
+search's: `--image_size 96` makes networks of milliseconds of the demo's fractions of one. For
+every target a network is
 derived (`proxylessnas derive --limits`: decoded, scored, measured, corrected). Then all of
 them are measured anew, in the same rounds and beside the table's canary, whose drift is taken
 out. A target counts as kept if this last measurement is at most 2 % over it, or the noise if

@@ -248,7 +248,9 @@ def test_a_correction_within_the_noise_is_not_believed() -> None:
     assert choice.chosen.measured_ms == pytest.approx(1.04 * cost(choice.chosen.indices))
 
 
-@pytest.mark.parametrize(("noise", "believed"), [(0.0, 1.3), (0.1, 1 + 0.3 * (1 - 1 / 9)), (0.3, 1)])
+@pytest.mark.parametrize(
+    ("noise", "believed"), [(0.0, 1.3), (0.1, 1 + 0.3 * (1 - 1 / 9)), (0.3, 1)]
+)
 def test_a_correction_is_believed_as_far_as_it_goes_beyond_its_noise(
     noise: float, believed: float
 ) -> None:

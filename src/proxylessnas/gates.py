@@ -16,6 +16,7 @@ of an architecture step is that of one path, however many candidates there are.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +92,7 @@ def _binary(
     def outputs_of(candidate: int) -> list[Any]:
         _check_unmodified(inputs, versions)
         call_args, call_kwargs = again(inputs)
-        with torch.no_grad(), context():
+        with context():
             other = _leaves(candidates[candidate](*call_args, **call_kwargs))
         _check_unmodified(inputs, versions)
         if len(other) != count:
@@ -130,7 +131,10 @@ def _versions(leaves: Sequence[Any]) -> list[int]:
 
 
 def _check_unmodified(inputs: Sequence[Any], versions: Sequence[int]) -> None:
-    for leaf, before, now in zip(inputs, versions, _versions(inputs), strict=True):
+    seen = _versions(inputs)
+    if seen == versions:
+        return
+    for leaf, before, now in zip(inputs, versions, seen, strict=True):
         if now != before:
             raise SupernetError(
                 f"a mixed operation's input {tuple(leaf.shape)} was modified in place (an "
@@ -165,17 +169,17 @@ class _GateGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         gates: Tensor = ctx.gates
-        grad_gates = torch.zeros_like(gates)
-        grad_gates[ctx.active] = _inner(grads, ctx.saved_tensors)
-        for candidate in ctx.inactive:
-            grad_gates[candidate] = _inner(grads, ctx.outputs_of(candidate))
+        row = [gates.new_zeros(())] * len(gates)
+        row[ctx.active] = _inner(grads, ctx.saved_tensors).to(gates)
+        for candidate in ctx.inactive:  # no graph here: backward passes run without
+            row[candidate] = _inner(grads, ctx.outputs_of(candidate)).to(gates)
         ctx.outputs_of = None  # the inputs it holds are not needed any more
-        return grad_gates, None, None, None, *grads
+        return torch.stack(row), None, None, None, *grads
 
 
-def _inner(grads: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> Tensor | float:
+def _inner(grads: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> Tensor:
     """Σ over the outputs of ⟨∂L/∂y, y⟩, in float32 at least."""
-    total: Tensor | float = 0.0
+    products = []
     for grad, output in zip(grads, outputs, strict=True):
         if grad is None:
             continue
@@ -184,16 +188,19 @@ def _inner(grads: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> Tensor 
                 f"candidates of a mixed operation return the shapes {tuple(grad.shape)} and "
                 f"{tuple(output.shape)}; all must return the same shape"
             )
-        total = total + torch.dot(*_flat(grad, output))
-    return total
+        products.append(torch.dot(*_flat(grad, output)))
+    return products[0] if len(products) == 1 else sum(products, torch.zeros(()))
 
 
 def _flat(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both as vectors in one common order, without a copy where their memory is laid out alike."""
-    wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
         a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
-    return a.reshape(-1).to(wide), b.reshape(-1).to(wide)
+    a, b = a.reshape(-1), b.reshape(-1)
+    if a.dtype == b.dtype == torch.float32:
+        return a, b
+    wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    return a.to(wide), b.to(wide)
 
 
 def _mixture(weights: Tensor, outputs: Sequence[Any]) -> Any:
@@ -222,10 +229,16 @@ def _differentiable(leaf: object) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
-def _autocast_now(inputs: Sequence[Any]) -> Callable[[], torch.autocast]:
+def _autocast_now(inputs: Sequence[Any]) -> Callable[[], AbstractContextManager[object]]:
     """A context with this moment's autocast: the backward pass runs outside of it."""
     device = next((leaf.device.type for leaf in inputs if isinstance(leaf, Tensor)), "cpu")
     enabled = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device)
-    # No cache: cast weights would live until the outermost autocast block ends.
-    return lambda: torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)
+
+    def context() -> AbstractContextManager[object]:
+        if not enabled and not torch.is_autocast_enabled(device):
+            return nullcontext()
+        # No cache: cast weights would live until the outermost autocast block ends.
+        return torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)
+
+    return context

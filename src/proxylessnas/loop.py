@@ -27,6 +27,7 @@ from .machine import Machine
 from .objective import Objective, Prices
 from .optimizers import (
     cosine,
+    gradients,
     load_model,
     load_optimizer,
     model_tensors,
@@ -35,7 +36,7 @@ from .optimizers import (
     step,
 )
 from .ranks import ALONE, Ranks
-from .recovery import Anchors, Memory, Recovery, explained, finite, named
+from .recovery import Anchors, Memory, Recovery, finite, named, steps
 from .seeds import derive_seed
 from .supernet import Supernet
 from .task import Batches, Stream, Task, batch_size, call, scalar, split
@@ -134,22 +135,23 @@ class Search:
         anchors: Anchors | None = None,
     ) -> None:
         """Take the steps that are left; `after_step` may look, log and save."""
-        anchors = anchors or Memory()
         self.model.train()
-        with explained(lambda: self.batch, self._weight_gradients):
-            while self.step < self.plan.total:
-                self.recovery.anchor(self, anchors)
-                self.weight_step()
-                if self.plan.arch_due(self.step):
-                    self.architecture_step()
-                if self.recovery.lost:
-                    rate = f"the search's learning_rate ({self.settings.learning_rate:g})"
-                    self.recovery.go_back(self, anchors, rate)
-                    continue
-                self.step += 1
-                if self.step % len(self.train) == 0:
-                    self.ranks.check_equal("alpha", self.supernet.alpha)
-                after_step(self)
+        for _ in steps(
+            self,
+            self.plan.total,
+            self._take,
+            anchors=anchors or Memory(),
+            rate=f"the search's learning_rate ({self.settings.learning_rate:g})",
+            retry=self._gradients,
+        ):
+            if self.step % len(self.train) == 0:
+                self.ranks.check_equal("alpha", self.supernet.alpha)
+            after_step(self)
+
+    def _take(self) -> None:
+        self.weight_step()
+        if self.plan.arch_due(self.step):
+            self.architecture_step()
 
     # --- the weight step ---
 
@@ -165,7 +167,7 @@ class Search:
             Kept(m._buffers) for part in active for m in (*part.batch_norms, *part.with_buffers)
         ]
         with self.supernet.gated([Path(j) for j in choice]):
-            loss = self._weight_gradients(self.batch)
+            loss = self._gradients(self.batch)
         self.seen.weight_loss = loss = self.ranks.average_step(active, loss)
         parameters = [p for part in active for p in part.parameters]
         if finite(loss, (p.grad for p in parameters)):
@@ -178,16 +180,8 @@ class Search:
                 buffers.put_back()
         _drop_gradients(active)
 
-    def _weight_gradients(self, batch: Any) -> Tensor:
-        inputs, target = split(batch)
-        with self.machine.precision():
-            output = call(self.model, inputs)
-            loss = scalar((self.task.train_loss or self.task.loss)(output, target))
-        # Activation checkpointing runs the path again, within the gates. Where a Zero cuts
-        # everything off there is nothing to learn.
-        if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+    def _gradients(self, batch: Any) -> Tensor:
+        return gradients(self.model, self.task, self.machine, batch)
 
     def weight_gates(self) -> list[int]:
         """The candidate of every mixed operation for this weight step."""

@@ -1,4 +1,4 @@
-"""Learning rates by step, the weights' optimiser; models and optimiser states as named tensors."""
+"""How weights learn: rate, gradients, optimiser; models and optimisers as named tensors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .machine import Machine
+from .task import Task, call, scalar, split
 
 
 def cosine(rate: float, step: int, steps: int) -> float:
@@ -20,6 +23,19 @@ def sgd(groups: Sequence[dict[str, Any]], *, rate: float, momentum: float) -> to
     parameters = [p for group in groups for p in group["params"]]
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
     return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0, fused=fused)
+
+
+def gradients(model: nn.Module, task: Task, machine: Machine, batch: Any) -> Tensor:
+    """The loss of one training batch; its gradients are left in the parameters."""
+    inputs, target = split(batch)
+    with machine.precision():
+        output = call(model, inputs)
+        loss = scalar((task.train_loss or task.loss)(output, target))
+    # Activation checkpointing runs the network again, so within a path's gates. Where a Zero
+    # cuts everything off there is nothing to learn.
+    if loss.requires_grad:
+        loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
 
 
 def step(optimizer: torch.optim.SGD, active: Iterable[nn.Parameter]) -> None:

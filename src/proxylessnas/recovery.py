@@ -32,22 +32,34 @@ ANCHOR_EVERY = 500  # steps
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
 
+class Job(Protocol):
+    """What takes steps: a search, or a training. batch: the latest step's, None before it."""
+
+    step: int
+    recovery: Recovery
+    batch: Any
+
+    def state(self) -> State: ...
+
+    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None: ...
+
+
 class Anchors(Protocol):
     """Where a job's anchors are kept."""
 
-    def keep(self, job: Any) -> None: ...
+    def keep(self, job: Job) -> None: ...
 
-    def back(self, job: Any) -> State: ...
+    def back(self, job: Job) -> State: ...
 
 
 class Memory:
     """Anchors in memory; of a search whose state is saved nowhere."""
 
-    def keep(self, job: Any) -> None:
+    def keep(self, job: Job) -> None:
         tensors, values = job.state()
         self.state = {k: v.detach().cpu().clone() for k, v in tensors.items()}, values
 
-    def back(self, job: Any) -> State:
+    def back(self, job: Job) -> State:
         return self.state
 
 
@@ -82,14 +94,14 @@ class Recovery:
 
     # --- anchors ---
 
-    def anchor(self, job: Any, anchors: Anchors) -> None:
+    def anchor(self, job: Job, anchors: Anchors) -> None:
         """Keep the job's state, before a step at which that is due."""
         due = job.step % ANCHOR_EVERY == 0 and not any(self.bad.values())
         if due and job.step not in self.anchors:
             self.anchors = [*self.anchors[-1:], job.step]
             anchors.keep(job)
 
-    def go_back(self, job: Any, anchors: Anchors, rate: str) -> None:
+    def go_back(self, job: Job, anchors: Anchors, rate: str) -> None:
         """Let the job be what it was at the last anchor, but for the rate.
 
         Raises:
@@ -133,6 +145,33 @@ def finite(value: Tensor, gradients: Iterable[Tensor | None] = ()) -> bool:
     dense = [g._values() if g.is_sparse else g for g in gradients if g is not None]
     norms = torch._foreach_norm([value.detach(), *dense])
     return bool(torch.stack([n.to(value.dtype) for n in norms]).isfinite().all())
+
+
+def steps(
+    job: Job,
+    total: int,
+    take: Callable[[], None],
+    *,
+    anchors: Anchors,
+    rate: str,
+    retry: Callable[[Any], object],
+) -> Iterator[None]:
+    """Take a job's steps up to `total`; goes to the caller after every one that counts.
+
+    take: one step. rate: the learning rate in words. retry: see `explained`.
+
+    Raises:
+        UserError: as `go_back` and `explained` do.
+    """
+    while job.step < total:
+        with explained(lambda: job.batch, retry):
+            job.recovery.anchor(job, anchors)
+            take()
+            if job.recovery.lost:
+                job.recovery.go_back(job, anchors, rate)
+                continue
+            job.step += 1
+        yield
 
 
 # --- what a step may run into ---

@@ -18,6 +18,7 @@ from .hardware.trace import evaluating
 from .machine import Machine
 from .optimizers import (
     cosine,
+    gradients,
     load_model,
     load_optimizer,
     model_tensors,
@@ -26,7 +27,7 @@ from .optimizers import (
     step,
 )
 from .ranks import ALONE, Ranks, running_statistics
-from .recovery import Anchors, Memory, Recovery, explained, finite
+from .recovery import Anchors, Memory, Recovery, explained, finite, steps
 from .seeds import derive_seed
 from .task import Batches, Stream, Task, batch_size, call, scalar, split
 
@@ -89,18 +90,16 @@ class Training:
         anchors: Anchors | None = None,
     ) -> None:
         """Take the steps that are left; `after_step` may look, log and save."""
-        anchors = anchors or Memory()
         self.model.train()
-        with explained(lambda: self.batch, self._gradients):
-            while self.step < self.total:
-                self.recovery.anchor(self, anchors)
-                self.train_step()
-                if self.recovery.lost:
-                    rate = f"the training's learning_rate ({self.settings.learning_rate:g})"
-                    self.recovery.go_back(self, anchors, rate)
-                    continue
-                self.step += 1
-                after_step(self)
+        for _ in steps(
+            self,
+            self.total,
+            self.train_step,
+            anchors=anchors or Memory(),
+            rate=f"the training's learning_rate ({self.settings.learning_rate:g})",
+            retry=self._gradients,
+        ):
+            after_step(self)
 
     def train_step(self) -> None:
         rate = self.recovery.factor * self.settings.learning_rate
@@ -122,12 +121,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _gradients(self, batch: Any) -> Tensor:
-        inputs, target = split(batch)
-        with self.machine.precision():
-            output = call(self.replica, inputs)
-            loss = scalar((self.task.train_loss or self.task.loss)(output, target))
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+        return gradients(self.replica, self.task, self.machine, batch)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, plain values): all that changes while it trains."""
