@@ -3,16 +3,19 @@
     python benchmarks/nas_bench_macro.py [--data ../shared/data/cifar10]
         [--table ../shared/data/nas-bench-macro/nas-bench-macro_cifar10.json]
         [--out runs/nas_bench_macro] [--seed 0] [--epochs 8 12] [--arch-steps 300]
+        [--joint-epochs 1]
         [--estimators two_path full_path reinforce random] [--limits 35 45 55 65 80 none]
 
 One set of shared weights is trained on CIFAR-10 with uniform, strictly fair gates; several
 numbers of epochs are periods of the cosine, each restarted on the weights of the one before
 (and each one's weights are kept: `--epochs 8 12` goes on from `--epochs 8`). Then every
 estimator learns α from zero under every limit of MACs, by architecture steps alone on those
-weights, at an equal budget of computation (see `BUDGET`); the most probable networks within
-the limit are scored on the validation part with renewed BN statistics, and the best of them is
-looked up in the table. `random` spends the budget of its architecture steps on scoring more
-networks. At the end: Kendall's τ of the score with the table's accuracy over distinct networks.
+weights, at an equal budget of computation (see `BUDGET`), and then together with the weights
+for --joint-epochs, whose paths are drawn from what α has learned; the most probable networks
+within the limit are scored on the validation part with renewed BN statistics, and the best of
+them is looked up in the table. `random` draws its paths uniformly in these epochs and spends
+the budget of its architecture steps on scoring more networks. At the end: Kendall's τ of the score, by the shared weights, with the table's
+accuracy.
 
 Finished parts are kept in --out, so an interrupted run goes on. The table's figures beside
 ours (best, top 1 %, most MACs, random best of 20) are computed from the table here.
@@ -54,6 +57,7 @@ from proxylessnas.train import Score, evaluate, recalibrate
 
 SHARED = Path("../shared/data")
 TOP_K = 20
+ARCH_EVERY = 5  # weight steps, while both learn
 SAMPLES = 5  # networks a REINFORCE step
 # Architecture steps for the price of one two-path step: forward passes of the whole network
 # that a step takes, a backward pass to the inputs counted as one (a pair: 3; all three: 4).
@@ -123,11 +127,21 @@ class Bench:
         self.scores: dict[tuple[int, ...], Score] = {}
 
     def search(
-        self, limit: float, estimator: str, arch_steps: int, epochs: int, seed: int
+        self,
+        limit: float,
+        estimator: str,
+        arch_steps: int,
+        epochs: int,
+        seed: int,
+        *,
+        warmup: int | None = None,
     ) -> Search:
+        warmup = epochs - 1 if warmup is None else warmup
         settings = SearchSettings(
-            warmup_epochs=epochs - 1,
-            epochs=1,
+            warmup_epochs=warmup,
+            epochs=epochs - warmup,
+            arch_every=ARCH_EVERY,
+            learning_rate=0.05 if warmup else 0.025,  # as published
             batch_size=64,
             label_smoothing=0.0,
             weight_decay=1e-4,
@@ -192,18 +206,20 @@ class Bench:
 
     def found(self, estimator: str, limit: float) -> dict[str, Any]:
         start = time.time()
+        self.shared()
         steps = round(BUDGET[estimator] * self.args.arch_steps)
         job = self.search(limit, estimator, max(1, steps), 1, self.args.seed)
         job.model.train()
         for _ in range(steps):
             job.architecture_step()
             job.step += 1
+        if self.args.joint_epochs:
+            job = self.joint(job, limit, estimator, max(1, steps))
         searched = time.time()
-        more = 0 if estimator != "random" else round(self.args.arch_steps * SCORES_A_STEP)
         choice = choose(
             self.supernet,
             job.prices,
-            DeriveSettings(top_k=TOP_K + more),
+            DeriveSettings(top_k=TOP_K + self.more(estimator)),
             score=lambda indices: self.score(indices).value,
             learned=job.estimator.learns,
             seed=self.args.seed,
@@ -225,6 +241,28 @@ class Bench:
             "score_s": time.time() - searched,
         }
 
+    def shared(self) -> None:
+        """The shared weights as they were trained; scores of any others are forgotten."""
+        self.supernet.model.load_state_dict(load_file(self.file("weights", "safetensors")))
+        self.scores.clear()
+
+    def joint(self, job: Search, limit: float, estimator: str, steps: int) -> Search:
+        """The search's own loop, weights and α in turn, from where the steps on α alone ended."""
+        epochs, seed = self.args.joint_epochs, self.args.seed + 500
+        after = self.search(limit, estimator, steps, epochs, seed, warmup=0)
+        tensors, values = job.state()
+        after.load(tensors, {**values, "step": 0})
+        after.run()
+        return after
+
+    def more(self, estimator: str) -> int:
+        """Networks that `random` scores besides, for the price of the others' steps on α."""
+        if estimator != "random":
+            return 0
+        joint: int = self.args.joint_epochs * len(self.data.batches("search", 64)) // ARCH_EVERY
+        steps: int = self.args.arch_steps + joint
+        return round(steps * SCORES_A_STEP)
+
     def score(self, indices: Sequence[int]) -> Score:
         """On the validation part, with BN statistics renewed; kept for every later use."""
         key = tuple(indices)
@@ -242,6 +280,7 @@ class Bench:
     # --- how true the score is ---
 
     def correlation(self, truth: Truth, count: int) -> dict[str, Any]:
+        self.shared()
         generator = np.random.default_rng(self.args.seed)
         codes = generator.choice(truth.distinct, count, replace=False).tolist()
         scores = [self.score([int(d) for d in c]) for c in track(codes, "τ", console=self.console)]
@@ -276,6 +315,8 @@ def main() -> None:
         for estimator in args.estimators:
             millions = float(limit) * 1e6 if limit != "none" else float("inf")
             name = f"{estimator}_{limit}_steps{args.arch_steps}"
+            if args.joint_epochs:
+                name += f"_joint{args.joint_epochs}"
             result = bench.kept(name, partial(bench.found, estimator, millions))
             results.append(result)
             console.print(
@@ -318,6 +359,7 @@ def _arguments() -> argparse.Namespace:
         "--epochs", type=int, nargs="+", default=[8, 12], help="of the shared weights"
     )
     parser.add_argument("--arch-steps", type=int, default=300, help="two-path steps a limit")
+    parser.add_argument("--joint-epochs", type=int, default=1, help="of weights and α, a limit")
     parser.add_argument("--estimators", nargs="+", default=list(BUDGET), choices=list(BUDGET))
     parser.add_argument("--limits", nargs="+", default=["35", "45", "55", "65", "80", "none"])
     parser.add_argument("--tau", type=int, default=500, help="networks; 0: leave it out")
