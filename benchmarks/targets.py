@@ -4,7 +4,7 @@
 
 --run: a run whose search is finished (`proxylessnas search ...`); without it a search of the
 demo's recipe is made in --out (runs/targets) first, or gone on with. Other options are the
-search's: `--image_size 96` makes networks of milliseconds of the demo's fractions of one. For
+search's: `--image-size 96` makes networks of milliseconds of the demo's fractions of one. For
 every target a network is
 derived (`proxylessnas derive --limits`: decoded, scored, measured, corrected). Then all of
 them are measured anew, in the same rounds and beside the table's canary, whose drift is taken
@@ -38,7 +38,8 @@ def searched(directory: Path, options: Sequence[str]) -> None:
     base = [sys.executable, "-m", "proxylessnas"]
     config = ["--config", str(path("demo")), "--out", str(directory), "--resume", *options]
     for verb in ("measure", "search"):
-        subprocess.run([*base, verb, *config], check=True)
+        if code := subprocess.run([*base, verb, *config], check=False).returncode:
+            sys.exit(code)  # it has said why
 
 
 def targets(run: Run, count: int) -> list[str]:

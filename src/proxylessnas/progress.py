@@ -26,7 +26,10 @@ class Reporter:
 
     @contextmanager
     def bar(self, what: str) -> Iterator[Callable[..., None]]:
-        """A function update(done, total, note="") for one piece of work."""
+        """A function update(done, total, note="") for one piece of work.
+
+        Another total begins anew: a further part of the work, whose steps take another time.
+        """
         if self.console.is_terminal:
             columns = (
                 TextColumn("  {task.description}"),
@@ -39,6 +42,8 @@ class Reporter:
                 task = progress.add_task(what, total=None, note="")
 
                 def update(done: int, total: int, note: str = "") -> None:
+                    if total != progress.tasks[task].total:
+                        progress.reset(task, total=total)
                     progress.update(task, completed=done, total=total, note=note)
 
                 yield update
@@ -47,16 +52,17 @@ class Reporter:
 
     def _lines(self, what: str) -> Callable[..., None]:
         start = last = time.monotonic()
-        first: int | None = None
+        first, part = 0, -1
 
         def update(done: int, total: int, note: str = "") -> None:
-            nonlocal last, first
-            first = done if first is None else first
+            nonlocal start, last, first, part
             now = time.monotonic()
+            if total != part:
+                start, first, part = now, done, total
             if now - last < EVERY or done >= total:
                 return
             last = now
-            rate = (done - first) / (now - start)
+            rate = (done - first) / max(now - start, 1e-9)
             left = f", {duration((total - done) / rate)} left" if rate > 0 else ""
             self.say(f"  {what}: {done} of {total}{left}{'; ' + note if note else ''}")
 

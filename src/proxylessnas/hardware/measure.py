@@ -49,8 +49,8 @@ def measure_table(
 ) -> LatencyTable:
     """Every distinct candidate and some whole networks, measured in the same rounds.
 
-    progress: called with (steps done, steps in all); loading a session is a step, and so is
-    a visit. path: where the table is kept; what an earlier call left there is not measured
+    progress: called with (done, in all), first for the sessions that are loaded, then for the
+    visits. path: where the table is kept; what an earlier call left there is not measured
     again, and what is measured is saved there every few seconds. force: a table of another
     device there is replaced.
 
@@ -68,15 +68,10 @@ def measure_table(
     if before is not None and not missing:
         return before if before.complete else replace(before, complete=True)
     opened = missing if plan.canary in missing else [*missing, plan.canary]
-    total = len(opened) + sum(plan.visits[k] - len(known.get(k, ())) for k in missing)
 
     def save(measured: Mapping[str, Measurement]) -> None:
         if path is not None:
             assemble(plan, device, measured, before).save(path)
-
-    def step(done: int) -> None:
-        if progress is not None:
-            progress(done, total)
 
     with ExitStack() as stack:
         sessions: dict[str, Session] = {}
@@ -84,14 +79,15 @@ def measure_table(
             with one_thread():
                 sessions[key] = load(key, plan, supernet, found, runtime)
             stack.callback(sessions[key].close)
-            step(len(sessions))
+            if progress is not None:
+                progress(len(sessions), len(opened))
         measured = measure_all(
             sessions,
             rounds={k: plan.visits[k] for k in sessions},
             runs=settings.runs,
             warmup=settings.warmup,
             seed=seed,
-            progress=lambda done, _: step(len(opened) + done),
+            progress=progress,
             canary=plan.canary,
             threads=settings.threads,
             known={k: known.get(k, ()) for k in sessions},
