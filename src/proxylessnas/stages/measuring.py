@@ -9,6 +9,7 @@ from ..hardware.measure import measure_table
 from ..hardware.protocol import disturbance
 from ..hardware.validate import sentence, validate
 from ..run import Run
+from ..supernet import Supernet
 
 MOBILENET_V2_DEPTHS = (2, 3, 4, 3, 3, 1)
 
@@ -29,7 +30,7 @@ def measure(run: Run) -> None:
             f"  networks of this space take {low:.3g} to {high:.3g} ms, the largest {largest:.3g}"
         )
         facts |= {"range_ms": [low, high], "largest_ms": largest}
-        like = mobilenet_v2_like(run)
+        like = mobilenet_v2_like(run.supernet)
         if like is not None:
             facts["mobilenet_v2_like_ms"] = latency.of(like)
             run.reporter.say(f"  one like MobileNetV2 takes {latency.of(like):.4g} ms")
@@ -39,12 +40,12 @@ def measure(run: Run) -> None:
             facts |= _how_well(run)
 
 
-def mobilenet_v2_like(run: Run) -> Indices | None:
+def mobilenet_v2_like(supernet: Supernet) -> Indices | None:
     """Kernel 3 and expansion 6 everywhere, at MobileNetV2's depths (2, 3, 4, 3, 3, 1)."""
-    if run.config.space != "mobile" or not all("k3_e6" in c for c in run.supernet.candidates):
+    if supernet.space != "mobile" or not all("k3_e6" in c for c in supernet.candidates):
         return None
     choice, stage, inside = [], -1, 0
-    for names in run.supernet.candidates:
+    for names in supernet.candidates:
         # A block without Zero begins a stage.
         stage, inside = (stage, inside + 1) if "zero" in names else (stage + 1, 1)
         deep = inside > MOBILENET_V2_DEPTHS[min(max(stage, 0), 5)]
