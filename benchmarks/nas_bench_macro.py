@@ -243,8 +243,9 @@ class Bench:
 
     def shared(self) -> None:
         """The shared weights as they were trained; scores of any others are forgotten."""
-        self.supernet.model.load_state_dict(load_file(self.file("weights", "safetensors")))
-        self.scores.clear()
+        if self.args.joint_epochs:
+            self.supernet.model.load_state_dict(load_file(self.file("weights", "safetensors")))
+            self.scores.clear()
 
     def joint(self, job: Search, limit: float, estimator: str, steps: int) -> Search:
         """The search's own loop, weights and α in turn, from where the steps on α alone ended."""
