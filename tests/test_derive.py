@@ -289,6 +289,34 @@ def test_the_choice_is_deterministic() -> None:
     assert once() == once()
 
 
+def test_a_score_that_is_no_number_is_the_worst_and_spoils_no_other() -> None:
+    supernet = space()
+
+    def score(indices: Indices) -> tuple[float, float]:
+        return (math.nan if indices == (2, 2, 2) else sum(indices) / 10, 0.0)
+
+    choice = choose(supernet, free(supernet), settings(), score=score)
+    assert sum(choice.chosen.indices) == 5
+    nothing = choose(supernet, free(supernet), settings(), score=lambda _: (math.nan, 0.0))
+    assert nothing.chosen.score == -math.inf
+
+
+def test_networks_of_an_alpha_that_never_learned_are_chosen_by_score_alone() -> None:
+    supernet = space([[0.0, 1e-3, 2e-3]] * 3)
+    for seed in range(5):
+        generator = np.random.default_rng(seed)
+        scores = dict(zip(sorted(ALL), generator.normal(0.9, 0.01, len(ALL)), strict=True))
+        choice = choose(
+            supernet,
+            free(supernet),
+            settings(top_k=10),
+            score=lambda i: (scores[i], 0.03),  # noqa: B023
+            learned=False,
+            seed=seed,
+        )
+        assert choice.chosen.score == max(p.score for p in choice.proposals)
+
+
 # --- what is believed of a score ---
 
 

@@ -325,6 +325,25 @@ def test_reinforce_follows_the_objective_of_loss_and_expected_cost(
     torch.testing.assert_close(found, exact)
 
 
+def test_reinforce_follows_a_limit_beside_the_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """−∇E[R] + λ∇E[cost]: the constraint holds whatever is rewarded."""
+    supernet = chain((3,), ALPHA[:1])
+    prices = priced(supernet, [[1.0, 4.0, 9.0]])
+    task = problem(supernet, squares, prices=prices, objective=Linear(0.7), accuracy=squares)
+    without = problem(supernet, squares, accuracy=squares)
+
+    def make() -> Reinforce:
+        return Reinforce(1, reward=lambda accuracy, _: accuracy)
+
+    alpha = supernet.alpha.detach().clone().requires_grad_()
+    expected = prices.expected(softmax(alpha, supernet.mask))
+    (cost,) = torch.autograd.grad(0.7 * expected.sum(), [alpha])
+    rewarded = reinforce_mean(monkeypatch, without, make, 0.0)
+    assert rewarded.abs().max() > 0 and cost.abs().max() > 0
+    found = reinforce_mean(monkeypatch, task, make, 0.0)
+    torch.testing.assert_close(found, rewarded + cost)
+
+
 def test_reinforce_subtracts_the_mean_reward_of_earlier_batches_only() -> None:
     """The first batch sets the baseline and moves nothing; later ones enter by 1 − decay."""
     estimator = Reinforce(1, reward=lambda accuracy, _: accuracy, decay=0.9)

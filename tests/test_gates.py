@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 from toys import Recorder, Scale
 
@@ -164,16 +166,44 @@ def test_an_output_that_the_loss_does_not_use_counts_nothing() -> None:
 
 
 def test_candidates_with_another_shape_or_structure_are_named() -> None:
-    class Two(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return x, x
-
-    for other, what in ((Two(), "1 and 2 values"), (nn.Linear(4, 5).double(), "(3, 4) and (3, 5)")):
+    other = nn.Linear(4, 5).double()
+    for gate in (binary(0, 2), Mixture(torch.ones(2, requires_grad=True))):
         mixed = MixedOp([nn.Identity(), other])
-        mixed.gate = binary(0, 2)
-        with pytest.raises(SupernetError) as error:
+        mixed.gate = gate
+        with pytest.raises(SupernetError, match=r"\(3, 4\).* and .*\(3, 5\)"):
             mixed(rows(3, 4)).sum().backward()
-        assert what in str(error.value)
+
+
+class Returns(nn.Module):
+    """What a function makes of the input."""
+
+    def __init__(self, make: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x: Tensor) -> Any:
+        return self.make(x)
+
+
+@pytest.mark.parametrize("mixture", [False, True])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda x: x, lambda x: (x, x)),
+        (lambda x: (x,), lambda x: x),
+        (lambda x: (x, x), lambda x: (x, None)),
+        (lambda x: (x, x), lambda x: [x, x]),
+        (lambda x: {"a": x, "b": 10 * x}, lambda x: {"b": 10 * x, "a": x}),
+    ],
+)
+def test_candidates_that_return_another_structure_are_named(
+    one: Callable[[Tensor], Any], other: Callable[[Tensor], Any], mixture: bool
+) -> None:
+    mixed = MixedOp([Returns(one), Returns(other)])
+    mixed.gate = Mixture(torch.ones(2, requires_grad=True)) if mixture else binary(0, 2)
+    with pytest.raises(SupernetError, match=r"candidates 0 and 1 .* different structures"):
+        leaves = pytree.tree_leaves(mixed(rows(3, 4)))
+        sum(leaf.sum() for leaf in leaves).backward()
 
 
 def test_a_candidate_without_a_tensor_to_learn_from_is_refused() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from toys import regression
 
 from proxylessnas import MixedOp, SearchSettings, search
-from proxylessnas.errors import ConfigError, SupernetError, UserError
+from proxylessnas.errors import ConfigError, LimitError, SupernetError, UserError
 from proxylessnas.gates import Mixture, run
 
 
@@ -29,6 +29,11 @@ def called(model: Any = None, **changes: Any) -> Any:
     return search(net() if model is None else model, **given)
 
 
+def test_a_peak_memory_that_the_shared_layers_exceed() -> None:
+    with pytest.raises(LimitError, match="layers that all share need"):
+        called(max_peak_memory=1e-5)
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -38,6 +43,15 @@ def called(model: Any = None, **changes: Any) -> Any:
         ({"max_macs": "1M"}, "max_macs is '1M'"),
         ({"max_parameters": -5}, "max_parameters is -5"),
         ({"max_peak_memory": float("nan")}, "max_peak_memory is nan"),
+        ({"reward": lambda accuracy, _: accuracy}, "is for the estimator reinforce"),
+        (
+            {
+                "reward": lambda accuracy, _: accuracy,
+                "settings": SearchSettings(estimator="reinforce", objective="mul_log"),
+                "target_latency": "12ms",
+            },
+            "mul_log multiplies a loss, not a reward",
+        ),
         ({"runtime": None}, "runtime is None"),
         ({"table": 3}, "table is int"),
         ({"seed": -1}, "seed is -1"),

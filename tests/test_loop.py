@@ -30,6 +30,7 @@ from proxylessnas import recovery
 from proxylessnas.config import SearchSettings
 from proxylessnas.errors import ConfigError, UserError
 from proxylessnas.estimators import TwoPath
+from proxylessnas.gates import Mixture
 from proxylessnas.loop import Plan, Search, fair_gates, mean_entropy
 from proxylessnas.supernet import MixedOp, Residual, Supernet, Zero
 from proxylessnas.task import Task
@@ -497,6 +498,55 @@ class Greedy(nn.Module):
 def test_out_of_memory_names_a_batch_that_fits() -> None:
     with pytest.raises(UserError, match="a batch of 8 needs too much memory: a batch of 2 fits"):
         make_search(Greedy()).run()
+
+
+class Hungry(nn.Module):
+    """A candidate that needs too much memory for more than `most` examples."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.linear = most, nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.most:
+            torch.empty(1 << 55)
+        out: Tensor = self.linear(x)
+        return out
+
+
+def test_a_batch_that_fits_is_found_on_the_path_that_did_not() -> None:
+    """The first candidate, which a model without gates runs, would fit any batch."""
+    model = MixedOp([nn.Linear(4, 4), Hungry(most=1)])
+    with pytest.raises(UserError, match="a batch of 8 needs too much memory: a batch of 1 fits"):
+        make_search(model).run()
+
+
+def test_a_batch_that_fits_is_found_for_an_architecture_step() -> None:
+    """Two candidates at once, where a weight step runs one."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.op = MixedOp([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 2 and isinstance(self.op.gate, Mixture):
+                torch.empty(1 << 55)
+            out: Tensor = self.op(x)
+            return out
+
+    with pytest.raises(UserError, match="a batch of 8 needs too much memory: a batch of 2 fits"):
+        make_search(Two(), "darts", warmup_epochs=0).run()
+
+
+def test_correct_may_count_in_plain_numbers() -> None:
+    def correct(output: Tensor, target: Tensor) -> int:
+        return int((output - target).abs().sum(1).lt(1).sum())
+
+    task = Task(loss=nn.functional.mse_loss, correct=correct)  # type: ignore[arg-type]
+    job = make_search(Planted(), task=task, warmup_epochs=0)
+    job.run()
+    assert job.step == job.plan.total
 
 
 def test_another_error_of_the_model_keeps_its_traceback() -> None:

@@ -119,7 +119,8 @@ def search(
         unless `table` is given.
     correct: (output, target) -> how many of the batch are right; lets the final choice go by
         accuracy rather than by loss.
-    reward: (accuracy, candidate indices) -> R, for the estimator `reinforce`.
+    reward: (accuracy, candidate indices) -> R, for the estimator `reinforce`; the objective's
+        limits hold besides.
     ranks: of `with open_ranks() as ranks`, in a script that torchrun starts. All ranks give the
         same batches, of which each takes its slice; rank 0's weights are what counts.
 
@@ -137,6 +138,13 @@ def search(
     if target_latency is not None:
         parse_latency(target_latency)
     check_objective(settings, target_latency)
+    if reward is not None and settings.estimator != "reinforce":
+        raise ConfigError(
+            f"a reward needs no gradient and gives none: it is for the estimator reinforce "
+            f"(SearchSettings(estimator=...)), not {settings.estimator}"
+        )
+    if reward is not None and settings.objective == "mul_log":
+        raise ConfigError("mul_log multiplies a loss, not a reward: use the objective constraint")
     if settings.objective == "linear" and target_latency is None and table is None:
         raise ConfigError("the objective linear weighs a latency: give a target_latency or a table")
     derive = derive or DeriveSettings()

@@ -67,9 +67,9 @@ def choose(
     """Decode, score, measure, correct; at most `settings.rounds` times.
 
     score: of a network with inherited weights, higher is better; and its standard error. What
-    is believed of a network is what `beliefs` makes of all scores. measure: milliseconds of
-    some networks on the device, and the standard error as a share of them; None where latency
-    has no limit.
+    is believed of a network is what `beliefs` makes of all scores, if α learned.
+    measure: milliseconds of some networks on the device, and the standard error as a share of
+    them; None where latency has no limit.
     learned: False (the random estimator) proposes uniform networks instead of probable ones.
 
     Raises:
@@ -89,10 +89,15 @@ def choose(
             break  # the corrected costs leave nothing within the limit: take what was measured
         for done, (indices, log_p) in enumerate(proposed):
             if indices not in scores:
-                scores[indices] = score(indices)
+                value, error = score(indices)
+                # A network whose loss is no number is worth nothing, and says nothing of others.
+                scores[indices] = (value, error) if math.isfinite(value) else (-math.inf, 0.0)
             progress(done + 1, len(proposed))
             seen[indices] = Proposal(indices, log_p, tuple(prices.of(indices)), *scores[indices])
-        believed = beliefs(list(seen.values()))
+        # Where α never learned, log p is the noise it began with.
+        believed = (
+            beliefs(list(seen.values())) if learned else {i: p.score for i, p in seen.items()}
+        )
         ranked = sorted((seen[i] for i, _ in proposed), key=lambda p: -believed[p.indices])
         if measure is None:
             return Choice(ranked[0], tuple(seen.values()), prices, round_)
@@ -124,6 +129,10 @@ def beliefs(proposals: Sequence[Proposal]) -> dict[Indices, float]:
     deviate from it beyond their noise is believed, the rest is not. Where log p says nothing
     of the scores, or the noise is small, the order is that of the scores.
     """
+    failed = {p.indices: p.score for p in proposals if not math.isfinite(p.score)}
+    proposals = [p for p in proposals if p.indices not in failed]
+    if not proposals:
+        return failed
     score, log_p, error = np.array([(p.score, p.log_p, p.error) for p in proposals]).T
     prior = np.full(len(proposals), score.mean())
     centred = log_p - log_p.mean()
@@ -133,7 +142,7 @@ def beliefs(proposals: Sequence[Proposal]) -> dict[Indices, float]:
     spread = float(rest @ rest) / max(1, len(proposals) - 2)
     noise = float(np.mean(error**2))
     believed = prior + _trust(noise, spread) * rest
-    return dict(zip([p.indices for p in proposals], believed.tolist(), strict=True))
+    return failed | dict(zip([p.indices for p in proposals], believed.tolist(), strict=True))
 
 
 def _kept(proposal: Proposal, limit: float) -> bool:

@@ -240,8 +240,8 @@ class Reinforce(_Plain):
     """∇J ≈ (1/M) Σ_i (R_i − b)·∇ log p(g_i) over M networks on one validation batch.
 
     reward: (accuracy, candidate indices) -> R, to be maximised; it needs no derivative, so a
-    measured latency may enter. Default: the negative loss; the objective then scales it, and
-    adds the gradient of the expected costs in closed form.
+    measured latency may enter. Default: the negative loss. The objective scales it, and adds the
+    gradient of the expected costs in closed form.
     The baseline b is a moving average of earlier batches' mean rewards alone, so it does not
     depend on the networks it is subtracted from; it is part of the run's state.
     """
@@ -272,13 +272,11 @@ class Reinforce(_Plain):
             scored = zip(seen[:, 1].tolist(), rows, strict=True)
             rewards = torch.tensor([self.reward(*one) for one in scored], dtype=p.dtype)
             problem.average([rewards])  # a measured latency is each rank's own
-        gradient = self._score(p, draws, rewards)
-        if self.reward is None:
-            # Every objective is affine in the loss: a(E)·L + b(E).
-            loss = -rewards.mean().requires_grad_()
-            total = problem.objective(loss, expected)
-            slope, grad_expected = torch.autograd.grad(total, [loss, expected], allow_unused=True)
-            gradient = slope * gradient + eq4(p, _cost(problem, grad_expected))
+        # Every objective is affine in the loss: a(E)·L + b(E). A reward is a loss with a minus.
+        loss = -rewards.mean().requires_grad_()
+        total = problem.objective(loss, expected)
+        slope, grad_expected = torch.autograd.grad(total, [loss, expected], allow_unused=True)
+        gradient = slope * self._score(p, draws, rewards) + eq4(p, _cost(problem, grad_expected))
         return Estimate(gradient, supernet.mask, float(seen[:, 0].mean()), expected.tolist())
 
     def _score(self, p: Tensor, draws: Tensor, rewards: Tensor) -> Tensor:

@@ -77,10 +77,9 @@ def _binary(
     versions = _versions(inputs)
     output = candidates[gate.active](*args, **kwargs)
     leaves = _leaves(output)
-    spec = None if isinstance(output, Tensor) else pytree.tree_structure(output)
+    spec = None if isinstance(output, Tensor) else _structure(output)
     del output  # its leaves are the graph's from here on
     _check_unmodified(inputs, versions)
-    count = len(leaves)  # not `leaves`: they will hold the graph that holds `outputs_of`
     floating = [i for i, leaf in enumerate(leaves) if _differentiable(leaf)]
     if not floating:
         raise SupernetError(
@@ -93,13 +92,12 @@ def _binary(
         _check_unmodified(inputs, versions)
         call_args, call_kwargs = again(inputs)
         with context():
-            other = _leaves(candidates[candidate](*call_args, **call_kwargs))
+            answer = candidates[candidate](*call_args, **call_kwargs)
         _check_unmodified(inputs, versions)
-        if len(other) != count:
-            raise SupernetError(
-                f"candidates {gate.active} and {candidate} of a mixed operation return "
-                f"{count} and {len(other)} values; all must return the same structure"
-            )
+        other = _leaves(answer)
+        alike = isinstance(answer, Tensor) if spec is None else _structure(answer) == spec
+        if not alike or not all(_differentiable(other[i]) for i in floating):
+            raise _unlike(gate.active, candidate)
         return [other[i] for i in floating]
 
     passed = _GateGradient.apply(
@@ -124,6 +122,17 @@ def _flattened(
 
 def _leaves(output: Any) -> list[Any]:
     return [output] if isinstance(output, Tensor) else pytree.tree_leaves(output)
+
+
+def _structure(output: Any) -> pytree.TreeSpec:
+    return pytree.tree_structure(output)
+
+
+def _unlike(one: int, other: int) -> SupernetError:
+    return SupernetError(
+        f"candidates {one} and {other} of a mixed operation return different structures; all must "
+        "return tensors at the same places, and dicts with the same keys in the same order"
+    )
 
 
 def _versions(leaves: Sequence[Any]) -> list[int]:
@@ -206,7 +215,12 @@ def _flat(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def _mixture(weights: Tensor, outputs: Sequence[Any]) -> Any:
     flat = [pytree.tree_flatten(output) for output in outputs]
     leaves, spec = flat[0]
-    for others, _ in flat[1:]:  # a sum would broadcast
+    for index, (others, structure) in enumerate(flat[1:]):
+        if structure != spec or list(map(_differentiable, others)) != [
+            _differentiable(leaf) for leaf in leaves
+        ]:
+            raise _unlike(0, index + 1)
+        # A sum would broadcast.
         if list(map(_shape, others)) != list(map(_shape, leaves)):
             raise SupernetError(
                 f"candidates of a mixed operation return the shapes {list(map(_shape, leaves))} "

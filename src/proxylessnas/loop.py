@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,6 +111,7 @@ class Search:
         self.parts = take_apart(self.supernet)
         self.step, self.seen, self.recovery = 0, Progress(), Recovery()
         self.batch: Any = None
+        self._again: Callable[[Any], Any] = lambda _: None  # the latest step, on another batch
         self._stream(0, 0)
         weights = {"params": list(self.model.parameters()), "weight_decay": s.weight_decay}
         self.weight_optimizer = sgd([weights], rate=s.learning_rate, momentum=s.momentum)
@@ -142,7 +144,7 @@ class Search:
             self._take,
             anchors=anchors or Memory(),
             rate=f"the search's learning_rate ({self.settings.learning_rate:g})",
-            retry=self._gradients,
+            retry=lambda batch: self._again(batch),
         ):
             if self.step % len(self.train) == 0:
                 self.ranks.check_equal("alpha", self.supernet.alpha)
@@ -166,8 +168,8 @@ class Search:
         kept = [
             Kept(m._buffers) for part in active for m in (*part.batch_norms, *part.with_buffers)
         ]
-        with self.supernet.gated([Path(j) for j in choice]):
-            loss = self._gradients(self.batch)
+        self._again = partial(self._weight_gradients, choice)
+        loss = self._again(self.batch)
         self.seen.weight_loss = loss = self.ranks.average_step(active, loss)
         parameters = [p for part in active for p in part.parameters]
         if finite(loss, (p.grad for p in parameters)):
@@ -180,8 +182,9 @@ class Search:
                 buffers.put_back()
         _drop_gradients(active)
 
-    def _gradients(self, batch: Any) -> Tensor:
-        return gradients(self.model, self.task, self.machine, batch)
+    def _weight_gradients(self, choice: Sequence[int], batch: Any) -> Tensor:
+        with self.supernet.gated([Path(j) for j in choice]):
+            return gradients(self.model, self.task, self.machine, batch)
 
     def weight_gates(self) -> list[int]:
         """The candidate of every mixed operation for this weight step."""
@@ -219,7 +222,8 @@ class Search:
         dropout = derive_seed(self.seed, "architecture dropout", self.step, *self.ranks.stream)
         self.machine.seed(dropout)
         generator = self._generator("architecture gates")
-        estimate = self.estimator.step(self.problem(self.batch), generator)
+        self._again = lambda batch: self.estimator.step(self.problem(batch), generator)
+        estimate = self._again(self.batch)
         self.seen.estimate = estimate
         if estimate.gradient is None:
             return
@@ -251,7 +255,8 @@ class Search:
             if self.task.correct is None:
                 return loss, None
             with torch.no_grad():
-                return loss, self.task.correct(output, target).float() / batch_size(target)
+                correct = torch.as_tensor(self.task.correct(output, target), device=loss.device)
+            return loss, correct.float() / batch_size(target)
 
         return Problem(
             supernet=self.supernet,

@@ -106,6 +106,13 @@ class _Stateless:
         pass
 
 
+class Alone(_Stateless):
+    """L, or a reward with a minus, and no cost besides."""
+
+    def __call__(self, loss: Tensor, expected: Tensor) -> Tensor:
+        return loss
+
+
 class Linear(_Stateless):
     """L + λ2·E[latency] (paper eq. 3), E in its unit."""
 
@@ -206,7 +213,9 @@ def make_objective(settings: SearchSettings, prices: Prices, arch_steps: int) ->
         ConfigError: mul_log with a target of 1 ms or less. See `check_objective` for the rest.
     """
     name, weight = settings.objective, settings.cost_weight
-    if name == "constraint" or name == "reward":
+    if name == "reward":
+        return Alone()  # the latency is in the reward
+    if name == "constraint":
         rate = settings.dual_rate or DUAL_TRAVEL / max(1, arch_steps)
         return Constraint(prices.limits.tolist(), rate=rate)
     if name == "linear":

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from .config import parse_latency
+from .errors import LimitError
 from .hardware.cost import Cost, latency_cost, macs_cost, parameters_cost
 from .hardware.cost import peak_memory as peak_memory_of
+from .hardware.count import peak_memory as peak_of_module
 from .hardware.table import LatencyTable
 from .hardware.trace import Trace
 from .hardware.trace import trace as trace_of
@@ -102,11 +104,25 @@ class Pricing:
         """Take candidates out that need more than so many MiB at their peak.
 
         Peak memory is a maximum over the network, not a sum: a network keeps the limit where
-        each of its candidates does.
+        each of its candidates does, and what lies between them.
+
+        Raises:
+            LimitError: no network does.
         """
-        if peak_memory is not None:
-            over = peak_memory_of(self.supernet, self.trace) > peak_memory * MIB
-            self.supernet.forbid(over, f"all need more than {peak_memory:g} MiB at their peak")
+        if peak_memory is None:
+            return
+        supernet = self.supernet
+        peaks = peak_memory_of(supernet, self.trace)
+        supernet.forbid(
+            peaks > peak_memory * MIB, f"all need more than {peak_memory:g} MiB at their peak"
+        )
+        smallest = peaks.masked_fill(~supernet.mask, torch.inf).argmin(1).tolist()
+        needed = peak_of_module(supernet.derive(smallest), self.trace.inputs) / MIB
+        if needed > peak_memory:
+            raise LimitError(
+                f"no network keeps {peak_memory:g} MiB at its peak: the layers that all share need "
+                f"{needed:.4g} MiB"
+            )
 
     def prices(self, limits: Limits) -> Prices:
         """All costs, limited or not.

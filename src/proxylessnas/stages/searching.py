@@ -187,12 +187,13 @@ def derive_limits(run: Run, limits: Sequence[str]) -> dict[str, Architecture]:
     found = {}
     for limit in limits:
         parse_latency(limit)  # all are understood before the first is derived
-    for limit in limits:
+    within = {limit: _within(job.prices, run.priced.milliseconds(limit)) for limit in limits}
+    for prices in within.values():
+        prices.check_reachable(job.supernet.mask)
+    for limit, prices in within.items():
         limit_ms = run.priced.milliseconds(limit)
         with run.stage(f"derive-{limit}", f"within {limit_ms:.4g} ms") as facts:
-            limits_now = job.prices.limits.clone()
-            limits_now[job.prices.names.index("latency")] = limit_ms
-            job.prices = replace(job.prices, limits=limits_now)
+            job.prices = prices
             choice = choose_network(run, job, run.config.derive)
             architecture = run.found(choice.chosen.indices)
             name = f"architecture-{limit}.json"
@@ -201,3 +202,10 @@ def derive_limits(run: Run, limits: Sequence[str]) -> dict[str, Architecture]:
             say_choice(run, facts, limit_ms)
         found[limit] = architecture
     return found
+
+
+def _within(prices: Prices, limit_ms: float) -> Prices:
+    """The same costs with another latency limit."""
+    limits = prices.limits.clone()
+    limits[prices.names.index("latency")] = limit_ms
+    return replace(prices, limits=limits)
