@@ -35,6 +35,8 @@ class Machine:
     def _put(self, tensor: Tensor) -> Tensor:
         as_images = self.channels_last and tensor.dim() == 4
         memory_format = torch.channels_last if as_images else torch.preserve_format
+        if self.device.type == "cuda" and not tensor.is_cuda:
+            tensor = tensor.pin_memory()  # or the copy would wait for the device after all
         return tensor.to(self.device, non_blocking=True, memory_format=memory_format)
 
     def place(self, model: nn.Module) -> nn.Module:
