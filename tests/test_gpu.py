@@ -28,10 +28,10 @@ def images() -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def searched(estimator: str = "two_path", **machine: Any) -> Any:
+def search_on(estimator: str = "two_path", **machine: Any) -> Any:
     torch.manual_seed(0)
     model = build_supernet("macro", SETTINGS).model
-    job = make_search(
+    return make_search(
         model,
         estimator,
         data=images(),
@@ -40,8 +40,6 @@ def searched(estimator: str = "two_path", **machine: Any) -> Any:
         warmup_epochs=1,
         epochs=1,
     )
-    job.run()
-    return job
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -49,7 +47,8 @@ def searched(estimator: str = "two_path", **machine: Any) -> Any:
 @pytest.mark.parametrize("estimator", ["two_path", "full_path", "reinforce"])
 def test_a_search_runs_there(estimator: str, channels_last: bool, autocast: bool) -> None:
     device = torch.device("cuda")
-    job = searched(estimator, device=device, channels_last=channels_last, autocast=autocast)
+    job = search_on(estimator, device=device, channels_last=channels_last, autocast=autocast)
+    job.run()
     assert job.step == job.plan.total
     tensors = [*job.model.parameters(), *job.model.buffers()]
     assert all(t.is_cuda and bool(t.isfinite().all()) for t in tensors)
@@ -57,8 +56,15 @@ def test_a_search_runs_there(estimator: str, channels_last: bool, autocast: bool
 
 
 def test_its_steps_are_those_of_the_cpu_but_for_rounding() -> None:
-    here, there = searched(), searched(device=torch.device("cuda"))
-    torch.testing.assert_close(there.supernet.alpha, here.supernet.alpha, atol=5e-2, rtol=5e-2)
+    here, there = search_on(), search_on(device=torch.device("cuda"))
+    for job in (here, there):
+        job.model.train()
+        job.weight_step()
+        job.architecture_step()
+    theirs = dict(there.model.named_parameters())
+    for name, parameter in here.model.named_parameters():
+        torch.testing.assert_close(theirs[name].cpu(), parameter, atol=1e-3, rtol=1e-2)
+    assert there.seen.estimate.loss == pytest.approx(here.seen.estimate.loss, rel=1e-2)
 
 
 def test_a_batch_arrives_as_it_was() -> None:
