@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -35,10 +36,12 @@ from proxylessnas.spaces import build, build_supernet
 from proxylessnas.supernet import MixedOp, Supernet
 
 FIRST_STEP = """
-import torch, proxylessnas
+import torch
+from step import make_search
+from proxylessnas.machine import Machine
 from proxylessnas.spaces import build_supernet
-model = build_supernet("macro", {}).model
-model(torch.randn(2, 3, 32, 32)).sum().backward()
+batch = torch.randn(2, 3, 32, 32), torch.arange(2)
+make_search(build_supernet("macro", {}), batch, Machine()).weight_step()
 """
 HELP = (
     "import sys; sys.argv = ['proxylessnas', '--help']\nfrom proxylessnas.cli import main\nmain()"
@@ -151,9 +154,13 @@ def table() -> list[tuple[str, str]]:
 
 def start() -> list[tuple[str, str]]:
     rows = []
-    for text, program in (("--help", HELP), ("import to first step", FIRST_STEP)):
+    for text, program in (
+        ("--help", HELP),
+        ("a new process to the first weight step of `macro`", FIRST_STEP),
+    ):
         begun = time.perf_counter()
-        subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
+        here = Path(__file__).parent
+        subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, cwd=here)
         rows.append((f"start-up: {text}", f"{time.perf_counter() - begun:.2f} s"))
     return rows
 

@@ -162,6 +162,8 @@ def main() -> int:
         for device in devices:
             judge = _best_within if kind == "best" else _fastest_of_all
             good, text = judge(device, measured[device.name], value)
+            noise = max(result.noise_pct for result in ms[devices.index(device)].networks.values())
+            text += f" (noise {noise:.1f} %)"
             console.print(text)
             right.append(good or kind == "best")
         for of, indices in chosen.items():

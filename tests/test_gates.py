@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
@@ -217,6 +219,31 @@ def test_a_candidate_without_a_tensor_to_learn_from_is_refused() -> None:
     mixed.gate = binary(0, 2)
     with pytest.raises(SupernetError, match="no floating-point tensor"):
         mixed(rows(3))
+
+
+# --- any shape ---
+
+
+@given(
+    st.integers(1, 5),
+    st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    st.integers(0, 4),
+    st.integers(0, 2**16),
+)
+def test_gate_gradients_are_those_of_soft_gates_at_the_one_hot(
+    count: int, shape: list[int], active: int, seed: int
+) -> None:
+    """∂L/∂g of Σ_j g_j·o_j(x) by autograd, for any number of candidates and any shape."""
+    active %= count
+    torch.manual_seed(seed)
+    x, weight = rows(*shape), rows(*shape)
+    mixed = MixedOp([nn.Linear(shape[-1], shape[-1]) for _ in range(count)]).double()
+    soft = torch.eye(count, dtype=torch.float64)[active].requires_grad_()
+    outputs = torch.stack([c(x) for c in mixed.candidates.values()], -1)
+    (((outputs @ soft).sin() * weight).sum()).backward()
+    gate = mixed.gate = binary(active, count)
+    (mixed(x).sin() * weight).sum().backward()
+    torch.testing.assert_close(gate_gradient(gate), soft.grad)
 
 
 # --- in place ---
