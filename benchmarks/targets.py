@@ -6,9 +6,10 @@
 demo's recipe is made in --out (runs/targets) first, or gone on with. Other options are the
 search's: `--image-size 96 --space-settings '{}'` makes networks of milliseconds of the demo's
 fractions of one. For every target a network is derived (`proxylessnas derive --limits`:
-decoded, scored, measured, corrected). Then all of them are measured anew, in the same rounds and beside the table's canary, whose drift is taken
-out. A target counts as kept if this last measurement is at most 2 % over it, or the noise if
-that is larger, and at most 5 % under it: who grants 12 ms is not served by 10.
+decoded, scored, measured, corrected). Then all of them are measured anew, in the same rounds
+and beside the table's canary, whose drift is taken out. A target counts as kept if this last
+measurement is at most 2 % over it, or the noise if that is larger, and at most 5 % under it:
+who grants 12 ms is not served by 10.
 """
 
 from __future__ import annotations
