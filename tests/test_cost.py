@@ -162,9 +162,10 @@ def test_latency_of_the_canary_is_what_was_measured() -> None:
     supernet = macro()
     table = measure_table(supernet, FakeRuntime(noise=0.02), INPUTS, SETTINGS, seed=0)
     cost = latency_cost(supernet, trace(supernet, INPUTS), table)
-    assert table.canary is not None
-    predicted = cost.of(indices_of(supernet, table.canary.choices))
-    assert predicted == pytest.approx(table.canary.measurement.median_ms, rel=0.2)
+    canary = table.canary(cost.space)
+    assert canary is not None
+    predicted = cost.of(indices_of(supernet, canary.choices))
+    assert predicted == pytest.approx(canary.measurement.median_ms, rel=0.2)
 
 
 def test_a_missing_candidate_and_a_foreign_space_are_errors() -> None:

@@ -195,14 +195,14 @@ def search(
         return evaluate(network, job.task, validation, on, examples=images, ranks=ranks).value
 
     def measured(networks: Sequence[Indices]) -> list[tuple[float, float]]:
+        assert pricing.table is not None and pricing.latency is not None
         derived = {str(i): supernet.derive(n).cpu() for i, n in enumerate(networks)}
         report = measure_networks(
             derived,
             device,
             pricing.example_inputs,
             measure,
-            table=pricing.table,
-            canary=None if pricing.table is None else canary_of(supernet, pricing.table),
+            canary=canary_of(supernet, pricing.table, pricing.latency.space),
             seed=seed,
         )
         return [report[name].value for name in derived]

@@ -25,6 +25,7 @@ from .table import BLOCKS, SAME, LatencyTable, Scalar
 from .trace import Trace, trace
 
 __all__ = [
+    "Canary",
     "Measurement",
     "NetworkReport",
     "NetworkResult",
@@ -121,6 +122,17 @@ def load(key: str, plan: Plan, supernet: Supernet, found: Trace, runtime: Runtim
 
 
 @dataclass(frozen=True, kw_only=True)
+class Canary:
+    """A network of a table that is measured again, to see by how much the device has changed.
+
+    network: built again. then_ms: its latency in the table.
+    """
+
+    network: nn.Module
+    then_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkResult:
     """One network's latency now.
 
@@ -163,26 +175,23 @@ def measure_networks(
     inputs: tuple[Tensor, ...],
     settings: MeasureSettings,
     *,
-    table: LatencyTable | None = None,
-    canary: nn.Module | None = None,
+    canary: Canary | None = None,
     progress: Progress | None = None,
     seed: int,
 ) -> NetworkReport:
     """Modules, or exported files of the runtime's format, interleaved with the canary.
 
-    table, canary: the latency table, and its canary built again (`canary_of`): by how much it
-    is slower or faster now corrects the others.
+    canary: see `canary_of`: by how much it is slower or faster now corrects the others.
 
     Raises:
         MeasurementError: one of them cannot run on the runtime; it is named.
     """
-    reference = table.canary if table is not None else None
     extra = "canary"
     while extra in modules:
         extra += "_"
     wanted: dict[str, nn.Module | Path] = dict(modules)
-    if canary is not None and reference is not None:
-        wanted[extra] = canary
+    if canary is not None:
+        wanted[extra] = canary.network
     with ExitStack() as stack:
         sessions: dict[str, Session] = {}
         for name, network in wanted.items():
@@ -203,8 +212,8 @@ def measure_networks(
     measured = {key: on_device(device, m) for key, m in measured.items()}
     now = measured.pop(extra, None)
     drift, canary_noise = 1.0, 0.0
-    if now is not None and reference is not None:
-        drift = now.median_ms / reference.measurement.median_ms
+    if now is not None and canary is not None:
+        drift = now.median_ms / canary.then_ms
         canary_noise = now.noise_pct
     results = {
         key: NetworkResult(
@@ -217,11 +226,17 @@ def measure_networks(
     return NetworkReport(networks=results, drift=drift, canary=now)
 
 
-def canary_of(supernet: Supernet, table: LatencyTable) -> nn.Module | None:
-    """The table's canary network, built again from this supernet; None where it has none."""
-    if table.canary is None or set(table.canary.choices) != set(supernet.names):
+def canary_of(supernet: Supernet, table: LatencyTable, space: str) -> Canary | None:
+    """The table's canary of one space, built again from this supernet; None where it has none.
+
+    space: the supernet's at its input, `cost.space_id` or the `space` of a `Cost`. One table may
+    hold networks with the same choices at several input sizes.
+    """
+    entry = table.canary(space)
+    if entry is None:
         return None
-    return supernet.derive(indices_of(supernet, table.canary.choices)).eval()
+    network = supernet.derive(indices_of(supernet, entry.choices)).eval()
+    return Canary(network=network, then_ms=entry.measurement.median_ms)
 
 
 def describe(runtime: Runtime, example_inputs: tuple[Any, ...]) -> dict[str, Scalar]:

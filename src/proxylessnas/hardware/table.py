@@ -85,10 +85,9 @@ class LatencyTable:
             n for n in self.networks if n.role in roles and (space is None or n.space == space)
         )
 
-    @property
-    def canary(self) -> NetworkEntry | None:
-        """The network that is measured again with every later measurement."""
-        return next(iter(self.of_role("canary")), None)
+    def canary(self, space: str) -> NetworkEntry | None:
+        """The network of this space that is measured again with every later measurement."""
+        return next(iter(self.of_role("canary", space=space)), None)
 
     def check(self, description: Mapping[str, Scalar], batch: int, *, force: bool = False) -> None:
         """Refuse to price with a table of something else.
