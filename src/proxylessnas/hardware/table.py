@@ -89,6 +89,10 @@ class LatencyTable:
         """The network of this space that is measured again with every later measurement."""
         return next(iter(self.of_role("canary", space=space)), None)
 
+    def is_of(self, description: Mapping[str, Scalar]) -> bool:
+        """Whether it was measured on the device of a `Runtime.describe()`."""
+        return all(self.device.get(name) == description.get(name) for name in SAME)
+
     def check(self, description: Mapping[str, Scalar], batch: int, *, force: bool = False) -> None:
         """Refuse to price with a table of something else.
 
