@@ -147,7 +147,7 @@ def test_malformed_results_are_one_line(how: str, results: Path, tmp_path: Path)
 def test_malformed_samples_and_files(results: Path, tmp_path: Path) -> None:
     whole = json.loads(results.read_text())
     key = next(iter(whole["samples_ms"]))
-    for bad in ([0], [-1.0], ["1"], [True], [1e300], 5):
+    for bad in ([0], [-1.0], ["1"], [True], [1e300], [10**400], 5):
         out = tmp_path / "bad.json"
         out.write_text(json.dumps({**whole, "samples_ms": {key: bad}}))
         with pytest.raises(MeasurementError, match="not a kit's results"):
@@ -157,6 +157,35 @@ def test_malformed_samples_and_files(results: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello")
     with pytest.raises(MeasurementError, match="not JSON"):
         import_kit(tmp_path / "text")
+
+
+SHAPES = {
+    "large": "1x3x99999x99999",
+    "thousands of digits": "1x" + "9" * 5000,
+    "empty": "1x0x4x4",
+    "large together": ", ".join(["1x3x4096x4096"] * 9),
+    "endless": "1" + "x1" * 600,
+}
+
+
+@pytest.mark.parametrize("how", SHAPES)
+def test_input_shapes_that_cannot_be_are_refused(how: str, results: Path, tmp_path: Path) -> None:
+    whole = json.loads(results.read_text())
+    whole["manifest"]["input_shapes"] = SHAPES[how]
+    out = tmp_path / "bad.json"
+    out.write_text(json.dumps(whole))
+    with pytest.raises(MeasurementError, match="not a kit's results: its input_shapes") as caught:
+        import_kit(out)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_macs_that_cannot_be_are_refused(results: Path, tmp_path: Path) -> None:
+    whole = json.loads(results.read_text())
+    whole["manifest"]["networks"][0]["macs"] = 10**400
+    out = tmp_path / "bad.json"
+    out.write_text(json.dumps(whole))
+    with pytest.raises(MeasurementError, match="MACs are malformed"):
+        import_kit(out)
 
 
 # --- Android ---
@@ -198,6 +227,9 @@ def test_the_output_of_benchmark_model_becomes_a_table(kit: Path, tmp_path: Path
     assert {m.median_ms for m in import_kit(log).table.entries.values()} == {0.67}
     log.write_text(android_log(manifest, "ERROR: Failed to initialize {median} {avg}"))
     with pytest.raises(MeasurementError, match="benchmark_model did not finish"):
+        import_kit(log)
+    log.write_text(android_log(manifest, "Inference (avg): 1.2.3 {median} {avg}"))
+    with pytest.raises(MeasurementError, match=r"'1\.2\.3' of .* is no number"):
         import_kit(log)
 
 
