@@ -238,6 +238,21 @@ def test_a_table_of_another_device_is_not_gone_on_with(tmp_path: Path) -> None:
         measure_table(small(), FakeRuntime(device="other"), INPUTS, SETTINGS, seed=0, path=path)
 
 
+def test_samples_of_two_versions_of_a_runtime_are_not_mixed(tmp_path: Path) -> None:
+    class Newer(FakeRuntime):
+        def describe(self) -> dict[str, str | int]:
+            return {**super().describe(), "version": "2"}
+
+    path = tmp_path / "table.json"
+    measure_table(small(), FakeRuntime(), INPUTS, SETTINGS, seed=0, path=path)
+    with pytest.raises(MeasurementError, match=r"version '1', not '2'.*--force"):
+        measure_table(small(), Newer(), INPUTS, SETTINGS, seed=0, path=path)
+    runtime = Newer()
+    table = measure_table(small(), runtime, INPUTS, SETTINGS, seed=0, path=path, force=True)
+    assert table.device["version"] == "2" and table.complete
+    assert runtime.loaded > len(table.entries)
+
+
 def test_two_spaces_share_a_table(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     one = measure_table(small(), FakeRuntime(), INPUTS, SETTINGS, seed=0, path=path)

@@ -53,11 +53,11 @@ def measure_table(
     progress: called with (done, in all), first for the sessions that are loaded, then for the
     visits. path: where the table is kept; what an earlier call left there is not measured
     again, and what is measured is saved there every few seconds. force: a table of another
-    device there is replaced.
+    device or version there is replaced.
 
     Raises:
         MeasurementError: a candidate cannot run on the runtime (it is named), or `path` holds
-            a table of another device.
+            a table of another device, or of another version of the runtime.
     """
     with one_thread():
         found = trace(supernet, example_inputs)
@@ -261,18 +261,21 @@ def earlier(
     force: a table of another device is as good as none.
 
     Raises:
-        MeasurementError: it is no table, or one of another device, or made in another way.
+        MeasurementError: it is no table, or one of another device or of another version of the
+            runtime, whose samples would be mixed, or made in another way.
     """
     if path is None or not path.exists():
         return None
     table = LatencyTable.load(path)
-    for name in (*SAME, "batch", "method"):
-        if table.device.get(name, BLOCKS) != device.get(name, BLOCKS):
+    for name in (*SAME, "version", "batch", "method"):
+        usual = BLOCKS if name == "method" else None
+        there, here = table.device.get(name, usual), device.get(name, usual)
+        if there != here:
             if force:
                 return None
             raise MeasurementError(
-                f"{path} holds a table with {name} {table.device.get(name, BLOCKS)!r}, not "
-                f"{device.get(name, BLOCKS)!r}: choose another file, or --force to replace it"
+                f"{path} holds a table with {name} {there!r}, not {here!r}: choose another file, "
+                "or --force to replace it"
             )
     return table
 

@@ -122,6 +122,9 @@ class LatencyTable:
     def merge(self, other: LatencyTable) -> LatencyTable:
         """Both tables' entries and networks; this one's where both have one.
 
+        The validation is this table's, unless networks come to its spaces: the cost model is
+        fitted to more then, and judged by others.
+
         Raises:
             MeasurementError: they are of different devices.
         """
@@ -133,10 +136,12 @@ class LatencyTable:
                 )
         have = {(n.space, tuple(n.choices.items())) for n in self.networks}
         new = [n for n in other.networks if (n.space, tuple(n.choices.items())) not in have]
+        stale = bool({n.space for n in new} & {n.space for n in self.networks})
         return replace(
             self,
             entries={**other.entries, **self.entries},
             networks=(*self.networks, *new),
+            validation=None if stale else self.validation,
             complete=self.complete and other.complete,
         )
 
