@@ -78,6 +78,25 @@ def test_a_kit_measures_without_us_and_comes_back_as_a_table(results: Path) -> N
     assert latency_cost(supernet, found, table).fit is not None
 
 
+FLUSHED = """
+import json, runpy, sys
+import numpy as np
+kit = runpy.run_path(sys.argv[1], run_name="kit")
+entry = next(iter(json.loads(kit["read"]("manifest.json"))["files"].values()))
+feed = [kit["stand_in"](shape, dtype) for shape, dtype in entry["inputs"]]
+tiny, one = np.full(4, 1e-40, np.float32), np.ones(4, np.float32)
+assert (tiny * one).any()
+kit["onnxruntime_network"](kit["read"](entry["file"]), feed, 1, False)()
+assert not (tiny * one).any(), "denormals are not flushed"
+"""
+
+
+def test_a_kit_flushes_denormals_as_the_protocol_does(kit: Path) -> None:
+    command = [sys.executable, "-c", FLUSHED, str(kit)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_kit_goes_on_after_a_break(kit: Path, results: Path, tmp_path: Path) -> None:
     out = tmp_path / "part.json"
     whole = json.loads(results.read_text())
