@@ -102,8 +102,7 @@ class Device:
             make(self.name),
             self.space.inputs,
             replace(self.settings, network_rounds=30),
-            table=self.table,
-            canary=canary_of(supernet, self.table),
+            canary=canary_of(supernet, self.table, self.cost.space),
             seed=1,
         )
 

@@ -24,6 +24,7 @@ from proxylessnas.hardware.cost import (
 )
 from proxylessnas.hardware.count import count_macs, count_parameters
 from proxylessnas.hardware.measure import measure_table
+from proxylessnas.hardware.protocol import Measurement
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.hardware.trace import trace
 from proxylessnas.hardware.validate import figures, validate
@@ -158,13 +159,39 @@ def test_latency_is_corrected_to_whole_networks() -> None:
     assert report["networks"] == 6
 
 
+def test_macs_alone_are_judged_the_same_on_a_slow_device() -> None:
+    supernet = mobile()
+    found = trace(supernet, INPUTS)
+    table = measure_table(supernet, FakeRuntime(noise=0.02), INPUTS, SETTINGS, seed=0)
+
+    def report(slower: float) -> dict[str, float]:
+        def scaled(m: Measurement) -> Measurement:
+            return replace(m, samples_ms=tuple(slower * s for s in m.samples_ms))
+
+        other = replace(
+            table,
+            entries={k: scaled(m) for k, m in table.entries.items()},
+            networks=tuple(
+                replace(n, measurement=scaled(n.measurement), repeat=n.repeat and scaled(n.repeat))
+                for n in table.networks
+            ),
+        )
+        macs_only = validate(latency_cost(supernet, found, other), supernet, other)["macs_only"]
+        assert isinstance(macs_only, dict)
+        return macs_only
+
+    assert report(1e4) == pytest.approx(report(1.0))
+    assert report(1e-4) == pytest.approx(report(1.0))
+
+
 def test_latency_of_the_canary_is_what_was_measured() -> None:
     supernet = macro()
     table = measure_table(supernet, FakeRuntime(noise=0.02), INPUTS, SETTINGS, seed=0)
     cost = latency_cost(supernet, trace(supernet, INPUTS), table)
-    assert table.canary is not None
-    predicted = cost.of(indices_of(supernet, table.canary.choices))
-    assert predicted == pytest.approx(table.canary.measurement.median_ms, rel=0.2)
+    canary = table.canary(cost.space)
+    assert canary is not None
+    predicted = cost.of(indices_of(supernet, canary.choices))
+    assert predicted == pytest.approx(canary.measurement.median_ms, rel=0.2)
 
 
 def test_a_missing_candidate_and_a_foreign_space_are_errors() -> None:

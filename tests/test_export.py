@@ -153,6 +153,23 @@ def test_tflite_without_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         to_tflite(network(), (X,))
 
 
+def test_tflite_leaves_the_module_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere(nn.Linear):
+        """Stands for one on a GPU: says whether it was moved."""
+
+        moved = False
+
+        def cpu(self) -> Elsewhere:
+            self.moved = True
+            return self
+
+    monkeypatch.setattr(export, "_litert_torch", lambda: None)  # the conversion itself fails
+    module = Elsewhere(2, 2).train()
+    with pytest.raises(ExportError, match="to tflite"):
+        to_tflite(module, (torch.zeros(1, 2),))
+    assert not module.moved and module.training
+
+
 def test_folding_changes_nothing_but_the_layers() -> None:
     module = network().eval()
     folded = fold(module)

@@ -10,8 +10,18 @@ from torch import Tensor, nn
 from toys import regression
 
 from proxylessnas import MixedOp, SearchSettings, search
-from proxylessnas.errors import ConfigError, LimitError, SupernetError, UserError
+from proxylessnas.config import MeasureSettings
+from proxylessnas.errors import (
+    ConfigError,
+    LimitError,
+    MeasurementError,
+    SupernetError,
+    UserError,
+)
 from proxylessnas.gates import Mixture, run
+from proxylessnas.hardware.measure import measure_table
+from proxylessnas.hardware.runtimes.fake import FakeRuntime
+from proxylessnas.supernet import Supernet
 
 
 def net(*candidates: nn.Module) -> nn.Module:
@@ -127,3 +137,19 @@ def test_the_advice_on_a_nan_names_the_setting() -> None:
     with pytest.raises(UserError, match="the search's learning_rate") as error:
         called(loss=loss, settings=SearchSettings(warmup_epochs=0, epochs=3))
     assert "--" not in str(error.value)
+
+
+@pytest.mark.parametrize(("device", "here"), [("fake device", True), ("a phone", False)])
+def test_a_table_of_another_device_is_used_as_it_is(device: str, here: bool) -> None:
+    inputs, measure = (torch.zeros(2, 4),), MeasureSettings(rounds=1, network_rounds=1, networks=3)
+    model = nn.Sequential(*(MixedOp([nn.Linear(4, 4), nn.Identity()]) for _ in range(2)))
+    there = FakeRuntime(device=device)
+    table = measure_table(Supernet(model), there, inputs, measure, seed=0)
+    runtime = FakeRuntime()
+    given = {"table": table, "runtime": runtime, "measure": measure, "target_latency": "1x"}
+    result = called(model, **given)
+    assert result.predicted["latency"] == pytest.approx(result.pricing.largest_ms, rel=0.5)
+    assert (runtime.loaded > 0) == here
+    assert (result.measured_ms is not None) == here
+    with pytest.raises(MeasurementError, match="with batch 2, not 1"):
+        called(model, **given, example_inputs=(torch.zeros(1, 4),))

@@ -78,6 +78,25 @@ def test_a_kit_measures_without_us_and_comes_back_as_a_table(results: Path) -> N
     assert latency_cost(supernet, found, table).fit is not None
 
 
+FLUSHED = """
+import json, runpy, sys
+import numpy as np
+kit = runpy.run_path(sys.argv[1], run_name="kit")
+entry = next(iter(json.loads(kit["read"]("manifest.json"))["files"].values()))
+feed = [kit["stand_in"](shape, dtype) for shape, dtype in entry["inputs"]]
+tiny, one = np.full(4, 1e-40, np.float32), np.ones(4, np.float32)
+assert (tiny * one).any()
+kit["onnxruntime_network"](kit["read"](entry["file"]), feed, 1, False)()
+assert not (tiny * one).any(), "denormals are not flushed"
+"""
+
+
+def test_a_kit_flushes_denormals_as_the_protocol_does(kit: Path) -> None:
+    command = [sys.executable, "-c", FLUSHED, str(kit)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_kit_goes_on_after_a_break(kit: Path, results: Path, tmp_path: Path) -> None:
     out = tmp_path / "part.json"
     whole = json.loads(results.read_text())
@@ -147,7 +166,7 @@ def test_malformed_results_are_one_line(how: str, results: Path, tmp_path: Path)
 def test_malformed_samples_and_files(results: Path, tmp_path: Path) -> None:
     whole = json.loads(results.read_text())
     key = next(iter(whole["samples_ms"]))
-    for bad in ([0], [-1.0], ["1"], [True], [1e300], 5):
+    for bad in ([0], [-1.0], ["1"], [True], [1e300], [10**400], 5):
         out = tmp_path / "bad.json"
         out.write_text(json.dumps({**whole, "samples_ms": {key: bad}}))
         with pytest.raises(MeasurementError, match="not a kit's results"):
@@ -157,6 +176,35 @@ def test_malformed_samples_and_files(results: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello")
     with pytest.raises(MeasurementError, match="not JSON"):
         import_kit(tmp_path / "text")
+
+
+SHAPES = {
+    "large": "1x3x99999x99999",
+    "thousands of digits": "1x" + "9" * 5000,
+    "empty": "1x0x4x4",
+    "large together": ", ".join(["1x3x4096x4096"] * 9),
+    "endless": "1" + "x1" * 600,
+}
+
+
+@pytest.mark.parametrize("how", SHAPES)
+def test_input_shapes_that_cannot_be_are_refused(how: str, results: Path, tmp_path: Path) -> None:
+    whole = json.loads(results.read_text())
+    whole["manifest"]["input_shapes"] = SHAPES[how]
+    out = tmp_path / "bad.json"
+    out.write_text(json.dumps(whole))
+    with pytest.raises(MeasurementError, match="not a kit's results: its input_shapes") as caught:
+        import_kit(out)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_macs_that_cannot_be_are_refused(results: Path, tmp_path: Path) -> None:
+    whole = json.loads(results.read_text())
+    whole["manifest"]["networks"][0]["macs"] = 10**400
+    out = tmp_path / "bad.json"
+    out.write_text(json.dumps(whole))
+    with pytest.raises(MeasurementError, match="MACs are malformed"):
+        import_kit(out)
 
 
 # --- Android ---
@@ -198,6 +246,9 @@ def test_the_output_of_benchmark_model_becomes_a_table(kit: Path, tmp_path: Path
     assert {m.median_ms for m in import_kit(log).table.entries.values()} == {0.67}
     log.write_text(android_log(manifest, "ERROR: Failed to initialize {median} {avg}"))
     with pytest.raises(MeasurementError, match="benchmark_model did not finish"):
+        import_kit(log)
+    log.write_text(android_log(manifest, "Inference (avg): 1.2.3 {median} {avg}"))
+    with pytest.raises(MeasurementError, match=r"'1\.2\.3' of .* is no number"):
         import_kit(log)
 
 

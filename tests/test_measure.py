@@ -16,7 +16,7 @@ from proxylessnas.config import MeasureSettings
 from proxylessnas.errors import MeasurementError
 from proxylessnas.export import to_onnx
 from proxylessnas.hardware import machine, rounds
-from proxylessnas.hardware.cost import macs_cost
+from proxylessnas.hardware.cost import macs_cost, space_id
 from proxylessnas.hardware.measure import (
     Measurement,
     canary_of,
@@ -29,6 +29,7 @@ from proxylessnas.hardware.runtimes.base import Session
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.hardware.trace import trace
+from proxylessnas.pricing import Pricing
 from proxylessnas.spaces import build_supernet
 from proxylessnas.supernet import Supernet
 
@@ -237,6 +238,21 @@ def test_a_table_of_another_device_is_not_gone_on_with(tmp_path: Path) -> None:
         measure_table(small(), FakeRuntime(device="other"), INPUTS, SETTINGS, seed=0, path=path)
 
 
+def test_samples_of_two_versions_of_a_runtime_are_not_mixed(tmp_path: Path) -> None:
+    class Newer(FakeRuntime):
+        def describe(self) -> dict[str, str | int]:
+            return {**super().describe(), "version": "2"}
+
+    path = tmp_path / "table.json"
+    measure_table(small(), FakeRuntime(), INPUTS, SETTINGS, seed=0, path=path)
+    with pytest.raises(MeasurementError, match=r"version '1', not '2'.*--force"):
+        measure_table(small(), Newer(), INPUTS, SETTINGS, seed=0, path=path)
+    runtime = Newer()
+    table = measure_table(small(), runtime, INPUTS, SETTINGS, seed=0, path=path, force=True)
+    assert table.device["version"] == "2" and table.complete
+    assert runtime.loaded > len(table.entries)
+
+
 def test_two_spaces_share_a_table(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     one = measure_table(small(), FakeRuntime(), INPUTS, SETTINGS, seed=0, path=path)
@@ -277,15 +293,35 @@ def test_drift_since_the_table_is_corrected() -> None:
             session.latency_ms *= 1.25  # type: ignore[attr-defined]
             return session
 
-    network, canary = supernet.derive([1, 1, 1, 1]), canary_of(supernet, table)
+    network = supernet.derive([1, 1, 1, 1])
+    canary = canary_of(supernet, table, space_id(supernet, trace(supernet, INPUTS)))
     report = measure_networks(
-        {"canary": network}, Slower(), INPUTS, SETTINGS, table=table, canary=canary, seed=0
+        {"canary": network}, Slower(), INPUTS, SETTINGS, canary=canary, seed=0
     )
     then = FakeRuntime().load(network, INPUTS).timed(1) * 1e3
     assert report.drift == pytest.approx(1.25, rel=1e-4)
     assert report["canary"].raw_ms == pytest.approx(1.25 * then, rel=1e-4)
     assert report["canary"].corrected_ms == pytest.approx(then, rel=1e-4)
     assert report.canary is not None and set(report.networks) == {"canary"}
+
+
+def test_two_input_sizes_in_one_table_are_not_mistaken_for_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    for size in (16, 64):
+        supernet = build_supernet("macro", {"widths": [8], "depths": [3]})
+        inputs = (torch.zeros(1, 3, size, size),)
+        table = measure_table(supernet, FakeRuntime(), inputs, SETTINGS, seed=0, path=path)
+        pricing = Pricing(supernet=supernet, example_inputs=inputs, table=table)
+        assert pricing.latency is not None
+        canary = canary_of(supernet, table, pricing.latency.space)
+        largest = supernet.derive(pricing.largest).eval()
+        report = measure_networks(
+            {"largest": largest}, FakeRuntime(), inputs, SETTINGS, canary=canary, seed=0
+        )
+        assert canary is not None and report.drift == pytest.approx(1.0, rel=1e-4)
+        assert pricing.largest_ms == pytest.approx(report["largest"].raw_ms, rel=1e-4)
+    assert len({n.space for n in table.networks}) == 2
+    assert canary_of(supernet, table, "another") is None
 
 
 def test_files_are_measured_beside_modules(tmp_path: Path) -> None:

@@ -164,6 +164,26 @@ def test_unknown_names_and_options() -> None:
             make("torch:cuda")
 
 
+def test_a_provider_that_does_not_start_is_not_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime as ort
+
+    cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [cuda, cpu])
+
+    class Session:
+        """As ONNX Runtime's own where CUDA's libraries are not found."""
+
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def get_providers(self) -> list[str]:
+            return [cpu]
+
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    assert make("onnxruntime").open(b"") is not None  # type: ignore[attr-defined]
+    with pytest.raises(MeasurementError, match=f"could not start {cuda} .* on {cpu}"):
+        make("onnxruntime:cuda").open(b"")  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("name", ["litert", "openvino"])
 def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)

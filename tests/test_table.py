@@ -110,6 +110,11 @@ def test_merge() -> None:
     }
     assert [n.choices["a"] for n in both.networks] == ["x", "y"]
     assert both.complete and not table().merge(replace(other, complete=False)).complete
+    # The validation was of the networks there were.
+    assert table().validation and both.validation is None
+    elsewhere = tuple(replace(n, space="another") for n in other.networks)
+    assert table().merge(replace(other, networks=elsewhere)).validation == table().validation
+    assert table().merge(replace(other, networks=table().networks)).validation
     with pytest.raises(MeasurementError, match="different batch"):
         table().merge(replace(other, device={**DEVICE, "batch": 4}))
 

@@ -28,7 +28,7 @@ from .derive import Choice, Indices, choose
 from .errors import ConfigError, LimitError
 from .estimators import make_estimator
 from .hardware.count import check_shapes
-from .hardware.measure import canary_of, measure_networks, measure_table
+from .hardware.measure import canary_of, describe, measure_networks, measure_table
 from .hardware.runtimes import Runtime, make
 from .hardware.table import LatencyTable
 from .loop import Plan, Search
@@ -48,7 +48,8 @@ class Result:
     """A finished search.
 
     architecture: the chosen network. predicted: its costs by name (ms, counts).
-    measured_ms: its latency on the runtime, where there was a limit to keep.
+    measured_ms: its latency on the runtime, where there was a limit to keep and the table is
+        not another device's.
     """
 
     architecture: Architecture
@@ -117,6 +118,9 @@ def search(
     example_inputs: the arguments of one forward pass; their shapes are what is measured.
     target_latency: `12ms`, `800us`, or `0.6x` of the largest network; measured on `runtime`
         unless `table` is given.
+    table: a latency table, of these inputs' batch. Where it was measured on `runtime`, on this
+        machine and with as many threads, the last candidates are measured too and correct its
+        predictions; the table of another device is used as it is, and nothing is measured here.
     correct: (output, target) -> how many of the batch are right; lets the final choice go by
         accuracy rather than by loss.
     reward: (accuracy, candidate indices) -> R, for the estimator `reinforce`; the objective's
@@ -169,6 +173,9 @@ def search(
             )
             table = LatencyTable.from_dict(json.loads(content))
     pricing.table = table
+    here = table is not None and _is_here(table, device, pricing.example_inputs, ranks)
+    if table is not None and not here:
+        reporter.say(f"the latency table is of {table.device.get('device')}: it is used as it is")
     limits = Limits(latency=target_latency, macs=max_macs, parameters=max_parameters)
     prices = pricing.prices(limits)
     arch_steps = Plan.of(settings, len(training)).arch_steps
@@ -203,14 +210,14 @@ def search(
         return evaluate(network, job.task, validation, on, examples=images, ranks=ranks).value
 
     def measured(networks: Sequence[Indices]) -> list[tuple[float, float]]:
+        assert pricing.table is not None and pricing.latency is not None
         derived = {str(i): supernet.derive(n).cpu() for i, n in enumerate(networks)}
         report = measure_networks(
             derived,
             device,
             pricing.example_inputs,
             measure,
-            table=pricing.table,
-            canary=None if pricing.table is None else canary_of(supernet, pricing.table),
+            canary=canary_of(supernet, pricing.table, pricing.latency.space),
             seed=seed,
         )
         return [report[name].value for name in derived]
@@ -221,9 +228,7 @@ def search(
             pricing.prices(limits),
             derive,
             score=score,
-            measure=(lambda n: ranks.of_main(lambda: measured(n)))
-            if pricing.latency is not None
-            else None,
+            measure=(lambda n: ranks.of_main(lambda: measured(n))) if here else None,
             learned=job.estimator.learns,
             seed=derive_seed(seed, "proposals"),
         )
@@ -261,6 +266,18 @@ def _check(model: Any, loss: Any, example_inputs: Any, runtime: Any, table: Any,
     if not isinstance(table, str | Path | LatencyTable | None):
         raise ConfigError(f"table is {type(table).__name__}, neither a path nor a LatencyTable")
     check_seed(seed)
+
+
+def _is_here(table: LatencyTable, device: Runtime, inputs: tuple[Any, ...], ranks: Ranks) -> bool:
+    """Whether networks can be measured on the table's device, or the table has to be believed.
+
+    Raises:
+        MeasurementError: it is of another batch, or incomplete.
+    """
+    described = describe(device, inputs)
+    table.check(table.device, int(described["batch"]))  # of whatever device it is
+    # Rank 0 measures, so it is its machine that counts: another rank's may have another CPU.
+    return ranks.of_main(lambda: table.is_of(described))
 
 
 def _check_limit(name: str, limit: Any) -> None:

@@ -196,7 +196,7 @@ def to_tflite(
     """
     litert_torch = _litert_torch()
     inputs = tuple(x.detach().cpu() for x in inputs)
-    plain = fold(module.cpu())
+    plain = fold(copy.deepcopy(module).cpu())  # the caller's may be on a GPU, and stays there
     try:
         with _quietly(), stderr_away(), torch.no_grad():
             outputs = pytree.tree_leaves(plain(*inputs))

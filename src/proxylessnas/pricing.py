@@ -91,7 +91,8 @@ class Pricing:
         if self.table is not None:
             choices = dict(self.supernet.architecture(self.largest).choices)
             for network in self.table.networks:
-                if dict(network.choices) == choices:
+                # The same choices at another input size are another network.
+                if network.space == self.latency.space and dict(network.choices) == choices:
                     return network.measurement.median_ms
         return self.latency.of(self.largest)
 

@@ -219,13 +219,14 @@ class Run:
         progress: Callable[[int, int], None] | None = None,
     ) -> NetworkReport:
         """Whole networks or exported files, interleaved with the table's canary."""
+        table, latency = self.table(), self.priced.latency
+        assert latency is not None
         return measure_networks(
             networks,
             self.runtime,
             self.example(),
             self.config.measure,
-            table=self.priced.table,
-            canary=canary_of(self.supernet, self.table()),
+            canary=canary_of(self.supernet, table, latency.space),
             progress=progress,
             seed=self.config.seed,
         )

@@ -35,6 +35,8 @@ from .trace import trace
 
 SCHEMA = 1
 MAX_FILE_BYTES = 64 << 20
+MAX_SHAPES_TEXT = 1000
+MAX_ELEMENTS = 1 << 27  # of the inputs together: 512 MiB in float32
 FORMATS = {"onnxruntime": ".onnx", "litert": ".tflite"}
 FIELDS = (
     *("schema", "runtime", "threads", "batch", "input_shapes", "runs", "warmup", "seed"),
@@ -262,7 +264,7 @@ def _android_results(raw: bytes) -> dict[str, Any]:
         mean = re.search(r"Inference \(avg\): ([\d.e+]+)", output)
         if mean is None:
             raise MeasurementError(f"benchmark_model did not finish on {key.strip()!r}")
-        micros = float(medians[-1]) if len(medians) > 1 else float(mean[1])
+        micros = _number(medians[-1] if len(medians) > 1 else mean[1], key.strip())
         samples.setdefault(key.strip(), []).append(micros / 1e3)
     device = {
         "runtime": manifest.get("runtime"),
@@ -284,6 +286,29 @@ def _android_results(raw: bytes) -> dict[str, Any]:
     }
 
 
+def _number(text: str, key: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise MeasurementError(f"benchmark_model's {text[:40]!r} of {key!r} is no number") from None
+
+
+def _shapes(text: str) -> tuple[tuple[int, ...], ...]:
+    """`1x3x224x224, 1x10` as shapes, of inputs that a machine can hold."""
+    shapes = [
+        # A number of thousands of digits is refused unread: Python would not read it either.
+        tuple(int(size) if len(size) <= 9 else MAX_ELEMENTS + 1 for size in shape.split("x"))
+        for shape in re.findall(r"[0-9]+(?:x[0-9]+)*", text[:MAX_SHAPES_TEXT])
+    ]
+    empty = any(0 in shape for shape in shapes)
+    if empty or len(text) > MAX_SHAPES_TEXT or sum(map(math.prod, shapes)) > MAX_ELEMENTS:
+        raise MeasurementError(
+            f"its input_shapes are {text[:60]!r}: every size must be 1 or more, and all inputs "
+            f"together at most {MAX_ELEMENTS} values"
+        )
+    return tuple(shapes)
+
+
 def _results(results: object) -> KitResults:
     names = ("schema", "manifest", "device", "environment", "samples_ms")
     fields = object_of(results, "the file", names)
@@ -292,7 +317,7 @@ def _results(results: object) -> KitResults:
     manifest = object_of(fields["manifest"], "its manifest", tuple(FIELDS))
     plan = _plan(manifest)
     model = object_of(manifest["model"], "its model", ("space", "settings"))
-    shapes = re.findall(r"\d+(?:x\d+)*", str(manifest["input_shapes"]))
+    shapes = _shapes(str(manifest["input_shapes"]))
     environment = scalars_of(fields["environment"], "environment")
     measured = {}
     for key, samples in object_of(fields["samples_ms"], "samples_ms").items():
@@ -301,8 +326,10 @@ def _results(results: object) -> KitResults:
         values = list_of(samples, key)
         for v in values:
             number = isinstance(v, int | float) and not isinstance(v, bool)
-            if not number or not math.isfinite(v) or not 0 < v < 1e12:
-                raise MeasurementError(f"{key} has the sample {v!r}, not a positive number of ms")
+            if not number or not 0 < v < 1e12:
+                raise MeasurementError(
+                    f"{key} has the sample {str(v)[:40]}, not a positive number of ms"
+                )
         if values:
             measured[key] = Measurement(
                 samples_ms=tuple(float(v) for v in values), environment=environment
@@ -311,7 +338,7 @@ def _results(results: object) -> KitResults:
         table=assemble(plan, scalars_of(fields["device"], "device"), measured),
         space=str(model["space"]),
         settings=object_of(model["settings"], "its model's settings"),
-        input_shapes=tuple(tuple(map(int, s.split("x"))) for s in shapes),
+        input_shapes=shapes,
     )
 
 
@@ -322,13 +349,13 @@ def _plan(manifest: Mapping[str, Any]) -> Plan:
         choices = object_of(n["choices"], "a network's choices")
         if n["role"] not in ("fit", "validation", "canary"):
             raise MeasurementError(f"a network has the role {n['role']!r}")
-        if not isinstance(n["macs"], int) or not isinstance(n["name"], str):
+        macs = n["macs"]
+        counted = isinstance(macs, int) and not isinstance(macs, bool) and 0 <= macs < 1 << 62
+        if not counted or not isinstance(n["name"], str):
             raise MeasurementError("a network's name or MACs are malformed")
         if not all(isinstance(c, str) for c in choices.values()):
             raise MeasurementError("a network's choices are not all names")
-        networks.append(
-            PlannedNetwork(name=n["name"], choices=choices, role=n["role"], macs=n["macs"])
-        )
+        networks.append(PlannedNetwork(name=n["name"], choices=choices, role=n["role"], macs=macs))
     visits: dict[str, int] = {}
     for key, data in object_of(manifest["files"], "files").items():
         count = object_of(data, f"the file of {key!r}").get("visits")

@@ -62,6 +62,8 @@ def onnxruntime_network(content: bytes, feed: list[Any], threads: int, block: bo
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
+        # As `protocol.py` does: networks that are not trained have denormal activations.
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
         if profile:
             options.enable_profiling, options.profile_file_prefix = True, profile
         if threads > 1:

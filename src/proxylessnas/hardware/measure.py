@@ -25,6 +25,7 @@ from .table import BLOCKS, SAME, LatencyTable, Scalar
 from .trace import Trace, trace
 
 __all__ = [
+    "Canary",
     "Measurement",
     "NetworkReport",
     "NetworkResult",
@@ -52,11 +53,11 @@ def measure_table(
     progress: called with (done, in all), first for the sessions that are loaded, then for the
     visits. path: where the table is kept; what an earlier call left there is not measured
     again, and what is measured is saved there every few seconds. force: a table of another
-    device there is replaced.
+    device or version there is replaced.
 
     Raises:
         MeasurementError: a candidate cannot run on the runtime (it is named), or `path` holds
-            a table of another device.
+            a table of another device, or of another version of the runtime.
     """
     with one_thread():
         found = trace(supernet, example_inputs)
@@ -121,6 +122,17 @@ def load(key: str, plan: Plan, supernet: Supernet, found: Trace, runtime: Runtim
 
 
 @dataclass(frozen=True, kw_only=True)
+class Canary:
+    """A network of a table that is measured again, to see by how much the device has changed.
+
+    network: built again. then_ms: its latency in the table.
+    """
+
+    network: nn.Module
+    then_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkResult:
     """One network's latency now.
 
@@ -163,26 +175,23 @@ def measure_networks(
     inputs: tuple[Tensor, ...],
     settings: MeasureSettings,
     *,
-    table: LatencyTable | None = None,
-    canary: nn.Module | None = None,
+    canary: Canary | None = None,
     progress: Progress | None = None,
     seed: int,
 ) -> NetworkReport:
     """Modules, or exported files of the runtime's format, interleaved with the canary.
 
-    table, canary: the latency table, and its canary built again (`canary_of`): by how much it
-    is slower or faster now corrects the others.
+    canary: see `canary_of`: by how much it is slower or faster now corrects the others.
 
     Raises:
         MeasurementError: one of them cannot run on the runtime; it is named.
     """
-    reference = table.canary if table is not None else None
     extra = "canary"
     while extra in modules:
         extra += "_"
     wanted: dict[str, nn.Module | Path] = dict(modules)
-    if canary is not None and reference is not None:
-        wanted[extra] = canary
+    if canary is not None:
+        wanted[extra] = canary.network
     with ExitStack() as stack:
         sessions: dict[str, Session] = {}
         for name, network in wanted.items():
@@ -203,8 +212,8 @@ def measure_networks(
     measured = {key: on_device(device, m) for key, m in measured.items()}
     now = measured.pop(extra, None)
     drift, canary_noise = 1.0, 0.0
-    if now is not None and reference is not None:
-        drift = now.median_ms / reference.measurement.median_ms
+    if now is not None and canary is not None:
+        drift = now.median_ms / canary.then_ms
         canary_noise = now.noise_pct
     results = {
         key: NetworkResult(
@@ -217,11 +226,17 @@ def measure_networks(
     return NetworkReport(networks=results, drift=drift, canary=now)
 
 
-def canary_of(supernet: Supernet, table: LatencyTable) -> nn.Module | None:
-    """The table's canary network, built again from this supernet; None where it has none."""
-    if table.canary is None or set(table.canary.choices) != set(supernet.names):
+def canary_of(supernet: Supernet, table: LatencyTable, space: str) -> Canary | None:
+    """The table's canary of one space, built again from this supernet; None where it has none.
+
+    space: the supernet's at its input, `cost.space_id` or the `space` of a `Cost`. One table may
+    hold networks with the same choices at several input sizes.
+    """
+    entry = table.canary(space)
+    if entry is None:
         return None
-    return supernet.derive(indices_of(supernet, table.canary.choices)).eval()
+    network = supernet.derive(indices_of(supernet, entry.choices)).eval()
+    return Canary(network=network, then_ms=entry.measurement.median_ms)
 
 
 def describe(runtime: Runtime, example_inputs: tuple[Any, ...]) -> dict[str, Scalar]:
@@ -246,18 +261,21 @@ def earlier(
     force: a table of another device is as good as none.
 
     Raises:
-        MeasurementError: it is no table, or one of another device, or made in another way.
+        MeasurementError: it is no table, or one of another device or of another version of the
+            runtime, whose samples would be mixed, or made in another way.
     """
     if path is None or not path.exists():
         return None
     table = LatencyTable.load(path)
-    for name in (*SAME, "batch", "method"):
-        if table.device.get(name, BLOCKS) != device.get(name, BLOCKS):
+    for name in (*SAME, "version", "batch", "method"):
+        usual = BLOCKS if name == "method" else None
+        there, here = table.device.get(name, usual), device.get(name, usual)
+        if there != here:
             if force:
                 return None
             raise MeasurementError(
-                f"{path} holds a table with {name} {table.device.get(name, BLOCKS)!r}, not "
-                f"{device.get(name, BLOCKS)!r}: choose another file, or --force to replace it"
+                f"{path} holds a table with {name} {there!r}, not {here!r}: choose another file, "
+                "or --force to replace it"
             )
     return table
 

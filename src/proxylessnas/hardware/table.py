@@ -85,10 +85,13 @@ class LatencyTable:
             n for n in self.networks if n.role in roles and (space is None or n.space == space)
         )
 
-    @property
-    def canary(self) -> NetworkEntry | None:
-        """The network that is measured again with every later measurement."""
-        return next(iter(self.of_role("canary")), None)
+    def canary(self, space: str) -> NetworkEntry | None:
+        """The network of this space that is measured again with every later measurement."""
+        return next(iter(self.of_role("canary", space=space)), None)
+
+    def is_of(self, description: Mapping[str, Scalar]) -> bool:
+        """Whether it was measured on the device of a `Runtime.describe()`."""
+        return all(self.device.get(name) == description.get(name) for name in SAME)
 
     def check(self, description: Mapping[str, Scalar], batch: int, *, force: bool = False) -> None:
         """Refuse to price with a table of something else.
@@ -119,6 +122,9 @@ class LatencyTable:
     def merge(self, other: LatencyTable) -> LatencyTable:
         """Both tables' entries and networks; this one's where both have one.
 
+        The validation is this table's, unless networks come to its spaces: the cost model is
+        fitted to more then, and judged by others.
+
         Raises:
             MeasurementError: they are of different devices.
         """
@@ -130,10 +136,12 @@ class LatencyTable:
                 )
         have = {(n.space, tuple(n.choices.items())) for n in self.networks}
         new = [n for n in other.networks if (n.space, tuple(n.choices.items())) not in have]
+        stale = bool({n.space for n in new} & {n.space for n in self.networks})
         return replace(
             self,
             entries={**other.entries, **self.entries},
             networks=(*self.networks, *new),
+            validation=None if stale else self.validation,
             complete=self.complete and other.complete,
         )
 

@@ -33,17 +33,26 @@ def validate(cost: Cost, supernet: Supernet, table: LatencyTable) -> dict[str, A
         for n in unseen
         if n.repeat is not None
     ]
-    line = fit(
-        np.array([n.measurement.median_ms for n in fitted]),
-        np.array([n.macs / 1e9 for n in fitted]),
-    )
-    by_macs = [line.a * n.macs / 1e9 + line.b for n in unseen]
+    by_macs = _by_macs(fitted, unseen)
     return {
         **figures(predicted, measured),
         "noise_floor_pct": 100 * float(np.mean(floor)) if floor else None,
         "macs_only": figures(by_macs, measured),
         "networks": len(unseen),
     }
+
+
+def _by_macs(fitted: Sequence[NetworkEntry], unseen: Sequence[NetworkEntry]) -> list[float]:
+    """The unseen networks' latencies in ms, by a line through the fitted networks' MACs.
+
+    MACs are turned into ms at the fitted networks' mean rate first: `fit` compares the sums it
+    is given with the latencies, and whether they vary enough must not depend on the unit.
+    """
+    measured = np.array([n.measurement.median_ms for n in fitted])
+    macs = np.array([float(n.macs) for n in fitted])
+    ms_a_mac = measured.mean() / macs.mean() if macs.any() else 0.0
+    line = fit(measured, ms_a_mac * macs)
+    return [line.a * ms_a_mac * n.macs + line.b for n in unseen]
 
 
 def sentence(report: Mapping[str, Any]) -> str:

@@ -77,4 +77,5 @@ def _measure_table(run: Run) -> None:
             seed=run.config.seed,
             progress=update,
             path=run.directory.file("latency_table.json"),
+            force=run.force,
         )

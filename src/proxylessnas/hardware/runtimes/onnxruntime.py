@@ -86,9 +86,17 @@ class OnnxRuntime:
             options.add_session_config_entry("session.force_spinning_stop", "1")
         providers = list(dict.fromkeys([self.provider, "CPUExecutionProvider"]))
         try:
-            return ort.InferenceSession(model, options, providers=providers)
+            session = ort.InferenceSession(model, options, providers=providers)
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
             raise MeasurementError(f"onnxruntime cannot load {what}: {one_line(error)}") from error
+        # A provider that fails to start is left out with a log line, and the CPU would be timed.
+        first = (session.get_providers() or ["nothing"])[0]
+        if first != self.provider:
+            raise MeasurementError(
+                f"onnxruntime could not start {self.provider} and would run {what} on {first}: "
+                "its drivers or libraries are missing, or of another version"
+            )
+        return session
 
 
 def feed_of(session: Any, inputs: list[np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
