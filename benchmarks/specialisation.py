@@ -121,7 +121,7 @@ class Device:
             supernet,
             prices,
             DeriveSettings(top_k=3, measure_best=3),
-            score=lambda indices: (self.space.value(indices), 0.0),
+            score=lambda indices: (self.space.value(indices), ()),
             measure=measured,
         )
         return choice.chosen.indices

@@ -185,7 +185,7 @@ def test_derive_is_the_most_probable_and_not_a_random_draw() -> None:
     settings = DeriveSettings(top_k=1)
     found = {
         choose(
-            supernet, free(supernet), settings, score=lambda _: (0.0, 0.0), seed=seed
+            supernet, free(supernet), settings, score=lambda _: (0.0, ()), seed=seed
         ).chosen.indices
         for seed in range(12)
     }

@@ -209,6 +209,24 @@ def test_evaluating_uses_evaluation_mode_and_changes_nothing(mode: bool) -> None
     assert changed(model, before) == set()
 
 
+@pytest.mark.parametrize("counted", [False, True])
+def test_a_score_keeps_what_each_batch_said(counted: bool) -> None:
+    def correct(output: Tensor, target: Tensor) -> Tensor:
+        return (output - target).abs().sum(1).lt(2).sum()
+
+    model, data = nn.Linear(4, 4), regression()
+    task = Task(loss=nn.functional.mse_loss, correct=correct if counted else None)
+    score = evaluate(model, task, LoaderBatches(data, name="v"))
+    with torch.no_grad():
+        each = [
+            float(correct(model(x), y)) / len(y) if counted else -float(task.loss(model(x), y))
+            for x, y in data
+        ]
+    value, batches = score.value
+    assert batches == pytest.approx(each) and value == pytest.approx(sum(each) / len(each))
+    assert score.examples == sum(len(y) for _, y in data)
+
+
 # --- recalibration ---
 
 

@@ -204,7 +204,7 @@ def search(
         recalibrate(network, training, derive.recalibrate_images, on, ranks)
         return network
 
-    def score(indices: Indices) -> tuple[float, float]:
+    def score(indices: Indices) -> tuple[float, tuple[float, ...]]:
         network = finish(indices)
         images = derive.score_images
         return evaluate(network, job.task, validation, on, examples=images, ranks=ranks).value

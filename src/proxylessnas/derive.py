@@ -30,7 +30,7 @@ class Proposal:
     """One network that was looked at.
 
     costs: predicted, in the order of the prices. score: accuracy on the validation part in
-    [0, 1] (or the negative loss). error: its standard error. measured_ms: on the device,
+    [0, 1] (or the negative loss). parts: the same of each batch. measured_ms: on the device,
     where it came to that; noise: standard error of it, as a share of it.
     """
 
@@ -38,7 +38,7 @@ class Proposal:
     log_p: float
     costs: tuple[float, ...]
     score: float
-    error: float = 0.0
+    parts: tuple[float, ...] = ()
     measured_ms: float | None = None
     noise: float = 0.0
 
@@ -58,7 +58,7 @@ def choose(
     prices: Prices,
     settings: DeriveSettings,
     *,
-    score: Callable[[Indices], tuple[float, float]],
+    score: Callable[[Indices], tuple[float, tuple[float, ...]]],
     measure: Callable[[Sequence[Indices]], list[tuple[float, float]]] | None = None,
     learned: bool = True,
     seed: int = 0,
@@ -66,8 +66,9 @@ def choose(
 ) -> Choice:
     """Decode, score, measure, correct; at most `settings.rounds` times.
 
-    score: of a network with inherited weights, higher is better; and its standard error. What
-    is believed of a network is what `beliefs` makes of all scores, if α learned.
+    score: of a network with inherited weights, higher is better; and the same of each batch, the
+    same batches for all networks. What is believed of a network is what `beliefs` makes of all
+    scores, if α learned.
     measure: milliseconds of some networks on the device, and the standard error as a share of
     them; None where latency has no limit.
     learned: False (the random estimator) proposes uniform networks instead of probable ones.
@@ -75,7 +76,7 @@ def choose(
     Raises:
         LimitError: no network of the space keeps the limits.
     """
-    scores: dict[Indices, tuple[float, float]] = {}
+    scores: dict[Indices, tuple[float, tuple[float, ...]]] = {}
     seen: dict[Indices, Proposal] = {}
     measured: dict[Indices, Proposal] = {}
     limit = _limit(prices, "latency")
@@ -89,9 +90,9 @@ def choose(
             break  # the corrected costs leave nothing within the limit: take what was measured
         for done, (indices, log_p) in enumerate(proposed):
             if indices not in scores:
-                value, error = score(indices)
+                value, parts = score(indices)
                 # A network whose loss is no number is worth nothing, and says nothing of others.
-                scores[indices] = (value, error) if math.isfinite(value) else (-math.inf, 0.0)
+                scores[indices] = (value, parts) if math.isfinite(value) else (-math.inf, ())
             progress(done + 1, len(proposed))
             seen[indices] = Proposal(indices, log_p, tuple(prices.of(indices)), *scores[indices])
         # Where α never learned, log p is the noise it began with.
@@ -133,16 +134,29 @@ def beliefs(proposals: Sequence[Proposal]) -> dict[Indices, float]:
     proposals = [p for p in proposals if p.indices not in failed]
     if not proposals:
         return failed
-    score, log_p, error = np.array([(p.score, p.log_p, p.error) for p in proposals]).T
+    score, log_p = np.array([(p.score, p.log_p) for p in proposals]).T
     prior = np.full(len(proposals), score.mean())
     centred = log_p - log_p.mean()
     if len(proposals) > 2 and np.ptp(log_p) > 1e-9:
         prior += max(0.0, float(centred @ score / (centred @ centred))) * centred
     rest = score - prior
     spread = float(rest @ rest) / max(1, len(proposals) - 2)
-    noise = float(np.mean(error**2))
-    believed = prior + _trust(noise, spread) * rest
+    believed = prior + _trust(_noise([p.parts for p in proposals]), spread) * rest
     return failed | dict(zip([p.indices for p in proposals], believed.tolist(), strict=True))
+
+
+def _noise(parts: Sequence[Sequence[float]]) -> float:
+    """The variance of a score by chance, of [networks, batches]; 0 where that cannot be told.
+
+    All networks see the same images, and a hard one is hard for all: what networks and batches
+    do not explain, as a sum of the two, is chance (a two-way analysis of variance).
+    """
+    seen = np.array(parts, dtype=np.float64)
+    if min(seen.shape, default=0) < 2 or seen.ndim < 2:
+        return 0.0
+    rest = seen - seen.mean(0) - seen.mean(1, keepdims=True) + seen.mean()
+    networks, batches = seen.shape
+    return float((rest**2).sum() / ((networks - 1) * (batches - 1) * batches))
 
 
 def _kept(proposal: Proposal, limit: float) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,20 +35,18 @@ from .task import Batches, Stream, Task, batch_size, call, scalar, split
 class Score:
     """loss: mean over the examples. accuracy: share in [0, 1], None where it has no meaning.
 
-    loss_error: standard error of the loss, by the spread of the batches.
+    batches: of each batch the accuracy, or else the negative loss.
     """
 
     loss: float
     accuracy: float | None
     examples: int
-    loss_error: float = 0.0
+    batches: tuple[float, ...] = ()
 
     @property
-    def value(self) -> tuple[float, float]:
-        """(accuracy, or else the negative loss; its standard error): higher is better."""
-        if self.accuracy is None:
-            return -self.loss, self.loss_error
-        return self.accuracy, math.sqrt(self.accuracy * (1 - self.accuracy) / self.examples)
+    def value(self) -> tuple[float, tuple[float, ...]]:
+        """(accuracy, or else the negative loss; the same of each batch): higher is better."""
+        return -self.loss if self.accuracy is None else self.accuracy, self.batches
 
 
 @dataclass
@@ -189,7 +186,7 @@ def evaluate(
     Of several ranks each takes every so-manieth batch, and all return the score of all.
     """
     machine = machine or Machine()
-    sums = torch.zeros(5, dtype=torch.float64)  # loss, its square, correct, examples, batches
+    seen = torch.zeros(len(batches), 3, dtype=torch.float64)  # loss, correct, examples of each
     with evaluating(network), explained():
         for index, batch in _every(batches, ranks, examples):
             inputs, target = split(machine.put(batch))
@@ -198,18 +195,18 @@ def evaluate(
                 batch_loss = scalar(task.loss(output, target))
             size = batch_size(target)
             correct = float(task.correct(output, target)) if task.correct else 0.0
-            loss = float(batch_loss)
-            parts = [loss * size, loss**2 * size, correct, size, 1]
-            sums += torch.tensor(parts, dtype=torch.float64)
+            row = [float(batch_loss) * size, correct, size]
+            seen[index] = torch.tensor(row, dtype=torch.float64)
             after_batch(index + 1, len(batches))
-    ranks.sum([sums])
-    loss, square, right, seen, count = sums.tolist()
-    variance = max(0.0, square / seen - (loss / seen) ** 2)
+    ranks.sum([seen])
+    loss, right, examples = seen.sum(0).tolist()
+    seen = seen[seen[:, 2] > 0]
+    each = seen[:, 1] / seen[:, 2] if task.correct else -seen[:, 0] / seen[:, 2]
     return Score(
-        loss=loss / seen,
-        accuracy=right / seen if task.correct else None,
-        examples=int(seen),
-        loss_error=math.sqrt(variance / max(1, count - 1)),
+        loss=loss / examples,
+        accuracy=right / examples if task.correct else None,
+        examples=int(examples),
+        batches=tuple(each.tolist()),
     )
 
 

@@ -118,9 +118,9 @@ def choose_network(run: Run, job: Search, settings: DeriveSettings) -> Choice:
     """Decode, score and measure under the run's limits."""
     # Shuffled: many sets come sorted by class, and BN statistics are taken from a part.
     training = run.batches("search", 250, shuffle=True)
-    valid = run.batches("valid", 250)
+    valid = run.batches("valid", 250, shuffle=True)  # a batch is a sample, not a class
 
-    def score(indices: Indices) -> tuple[float, float]:
+    def score(indices: Indices) -> tuple[float, tuple[float, ...]]:
         network = job.supernet.derive(indices)
         images, ranks = settings.score_images, run.ranks
         recalibrate(network, training, settings.recalibrate_images, run.machine, ranks)
