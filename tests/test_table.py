@@ -115,8 +115,9 @@ def test_merge() -> None:
     elsewhere = tuple(replace(n, space="another") for n in other.networks)
     assert table().merge(replace(other, networks=elsewhere)).validation == table().validation
     assert table().merge(replace(other, networks=table().networks)).validation
-    with pytest.raises(MeasurementError, match="different batch"):
-        table().merge(replace(other, device={**DEVICE, "batch": 4}))
+    for name, value in (("batch", 4), ("version", "0.1")):
+        with pytest.raises(MeasurementError, match=f"different {name}"):
+            table().merge(replace(other, device={**DEVICE, name: value}))
 
 
 # --- reading what a stranger wrote ---

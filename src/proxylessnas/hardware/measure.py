@@ -21,7 +21,7 @@ from .machine import cores
 from .plan import REPEAT, Plan, assemble, choose_networks, known_samples, make_plan, on_device
 from .protocol import Measurement, Progress, measure_all
 from .runtimes.base import Runtime, Session
-from .table import BLOCKS, SAME, LatencyTable, Scalar
+from .table import ALIKE, BLOCKS, LatencyTable, Scalar
 from .trace import Trace, trace
 
 __all__ = [
@@ -267,7 +267,7 @@ def earlier(
     if path is None or not path.exists():
         return None
     table = LatencyTable.load(path)
-    for name in (*SAME, "version", "batch", "method"):
+    for name in ALIKE:
         usual = BLOCKS if name == "method" else None
         there, here = table.device.get(name, usual), device.get(name, usual)
         if there != here:

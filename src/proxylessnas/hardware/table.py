@@ -24,6 +24,7 @@ SCHEMA = 1
 MAX_FILE_BYTES = 64 << 20
 MAX_SAMPLES = 100_000
 SAME = ("runtime", "precision", "threads", "device")  # what makes another device of it
+ALIKE = (*SAME, "version", "batch", "method")  # what samples of one table must share
 BLOCKS = "blocks"  # the method of a table that names none: every candidate measured alone
 
 Role = Literal["fit", "validation", "canary"]
@@ -126,9 +127,9 @@ class LatencyTable:
         fitted to more then, and judged by others.
 
         Raises:
-            MeasurementError: they are of different devices.
+            MeasurementError: they are of different devices, or were made in another way.
         """
-        for name in (*SAME, "batch", "method"):
+        for name in ALIKE:
             if self.device.get(name) != other.device.get(name):
                 raise MeasurementError(
                     f"tables of different {name} cannot be merged: "
