@@ -322,14 +322,10 @@ def test_networks_of_an_alpha_that_never_learned_are_chosen_by_score_alone() -> 
 
 
 def scored(log_p: Sequence[float], scores: Sequence[float], error: float) -> list[float]:
-    """What is believed of scores that are means of 16 batches and have this standard error.
-
-    Batches differ by much more, but for all networks alike.
-    """
-    generator = np.random.default_rng(1)
-    chance = generator.normal(size=(len(scores), 16))
+    """What is believed of scores that are means of 16 batches and have this standard error."""
+    chance = np.random.default_rng(1).normal(size=(len(scores), 16))
     chance -= chance.mean(1, keepdims=True)
-    parts = np.array(scores)[:, None] + 4 * error * chance + generator.normal(size=16)
+    parts = np.array(scores)[:, None] + 4 * error * chance
     rows = enumerate(zip(log_p, scores, parts.tolist(), strict=True))
     return list(beliefs([Proposal((i,), p, (), s, tuple(b)) for i, (p, s, b) in rows]).values())
 
