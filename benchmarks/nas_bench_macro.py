@@ -2,16 +2,16 @@
 
     python benchmarks/nas_bench_macro.py [--data ../shared/data/cifar10]
         [--table ../shared/data/nas-bench-macro/nas-bench-macro_cifar10.json]
-        [--out runs/nas_bench_macro] [--seed 0] [--epochs 8 12] [--arch-steps 300]
-        [--joint-epochs 1]
+        [--out runs/nas_bench_macro] [--seed 0] [--epochs 8] [--arch-steps 300]
+        [--joint-epochs 0]
         [--estimators two_path full_path reinforce random] [--limits 35 45 55 65 80 none]
 
 One set of shared weights is trained on CIFAR-10 with uniform, strictly fair gates; several
 numbers of epochs are periods of the cosine, each restarted on the weights of the one before
 (and each one's weights are kept: `--epochs 8 12` goes on from `--epochs 8`). Then every
 estimator learns α from zero under every limit of MACs, by architecture steps alone on those
-weights, at an equal budget of computation (see `BUDGET`), and then together with the weights
-for --joint-epochs, whose paths are drawn from what α has learned; the most probable networks
+weights, at an equal budget of computation (see `BUDGET`), and then, if so asked, together with
+the weights for --joint-epochs, whose paths are drawn from what α has learned; the most probable networks
 within the limit are scored on the validation part with renewed BN statistics, and the best of
 them is looked up in the table. `random` draws its paths uniformly in these epochs and spends
 the budget of its architecture steps on scoring more networks. At the end: Kendall's τ of the
@@ -356,11 +356,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/nas_bench_macro"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--epochs", type=int, nargs="+", default=[8, 12], help="of the shared weights"
-    )
+    parser.add_argument("--epochs", type=int, nargs="+", default=[8], help="of the shared weights")
     parser.add_argument("--arch-steps", type=int, default=300, help="two-path steps a limit")
-    parser.add_argument("--joint-epochs", type=int, default=1, help="of weights and α, a limit")
+    parser.add_argument("--joint-epochs", type=int, default=0, help="of weights and α, a limit")
     parser.add_argument("--estimators", nargs="+", default=list(BUDGET), choices=list(BUDGET))
     parser.add_argument("--limits", nargs="+", default=["35", "45", "55", "65", "80", "none"])
     parser.add_argument("--tau", type=int, default=500, help="networks; 0: leave it out")
