@@ -11,9 +11,9 @@ numbers of epochs are periods of the cosine, each restarted on the weights of th
 (and each one's weights are kept: `--epochs 8 12` goes on from `--epochs 8`). Then every
 estimator learns α from zero under every limit of MACs, by architecture steps alone on those
 weights, at an equal budget of computation (see `BUDGET`), and then, if so asked, together with
-the weights for --joint-epochs, whose paths are drawn from what α has learned; the most probable networks
-within the limit are scored on the validation part with renewed BN statistics, and the best of
-them is looked up in the table. `random` draws its paths uniformly in these epochs and spends
+the weights for --joint-epochs, whose paths are drawn from what α has learned; the most probable
+networks within the limit are scored on the validation part with renewed BN statistics, and the
+best of them is looked up in the table. `random` draws its paths uniformly in these epochs and spends
 the budget of its architecture steps on scoring more networks. At the end: Kendall's τ of the
 score, by the shared weights, with the table's accuracy.
 
