@@ -13,8 +13,8 @@ estimator learns α from zero under every limit of MACs, by architecture steps a
 weights, at an equal budget of computation (see `BUDGET`), and then, if so asked, together with
 the weights for --joint-epochs, whose paths are drawn from what α has learned; the most probable
 networks within the limit are scored on the validation part with renewed BN statistics, and the
-best of them is looked up in the table. `random` draws its paths uniformly in these epochs and spends
-the budget of its architecture steps on scoring more networks. At the end: Kendall's τ of the
+best of them is looked up in the table. `random` draws its paths uniformly in these epochs and
+spends the budget of its architecture steps on scoring more networks. At the end: Kendall's τ of the
 score, by the shared weights, with the table's accuracy.
 
 Finished parts are kept in --out, so an interrupted run goes on. The table's figures beside
