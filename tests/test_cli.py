@@ -255,7 +255,7 @@ def test_networks_for_other_limits_from_one_search(finished: Path) -> None:
 def test_a_limit_out_of_reach_is_refused_before_any_other_is_derived(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["derive", str(finished), "--limits", "0.8x,1ns", "--quiet"]) == 2
+    assert main(["derive", str(finished), "--limits", "0.8x,0.001us", "--quiet"]) == 2
     assert "reachable range" in capsys.readouterr().err
     assert not (finished / "stages" / "derive-0.8x.json").exists()
 
