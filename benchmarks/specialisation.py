@@ -158,10 +158,10 @@ def main() -> int:
         }
         value = {of: space.value(indices) for of, indices in chosen.items()}
         console.print(_cross_table(title, devices, measured, value))
-        for device in devices:
+        for device, report in zip(devices, ms, strict=True):
             judge = _best_within if kind == "best" else _fastest_of_all
             good, text = judge(device, measured[device.name], value)
-            noise = max(result.noise_pct for result in ms[devices.index(device)].networks.values())
+            noise = max(result.noise_pct for result in report.networks.values())
             text += f" (noise {noise:.1f} %)"
             console.print(text)
             right.append(good or kind == "best")

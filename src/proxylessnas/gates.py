@@ -77,7 +77,7 @@ def _binary(
     versions = _versions(inputs)
     output = candidates[gate.active](*args, **kwargs)
     leaves = _leaves(output)
-    spec = None if isinstance(output, Tensor) else _structure(output)
+    spec = None if isinstance(output, Tensor) else pytree.tree_structure(output)
     del output  # its leaves are the graph's from here on
     _check_unmodified(inputs, versions)
     floating = [i for i, leaf in enumerate(leaves) if _differentiable(leaf)]
@@ -95,7 +95,9 @@ def _binary(
             answer = candidates[candidate](*call_args, **call_kwargs)
         _check_unmodified(inputs, versions)
         other = _leaves(answer)
-        alike = isinstance(answer, Tensor) if spec is None else _structure(answer) == spec
+        alike = (
+            isinstance(answer, Tensor) if spec is None else pytree.tree_structure(answer) == spec
+        )
         if not alike or not all(_differentiable(other[i]) for i in floating):
             raise _unlike(gate.active, candidate)
         return [other[i] for i in floating]
@@ -122,10 +124,6 @@ def _flattened(
 
 def _leaves(output: Any) -> list[Any]:
     return [output] if isinstance(output, Tensor) else pytree.tree_leaves(output)
-
-
-def _structure(output: Any) -> pytree.TreeSpec:
-    return pytree.tree_structure(output)
 
 
 def _unlike(one: int, other: int) -> SupernetError:

@@ -187,13 +187,12 @@ def derive_limits(run: Run, limits: Sequence[str]) -> dict[str, Architecture]:
     found = {}
     for limit in limits:
         parse_latency(limit)  # all are understood before the first is derived
-    within = {limit: _within(job.prices, run.priced.milliseconds(limit)) for limit in limits}
-    for prices in within.values():
-        prices.check_reachable(job.supernet.mask)
-    for limit, prices in within.items():
-        limit_ms = run.priced.milliseconds(limit)
+    within = {limit: run.priced.milliseconds(limit) for limit in limits}
+    for limit_ms in within.values():
+        _within(job.prices, limit_ms).check_reachable(job.supernet.mask)
+    for limit, limit_ms in within.items():
         with run.stage(f"derive-{limit}", f"within {limit_ms:.4g} ms") as facts:
-            job.prices = prices
+            job.prices = _within(job.prices, limit_ms)
             choice = choose_network(run, job, run.config.derive)
             architecture = run.found(choice.chosen.indices)
             name = f"architecture-{limit}.json"
