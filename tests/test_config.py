@@ -145,6 +145,12 @@ def test_nested_plain_values_become_nested_settings() -> None:
     assert config.train == TrainSettings()
 
 
+def test_both_ends_is_refused_where_there_are_no_slopes() -> None:
+    assert SearchSettings(estimator="full_path", both_ends=True).both_ends
+    with pytest.raises(ConfigError, match="two_path and full_path, not reinforce"):
+        SearchSettings(estimator="reinforce", both_ends=True)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -1,4 +1,4 @@
-"""One contract for all six estimators, in the loop that uses them."""
+"""One contract for all six estimators, and two in both their forms, in the loop that uses them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import ESTIMATORS, LEARNING, Planted, Scale, make_search, priced
+from toys import BOTH_ENDS, ESTIMATORS, LEARNING, Planted, Scale, make_search, priced
 
 from proxylessnas.estimators import make_estimator
 from proxylessnas.loop import Search
@@ -18,7 +18,7 @@ from proxylessnas.objective import Constraint
 from proxylessnas.supernet import MixedOp, Zero
 from proxylessnas.task import Task
 
-pytestmark = pytest.mark.parametrize("name", ESTIMATORS)
+pytestmark = pytest.mark.parametrize("name", [*ESTIMATORS, *BOTH_ENDS])
 
 
 class Rich(nn.Module):
@@ -247,6 +247,6 @@ def test_alpha_alone_moves_in_an_architecture_step(name: str) -> None:
 
 
 def test_settings_name_every_estimator(name: str) -> None:
-    estimator = make_estimator(name)
-    assert estimator.learns == (name in LEARNING)
+    estimator = make_estimator(name.partition(",")[0], both_ends=name in BOTH_ENDS)
+    assert estimator.learns == (name in [*LEARNING, *BOTH_ENDS])
     estimator.load(json.loads(json.dumps(estimator.state())))

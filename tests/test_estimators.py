@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from proxylessnas.estimators import (
     Reinforce,
     TwoPath,
     binary_gates,
+    both_ends,
     draw_pair,
     eq4,
     make_estimator,
@@ -173,6 +175,137 @@ def test_full_path_is_the_exact_gradient_for_one_operation_and_an_affine_loss(ac
         estimates[round(estimate.loss, 6)] = estimate.gradient
     assert len(estimates) == 3  # every candidate was active once
     torch.testing.assert_close(list(estimates.values())[active], exact)
+
+
+# --- both ends ---
+
+
+def scalar(losses: Callable[[Tensor], Tensor], outputs: tuple[float, ...]) -> Problem:
+    """One mixed operation; candidate j returns outputs[j], of which a loss is taken."""
+    supernet = supernet_with(MixedOp([Scale(v) for v in outputs]), [log_of(P)])
+    return problem(supernet, lambda model: losses(model(torch.ones(1, dtype=torch.float64)).sum()))
+
+
+def mean_by_active(task: Problem, estimator: FullPath | TwoPath) -> Tensor:
+    """The estimate's mean over what it draws: pairs and active candidates, found by many seeds.
+
+    Of a pair {i, j} (of all three for the full path) each is active with its q.
+    """
+    p = task.supernet.probabilities()[0]
+    found: dict[tuple[str, float], tuple[float, Tensor]] = {}
+    for seed in range(200):
+        estimate = estimator.step(task, seeded(seed))
+        assert estimate.support is not None and estimate.gradient is not None
+        on, a = estimate.support[0], estimate.active[0]
+        i, j = [k for k in range(3) if on[k]][:2]
+        pair = pair_probability(P, i, j) if isinstance(estimator, TwoPath) else 1.0
+        weight = pair * float(p[a] / p[on].sum())
+        found[str(on.tolist()), a] = (weight, estimate.gradient)
+    assert sum(weight for weight, _ in found.values()) == pytest.approx(1)  # all were seen
+    return sum((w * g for w, g in found.values()), torch.zeros(1, 3).double())
+
+
+def exact_mean(task: Problem, of: Callable[[Tensor], Tensor], outputs: tuple[float, ...]) -> Tensor:
+    """∇E[L] by enumeration."""
+    alpha = task.supernet.alpha.detach().clone().requires_grad_()
+    losses = torch.stack([of(torch.tensor(v).double()) for v in outputs])
+    (gradient,) = torch.autograd.grad((torch.softmax(alpha, 1) * losses).sum(), [alpha])
+    return gradient
+
+
+def test_both_ends_is_the_exact_gradient_for_one_operation_and_a_quadratic_loss() -> None:
+    def of(y: Tensor) -> Tensor:
+        return (y - 1) ** 2 + 0.3 * y
+
+    outputs = (0.0, 0.9, 1.1)
+    task = scalar(of, outputs)
+    exact = exact_mean(task, of, outputs)
+    torch.testing.assert_close(mean_by_active(task, FullPath(both_ends=True)), exact)
+    one_end = mean_by_active(task, FullPath())
+    assert float((one_end - exact).norm()) > 0.1 * float(exact.norm())
+
+
+def test_both_ends_within_pairs_is_their_exact_gradient_for_a_quadratic_loss() -> None:
+    """Σ over pairs of P(pair)·∇ of the mean loss under the pair's own q."""
+
+    def of(y: Tensor) -> Tensor:
+        return (y - 1) ** 2
+
+    outputs = (0.0, 0.9, 1.4)
+    task = scalar(of, outputs)
+    expected = torch.zeros(1, 3).double()
+    for i, j in itertools.combinations(range(3), 2):
+        q = P[i] / (P[i] + P[j])
+        value = q * (1 - q) * ((outputs[i] - 1) ** 2 - (outputs[j] - 1) ** 2)
+        expected[0, i] += pair_probability(P, i, j) * value
+        expected[0, j] -= pair_probability(P, i, j) * value
+    torch.testing.assert_close(mean_by_active(task, TwoPath(both_ends=True)), expected)
+
+
+def test_both_ends_still_learns_where_one_end_takes_it_for_settled() -> None:
+    """The loss is flat at the probable candidate, whose slope says that nothing is gained by it.
+
+    Half of the slope at the other end counts, however rarely that is active; eq. 4 gives it
+    its probability squared.
+    """
+
+    def of(y: Tensor) -> Tensor:
+        return (y - 1) ** 2
+
+    outputs = (0.0, 1.0, 1.0)
+    task = scalar(of, outputs)
+    task.supernet.alpha.data = torch.tensor([log_of((0.001, 0.998, 0.001))]).double()
+    mean = {rule: torch.zeros(1, 3).double() for rule in (False, True)}
+    p = task.supernet.probabilities()
+    for a in range(3):
+        leaf = torch.zeros(1, 3).double().requires_grad_()
+        gates = binary_gates(task.supernet.mask, torch.tensor([a]), leaf)
+        grad, _, _ = through_gates(task, gates, leaf, [range(3)])
+        mean[False] += p[0, a] * eq4(p, grad)
+        mean[True] += p[0, a] * both_ends(p, grad, torch.tensor([a]))
+    exact = exact_mean(task, of, outputs)
+    assert float(exact[0, 0]) > 0
+    torch.testing.assert_close(mean[True], exact)
+    assert float(mean[False].norm()) < 0.01 * float(exact.norm())
+
+
+def test_both_ends_is_nearer_to_the_gradient_of_a_whole_network() -> None:
+    """Four operations of a block and none, and a loss that is no polynomial: all 81 listed."""
+    torch.manual_seed(0)
+    supernet = supernet_with(Chain((3, 3, 3, 3)), torch.randn(4, 3).tolist())
+    task, p = problem(supernet, squares), supernet.probabilities()
+    alpha = supernet.alpha.detach().clone().requires_grad_()
+    q = torch.softmax(alpha, 1)
+    mean_loss = torch.zeros(()).double()
+    one, two = torch.zeros_like(p), torch.zeros_like(p)
+    for architecture in architectures(supernet):
+        leaf = torch.zeros_like(p).requires_grad_()
+        active = torch.tensor(architecture)
+        gates = binary_gates(supernet.mask, active, leaf)
+        grad, _, seen = through_gates(task, gates, leaf, [range(3)] * 4)
+        chance = probability(supernet, architecture)
+        one += chance * eq4(p, grad)
+        two += chance * both_ends(p, grad, active)
+        mean_loss = mean_loss + q.gather(1, active[:, None]).prod() * seen.loss
+    (exact,) = torch.autograd.grad(mean_loss, [alpha])
+    error = [float((mean - exact).norm() / exact.norm()) for mean in (one, two)]
+    assert error[1] < 0.5 * error[0]
+
+
+@given(
+    st.lists(st.floats(-5, 5), min_size=1, max_size=12), st.integers(0, 2**31), st.integers(0, 11)
+)
+def test_both_ends_sums_to_nothing_and_leaves_what_has_no_chance(
+    alpha: list[float], seed: int, active: int
+) -> None:
+    row = torch.tensor([alpha], dtype=torch.float64)
+    mask = torch.rand(row.shape, generator=seeded(seed)) < 0.7
+    active %= len(alpha)
+    mask[0, active] = True
+    slopes = torch.randn(row.shape, dtype=torch.float64, generator=seeded(seed))
+    gradient = both_ends(softmax(row, mask), slopes, torch.tensor([active]))
+    assert float(gradient.sum()) == pytest.approx(0, abs=1e-12)
+    assert bool((gradient[~mask] == 0).all())
 
 
 # --- two paths ---

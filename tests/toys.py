@@ -19,6 +19,7 @@ from proxylessnas.task import LoaderBatches, Task
 
 ESTIMATORS = ("two_path", "full_path", "reinforce", "darts", "gumbel", "random")
 LEARNING = ESTIMATORS[:-1]
+BOTH_ENDS = ("two_path, both ends", "full_path, both ends")
 
 
 class Scale(nn.Module):
@@ -149,8 +150,10 @@ def make_search(
     supernet = Supernet(model)
     prices = free(supernet) if prices is None else prices
     if isinstance(estimator, str):
-        settings["estimator"] = estimator
-        estimator = make_estimator(estimator, samples=4)
+        both_ends = estimator in BOTH_ENDS
+        name = estimator.partition(",")[0]
+        settings |= {"estimator": name, "both_ends": both_ends}
+        estimator = make_estimator(name, samples=4, both_ends=both_ends)
     given = {"warmup_epochs": 2, "epochs": 3, "learning_rate": 0.01, **settings}
     return Search(
         supernet=supernet,

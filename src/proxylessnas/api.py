@@ -190,6 +190,7 @@ def search(
             settings.estimator,
             samples=settings.reinforce_samples,
             reward=reward or make_reward(settings, prices),
+            both_ends=settings.both_ends,
         ),
         settings=settings,
         seed=seed,

@@ -109,6 +109,8 @@ class SearchSettings:
     batch_size: of the weight steps. valid_batch_size: of the architecture steps.
     learning_rate, momentum, weight_decay, label_smoothing: of the weight steps; cosine decay.
     estimator: how alpha learns.
+    both_ends: two_path and full_path take what one candidate is worth more than another from the
+        loss's slopes at both, not at the active one alone as published.
     arch_every: weight steps to one architecture step.
     arch_delay_epochs: epochs after the warm-up without architecture steps.
     warmup_learning_rate: of a cosine of the warm-up's own; default: one cosine over both.
@@ -132,6 +134,7 @@ class SearchSettings:
     estimator: Literal["two_path", "full_path", "reinforce", "darts", "gumbel", "random"] = (
         "two_path"
     )
+    both_ends: bool = False
     arch_every: int = 1
     arch_delay_epochs: int = 0
     warmup_learning_rate: float | None = None
@@ -147,6 +150,11 @@ class SearchSettings:
         _positive(self, "epochs", "batch_size", "valid_batch_size", "learning_rate", "arch_every")
         _positive(self, "warmup_learning_rate", "arch_learning_rate", "dual_rate")
         _positive(self, "reinforce_samples")
+        if self.both_ends and self.estimator not in ("two_path", "full_path"):
+            raise ConfigError(
+                f"both_ends is for the estimators two_path and full_path, not {self.estimator}: "
+                "the others take no slope at a gate"
+            )
         if not 0 <= self.arch_beta1 < 1:
             raise ConfigError(f"arch_beta1 is {self.arch_beta1}; it must be in [0, 1)")
         _not_negative(self, "warmup_epochs", "weight_decay", "cost_weight")

@@ -1,7 +1,9 @@
 """How the architecture parameters learn: estimators of the gradient of E[L] in α.
 
 All share one protocol and one equation. `eq4` is the paper's equation 4; an estimator
-decides which candidates' gates it looks at, and with which probabilities:
+decides which candidates' gates it looks at, and with which probabilities. It takes a
+candidate's worth from one end, the slope where another one ran; `both_ends` takes the mean of
+the slopes at both:
 
     TwoPath     a pair drawn without replacement, eq. 4 within the pair (section 3.2.1)
     FullPath    eq. 4 over all candidates
@@ -19,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -84,6 +87,24 @@ class Estimator(Protocol):
 def eq4(q: Tensor, grad_gates: Tensor) -> Tensor:
     """∂L/∂α_i = Σ_j ∂L/∂g_j · q_j · (δ_ij − q_i), row by row; zero where q is."""
     return q * (grad_gates - (q * grad_gates).sum(1, keepdim=True))
+
+
+def both_ends(q: Tensor, grad_gates: Tensor, active: Tensor) -> Tensor:
+    """∂L/∂α by half of a candidate's slope now, and half of that when it is the active one.
+
+    ∇E[L] is made of L(i) − L(j), which eq. 4 replaces by the slope at the active one. With
+    candidates as far apart as a block and none, that is far off: what a block is worth where
+    there is none it is not worth where there is one. The mean of the slopes at both ends (Heun's
+    rule; ReinMax, Liu et al., 2023) is exact for a loss quadratic in the gates. As the active
+    candidate a is drawn from q, the mean over draws of this is that of the two slopes:
+
+        ∂L/∂α_j = ½·q_j·(∂L/∂g_j − ∂L/∂g_a) for j ≠ a,  ∂L/∂α_a = −Σ of these.
+
+    q, grad_gates: [mixed operations, candidates]; active: [mixed operations], drawn from q.
+    """
+    a = active[:, None]
+    gradient = 0.5 * q * (grad_gates - grad_gates.gather(1, a))  # 0 at a
+    return gradient.scatter(1, a, -gradient.sum(1, keepdim=True))
 
 
 # --- drawing ---
@@ -169,7 +190,20 @@ class _Plain:
         pass
 
 
-class TwoPath(_Plain):
+class _Gated(_Plain):
+    """both_ends: whether slopes at both ends count, or eq. 4's alone."""
+
+    def __init__(self, *, both_ends: bool = False) -> None:
+        self.both_ends = both_ends
+
+    def _gradient(self, q: Tensor, grad_gates: Tensor, cost: Tensor, active: Tensor) -> Tensor:
+        """Of the loss, and of the expected costs, which are linear in p."""
+        if self.both_ends:
+            return both_ends(q, grad_gates, active) + eq4(q, cost)
+        return eq4(q, grad_gates + cost)
+
+
+class TwoPath(_Gated):
     """Eq. 4 within a pair; the unsampled candidates keep their probabilities."""
 
     def step(self, problem: Problem, generator: torch.Generator) -> Estimate:
@@ -179,7 +213,7 @@ class TwoPath(_Plain):
         path = [[j for j, on in enumerate(row) if on] for row in support.tolist()]
         gates = binary_gates(support, active, leaf)
         grad, cost, seen = through_gates(problem, gates, leaf, path)
-        gradient = eq4(softmax(alpha, support), grad + cost)
+        gradient = self._gradient(softmax(alpha, support), grad, cost, active)
         return Estimate(gradient, support, seen.loss, seen.expected, seen.active)
 
     def settle(self, alpha: Tensor, before: Tensor, estimate: Estimate) -> None:
@@ -191,7 +225,7 @@ class TwoPath(_Plain):
         alpha.sub_(torch.where(estimate.support, shift, 0.0))
 
 
-class FullPath(_Plain):
+class FullPath(_Gated):
     """Eq. 4 over all candidates; the activations of the active path alone are kept."""
 
     def step(self, problem: Problem, generator: torch.Generator) -> Estimate:
@@ -201,7 +235,8 @@ class FullPath(_Plain):
         leaf = _leaf(problem, torch.zeros_like(p))
         gates = binary_gates(mask, active, leaf)
         grad, cost, seen = through_gates(problem, gates, leaf, _all(problem.supernet))
-        return Estimate(eq4(p, grad + cost), mask, seen.loss, seen.expected, seen.active)
+        gradient = self._gradient(p, grad, cost, active)
+        return Estimate(gradient, mask, seen.loss, seen.expected, seen.active)
 
 
 class Darts(_Plain):
@@ -312,11 +347,13 @@ class Random(_Plain):
         return Estimate(None)
 
 
-def make_estimator(name: str, *, samples: int = 10, reward: RewardOf | None = None) -> Estimator:
-    """An estimator by its name in the settings."""
+def make_estimator(
+    name: str, *, samples: int = 10, reward: RewardOf | None = None, both_ends: bool = False
+) -> Estimator:
+    """An estimator by its name in the settings; the rest is for those that it concerns."""
     makers: dict[str, Callable[[], Estimator]] = {
-        "two_path": TwoPath,
-        "full_path": FullPath,
+        "two_path": partial(TwoPath, both_ends=both_ends),
+        "full_path": partial(FullPath, both_ends=both_ends),
         "reinforce": lambda: Reinforce(samples, reward=reward),
         "darts": Darts,
         "gumbel": Gumbel,

@@ -37,7 +37,9 @@ def search_with(run: Run, prices: Prices, reward: RewardOf | None = None) -> Sea
         valid=run.batches("valid", s.valid_batch_size or s.batch_size, augment=True, shuffle=True),
         prices=prices,
         objective=make_objective(s, prices, arch_steps),
-        estimator=make_estimator(s.estimator, samples=s.reinforce_samples, reward=reward),
+        estimator=make_estimator(
+            s.estimator, samples=s.reinforce_samples, reward=reward, both_ends=s.both_ends
+        ),
         settings=s,
         seed=run.config.seed,
         machine=run.machine,
