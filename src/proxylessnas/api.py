@@ -7,15 +7,18 @@ net = result.derive()          # plain PyTorch, with the weights the search trai
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from .architecture import Architecture
+from .calibrate import quickest
 from .config import (
     DeriveSettings,
     MachineSettings,
@@ -26,21 +29,23 @@ from .config import (
 )
 from .derive import Choice, Indices, choose
 from .errors import ConfigError, LimitError
-from .estimators import make_estimator
+from .estimators import Random, make_estimator
 from .hardware.count import check_shapes
 from .hardware.measure import canary_of, describe, measure_networks, measure_table
 from .hardware.runtimes import Runtime, make
 from .hardware.table import LatencyTable
 from .loop import Plan, Search
 from .machine import make_machine
-from .objective import check_objective, make_objective, make_reward
+from .objective import Alone, Prices, check_objective, make_objective, make_reward
 from .pricing import Limits, Pricing
 from .progress import Reporter
 from .ranks import ALONE, Ranks
 from .seeds import derive_seed
-from .supernet import Supernet
+from .supernet import MixedOp, Supernet
 from .task import LoaderBatches, Task
 from .train import evaluate, recalibrate
+
+WORTH_A_TRIAL = 200  # weight steps; trying both memory formats takes about 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +55,14 @@ class Result:
     architecture: the chosen network. predicted: its costs by name (ms, counts).
     measured_ms: its latency on the runtime, where there was a limit to keep and the table is
         not another device's.
+    machine: the settings it computed with, the memory format that was chosen among them. With
+        them, and the same table, the same seed gives the same search.
     """
 
     architecture: Architecture
     predicted: dict[str, float]
     measured_ms: float | None
+    machine: MachineSettings
     job: Search = field(repr=False)
     pricing: Pricing = field(repr=False)
     _choose: Callable[[Limits], Choice] = field(repr=False)
@@ -155,7 +163,8 @@ def search(
     reporter = Reporter(quiet=quiet or not ranks.is_main)
     training = LoaderBatches(train, name="train", seed=seed)
     validation = LoaderBatches(valid, name="valid", seed=seed)
-    on = make_machine(machine or MachineSettings())
+    machine = machine or MachineSettings()
+    make_machine(machine)  # for its error, before anything is measured
     supernet = Supernet(model)
     pricing = Pricing(supernet=supernet, example_inputs=tuple(example_inputs))
     check_shapes(supernet, pricing.trace)
@@ -178,10 +187,13 @@ def search(
         reporter.say(f"the latency table is of {table.device.get('device')}: it is used as it is")
     limits = Limits(latency=target_latency, macs=max_macs, parameters=max_parameters)
     prices = pricing.prices(limits)
+    task = Task(loss=loss, correct=correct)
+    machine = _settled(machine, model, task, training, settings, seed, ranks)
+    on = make_machine(machine)
     arch_steps = Plan.of(settings, len(training)).arch_steps
     job = Search(
         supernet=supernet,
-        task=Task(loss=loss, correct=correct),
+        task=task,
         train=training,
         valid=validation,
         prices=prices,
@@ -240,11 +252,51 @@ def search(
         architecture=supernet.architecture(choice.chosen.indices),
         predicted=dict(zip(names, choice.prices.of(choice.chosen.indices), strict=True)),
         measured_ms=choice.chosen.measured_ms,
+        machine=machine,
         job=job,
         pricing=pricing,
         _choose=choose_within,
         _finish=finish,
     )
+
+
+def _settled(
+    machine: MachineSettings,
+    model: nn.Module,
+    task: Task,
+    training: LoaderBatches,
+    settings: SearchSettings,
+    seed: int,
+    ranks: Ranks,
+) -> MachineSettings:
+    """The settings with a memory format: tried on copies, where there are images and it pays."""
+    if machine.memory_format != "auto":
+        return machine
+    batch = next(training.epoch(0))
+    images = any(isinstance(x, Tensor) and x.dim() == 4 for x in pytree.tree_leaves(batch))
+    if not images or Plan.of(settings, len(training)).total < WORTH_A_TRIAL:
+        return replace(machine, memory_format="contiguous")
+    one = LoaderBatches([batch], name="train", seed=seed)
+
+    def probe(on: MachineSettings) -> Search:
+        supernet = Supernet(copy.deepcopy(model))
+        return Search(
+            supernet=supernet,
+            task=task,
+            train=one,
+            valid=one,
+            prices=Prices.free(*supernet.mask.shape),
+            objective=Alone(),
+            estimator=Random(),
+            settings=settings,
+            seed=seed,
+            machine=make_machine(on),
+        )
+
+    # Each rank has its own times; rank 0's are what counts.
+    widest = max(len(m.candidates) for m in model.modules() if isinstance(m, MixedOp))
+    found = ranks.of_main(lambda: quickest(machine, probe, rounds=widest).memory_format)
+    return replace(machine, memory_format=found)
 
 
 def _check(model: Any, loss: Any, example_inputs: Any, runtime: Any, table: Any, seed: Any) -> None:

@@ -7,11 +7,13 @@ step counts. From then on the run repeats by its config, whatever the machine do
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 
-from .config import RunConfig, from_namespace, parse_minutes
+from .config import MachineSettings, RunConfig, from_namespace, parse_minutes
 from .errors import ConfigError
 from .loop import Search
 from .machine import fastest
@@ -45,15 +47,37 @@ def complete(run: Run) -> RunConfig:
     )
     config = replace(config, machine=machine)
     if machine.memory_format == "auto":
-        formats = [
-            replace(machine, memory_format="contiguous"),
-            replace(machine, memory_format="channels_last"),
-        ]
-        probes = {m.memory_format: _probe(run, replace(config, machine=m)) for m in formats}
-        seconds = fastest({name: probe.weight_step for name, probe in probes.items()})
-        config = replace(config, machine=min(formats, key=lambda m: seconds[m.memory_format]))
+        chosen = quickest(
+            machine, lambda m: _probe(run, replace(config, machine=m)), rounds=PROBE_STEPS
+        )
+        config = replace(config, machine=chosen)
     # Each rank has its own times; rank 0's are what counts.
     return from_namespace(RunConfig, run.ranks.of_main(lambda: asdict(config)))
+
+
+def quickest(
+    machine: MachineSettings, probe: Callable[[MachineSettings], Search], *, rounds: int
+) -> MachineSettings:
+    """The settings with the memory format in which weight steps are faster here.
+
+    probe: a search that may be spoiled, on such a machine. As many rounds as there are
+    candidates run them all: a format in which one cannot (a `view` of channels_last) is out.
+    """
+    formats = [
+        replace(machine, memory_format="contiguous"),
+        replace(machine, memory_format="channels_last"),
+    ]
+    steps = {str(m.memory_format): partial(_next_weight_step, probe(m)) for m in formats}
+    try:
+        seconds = fastest(steps, rounds=rounds)
+    except RuntimeError:
+        return formats[0]
+    return min(formats, key=lambda m: seconds[m.memory_format])
+
+
+def _next_weight_step(probe: Search) -> None:
+    probe.weight_step()
+    probe.step += 1
 
 
 def _probe(run: Run, config: RunConfig) -> Search:

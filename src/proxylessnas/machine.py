@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,7 @@ def keep_heap() -> None:
         return
 
 
-def fastest(variants: dict[str, Callable[[], object]], *, rounds: int = 3) -> dict[str, float]:
+def fastest(variants: Mapping[str, Callable[[], object]], *, rounds: int = 3) -> dict[str, float]:
     """Seconds of each variant: medians of interleaved runs, after one to warm up."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for round_ in range(rounds + 1):
