@@ -3,7 +3,7 @@
     python benchmarks/nas_bench_macro.py [--data ../shared/data/cifar10]
         [--table ../shared/data/nas-bench-macro/nas-bench-macro_cifar10.json]
         [--out runs/nas_bench_macro] [--seed 0] [--epochs 8] [--arch-steps 300]
-        [--joint-epochs 0]
+        [--joint-epochs 0] [--no-both-ends]
         [--estimators two_path full_path reinforce random] [--limits 35 45 55 65 80 none]
 
 One set of shared weights is trained on CIFAR-10 with uniform, strictly fair gates; several
@@ -14,7 +14,8 @@ weights, at an equal budget of computation (see `BUDGET`), and then, if so asked
 the weights for --joint-epochs, whose paths are drawn from what α has learned; the most probable
 networks within the limit are scored on the validation part with renewed BN statistics, and the
 best of them is looked up in the table. `random` draws its paths uniformly in these epochs and
-spends the budget of its architecture steps on scoring more networks. At the end: Kendall's τ of the
+spends the budget of its architecture steps on scoring more networks. The two estimators with
+gates take their slopes at both ends, unless --no-both-ends asks for the published rule. At the end: Kendall's τ of the
 score, by the shared weights, with the table's accuracy.
 
 Finished parts are kept in --out, so an interrupted run goes on. The table's figures beside
@@ -137,6 +138,7 @@ class Bench:
         warmup: int | None = None,
     ) -> Search:
         warmup = epochs - 1 if warmup is None else warmup
+        both_ends = self.args.both_ends and estimator in ("two_path", "full_path")
         settings = SearchSettings(
             warmup_epochs=warmup,
             epochs=epochs - warmup,
@@ -146,6 +148,7 @@ class Bench:
             label_smoothing=0.0,
             weight_decay=1e-4,
             estimator=estimator,  # type: ignore[arg-type]
+            both_ends=both_ends,
             arch_learning_rate=10.0 / max(1, arch_steps),
             reinforce_samples=SAMPLES,
         )
@@ -163,7 +166,7 @@ class Bench:
             valid=self.data.batches("valid", 64, augment=True, shuffle=True, seed=seed),
             prices=prices,
             objective=make_objective(settings, prices, arch_steps),
-            estimator=make_estimator(estimator, samples=SAMPLES),
+            estimator=make_estimator(estimator, samples=SAMPLES, both_ends=both_ends),
             settings=settings,
             seed=seed,
             machine=self.machine,
@@ -316,6 +319,8 @@ def main() -> None:
         for estimator in args.estimators:
             millions = float(limit) * 1e6 if limit != "none" else float("inf")
             name = f"{estimator}_{limit}_steps{args.arch_steps}"
+            if args.both_ends and estimator in ("two_path", "full_path"):
+                name += "_both"
             if args.joint_epochs:
                 name += f"_joint{args.joint_epochs}"
             result = bench.kept(name, partial(bench.found, estimator, millions))
@@ -359,6 +364,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, nargs="+", default=[8], help="of the shared weights")
     parser.add_argument("--arch-steps", type=int, default=300, help="two-path steps a limit")
     parser.add_argument("--joint-epochs", type=int, default=0, help="of weights and α, a limit")
+    parser.add_argument("--both-ends", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--estimators", nargs="+", default=list(BUDGET), choices=list(BUDGET))
     parser.add_argument("--limits", nargs="+", default=["35", "45", "55", "65", "80", "none"])
     parser.add_argument("--tau", type=int, default=500, help="networks; 0: leave it out")

@@ -177,7 +177,8 @@ class DeriveSettings:
     top_k: most probable networks within the limit that are scored on the validation part.
     measure_best: of those, how many of the best are measured on the device.
     rounds: corrections of the cost model by a measurement that misses the limit.
-    use: share of a latency limit that the network should take at least, where possible.
+    use: share of a latency limit that the network should take at least, where possible; of
+        another limit, if it is the only one, 0.9 of that.
     recalibrate_images: training images that renew the BN statistics before a score.
     score_images: validation images a score uses; default: all.
     """

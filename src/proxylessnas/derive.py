@@ -198,15 +198,19 @@ def propose(
     """Up to `top_k` networks within the limits, with their Σ log p.
 
     They use at least the share `settings.use` of a latency limit where such networks exist:
-    who grants 12 ms is served best by a network that takes them.
+    who grants 12 ms is served best by a network that takes them. The only limit of another
+    cost is no deadline to come close to, but what it allows is worth having too: 0.9 of that
+    (the most probable networks far under it are worse on NAS-Bench-Macro, see `docs/log.md`).
 
     Raises:
         LimitError: there is none.
     """
     log_p = supernet.log_probabilities()
     found: list[Indices] = []
-    for share in (settings.use, 0.9 * settings.use, 0.0):
-        bounded = _at_least(prices, share)
+    used, share = _to_be_used(prices), settings.use
+    shares = (share, 0.9 * share, 0.0) if used == "latency" else (0.9 * share, 0.0)
+    for share in shares if used else (0.0,):
+        bounded = _at_least(prices, used, share)
         stream = (
             decode(log_p, supernet.mask, bounded) if learned else _uniform(supernet, bounded, seed)
         )
@@ -222,14 +226,21 @@ def propose(
     return [(i, math.fsum(float(log_p[m, j]) for m, j in enumerate(i))) for i in found]
 
 
-def _at_least(prices: Prices, share: float) -> Prices:
-    """Prices with one more cost: minus the latency, limited to minus a share of its limit."""
-    limit = _limit(prices, "latency")
-    if not share or not math.isfinite(limit):
+def _to_be_used(prices: Prices) -> str:
+    """The cost that a network should come near the limit of, or none: "" where several compete."""
+    limited = [n for n, v in zip(prices.names, prices.limits.tolist(), strict=True) if v < math.inf]
+    if "latency" in limited:
+        return "latency"
+    return limited[0] if len(limited) == 1 else ""
+
+
+def _at_least(prices: Prices, name: str, share: float) -> Prices:
+    """Prices with one more cost: minus the named one, limited to minus a share of its limit."""
+    if not share:
         return prices
-    k = prices.names.index("latency")
+    k = prices.names.index(name)
     return Prices(
-        names=(*prices.names, "latency left"),
+        names=(*prices.names, f"{name} left"),
         units=(*prices.units, prices.units[k]),
         per_candidate=torch.cat([prices.per_candidate, -prices.per_candidate[k : k + 1]]),
         fixed=torch.cat([prices.fixed, -prices.fixed[k : k + 1]]),
