@@ -15,8 +15,8 @@ the weights for --joint-epochs, whose paths are drawn from what α has learned; 
 networks within the limit are scored on the validation part with renewed BN statistics, and the
 best of them is looked up in the table. `random` draws its paths uniformly in these epochs and
 spends the budget of its architecture steps on scoring more networks. The two estimators with
-gates take their slopes at both ends, unless --no-both-ends asks for the published rule. At the end: Kendall's τ of the
-score, by the shared weights, with the table's accuracy.
+gates take their slopes at both ends, unless --no-both-ends asks for the published rule. At the
+end: Kendall's τ of the score, by the shared weights, with the table's accuracy.
 
 Finished parts are kept in --out, so an interrupted run goes on. The table's figures beside
 ours (best, top 1 %, most MACs, random best of 20) are computed from the table here.
