@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from proxylessnas import MixedOp, search
 from proxylessnas.api import WORTH_A_TRIAL, Result
+from proxylessnas.calibrate import quickest
 from proxylessnas.config import MachineSettings, SearchSettings
 
 BATCHES = 10
@@ -80,7 +83,7 @@ def _prefer_channels_last(variants: dict[str, Any], *, rounds: int) -> dict[str,
     for variant in variants.values():
         for _ in range(rounds):
             variant()
-    return {"contiguous": 2.0, "channels_last": 1.0}
+    return {name: 1.0 / (1 + int(name)) for name in variants}  # the last one
 
 
 def test_nothing_is_tried_where_it_would_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,4 +94,42 @@ def test_nothing_is_tried_where_it_would_not_pay(monkeypatch: pytest.MonkeyPatch
     short = searched(pointwise, SearchSettings(warmup_epochs=1, epochs=1))
     assert short.machine.memory_format == "contiguous"
     named = searched(pointwise, machine=MachineSettings(memory_format="channels_last"))
-    assert named.machine.memory_format == "channels_last"
+    assert named.machine.memory_format == "channels_last" and named.machine.autocast is False
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "tried"),
+    [
+        ("cpu", {}, [("contiguous", False), ("channels_last", False)]),
+        (
+            "cuda:0",
+            {},
+            [
+                ("contiguous", False),
+                ("channels_last", False),
+                ("contiguous", True),
+                ("channels_last", True),
+            ],
+        ),
+        ("cuda:0", {"memory_format": "contiguous"}, [("contiguous", False), ("contiguous", True)]),
+        ("cuda:0", {"autocast": False}, [("contiguous", False), ("channels_last", False)]),
+        ("cpu", {"autocast": True}, [("contiguous", True), ("channels_last", True)]),
+        ("cuda:0", {"memory_format": "channels_last", "autocast": False}, []),
+    ],
+)
+def test_what_is_left_open_is_tried_and_the_fastest_taken(
+    device: str, given: dict[str, Any], tried: list[tuple[str, bool]]
+) -> None:
+    """The last variant is made the fastest one."""
+    seen: list[tuple[str, bool | None]] = []
+
+    def probe(on: MachineSettings) -> Any:
+        seen.append((on.memory_format, on.autocast))
+        wait = 0.01 * (len(tried) - len(seen))
+        return SimpleNamespace(step=0, weight_step=lambda: time.sleep(wait))
+
+    settings = MachineSettings(device=device, **given)
+    found = quickest(settings, probe, rounds=2)
+    assert seen == tried
+    last = tried[-1] if tried else ("channels_last", False)
+    assert (found.memory_format, found.autocast) == last and found.device == device

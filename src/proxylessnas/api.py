@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -269,13 +269,19 @@ def _settled(
     seed: int,
     ranks: Ranks,
 ) -> MachineSettings:
-    """The settings with a memory format: tried on copies, where there are images and it pays."""
-    if machine.memory_format != "auto":
-        return machine
+    """The settings, with what they leave open tried on copies of the model where it pays.
+
+    The memory format matters to images alone.
+    """
+    machine = replace(machine, device=str(make_machine(machine).device))
     batch = next(training.epoch(0))
     images = any(isinstance(x, Tensor) and x.dim() == 4 for x in pytree.tree_leaves(batch))
-    if not images or Plan.of(settings, len(training)).total < WORTH_A_TRIAL:
-        return replace(machine, memory_format="contiguous")
+    if machine.memory_format == "auto" and not images:
+        machine = replace(machine, memory_format="contiguous")
+    few = Plan.of(settings, len(training)).total < WORTH_A_TRIAL
+    if few or machine.memory_format != "auto" and not machine.device.startswith("cuda"):
+        layout = machine.memory_format if machine.memory_format != "auto" else "contiguous"
+        return replace(machine, memory_format=layout, autocast=bool(machine.autocast))
     one = LoaderBatches([batch], name="train", seed=seed)
 
     def probe(on: MachineSettings) -> Search:
@@ -293,10 +299,10 @@ def _settled(
             machine=make_machine(on),
         )
 
-    # Each rank has its own times; rank 0's are what counts.
     widest = max(len(m.candidates) for m in model.modules() if isinstance(m, MixedOp))
-    found = ranks.of_main(lambda: quickest(machine, probe, rounds=widest).memory_format)
-    return replace(machine, memory_format=found)
+    # Each rank has its own times; rank 0's are what counts.
+    found = ranks.of_main(lambda: asdict(quickest(machine, probe, rounds=widest)))
+    return MachineSettings(**found)
 
 
 def _check(model: Any, loss: Any, example_inputs: Any, runtime: Any, table: Any, seed: Any) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
+from typing import Literal
 
 import torch
 
@@ -27,6 +28,7 @@ from .stages import search_with
 SEARCH_SHARE = 0.5  # of what a budget leaves after measuring; the rest trains
 RESERVE = 0.12  # for scoring, the final measurement and the noise of the estimate
 PROBE_STEPS = 3
+FORMATS: tuple[Literal["contiguous"], Literal["channels_last"]] = ("contiguous", "channels_last")
 
 
 def complete(run: Run) -> RunConfig:
@@ -46,11 +48,10 @@ def complete(run: Run) -> RunConfig:
         threads=config.machine.threads or torch.get_num_threads(),
     )
     config = replace(config, machine=machine)
-    if machine.memory_format == "auto":
-        chosen = quickest(
-            machine, lambda m: _probe(run, replace(config, machine=m)), rounds=PROBE_STEPS
-        )
-        config = replace(config, machine=chosen)
+    chosen = quickest(
+        machine, lambda m: _probe(run, replace(config, machine=m)), rounds=PROBE_STEPS
+    )
+    config = replace(config, machine=chosen)
     # Each rank has its own times; rank 0's are what counts.
     return from_namespace(RunConfig, run.ranks.of_main(lambda: asdict(config)))
 
@@ -58,21 +59,27 @@ def complete(run: Run) -> RunConfig:
 def quickest(
     machine: MachineSettings, probe: Callable[[MachineSettings], Search], *, rounds: int
 ) -> MachineSettings:
-    """The settings with the memory format in which weight steps are faster here.
+    """The settings, with what they leave open chosen so that weight steps are fastest here.
+
+    That is the memory format, and on a GPU the precision: few CPUs gain by bfloat16, and
+    theirs is set by hand.
 
     probe: a search that may be spoiled, on such a machine. As many rounds as there are
     candidates run them all: a format in which one cannot (a `view` of channels_last) is out.
     """
-    formats = [
-        replace(machine, memory_format="contiguous"),
-        replace(machine, memory_format="channels_last"),
-    ]
-    steps = {str(m.memory_format): partial(_next_weight_step, probe(m)) for m in formats}
+    variants = [replace(machine, autocast=bool(machine.autocast))]
+    if machine.memory_format == "auto":
+        variants = [replace(m, memory_format=layout) for layout in FORMATS for m in variants]
+    if machine.autocast is None and machine.device.startswith("cuda"):
+        variants += [replace(m, autocast=True) for m in variants]
+    if len(variants) == 1:
+        return variants[0]
+    steps = {str(i): partial(_next_weight_step, probe(m)) for i, m in enumerate(variants)}
     try:
         seconds = fastest(steps, rounds=rounds)
     except RuntimeError:
-        return formats[0]
-    return min(formats, key=lambda m: seconds[m.memory_format])
+        return variants[0]
+    return variants[int(min(seconds, key=lambda i: seconds[i]))]
 
 
 def _next_weight_step(probe: Search) -> None:

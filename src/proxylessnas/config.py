@@ -178,7 +178,7 @@ class DeriveSettings:
     measure_best: of those, how many of the best are measured on the device.
     rounds: corrections of the cost model by a measurement that misses the limit.
     use: share of a latency limit that the network should take at least, where possible; of
-        another limit, if it is the only one, 0.9 of that.
+        another limit, if it is the only one, 0.9 at most.
     recalibrate_images: training images that renew the BN statistics before a score.
     score_images: validation images a score uses; default: all.
     """
@@ -242,13 +242,13 @@ class MachineSettings:
 
     device: auto, cpu, cuda or cuda:N. memory_format: auto, contiguous or channels_last.
     threads: of torch while training; default: torch's own.
-    autocast: bfloat16 mixed precision.
+    autocast: bfloat16 mixed precision; default: on a GPU where it is faster, else float32.
     """
 
     device: str = "auto"
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     threads: int | None = None
-    autocast: bool = False
+    autocast: bool | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "threads")

@@ -22,6 +22,7 @@ from .supernet import Supernet
 
 Indices = tuple[int, ...]
 TOLERANCE = 0.02
+USE_COUNT = 0.9  # of a limit of MACs or parameters, at most
 ATTEMPTS = 100  # random decodes, some of them repeats, where uniform draws do not suffice
 
 
@@ -199,7 +200,7 @@ def propose(
 
     They use at least the share `settings.use` of a latency limit where such networks exist:
     who grants 12 ms is served best by a network that takes them. The only limit of another
-    cost is no deadline to come close to, but what it allows is worth having too: 0.9 of that
+    cost is no deadline to come close to, but what it allows is worth having too: 0.9 of it
     (the most probable networks far under it are worse on NAS-Bench-Macro, see `docs/log.md`).
 
     Raises:
@@ -208,7 +209,7 @@ def propose(
     log_p = supernet.log_probabilities()
     found: list[Indices] = []
     used, share = _to_be_used(prices), settings.use
-    shares = (share, 0.9 * share, 0.0) if used == "latency" else (0.9 * share, 0.0)
+    shares = (share, 0.9 * share, 0.0) if used == "latency" else (min(share, USE_COUNT), 0.0)
     for share in shares if used else (0.0,):
         bounded = _at_least(prices, used, share)
         stream = (

@@ -60,7 +60,7 @@ class Machine:
 
 
 def make_machine(settings: MachineSettings) -> Machine:
-    """The machine that the settings name; `auto` memory format means contiguous here.
+    """The machine that the settings name; what they leave open is contiguous and float32 here.
 
     Raises:
         ConfigError: a GPU is asked for and there is none.
@@ -76,7 +76,7 @@ def make_machine(settings: MachineSettings) -> Machine:
     return Machine(
         device=torch.device(name),
         channels_last=settings.memory_format == "channels_last",
-        autocast=settings.autocast,
+        autocast=bool(settings.autocast),
     )
 
 
