@@ -90,7 +90,7 @@ def test_nothing_is_tried_where_it_would_not_pay(monkeypatch: pytest.MonkeyPatch
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("tried")
 
-    monkeypatch.setattr("proxylessnas.api.quickest", never)
+    monkeypatch.setattr("proxylessnas.calibrate.fastest", never)
     short = searched(pointwise, SearchSettings(warmup_epochs=1, epochs=1))
     assert short.machine.memory_format == "contiguous"
     named = searched(pointwise, machine=MachineSettings(memory_format="channels_last"))

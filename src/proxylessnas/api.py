@@ -273,15 +273,14 @@ def _settled(
 
     The memory format matters to images alone.
     """
-    machine = replace(machine, device=str(make_machine(machine).device))
     batch = next(training.epoch(0))
     images = any(isinstance(x, Tensor) and x.dim() == 4 for x in pytree.tree_leaves(batch))
-    if machine.memory_format == "auto" and not images:
+    pays = Plan.of(settings, len(training)).total >= WORTH_A_TRIAL
+    machine = replace(machine, device=str(make_machine(machine).device))
+    if machine.memory_format == "auto" and not (images and pays):
         machine = replace(machine, memory_format="contiguous")
-    few = Plan.of(settings, len(training)).total < WORTH_A_TRIAL
-    if few or machine.memory_format != "auto" and not machine.device.startswith("cuda"):
-        layout = machine.memory_format if machine.memory_format != "auto" else "contiguous"
-        return replace(machine, memory_format=layout, autocast=bool(machine.autocast))
+    if machine.autocast is None and not pays:
+        machine = replace(machine, autocast=False)
     one = LoaderBatches([batch], name="train", seed=seed)
 
     def probe(on: MachineSettings) -> Search:
