@@ -152,13 +152,8 @@ class Bench:
             arch_learning_rate=10.0 / max(1, arch_steps),
             reinforce_samples=SAMPLES,
         )
-        prices = Prices(
-            ("macs",),
-            ("",),
-            self.macs.per_candidate[None],
-            torch.tensor([self.macs.fixed]).double(),
-            torch.tensor([limit]).double(),
-        )
+        macs = self.macs
+        prices = Prices.one("macs", macs.per_candidate, fixed=macs.fixed, limit=limit)
         return Search(
             supernet=self.supernet,
             task=self.task,

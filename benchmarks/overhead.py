@@ -103,8 +103,8 @@ def tree(rounds: int) -> list[tuple[str, str]]:
 
 def decoding(rounds: int) -> list[tuple[str, str]]:
     generator = torch.Generator().manual_seed(0)
-    cost = torch.rand(1, 648, 7, generator=generator).double()
-    prices = Prices(("latency",), ("ms",), cost, torch.zeros(1), torch.tensor([0.35 * 648]))
+    cost = torch.rand(648, 7, generator=generator).double()
+    prices = Prices.one("latency", cost, limit=0.35 * 648, unit="ms")
     log_p = torch.log_softmax(torch.randn(648, 7, generator=generator).double(), 1)
     mask = torch.ones(648, 7, dtype=torch.bool)
     ms = in_turn({"decode": lambda: next(decode(log_p, mask, prices))}, min(rounds, 5))

@@ -109,7 +109,9 @@ class Device:
     def within_limit(self) -> Indices:
         """The network of the most worth under the limit: decoded, measured, corrected."""
         supernet, worth = self.space.supernet, self.space.worth
-        prices = _prices("latency", self.cost.per_candidate, self.cost.fixed, self.limit)
+        prices = Prices.one(
+            "latency", self.cost.per_candidate, fixed=self.cost.fixed, limit=self.limit
+        )
         with torch.no_grad():
             supernet.alpha.copy_(worth)
 
@@ -128,7 +130,7 @@ class Device:
 
     def fastest(self, least: float) -> Indices:
         """The fastest network by the table that is worth so much at least."""
-        prices = _prices("worth", -self.space.worth, 0.0, -least)
+        prices = Prices.one("worth", -self.space.worth, fixed=0.0, limit=-least)
         return next(decode(-self.cost.per_candidate, self.space.supernet.mask, prices))
 
 
@@ -201,16 +203,6 @@ def _device(name: str, space: Space, args: argparse.Namespace) -> Device:
 
 def _both(best: dict[str, Indices], fast: dict[str, Indices]) -> dict[str, Indices]:
     return {f"{kind} {of}": c[of] for kind, c in (("best", best), ("fast", fast)) for of in c}
-
-
-def _prices(name: str, per_candidate: Tensor, fixed: float, limit: float) -> Prices:
-    return Prices(
-        names=(name,),
-        units=("",),
-        per_candidate=per_candidate[None],
-        fixed=torch.tensor([fixed], dtype=torch.float64),
-        limits=torch.tensor([limit], dtype=torch.float64),
-    )
 
 
 def _arguments() -> argparse.Namespace:

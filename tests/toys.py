@@ -93,11 +93,10 @@ def free(supernet: Supernet) -> Prices:
 
 def priced(supernet: Supernet, costs: Sequence[Sequence[float]], fixed: float = 0.0) -> Prices:
     """One cost, "latency", without a limit."""
-    matrix = torch.zeros(1, *supernet.mask.shape, dtype=torch.float64)
+    matrix = torch.zeros(supernet.mask.shape, dtype=torch.float64)
     for m, row in enumerate(costs):
-        matrix[0, m, : len(row)] = torch.tensor(row, dtype=torch.float64)
-    one = torch.tensor([fixed], dtype=torch.float64)
-    return Prices(("latency",), ("ms",), matrix, one, torch.full_like(one, torch.inf))
+        matrix[m, : len(row)] = torch.tensor(row, dtype=torch.float64)
+    return Prices.one("latency", matrix, fixed=fixed, unit="ms")
 
 
 def problem(

@@ -41,6 +41,19 @@ class Prices:
         """No cost matters."""
         return Prices((), (), torch.zeros(0, mixed, candidates).double(), *[torch.zeros(0)] * 2)
 
+    @staticmethod
+    def one(
+        name: str,
+        per_candidate: Tensor,
+        *,
+        fixed: float = 0.0,
+        limit: float = math.inf,
+        unit: str = "",
+    ) -> Prices:
+        """One cost alone. per_candidate: [mixed operations, candidates]."""
+        bound, rest = (torch.tensor([v], dtype=torch.float64) for v in (limit, fixed))
+        return Prices((name,), (unit,), per_candidate[None].double(), rest, bound)
+
     def expected(self, probabilities: Tensor) -> Tensor:
         """E[cost] over the full softmax, [costs]; differentiable in the probabilities."""
         return self.fixed + (self.per_candidate * probabilities).sum((1, 2))
