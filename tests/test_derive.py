@@ -96,13 +96,25 @@ def test_a_limit_that_no_network_uses_up_is_kept_with_room() -> None:
 
 
 def test_the_only_limit_of_another_cost_is_used_too_by_nine_tenths() -> None:
-    """Costs from 4 to 13: at least 9 of 10, and the best of those."""
-    supernet = space()
+    """Costs from 4 to 13: at least 9 of 10, and the best of those; ten of them if ten exist."""
+    alpha = [[1.0, 0.6, 0.0], [1.13, 0.55, 0.0], [0.9, 0.71, 0.05]]
+    supernet = supernet_with(space().model, alpha)
     prices = replace(limited(supernet, 10.0), names=("macs",))
-    probable = propose(supernet, prices, settings(use=0.0, top_k=40), learned=True, seed=0)
-    assert min(cost(i) for i, _ in probable) < 9.0
-    used = propose(supernet, prices, settings(top_k=40), learned=True, seed=0)
-    assert used == [(i, p) for i, p in probable if cost(i) >= 9.0]
+    every = propose(supernet, prices, settings(use=0.0, top_k=40), learned=True, seed=0)
+    assert min(cost(i) for i, _ in every[:5]) < 9.0
+    used = propose(supernet, prices, settings(), learned=True, seed=0)
+    assert used == [(i, p) for i, p in every if cost(i) >= 9.0][:5]
+    more = propose(supernet, prices, settings(top_k=40), learned=True, seed=0)
+    assert more == every  # there are not 40 that use it
+
+
+def test_a_limit_that_excludes_nothing_leaves_the_choice_to_alpha() -> None:
+    """The largest network costs 13."""
+    supernet = supernet_with(space().model, [[3.0, 0.0, 0.0]] * 3)
+    for limit in (13.0, 14.0, 100.0):
+        prices = replace(limited(supernet, limit), names=("macs",))
+        proposed = propose(supernet, prices, settings(), learned=True, seed=0)
+        assert proposed[0][0] == (0, 0, 0)
 
 
 def test_of_several_other_limits_none_has_to_be_used() -> None:

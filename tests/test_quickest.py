@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,9 +15,11 @@ from proxylessnas import MixedOp, search
 from proxylessnas.api import WORTH_A_TRIAL, Result
 from proxylessnas.calibrate import quickest
 from proxylessnas.config import MachineSettings, SearchSettings
+from proxylessnas.errors import DataError
 
 BATCHES = 10
-LONG = SearchSettings(warmup_epochs=WORTH_A_TRIAL // BATCHES - 1, epochs=1)
+# Two formats, three candidates and one round to warm up.
+LONG = SearchSettings(warmup_epochs=WORTH_A_TRIAL * 2 * (3 + 1) // BATCHES, epochs=1)
 
 
 class Viewing(nn.Module):
@@ -30,6 +32,15 @@ class Viewing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
         return y.view(len(y), -1).reshape(y.shape)
+
+
+class Particular(Viewing):
+    """It says by itself what it wants."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_contiguous():
+            raise ValueError("contiguous images, please")
+        return self.conv(x)
 
 
 class Net(nn.Module):
@@ -46,26 +57,36 @@ def pointwise() -> nn.Module:
     return nn.Conv2d(3, 4, 1)
 
 
-def searched(last: Callable[[], nn.Module], settings: SearchSettings = LONG, **more: Any) -> Result:
+def searched(
+    last: Callable[[], nn.Module],
+    settings: SearchSettings = LONG,
+    loss: Callable[[nn.Module], Any] = lambda _: nn.functional.cross_entropy,
+    **more: Any,
+) -> Result:
     torch.manual_seed(0)
     data = [(torch.randn(4, 3, 6, 6), torch.randint(2, (4,))) for _ in range(BATCHES)]
-    return search(
-        Net(last()),
-        train=data,
-        valid=data,
-        loss=nn.functional.cross_entropy,
-        example_inputs=(torch.zeros(1, 3, 6, 6),),
-        settings=settings,
-        quiet=True,
-        **more,
-    )
+    model = Net(last())
+    given = {"train": data, "valid": data, "example_inputs": (torch.zeros(1, 3, 6, 6),), **more}
+    return search(model, loss=loss(model), settings=settings, quiet=True, **given)
 
 
-def test_the_format_is_recorded_and_repeats_the_search() -> None:
-    """The trial leaves no trace in the model, α or batches."""
-    tried = searched(pointwise)
+def penalised(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """A loss that holds the model which is searched, where no copy can reach it."""
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        weight = sum(p.square().sum() for p in model.head.parameters())
+        return nn.functional.cross_entropy(output, target) + 0.1 * weight
+
+    return loss
+
+
+@pytest.mark.parametrize("loss", [lambda _: nn.functional.cross_entropy, penalised])
+def test_the_format_is_recorded_and_repeats_the_search(loss: Any) -> None:
+    """The trial leaves no trace in the model, its gradients, α or the batches."""
+    tried = searched(pointwise, loss=loss)
     assert tried.machine.memory_format in ("contiguous", "channels_last")
-    again = searched(pointwise, machine=tried.machine)
+    again = searched(pointwise, loss=loss, machine=tried.machine)
+    assert tried.machine == again.machine
     assert torch.equal(tried.supernet.alpha, again.supernet.alpha)
     for one, other in zip(
         tried.supernet.model.parameters(), again.supernet.model.parameters(), strict=True
@@ -77,6 +98,7 @@ def test_a_candidate_that_cannot_do_channels_last_decides(monkeypatch: pytest.Mo
     monkeypatch.setattr("proxylessnas.calibrate.fastest", _prefer_channels_last)
     assert searched(pointwise).machine.memory_format == "channels_last"
     assert searched(Viewing).machine.memory_format == "contiguous"
+    assert searched(Particular).machine.memory_format == "contiguous"
 
 
 def _prefer_channels_last(variants: dict[str, Any], *, rounds: int) -> dict[str, float]:
@@ -84,6 +106,46 @@ def _prefer_channels_last(variants: dict[str, Any], *, rounds: int) -> dict[str,
         for _ in range(rounds):
             variant()
     return {name: 1.0 / (1 + int(name)) for name in variants}  # the last one
+
+
+def test_one_variant_that_fails_does_not_decide_for_the_others() -> None:
+    def probe(on: MachineSettings) -> Any:
+        def step() -> None:
+            if on.autocast:
+                raise RuntimeError("unsafe to autocast")
+            time.sleep(0.001 if on.memory_format == "channels_last" else 0.02)
+
+        return SimpleNamespace(step=0, weight_step=step)
+
+    found = quickest(MachineSettings(device="cuda:0"), probe, rounds=2)
+    assert (found.memory_format, found.autocast) == ("channels_last", False)
+
+
+def test_candidates_that_a_limit_forbids_are_not_tried() -> None:
+    class Big(nn.Upsample):
+        ran: ClassVar[list[int]] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.ran.append(len(x))
+            return super().forward(x)
+
+    def big() -> nn.Module:
+        return nn.Sequential(Big(scale_factor=20), nn.Conv2d(3, 4, 1), nn.AvgPool2d(20))
+
+    searched(big, max_peak_memory=0.1)
+    assert set(Big.ran) == {1}  # the example input alone
+    Big.ran.clear()
+    searched(big)
+    assert 4 in Big.ran
+
+
+def test_a_loader_that_gives_nothing_is_one_line() -> None:
+    class Empty(list):  # type: ignore[type-arg]
+        def __iter__(self) -> Any:
+            return iter(())
+
+    with pytest.raises(DataError, match="ended after 0 of 10"):
+        searched(pointwise, train=Empty(range(BATCHES)))
 
 
 def test_nothing_is_tried_where_it_would_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .architecture import Architecture
-from .calibrate import quickest
+from .calibrate import quickest, variants_of
 from .config import (
     DeriveSettings,
     MachineSettings,
@@ -40,12 +42,13 @@ from .objective import Alone, Prices, check_objective, make_objective, make_rewa
 from .pricing import Limits, Pricing
 from .progress import Reporter
 from .ranks import ALONE, Ranks
+from .recovery import explained
 from .seeds import derive_seed
-from .supernet import MixedOp, Supernet
-from .task import LoaderBatches, Task
+from .supernet import Supernet
+from .task import LoaderBatches, Stream, Task
 from .train import evaluate, recalibrate
 
-WORTH_A_TRIAL = 200  # weight steps; trying both memory formats takes about 16
+WORTH_A_TRIAL = 12  # times as many weight steps as trying all variants takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,8 @@ class Result:
     architecture: the chosen network. predicted: its costs by name (ms, counts).
     measured_ms: its latency on the runtime, where there was a limit to keep and the table is
         not another device's.
-    machine: the settings it computed with, the memory format that was chosen among them. With
+    limits: what the network may cost.
+    machine: the settings it computed with, among them the memory format that was chosen. With
         them, and the same table, the same seed gives the same search.
     """
 
@@ -63,6 +67,7 @@ class Result:
     predicted: dict[str, float]
     measured_ms: float | None
     machine: MachineSettings
+    limits: Limits
     job: Search = field(repr=False)
     pricing: Pricing = field(repr=False)
     _choose: Callable[[Limits], Choice] = field(repr=False)
@@ -80,6 +85,8 @@ class Result:
     def derive(self, latency: str | None = None) -> nn.Module:
         """The chosen network as a plain module, or the one for another latency limit.
 
+        The search's other limits hold there too.
+
         It has the supernet's weights, and BN statistics of its own: the supernet's are a mixture
         over its paths.
 
@@ -92,7 +99,8 @@ class Result:
             raise LimitError(
                 "this search measured no latency: give search() a target_latency, or a table"
             )
-        return self._finish(self._choose(Limits(latency=latency)).chosen.indices)
+        limits = replace(self.limits, latency=latency)
+        return self._finish(self._choose(limits).chosen.indices)
 
 
 def search(
@@ -188,7 +196,7 @@ def search(
     limits = Limits(latency=target_latency, macs=max_macs, parameters=max_parameters)
     prices = pricing.prices(limits)
     task = Task(loss=loss, correct=correct)
-    machine = _settled(machine, model, task, training, settings, seed, ranks)
+    machine = _settled(machine, supernet, task, training, settings, seed, ranks)
     on = make_machine(machine)
     arch_steps = Plan.of(settings, len(training)).arch_steps
     job = Search(
@@ -253,6 +261,7 @@ def search(
         predicted=dict(zip(names, choice.prices.of(choice.chosen.indices), strict=True)),
         measured_ms=choice.chosen.measured_ms,
         machine=machine,
+        limits=limits,
         job=job,
         pricing=pricing,
         _choose=choose_within,
@@ -262,7 +271,7 @@ def search(
 
 def _settled(
     machine: MachineSettings,
-    model: nn.Module,
+    supernet: Supernet,
     task: Task,
     training: LoaderBatches,
     settings: SearchSettings,
@@ -271,23 +280,35 @@ def _settled(
 ) -> MachineSettings:
     """The settings, with what they leave open tried on copies of the model where it pays.
 
-    The memory format matters to images alone.
+    The memory format matters to images alone. What a trial cannot copy, such as a counter that
+    the loss function keeps, sees its steps too.
     """
-    batch = next(training.epoch(0))
-    images = any(isinstance(x, Tensor) and x.dim() == 4 for x in pytree.tree_leaves(batch))
-    pays = Plan.of(settings, len(training)).total >= WORTH_A_TRIAL
-    machine = replace(machine, device=str(make_machine(machine).device))
-    if machine.memory_format == "auto" and not (images and pays):
-        machine = replace(machine, memory_format="contiguous")
-    if machine.autocast is None and not pays:
-        machine = replace(machine, autocast=False)
-    one = LoaderBatches([batch], name="train", seed=seed)
+    machine = replace(
+        machine,
+        device=str(make_machine(machine).device),
+        threads=machine.threads or torch.get_num_threads(),
+    )
+    widest = int(supernet.mask.sum(1).max())
+    variants = len(variants_of(machine))
+    plain = replace(machine, autocast=bool(machine.autocast))
+    if machine.memory_format == "auto":
+        plain = replace(plain, memory_format="contiguous")
+    steps = Plan.of(settings, len(training)).total
+    if variants == 1 or steps < WORTH_A_TRIAL * variants * (widest + 1):
+        return plain
+    with explained():
+        batch = Stream(training).take()
+    if not any(isinstance(x, Tensor) and x.dim() == 4 for x in pytree.tree_leaves(batch)):
+        machine = replace(machine, memory_format=plain.memory_format)
 
     def probe(on: MachineSettings) -> Search:
-        supernet = Supernet(copy.deepcopy(model))
+        model, own = copy.deepcopy((supernet.model, task))  # a loss may hold the model
+        copied = Supernet(model)
+        copied.mask = supernet.mask.clone()
+        one = LoaderBatches([pytree.tree_map_only(Tensor, Tensor.clone, batch)], name="train")
         return Search(
-            supernet=supernet,
-            task=task,
+            supernet=copied,
+            task=own,
             train=one,
             valid=one,
             prices=Prices.free(*supernet.mask.shape),
@@ -298,10 +319,18 @@ def _settled(
             machine=make_machine(on),
         )
 
-    widest = max(len(m.candidates) for m in model.modules() if isinstance(m, MixedOp))
-    # Each rank has its own times; rank 0's are what counts.
-    found = ranks.of_main(lambda: asdict(quickest(machine, probe, rounds=widest)))
-    return MachineSettings(**found)
+    def found() -> dict[str, Any]:
+        # A loss function may reach the model that is to be searched, past all copies.
+        before = [(p, p.grad) for p in supernet.model.parameters()]
+        draws = random.getstate()
+        with torch.random.fork_rng(devices=[]):
+            chosen = quickest(machine, probe, rounds=widest)
+        random.setstate(draws)
+        for parameter, gradient in before:
+            parameter.grad = gradient
+        return asdict(chosen)
+
+    return MachineSettings(**ranks.of_main(found))  # rank 0's times are what counts
 
 
 def _check(model: Any, loss: Any, example_inputs: Any, runtime: Any, table: Any, seed: Any) -> None:

@@ -7,6 +7,7 @@ step counts. From then on the run repeats by its config, whatever the machine do
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -48,9 +49,9 @@ def complete(run: Run) -> RunConfig:
         threads=config.machine.threads or torch.get_num_threads(),
     )
     config = replace(config, machine=machine)
-    chosen = quickest(
-        machine, lambda m: _probe(run, replace(config, machine=m)), rounds=PROBE_STEPS
-    )
+    # The built-in spaces do every format; another's candidates are all tried.
+    rounds = run.supernet.mask.shape[1] if ":" in config.space else PROBE_STEPS
+    chosen = quickest(machine, lambda m: _probe(run, replace(config, machine=m)), rounds=rounds)
     config = replace(config, machine=chosen)
     # Each rank has its own times; rank 0's are what counts.
     return from_namespace(RunConfig, run.ranks.of_main(lambda: asdict(config)))
@@ -65,26 +66,46 @@ def quickest(
     theirs is set by hand.
 
     probe: a search that may be spoiled, on such a machine. As many rounds as there are
-    candidates run them all: a format in which one cannot (a `view` of channels_last) is out.
+    candidates run them all. A variant in which one fails (a `view` of channels_last, a loss that
+    bfloat16 forbids) is out; where all are, the search itself will say what is wrong.
     """
+    variants = variants_of(machine)
+    if len(variants) == 1:
+        return variants[0]
+    trials = {str(i): Trial(partial(probe, on)) for i, on in enumerate(variants)}
+    with warnings.catch_warnings():  # of losses that are not finite; the search gives them again
+        warnings.simplefilter("ignore")
+        seconds = fastest(trials, rounds=rounds)
+    running = [i for i, trial in trials.items() if not trial.failed] or ["0"]
+    return variants[int(min(running, key=lambda i: seconds[i]))]
+
+
+def variants_of(machine: MachineSettings) -> list[MachineSettings]:
+    """What can be chosen where the settings leave something open; the plainest first."""
     variants = [replace(machine, autocast=bool(machine.autocast))]
     if machine.memory_format == "auto":
         variants = [replace(m, memory_format=layout) for layout in FORMATS for m in variants]
     if machine.autocast is None and machine.device.startswith("cuda"):
         variants += [replace(m, autocast=True) for m in variants]
-    if len(variants) == 1:
-        return variants[0]
-    steps = {str(i): partial(_next_weight_step, probe(m)) for i, m in enumerate(variants)}
-    try:
-        seconds = fastest(steps, rounds=rounds)
-    except RuntimeError:
-        return variants[0]
-    return variants[int(min(seconds, key=lambda i: seconds[i]))]
+    return variants
 
 
-def _next_weight_step(probe: Search) -> None:
-    probe.weight_step()
-    probe.step += 1
+class Trial:
+    """Weight steps of a search that is made for it; it stops at its first failure."""
+
+    def __init__(self, make: Callable[[], Search]) -> None:
+        self.make, self.failed = make, False
+        self.job: Search | None = None
+
+    def __call__(self) -> None:
+        if self.failed:
+            return
+        try:
+            self.job = self.job or self.make()
+            self.job.weight_step()
+            self.job.step += 1
+        except Exception:  # whatever a model raises in one format and not in the other
+            self.failed, self.job = True, None
 
 
 def _probe(run: Run, config: RunConfig) -> Search:

@@ -178,7 +178,7 @@ class DeriveSettings:
     measure_best: of those, how many of the best are measured on the device.
     rounds: corrections of the cost model by a measurement that misses the limit.
     use: share of a latency limit that the network should take at least, where possible; of
-        another limit, if it is the only one, 0.9 at most.
+        another limit, if it is the only one, 0.9 at most. 0 leaves it to the objective.
     recalibrate_images: training images that renew the BN statistics before a score.
     score_images: validation images a score uses; default: all.
     """

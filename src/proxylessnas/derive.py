@@ -208,7 +208,9 @@ def propose(
     """
     log_p = supernet.log_probabilities()
     found: list[Indices] = []
-    used, share = _to_be_used(prices), settings.use
+    used, share = to_be_used(supernet, prices), settings.use
+    # Of a latency even one network that takes it is worth more than ten that leave a tenth.
+    enough = 1 if used == "latency" else settings.top_k
     shares = (share, 0.9 * share, 0.0) if used == "latency" else (min(share, USE_COUNT), 0.0)
     for share in shares if used else (0.0,):
         bounded = _at_least(prices, used, share)
@@ -216,7 +218,7 @@ def propose(
             decode(log_p, supernet.mask, bounded) if learned else _uniform(supernet, bounded, seed)
         )
         found = list(itertools.islice(stream, settings.top_k))
-        if found:
+        if len(found) >= enough:
             break
     if not found:
         prices.check_reachable(supernet.mask)
@@ -227,12 +229,18 @@ def propose(
     return [(i, math.fsum(float(log_p[m, j]) for m, j in enumerate(i))) for i in found]
 
 
-def _to_be_used(prices: Prices) -> str:
-    """The cost that a network should come near the limit of, or none: "" where several compete."""
+def to_be_used(supernet: Supernet, prices: Prices) -> str:
+    """The cost that a network should come near the limit of: latency, or else the only one.
+
+    "" where there is none, several compete, or the limit excludes nothing.
+    """
     limited = [n for n, v in zip(prices.names, prices.limits.tolist(), strict=True) if v < math.inf]
     if "latency" in limited:
         return "latency"
-    return limited[0] if len(limited) == 1 else ""
+    if len(limited) != 1:
+        return ""
+    k = prices.names.index(limited[0])
+    return limited[0] if float(prices.limits[k]) < prices.range(supernet.mask)[k][1] else ""
 
 
 def _at_least(prices: Prices, name: str, share: float) -> Prices:

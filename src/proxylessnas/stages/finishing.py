@@ -11,7 +11,7 @@ from torch import nn
 
 from .. import export as exporting
 from ..architecture import Architecture
-from ..derive import Indices
+from ..derive import Indices, to_be_used
 from ..emit import to_python
 from ..errors import ConfigError, RunError
 from ..objective import sample_within
@@ -121,13 +121,13 @@ def _random_network(run: Run) -> Indices:
     """Uniform among the networks within 5 % under the limit; without a limit, among all."""
     generator = torch.Generator().manual_seed(derive_seed(run.config.seed, "random baseline"))
     prices = run.prices
-    k = prices.names.index("latency")
-    limit = float(prices.limits[k])
+    used = to_be_used(run.supernet, prices)
+    k = prices.names.index(used or "latency")
     low, high = prices.range(run.supernet.mask)[k]
-    for share in (0.05, 0.2, 1.0):
-        least = (1 - share) * min(limit, high)
+    for share in (0.05, 0.2, 1.0) if used else (1.0,):
+        least = (1 - share) * min(float(prices.limits[k]), high)
         for indices in sample_within(run.supernet.mask, prices, generator):
-            if prices.of(indices)[k] >= max(least, low) or run.target_ms is None:
+            if prices.of(indices)[k] >= max(least, low):
                 return indices
     raise RunError("no random network keeps the limit: the limit is at the space's very edge")
 
