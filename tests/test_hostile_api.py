@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from toys import regression
 
 from proxylessnas import MixedOp, SearchSettings, search
-from proxylessnas.config import MeasureSettings
+from proxylessnas.config import DeriveSettings, MeasureSettings
 from proxylessnas.errors import (
     ConfigError,
     LimitError,
@@ -153,3 +153,16 @@ def test_a_table_of_another_device_is_used_as_it_is(device: str, here: bool) -> 
     assert (result.measured_ms is not None) == here
     with pytest.raises(MeasurementError, match="with batch 2, not 1"):
         called(model, **given, example_inputs=(torch.zeros(1, 4),))
+
+
+def test_another_latency_keeps_the_other_limits() -> None:
+    """Each of the three operations has a layer of 20 parameters; 45 allow two of them."""
+    inputs, measure = (torch.zeros(2, 4),), MeasureSettings(rounds=1, network_rounds=1, networks=3)
+    model = nn.Sequential(*(MixedOp([nn.Linear(4, 4), nn.Identity()]) for _ in range(3)))
+    table = measure_table(Supernet(model), FakeRuntime(device="x"), inputs, measure, seed=0)
+    how = DeriveSettings(top_k=1)
+    result = called(model, table=table, target_latency="1x", max_parameters=45, derive=how)
+    with torch.no_grad():  # α asks for all three
+        result.supernet.alpha.copy_(torch.tensor([[5.0, -5.0]] * 3))
+    network = result.derive("1x")
+    assert sum(p.numel() for p in network.parameters()) == 40
