@@ -164,5 +164,5 @@ def test_another_latency_keeps_the_other_limits() -> None:
     result = called(model, table=table, target_latency="1x", max_parameters=45, derive=how)
     with torch.no_grad():  # α asks for all three
         result.supernet.alpha.copy_(torch.tensor([[5.0, -5.0]] * 3))
-    network = result.derive("1x")
+    network = result.derive("2x")
     assert sum(p.numel() for p in network.parameters()) == 40
