@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from proxylessnas import MixedOp, search
-from proxylessnas.api import WORTH_A_TRIAL, Result
-from proxylessnas.calibrate import quickest
+from proxylessnas.api import Result
+from proxylessnas.calibrate import WORTH_A_TRIAL, quickest
 from proxylessnas.config import MachineSettings, SearchSettings
 from proxylessnas.errors import DataError
 

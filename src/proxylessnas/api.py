@@ -7,20 +7,16 @@ net = result.derive()          # plain PyTorch, with the weights the search trai
 
 from __future__ import annotations
 
-import copy
 import json
-import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from .architecture import Architecture
-from .calibrate import quickest, variants_of
+from .calibrate import settled
 from .config import (
     DeriveSettings,
     MachineSettings,
@@ -31,24 +27,21 @@ from .config import (
 )
 from .derive import Choice, Indices, choose
 from .errors import ConfigError, LimitError
-from .estimators import Random, make_estimator
+from .estimators import make_estimator
 from .hardware.count import check_shapes
 from .hardware.measure import canary_of, describe, measure_networks, measure_table
 from .hardware.runtimes import Runtime, make
 from .hardware.table import LatencyTable
 from .loop import Plan, Search
 from .machine import make_machine
-from .objective import Alone, Prices, check_objective, make_objective, make_reward
+from .objective import check_objective, make_objective, make_reward
 from .pricing import Limits, Pricing
 from .progress import Reporter
 from .ranks import ALONE, Ranks
-from .recovery import explained
 from .seeds import derive_seed
 from .supernet import Supernet
-from .task import LoaderBatches, Stream, Task
+from .task import LoaderBatches, Task
 from .train import evaluate, recalibrate
-
-WORTH_A_TRIAL = 12  # times as many weight steps as trying all variants takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +189,9 @@ def search(
     limits = Limits(latency=target_latency, macs=max_macs, parameters=max_parameters)
     prices = pricing.prices(limits)
     task = Task(loss=loss, correct=correct)
-    machine = _settled(machine, supernet, task, training, settings, seed, ranks)
+    machine = settled(
+        machine, supernet, task, training, settings, seed=seed, reporter=reporter, ranks=ranks
+    )
     on = make_machine(machine)
     arch_steps = Plan.of(settings, len(training)).arch_steps
     job = Search(
@@ -267,70 +262,6 @@ def search(
         _choose=choose_within,
         _finish=finish,
     )
-
-
-def _settled(
-    machine: MachineSettings,
-    supernet: Supernet,
-    task: Task,
-    training: LoaderBatches,
-    settings: SearchSettings,
-    seed: int,
-    ranks: Ranks,
-) -> MachineSettings:
-    """The settings, with what they leave open tried on copies of the model where it pays.
-
-    The memory format matters to images alone. What a trial cannot copy, such as a counter that
-    the loss function keeps, sees its steps too.
-    """
-    machine = replace(
-        machine,
-        device=str(make_machine(machine).device),
-        threads=machine.threads or torch.get_num_threads(),
-    )
-    widest = int(supernet.mask.sum(1).max())
-    variants = len(variants_of(machine))
-    plain = replace(machine, autocast=bool(machine.autocast))
-    if machine.memory_format == "auto":
-        plain = replace(plain, memory_format="contiguous")
-    steps = Plan.of(settings, len(training)).total
-    if variants == 1 or steps < WORTH_A_TRIAL * variants * (widest + 1):
-        return plain
-    with explained():
-        batch = Stream(training).take()
-    if not any(isinstance(x, Tensor) and x.dim() == 4 for x in pytree.tree_leaves(batch)):
-        machine = replace(machine, memory_format=plain.memory_format)
-
-    def probe(on: MachineSettings) -> Search:
-        model, own = copy.deepcopy((supernet.model, task))  # a loss may hold the model
-        copied = Supernet(model)
-        copied.mask = supernet.mask.clone()
-        one = LoaderBatches([pytree.tree_map_only(Tensor, Tensor.clone, batch)], name="train")
-        return Search(
-            supernet=copied,
-            task=own,
-            train=one,
-            valid=one,
-            prices=Prices.free(*supernet.mask.shape),
-            objective=Alone(),
-            estimator=Random(),
-            settings=settings,
-            seed=seed,
-            machine=make_machine(on),
-        )
-
-    def found() -> dict[str, Any]:
-        # A loss function may reach the model that is to be searched, past all copies.
-        before = [(p, p.grad) for p in supernet.model.parameters()]
-        draws = random.getstate()
-        with torch.random.fork_rng(devices=[]):
-            chosen = quickest(machine, probe, rounds=widest)
-        random.setstate(draws)
-        for parameter, gradient in before:
-            parameter.grad = gradient
-        return asdict(chosen)
-
-    return MachineSettings(**ranks.of_main(found))  # rank 0's times are what counts
 
 
 def _check(model: Any, loss: Any, example_inputs: Any, runtime: Any, table: Any, seed: Any) -> None:

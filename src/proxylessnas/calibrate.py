@@ -6,29 +6,45 @@ step counts. From then on the run repeats by its config, whatever the machine do
 
 from __future__ import annotations
 
+import copy
+import random
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from .config import MachineSettings, RunConfig, from_namespace, parse_minutes
+from .config import (
+    MachineSettings,
+    RunConfig,
+    SearchSettings,
+    from_namespace,
+    parse_minutes,
+)
 from .errors import ConfigError
-from .loop import Search
-from .machine import fastest
-from .objective import Prices
-from .progress import duration
+from .estimators import Random
+from .loop import Plan, Search
+from .machine import fastest, make_machine
+from .objective import Alone, Prices
+from .progress import Reporter, duration
+from .ranks import Ranks
+from .recovery import explained
 from .run import Run
 from .runs import RunDirectory
 from .spaces import complete_settings
 from .stages import search_with
+from .supernet import Supernet
+from .task import LoaderBatches, Stream, Task
 
 SEARCH_SHARE = 0.5  # of what a budget leaves after measuring; the rest trains
 RESERVE = 0.12  # for scoring, the final measurement and the noise of the estimate
 PROBE_STEPS = 3
+WORTH_A_TRIAL = 12  # times as many weight steps as trying all variants takes
 FORMATS: tuple[Literal["contiguous"], Literal["channels_last"]] = ("contiguous", "channels_last")
 
 
@@ -106,6 +122,84 @@ class Trial:
             self.job.step += 1
         except Exception:  # whatever a model raises in one format and not in the other
             self.failed, self.job = True, None
+
+
+def settled(
+    machine: MachineSettings,
+    supernet: Supernet,
+    task: Task,
+    training: LoaderBatches,
+    settings: SearchSettings,
+    *,
+    seed: int,
+    reporter: Reporter,
+    ranks: Ranks,
+) -> MachineSettings:
+    """The settings of a Python call, what they leave open tried on copies where it pays.
+
+    The memory format matters to images alone. What a trial cannot copy, such as a counter that
+    the loss function keeps, sees its steps too.
+    """
+    machine = replace(
+        machine,
+        device=str(make_machine(machine).device),
+        threads=machine.threads or torch.get_num_threads(),
+    )
+    widest = int(supernet.mask.sum(1).max())
+    variants = len(variants_of(machine))
+    plain = replace(machine, autocast=bool(machine.autocast))
+    if machine.memory_format == "auto":
+        plain = replace(plain, memory_format="contiguous")
+    steps = Plan.of(settings, len(training)).total
+    if variants == 1 or steps < WORTH_A_TRIAL * variants * (widest + 1):
+        return plain
+    with explained():
+        batch = Stream(training).take()
+    if not any(isinstance(x, Tensor) and x.dim() == 4 for x in pytree.tree_leaves(batch)):
+        machine = replace(machine, memory_format=plain.memory_format)
+    if len(variants_of(machine)) == 1:
+        return plain
+    reporter.say("trying which memory format and precision weight steps are fastest in")
+    probe = _on_copies(supernet, task, batch, settings, seed)
+
+    def found() -> dict[str, Any]:
+        # A loss function may reach the model that is to be searched, past all copies.
+        before = [(p, p.grad) for p in supernet.model.parameters()]
+        draws = random.getstate()
+        with torch.random.fork_rng(devices=[]):
+            chosen = quickest(machine, probe, rounds=widest)
+        random.setstate(draws)
+        for parameter, gradient in before:
+            parameter.grad = gradient
+        return asdict(chosen)
+
+    return MachineSettings(**ranks.of_main(found))  # rank 0's times are what counts
+
+
+def _on_copies(
+    supernet: Supernet, task: Task, batch: Any, settings: SearchSettings, seed: int
+) -> Callable[[MachineSettings], Search]:
+    """Searches that may be spoiled, each of its own copy of everything."""
+
+    def probe(on: MachineSettings) -> Search:
+        model, own = copy.deepcopy((supernet.model, task))  # a loss may hold the model
+        copied = Supernet(model)
+        copied.mask = supernet.mask.clone()
+        one = LoaderBatches([pytree.tree_map_only(Tensor, Tensor.clone, batch)], name="train")
+        return Search(
+            supernet=copied,
+            task=own,
+            train=one,
+            valid=one,
+            prices=Prices.free(*supernet.mask.shape),
+            objective=Alone(),
+            estimator=Random(),
+            settings=settings,
+            seed=seed,
+            machine=make_machine(on),
+        )
+
+    return probe
 
 
 def _probe(run: Run, config: RunConfig) -> Search:
