@@ -60,6 +60,7 @@ SHARED = Path("../shared/data")
 TOP_K = 20
 ARCH_EVERY = 5  # weight steps, while both learn
 SAMPLES = 5  # networks a REINFORCE step
+WITH_GATES = ("two_path", "full_path")
 # Architecture steps for the price of one two-path step: forward passes of the whole network
 # that a step takes, a backward pass to the inputs counted as one (a pair: 3; all three: 4).
 BUDGET = {"two_path": 1.0, "full_path": 3 / 4, "reinforce": 3 / SAMPLES, "random": 0.0}
@@ -138,7 +139,7 @@ class Bench:
         warmup: int | None = None,
     ) -> Search:
         warmup = epochs - 1 if warmup is None else warmup
-        both_ends = self.args.both_ends and estimator in ("two_path", "full_path")
+        both_ends = self.args.both_ends and estimator in WITH_GATES
         settings = SearchSettings(
             warmup_epochs=warmup,
             epochs=epochs - warmup,
@@ -314,7 +315,7 @@ def main() -> None:
         for estimator in args.estimators:
             millions = float(limit) * 1e6 if limit != "none" else float("inf")
             name = f"{estimator}_{limit}_steps{args.arch_steps}"
-            if args.both_ends and estimator in ("two_path", "full_path"):
+            if args.both_ends and estimator in WITH_GATES:
                 name += "_both"
             if args.joint_epochs:
                 name += f"_joint{args.joint_epochs}"

@@ -59,11 +59,7 @@ def complete(run: Run) -> RunConfig:
     )
     full = {**config.space_settings, **config.train.space_settings}
     complete_settings(config.space, full, None)  # for its error, before the search is paid for
-    machine = replace(
-        config.machine,
-        device=str(run.machine.device),
-        threads=config.machine.threads or torch.get_num_threads(),
-    )
+    machine = _explicit(config.machine, run.machine.device)
     config = replace(config, machine=machine)
     # The built-in spaces do every format; another's candidates are all tried.
     rounds = run.supernet.mask.shape[1] if ":" in config.space else PROBE_STEPS
@@ -71,6 +67,12 @@ def complete(run: Run) -> RunConfig:
     config = replace(config, machine=chosen)
     # Each rank has its own times; rank 0's are what counts.
     return from_namespace(RunConfig, run.ranks.of_main(lambda: asdict(config)))
+
+
+def _explicit(machine: MachineSettings, device: torch.device) -> MachineSettings:
+    """The settings with the device and the threads that they come to here."""
+    threads = machine.threads or torch.get_num_threads()
+    return replace(machine, device=str(device), threads=threads)
 
 
 def quickest(
@@ -140,18 +142,12 @@ def settled(
     The memory format matters to images alone. What a trial cannot copy, such as a counter that
     the loss function keeps, sees its steps too.
     """
-    machine = replace(
-        machine,
-        device=str(make_machine(machine).device),
-        threads=machine.threads or torch.get_num_threads(),
-    )
+    machine = _explicit(machine, make_machine(machine).device)
     widest = int(supernet.mask.sum(1).max())
-    variants = len(variants_of(machine))
-    plain = replace(machine, autocast=bool(machine.autocast))
-    if machine.memory_format == "auto":
-        plain = replace(plain, memory_format="contiguous")
+    variants = variants_of(machine)
+    plain = variants[0]
     steps = Plan.of(settings, len(training)).total
-    if variants == 1 or steps < WORTH_A_TRIAL * variants * (widest + 1):
+    if len(variants) == 1 or steps < WORTH_A_TRIAL * len(variants) * (widest + 1):
         return plain
     with explained():
         batch = Stream(training).take()
