@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from proxylessnas.spaces import build_supernet
-from proxylessnas.spaces.blocks import MBConv, round_channels
+from proxylessnas.spaces.blocks import ConvBN, MBConv, round_channels
 from proxylessnas.supernet import MixedOp, Residual
 
 SMALL = {
@@ -33,6 +33,19 @@ def test_candidates_begin_as_one_function(space: str) -> None:
         outputs = [block(x) for block in blocks]
         for output in outputs[1:]:
             torch.testing.assert_close(output, outputs[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_bottleneck_begins_as_the_convolution_in_the_shortcuts_place() -> None:
+    """As far as the batch's statistics of x and of −x agree."""
+    supernet = build_supernet("macro", SMALL["macro"])
+    stage_first = [m for m in supernet.mixed if isinstance(m.candidates["identity"], ConvBN)]
+    assert len(stage_first) == 2
+    for mixed in stage_first:
+        linear, *blocks = mixed.candidates.values()
+        x = torch.randn(64, linear[0].in_channels, 8, 8)
+        for block in blocks:
+            outputs = torch.stack((linear(x).flatten(), block(x).flatten()))
+            assert torch.corrcoef(outputs)[0, 1] > 0.99
 
 
 def test_residual_branches_begin_at_zero() -> None:

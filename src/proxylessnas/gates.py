@@ -175,13 +175,12 @@ class _GateGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        gates: Tensor = ctx.gates
-        row = [gates.new_zeros(())] * len(gates)
-        row[ctx.active] = _inner(grads, ctx.saved_tensors).to(gates)
+        row = torch.zeros_like(ctx.gates)
+        row[ctx.active] = _inner(grads, ctx.saved_tensors)
         for candidate in ctx.inactive:  # no graph here: backward passes run without
-            row[candidate] = _inner(grads, ctx.outputs_of(candidate)).to(gates)
+            row[candidate] = _inner(grads, ctx.outputs_of(candidate))
         ctx.outputs_of = None  # the inputs it holds are not needed any more
-        return torch.stack(row), None, None, None, *grads
+        return row, None, None, None, *grads
 
 
 def _inner(grads: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> Tensor:

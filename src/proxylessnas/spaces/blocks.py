@@ -140,22 +140,51 @@ def start_alike(model: nn.Module) -> None:
     Independent random candidates are different functions, and what follows must first learn
     to take any of them: a short search never gets beyond that. So the weights of the smallest
     inverted bottleneck are embedded in its siblings (its kernel in the middle of theirs, its
-    channels among theirs, the other channels without an effect yet), and a residual branch
-    begins at zero. Every weight still has a gradient from the first step.
+    channels among theirs, the other channels without an effect yet), a residual branch begins at
+    zero, and beside a 1x1 convolution in a shortcut's place the bottleneck begins as that. Every
+    weight still has a gradient from the first step.
     """
     for mixed in (m for m in model.modules() if isinstance(m, MixedOp)):
         inner = [c.branch if isinstance(c, Residual) else c for c in mixed.candidates.values()]
         blocks = [block for block in inner if isinstance(block, MBConv) and len(block) == 3]
-        smallest = min(blocks, key=lambda b: (b.kernel, b.expansion), default=None)
+        if not blocks:
+            continue
+        smallest = min(blocks, key=lambda b: (b.kernel, b.expansion))
+        for linear in (c for c in inner if isinstance(c, ConvBN) and len(c) == 2):
+            _imitate(linear, smallest)
         for block in blocks:
-            if smallest is not None and block is not smallest:
+            if block is not smallest:
                 _embed(smallest, block)
     for residual in (m for m in model.modules() if isinstance(m, Residual)):
         branch = residual.branch
         ends = list(branch.candidates.values()) if isinstance(branch, MixedOp) else [branch]
         for end in ends:
             if isinstance(end, MBConv):
-                nn.init.zeros_(_scale(end[-1]))
+                nn.init.zeros_(_norm(end[-1]).weight)
+
+
+def _imitate(linear: ConvBN, block: MBConv) -> None:
+    """Make `block` compute what `linear`, a 1x1 convolution, does; their strides are the same.
+
+    relu(x) − relu(−x) is x: every input channel is expanded into itself and its negative, and the
+    projection takes the convolution of their difference. A bias between keeps the second
+    activation from cutting off what normalisation moved below zero.
+    """
+    weight = _kernel(linear)
+    expand, depthwise, project = (_kernel(layer) for layer in block)
+    inputs, middle = weight.shape[1], depthwise.shape[-1] // 2
+    pairs = 2 * inputs
+    if weight.shape[-1] != 1 or weight.shape[:2] != (project.shape[0], expand.shape[1]):
+        return
+    if pairs > expand.shape[0]:
+        return
+    identity = torch.eye(inputs).to(expand)[:, :, None, None]
+    expand[:pairs] = torch.cat((identity, -identity))
+    depthwise[:pairs] = 0
+    depthwise[:pairs, :, middle, middle] = 1
+    _norm(block[1]).bias[:pairs] = 1
+    project[:, :pairs] = torch.cat((weight, -weight), 1)
+    project[:, pairs:] = 0
 
 
 def _embed(small: MBConv, large: MBConv) -> None:
@@ -171,6 +200,9 @@ def _embed(small: MBConv, large: MBConv) -> None:
     to_depthwise[:channels, :, edge : edge + kernel, edge : edge + kernel] = depthwise
     to_project[:, channels:] = 0
     to_project[:, :channels] = project
+    for layer, to_layer in zip(small, large, strict=True):
+        bias = _norm(layer).bias
+        _norm(to_layer).bias[: len(bias)] = bias
 
 
 def _kernel(layer: nn.Module) -> Tensor:
@@ -178,6 +210,6 @@ def _kernel(layer: nn.Module) -> Tensor:
     return layer[0].weight
 
 
-def _scale(layer: nn.Module) -> Tensor:
+def _norm(layer: nn.Module) -> nn.BatchNorm2d:
     assert isinstance(layer, ConvBN) and isinstance(layer[1], nn.BatchNorm2d)
-    return layer[1].weight
+    return layer[1]
