@@ -52,6 +52,7 @@ from proxylessnas.hardware.trace import trace
 from proxylessnas.loop import Search
 from proxylessnas.machine import make_machine
 from proxylessnas.objective import Constraint, Prices, make_objective
+from proxylessnas.progress import output
 from proxylessnas.spaces import build_supernet
 from proxylessnas.spaces.macro import code
 from proxylessnas.task import Task
@@ -322,7 +323,7 @@ class Bench:
 
 
 def main() -> None:
-    args, console = _arguments(), Console()
+    args, console = _arguments(), output()
     truth, bench = Truth.load(args.table), Bench(args, console)
     bench.train_weights()
     results = []

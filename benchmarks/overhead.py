@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from step import make_search, plain_step
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from proxylessnas.hardware.runtimes import make
 from proxylessnas.loop import Search
 from proxylessnas.machine import Machine, fastest, keep_heap
 from proxylessnas.objective import Prices, decode
+from proxylessnas.progress import output
 from proxylessnas.spaces import build, build_supernet
 from proxylessnas.supernet import MixedOp, Supernet
 
@@ -185,7 +185,7 @@ def main() -> None:
         rows.append(table())
     for what, measured in (pair for part in rows for pair in part):
         shown.add_row(what, measured)
-    Console().print(shown)
+    output().print(shown)
 
 
 if __name__ == "__main__":

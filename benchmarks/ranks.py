@@ -21,7 +21,6 @@ from collections.abc import Callable
 from math import prod
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -31,6 +30,7 @@ from proxylessnas.estimators import make_estimator
 from proxylessnas.gates import Path
 from proxylessnas.loop import Search
 from proxylessnas.objective import Constraint, Prices
+from proxylessnas.progress import output
 from proxylessnas.ranks import Ranks, open_ranks
 from proxylessnas.spaces import build_supernet
 from proxylessnas.task import LoaderBatches, Task
@@ -82,7 +82,7 @@ def _replicated_step(job: Search, whole: nn.Module) -> None:
     """The gradients of one weight step, averaged by DistributedDataParallel."""
     inputs, target = job.train_stream.take()
     with job.supernet.gated([Path(j) for j in job.weight_gates()]):
-        job.task.loss(whole(inputs), target).backward()
+        job.task.loss(whole(inputs), target).backward()  # type: ignore[no-untyped-call]
     job.weight_optimizer.zero_grad(set_to_none=True)
 
 
@@ -108,7 +108,7 @@ def _show(rows: dict[str, Sent], title: str) -> None:
         table.add_column(column, justify="right")
     for name, (calls, sent) in rows.items():
         table.add_row(name, f"{calls:.1f}", f"{sent / 1e6:.4g}")
-    Console().print(table)
+    output().print(table)
     ours, usual = rows[OURS][1], rows[USUAL][1]
     print(f"a weight step sends {usual / ours:.1f} times less than the whole supernet would")
 

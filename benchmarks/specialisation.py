@@ -31,7 +31,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor
@@ -51,7 +50,7 @@ from proxylessnas.hardware.runtimes import make
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.hardware.trace import Trace, trace
 from proxylessnas.objective import Prices, decode
-from proxylessnas.progress import Reporter, duration
+from proxylessnas.progress import Reporter, duration, output
 from proxylessnas.spaces import build_supernet
 from proxylessnas.stages.measuring import mobilenet_v2_like
 from proxylessnas.supernet import Supernet, softmax
@@ -138,7 +137,7 @@ def main() -> int:
     args, start = _arguments(), time.monotonic()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    console = Console(highlight=False)
+    console = output()
     space = _space(args)
     devices = [_device(name, space, args) for name in args.runtimes]
     for device in devices:

@@ -1,6 +1,7 @@
 """What a search step costs, beside a plain training step of the same network.
 
-    python benchmarks/step.py [--short] [--workloads W1 W2 W3] [--rounds 7] [--json FILE]
+    python benchmarks/step.py [--short] [--compile] [--workloads W1 W2 W3] [--rounds 7]
+        [--json FILE]
 
 W1: the ImageNet space at 224x224, batch 8. W2: the same at 96x96, batch 32. W3: `macro` at
 32x32, batch 64. float32, two threads. The network of every row is the same one: candidate
@@ -13,6 +14,7 @@ hit both sides.
 time, memory: ratio to the baseline. memory is the peak of live tensors during a step, above what
 is there between steps (parameters, momentum). cl: time beside the plain step in channels_last.
 rss: peak resident MB of a process that takes only this step (long form).
+--compile adds steps whose candidates torch.compile has compiled (minutes, before the rounds).
 """
 
 from __future__ import annotations
@@ -31,7 +33,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ from proxylessnas.hardware.machine import cpu_model
 from proxylessnas.loop import Search
 from proxylessnas.machine import Machine, keep_heap
 from proxylessnas.objective import Linear, Prices
+from proxylessnas.progress import output
 from proxylessnas.spaces import build, build_supernet
 from proxylessnas.supernet import MixedOp, Supernet
 from proxylessnas.task import LoaderBatches, Task
@@ -75,11 +77,11 @@ class Row:
     step: str
     candidates: int
     channels_last: bool = True
+    compiled: bool = False
 
     @property
-    def name(self) -> str:
-        layout = "" if self.channels_last else ", contiguous"
-        return f"{self.step}, N = {self.candidates}{layout}" if self.candidates else self.step
+    def layout(self) -> str:
+        return ("cl" if self.channels_last else "cont.") + (", compiled" if self.compiled else "")
 
 
 PLAIN, PLAIN_CL = Row("plain", 0, False), Row("plain, channels_last", 0)
@@ -97,6 +99,7 @@ LONG = [
     *(Row(step, n) for n in (2, 12) for step in ("weight", "two_path")),
     *(Row("full_path", n) for n in (2, 4, 12)),
 ]
+COMPILED = [Row(step, 2, compiled=True) for step in ("weight", "two_path")]
 
 
 # --- the steps ---
@@ -149,7 +152,7 @@ def search_row(w: Workload, row: Row) -> Callable[[], object]:
     """The search's own step: everything it does between two batches."""
     torch.manual_seed(0)
     estimator: Estimator = FullPath() if row.step == "full_path" else TwoPath()
-    machine = Machine(channels_last=row.channels_last)
+    machine = Machine(channels_last=row.channels_last, compile=row.compiled)
     search = make_search(_supernet(w, row.candidates), _batch(w), machine, estimator)
     with torch.no_grad():  # candidate 0 runs, candidate 1 is the other of every pair
         search.supernet.alpha[:] = 0.0
@@ -236,7 +239,7 @@ def measure(w: Workload, rows: Sequence[Row], rounds: int) -> dict[Row, tuple[li
 
 def resident_mb(workload: str, row: Row) -> float:
     """Peak resident memory of a process of its own that takes three of these steps."""
-    asked = json.dumps([workload, row.step, row.candidates, row.channels_last])
+    asked = json.dumps([workload, row.step, row.candidates, row.channels_last, row.compiled])
     done = subprocess.run(
         [sys.executable, __file__, "--resident", asked], capture_output=True, text=True, check=True
     )
@@ -268,6 +271,7 @@ def rows_of(workload: str, measured: dict[Row, tuple[list[float], int]]) -> list
                 "step": row.step,
                 "candidates": row.candidates,
                 "channels_last": row.channels_last,
+                "layout": row.layout,
                 "seconds": statistics.median(seconds),
                 "time_ratio": _ratio(seconds, plain),
                 "time_ratio_channels_last": _ratio(seconds, plain_cl),
@@ -284,6 +288,7 @@ def rows_of(workload: str, measured: dict[Row, tuple[list[float], int]]) -> list
             "step": f"search epoch (1 two_path each {ARCH_EVERY} weight)",
             "candidates": 6,
             "channels_last": True,
+            "layout": "cl",
             "seconds": statistics.median(epoch),
             "time_ratio": _ratio(epoch, plain),
             "time_ratio_channels_last": _ratio(epoch, plain_cl),
@@ -307,7 +312,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
             r["workload"],
             r["step"],
             str(r["candidates"] or ""),
-            "cl" if r["channels_last"] else "cont.",
+            r["layout"],
             f"{r['seconds']:.3f}",
             f"{r['time_ratio']:.2f}",
             f"{r['time_ratio_channels_last']:.2f}",
@@ -325,10 +330,10 @@ def main() -> None:
     if args.resident:
         _only_resident(args.resident)
         return
-    console, rows = Console(), list[dict[str, Any]]()
+    console, rows = output(), list[dict[str, Any]]()
     for name in args.workloads:
         w = WORKLOADS[name]
-        wanted = SHORT if args.short else LONG
+        wanted = (SHORT if args.short else LONG) + (COMPILED if args.compile else [])
         found = rows_of(name, measure(w, wanted, args.rounds))
         if not args.short:
             for row, result in zip(wanted, found, strict=False):
@@ -350,6 +355,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--short", action="store_true", help="six candidates, no resident memory")
+    parser.add_argument("--compile", action="store_true", help="compiled candidates besides")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--resident", help=argparse.SUPPRESS)
     return parser.parse_args()

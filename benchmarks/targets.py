@@ -20,11 +20,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from proxylessnas.pipeline import open_run
-from proxylessnas.progress import Reporter
+from proxylessnas.progress import Reporter, output
 from proxylessnas.recipes import path
 from proxylessnas.run import Run
 from proxylessnas.runs import RunDirectory, held
@@ -86,7 +85,7 @@ def judged(run: Run, count: int) -> int:
             str(facts["rounds"]),
             "yes" if good else "NO",
         )
-    Console().print(table)
+    output().print(table)
     print(f"kept: {kept} of {count}")
     return 0 if kept == count else 1
 

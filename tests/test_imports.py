@@ -38,6 +38,7 @@ ORDER = [
     "train",
     "derive",
     "loop",
+    "trials",
     "recipes",
     "report",
     "run",

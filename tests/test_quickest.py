@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from proxylessnas import MixedOp, search
 from proxylessnas.api import Result
-from proxylessnas.calibrate import WORTH_A_TRIAL, quickest
+from proxylessnas.calibrate import WORTH_A_TRIAL
 from proxylessnas.config import MachineSettings, SearchSettings
 from proxylessnas.errors import DataError
+from proxylessnas.trials import quickest
 
 BATCHES = 10
 # Two formats, three candidates and one round to warm up.
@@ -95,7 +96,7 @@ def test_the_format_is_recorded_and_repeats_the_search(loss: Any) -> None:
 
 
 def test_a_candidate_that_cannot_do_channels_last_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxylessnas.calibrate.fastest", _prefer_channels_last)
+    monkeypatch.setattr("proxylessnas.trials.fastest", _prefer_channels_last)
     assert searched(pointwise).machine.memory_format == "channels_last"
     assert searched(Viewing).machine.memory_format == "contiguous"
     assert searched(Particular).machine.memory_format == "contiguous"
@@ -152,7 +153,7 @@ def test_nothing_is_tried_where_it_would_not_pay(monkeypatch: pytest.MonkeyPatch
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("tried")
 
-    monkeypatch.setattr("proxylessnas.calibrate.fastest", never)
+    monkeypatch.setattr("proxylessnas.trials.fastest", never)
     short = searched(pointwise, SearchSettings(warmup_epochs=1, epochs=1))
     assert short.machine.memory_format == "contiguous"
     named = searched(pointwise, machine=MachineSettings(memory_format="channels_last"))

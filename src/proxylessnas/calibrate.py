@@ -1,7 +1,8 @@
 """What is chosen by trying it on this machine, once, and then recorded in config.yaml.
 
-The memory format is whichever makes weight steps faster here. A budget in minutes becomes
-step counts. From then on the run repeats by its config, whatever the machine does.
+The memory format (on a GPU the precision and compilation too) is whichever makes weight steps
+faster here. A budget in minutes becomes step counts. From then on the run repeats by its config,
+whatever the machine does.
 """
 
 from __future__ import annotations
@@ -9,11 +10,9 @@ from __future__ import annotations
 import copy
 import random
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ from .config import (
 from .errors import ConfigError
 from .estimators import Random
 from .loop import Plan, Search
-from .machine import fastest, make_machine
+from .machine import make_machine
 from .objective import Alone, Prices
 from .progress import Reporter, duration
 from .ranks import Ranks
@@ -40,12 +39,11 @@ from .spaces import complete_settings
 from .stages import search_with
 from .supernet import Supernet
 from .task import LoaderBatches, Stream, Task
+from .trials import PROBE_STEPS, compiling, may_compile, quickest, variants_of
 
 SEARCH_SHARE = 0.5  # of what a budget leaves after measuring; the rest trains
 RESERVE = 0.12  # for scoring, the final measurement and the noise of the estimate
-PROBE_STEPS = 3
 WORTH_A_TRIAL = 12  # times as many weight steps as trying all variants takes
-FORMATS: tuple[Literal["contiguous"], Literal["channels_last"]] = ("contiguous", "channels_last")
 
 
 def complete(run: Run) -> RunConfig:
@@ -63,8 +61,15 @@ def complete(run: Run) -> RunConfig:
     config = replace(config, machine=machine)
     # The built-in spaces do every format; another's candidates are all tried.
     rounds = run.supernet.mask.shape[1] if ":" in config.space else PROBE_STEPS
-    chosen = quickest(machine, lambda m: _probe(run, replace(config, machine=m)), rounds=rounds)
-    config = replace(config, machine=chosen)
+
+    def probe(on: MachineSettings) -> Search:
+        return _probe(run, replace(config, machine=on))
+
+    chosen = quickest(machine, probe, rounds=rounds)
+    # A budget's epochs are not known yet, so neither is whether compiling would pay.
+    steps = len(run.batches("search", config.search.batch_size))
+    steps = 0 if config.budget else Plan.of(config.search, steps).total
+    config = replace(config, machine=compiling(chosen, probe, steps=steps))
     # Each rank has its own times; rank 0's are what counts.
     return from_namespace(RunConfig, run.ranks.of_main(lambda: asdict(config)))
 
@@ -73,57 +78,6 @@ def _explicit(machine: MachineSettings, device: torch.device) -> MachineSettings
     """The settings with the device and the threads that they come to here."""
     threads = machine.threads or torch.get_num_threads()
     return replace(machine, device=str(device), threads=threads)
-
-
-def quickest(
-    machine: MachineSettings, probe: Callable[[MachineSettings], Search], *, rounds: int
-) -> MachineSettings:
-    """The settings, with what they leave open chosen so that weight steps are fastest here.
-
-    That is the memory format, and on a GPU the precision: few CPUs gain by bfloat16, and
-    theirs is set by hand.
-
-    probe: a search that may be spoiled, on such a machine. As many rounds as there are
-    candidates run them all. A variant in which one fails (a `view` of channels_last, a loss that
-    bfloat16 forbids) is out; where all are, the search itself will say what is wrong.
-    """
-    variants = variants_of(machine)
-    if len(variants) == 1:
-        return variants[0]
-    trials = {str(i): Trial(partial(probe, on)) for i, on in enumerate(variants)}
-    with warnings.catch_warnings():  # of losses that are not finite; the search gives them again
-        warnings.simplefilter("ignore")
-        seconds = fastest(trials, rounds=rounds)
-    running = [i for i, trial in trials.items() if not trial.failed] or ["0"]
-    return variants[int(min(running, key=lambda i: seconds[i]))]
-
-
-def variants_of(machine: MachineSettings) -> list[MachineSettings]:
-    """What can be chosen where the settings leave something open; the plainest first."""
-    variants = [replace(machine, autocast=bool(machine.autocast))]
-    if machine.memory_format == "auto":
-        variants = [replace(m, memory_format=layout) for layout in FORMATS for m in variants]
-    if machine.autocast is None and machine.device.startswith("cuda"):
-        variants += [replace(m, autocast=True) for m in variants]
-    return variants
-
-
-class Trial:
-    """Weight steps of a search that is made for it; it stops at its first failure."""
-
-    def __init__(self, make: Callable[[], Search]) -> None:
-        self.make, self.failed = make, False
-        self.job: Search | None = None
-
-    def __call__(self) -> None:
-        if self.failed:
-            return
-        try:
-            self.job = self.job or self.make()
-            self.job.weight_step()
-            self.job.step += 1
-        except Exception:  # whatever a model raises in one format and not in the other
-            self.failed, self.job = True, None
 
 
 def settled(
@@ -145,17 +99,17 @@ def settled(
     machine = _explicit(machine, make_machine(machine).device)
     widest = int(supernet.mask.sum(1).max())
     variants = variants_of(machine)
-    plain = variants[0]
+    plain = replace(variants[0], compile=bool(machine.compile))
     steps = Plan.of(settings, len(training)).total
-    if len(variants) == 1 or steps < WORTH_A_TRIAL * len(variants) * (widest + 1):
+    if _settled(machine) or steps < WORTH_A_TRIAL * len(variants) * (widest + 1):
         return plain
     with explained():
         batch = Stream(training).take()
     if not any(isinstance(x, Tensor) and x.dim() == 4 for x in pytree.tree_leaves(batch)):
         machine = replace(machine, memory_format=plain.memory_format)
-    if len(variants_of(machine)) == 1:
+    if _settled(machine):
         return plain
-    reporter.say("trying which memory format and precision weight steps are fastest in")
+    reporter.say("trying how weight steps are fastest: memory format, precision, compilation")
     probe = _on_copies(supernet, task, batch, settings, seed)
 
     def found() -> dict[str, Any]:
@@ -163,13 +117,17 @@ def settled(
         before = [(p, p.grad) for p in supernet.model.parameters()]
         draws = random.getstate()
         with torch.random.fork_rng(devices=[]):
-            chosen = quickest(machine, probe, rounds=widest)
+            chosen = compiling(quickest(machine, probe, rounds=widest), probe, steps=steps)
         random.setstate(draws)
         for parameter, gradient in before:
             parameter.grad = gradient
         return asdict(chosen)
 
     return MachineSettings(**ranks.of_main(found))  # rank 0's times are what counts
+
+
+def _settled(machine: MachineSettings) -> bool:
+    return len(variants_of(machine)) == 1 and not may_compile(machine)
 
 
 def _on_copies(

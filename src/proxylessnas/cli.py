@@ -295,14 +295,13 @@ def _directory(own: Mapping[str, Any], given: Mapping[str, Any]) -> Path:
 
 
 def _do(verb: str, run: Run, own: Mapping[str, Any]) -> int:
-    from rich.console import Console
-
     from . import pipeline, stages, summary
+    from .progress import output
 
     if verb == "run":
         facts = pipeline.go(run)
         if run.ranks.is_main:
-            summary.show(facts, str(run.directory.path), Console())
+            summary.show(facts, str(run.directory.path), output())
         return 0
     if verb == "derive" and own["limits"] is not None:
         stages.derive_limits(run, [limit.strip() for limit in own["limits"].split(",")])

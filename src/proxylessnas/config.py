@@ -243,12 +243,15 @@ class MachineSettings:
     device: auto, cpu, cuda or cuda:N. memory_format: auto, contiguous or channels_last.
     threads: of torch while training; default: torch's own.
     autocast: bfloat16 mixed precision; default: on a GPU where it is faster, else float32.
+    compile: search with candidates compiled by torch.compile, each by itself; default: on a GPU
+        where a search is so long that it saves more than it takes, else not.
     """
 
     device: str = "auto"
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     threads: int | None = None
     autocast: bool | None = None
+    compile: bool | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "threads")

@@ -107,6 +107,8 @@ class Search:
             raise SupernetError("the model has no parameter: there are no weights to search with")
         self.plan = Plan.of(s, len(self.train))
         self.model = self.machine.place(self.supernet.model)
+        for mixed in self.supernet.mixed:
+            self.machine.prepare(mixed.candidates.values())
         self.ranks.copy_main(list(self.model.state_dict().values()))
         self.parts = take_apart(self.supernet)
         self.step, self.seen, self.recovery = 0, Progress(), Recovery()

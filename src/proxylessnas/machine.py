@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ class Machine:
     device: torch.device = CPU
     channels_last: bool = False
     autocast: bool = False
+    compile: bool = False
 
     def put(self, batch: Any) -> Any:
         """A batch on the device, images in the chosen memory format, without waiting."""
@@ -44,6 +46,21 @@ class Machine:
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
         return model
+
+    def prepare(self, candidates: Iterable[nn.Module]) -> None:
+        """Compile them, each by itself, in place, if this machine compiles.
+
+        The gates between them stay plain Python, and a copy of a candidate, as `derive` makes it,
+        is not compiled. What has no parameter computes next to nothing and stays as it is.
+        """
+        if not self.compile:
+            return
+        # Else all modules of one class would share a handful of graphs, and the rest stay eager.
+        several = "isolate_recompiles" in inspect.signature(torch.compile).parameters
+        options: dict[str, Any] = {"isolate_recompiles": True} if several else {}
+        for candidate in candidates:
+            if any(True for _ in candidate.parameters()):
+                candidate.compile(dynamic=False, **options)
 
     def seed(self, seed: int) -> None:
         """Seed the generators that the model draws from here.
@@ -77,6 +94,7 @@ def make_machine(settings: MachineSettings) -> Machine:
         device=torch.device(name),
         channels_last=settings.memory_format == "channels_last",
         autocast=bool(settings.autocast),
+        compile=bool(settings.compile),
     )
 
 

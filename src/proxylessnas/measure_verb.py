@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -29,7 +28,7 @@ from .hardware.table import BLOCKS, LatencyTable
 from .hardware.validate import validate
 from .latencies import DEFAULT, in_words, is_network, show_latencies, subject
 from .pricing import Pricing
-from .progress import Reporter, duration
+from .progress import Reporter, duration, output
 from .seeds import derive_seed
 from .spaces import build_supernet
 from .supernet import Supernet
@@ -144,7 +143,7 @@ def _finish(pricing: Pricing, out: Path, drawn: Path | None, took: str = "") -> 
     replace(table, validation=report).save(out)
     if drawn is not None:
         plot(cost, supernet, table, drawn)
-    console, device = Console(), table.device
+    console, device = output(), table.device
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -217,7 +216,7 @@ def _export_kit(own: Values, given: Values, reporter: Reporter) -> None:
     seed, runtime = given.get("seed", 0), given.get("runtime", DEFAULT)
     with reporter.bar("exporting") as update:
         export_kit(supernet, inputs, settings, path, seed=seed, runtime=runtime, progress=update)
-    Console().print(
+    output().print(
         f"{path}: {path.stat().st_size / 1e6:.0f} MB; on the device: python {path.name} --out "
         "results.json (README.txt in it says more)",
         highlight=False,
@@ -257,7 +256,7 @@ def _merge(own: Values, given: Values, reporter: Reporter) -> None:
     for table in tables[1:]:
         merged = merged.merge(table)
     merged.save(out)
-    Console().print(
+    output().print(
         f"{out}: {len(merged.entries)} candidates, {len(merged.networks)} networks", highlight=False
     )
 
@@ -268,7 +267,7 @@ def _networks(own: Values, given: Values, reporter: Reporter) -> None:
         [subject(word, allow=allow) for word in own["directory"]],
         split(given.get("runtime", "")),
         from_namespace(MeasureSettings, given.get("measure", {})),
-        Console(),
+        output(),
         reporter,
         seed=given.get("seed", 0),
     )

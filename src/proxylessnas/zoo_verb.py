@@ -17,7 +17,7 @@ from .emit import to_python
 from .errors import ConfigError
 from .hardware.runtimes import split
 from .latencies import Subject, show_latencies, subject
-from .progress import Reporter
+from .progress import Reporter, output
 from .report.draw import draw
 from .runs import write_atomic
 from .spaces import build
@@ -28,7 +28,7 @@ SPECIALISED = ("proxyless_gpu", "proxyless_cpu", "proxyless_mobile")
 
 def zoo(options: Any) -> None:
     """List all networks, or do with one what the options say; several can be measured."""
-    console = Console()
+    console = output()
     if not options.name and not options.measure:
         _list(console)
         return

@@ -1,0 +1,116 @@
+"""Which way of computing makes weight steps fastest here, found by trying.
+
+A probe makes a search that may be spoiled, on a machine with the settings to be tried.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+import torch
+
+from .config import MachineSettings
+from .loop import Search
+from .machine import fastest
+
+Probe = Callable[[MachineSettings], Search]
+
+FORMATS: tuple[Literal["contiguous"], Literal["channels_last"]] = ("contiguous", "channels_last")
+PROBE_STEPS = 3
+GRAPHS = 3  # of a compiled candidate: weights learning; weights frozen; no gradient at all
+WORTH_COMPILING = 1800.0  # seconds of weight steps: compiling takes minutes by itself
+
+
+def quickest(machine: MachineSettings, probe: Probe, *, rounds: int) -> MachineSettings:
+    """The settings, with what they leave open chosen so that weight steps are fastest here.
+
+    That is the memory format, and on a GPU the precision: few CPUs gain by bfloat16, and
+    theirs is set by hand.
+
+    As many rounds as there are candidates run them all. A variant in which one fails (a `view`
+    of channels_last, a loss that bfloat16 forbids) is out; where all are, the search itself will
+    say what is wrong.
+    """
+    variants = variants_of(machine)
+    if len(variants) == 1:
+        return variants[0]
+    trials = {str(i): Trial(partial(probe, on)) for i, on in enumerate(variants)}
+    with warnings.catch_warnings():  # of losses that are not finite; the search gives them again
+        warnings.simplefilter("ignore")
+        seconds = fastest(trials, rounds=rounds)
+    running = [i for i, trial in trials.items() if not trial.failed] or ["0"]
+    return variants[int(min(running, key=lambda i: seconds[i]))]
+
+
+def variants_of(machine: MachineSettings) -> list[MachineSettings]:
+    """What `quickest` can choose where the settings leave something open; the plainest first."""
+    variants = [replace(machine, autocast=bool(machine.autocast))]
+    if machine.memory_format == "auto":
+        variants = [replace(m, memory_format=layout) for layout in FORMATS for m in variants]
+    if machine.autocast is None and machine.device.startswith("cuda"):
+        variants += [replace(m, autocast=True) for m in variants]
+    return variants
+
+
+def may_compile(machine: MachineSettings) -> bool:
+    """On GPUs alone: on CPUs it gained nothing (docs/log.md), and is set by hand."""
+    return machine.compile is None and machine.device.startswith("cuda")
+
+
+def compiling(machine: MachineSettings, probe: Probe, *, steps: int) -> MachineSettings:
+    """The settings with `compile` decided: whether it saves more seconds than it takes.
+
+    One candidate of every mixed operation is compiled and its steps are timed beside eager
+    ones; compiling the others is taken to cost as much each. What fails stays eager.
+
+    steps: weight steps of the whole search.
+    """
+    plain = replace(machine, compile=bool(machine.compile))
+    if not may_compile(machine):
+        return plain
+    eager = Trial(partial(_one_path, probe, plain))
+    if fastest({"": eager}, rounds=PROBE_STEPS)[""] * steps < WORTH_COMPILING or not eager.job:
+        return plain
+    compiled = Trial(partial(_one_path, probe, replace(machine, compile=True)))
+    start = time.perf_counter()
+    compiled()
+    cost = (time.perf_counter() - start) * eager.job.supernet.mask.shape[1] * GRAPHS
+    seconds = fastest({"eager": eager, "compiled": compiled}, rounds=PROBE_STEPS)
+    saved = (seconds["eager"] - seconds["compiled"]) * steps
+    return replace(machine, compile=not compiled.failed and saved > cost)
+
+
+def _one_path(probe: Probe, on: MachineSettings) -> Search:
+    """A search over the largest candidate of every mixed operation alone."""
+    job = probe(on)
+    supernet = job.supernet
+    only = torch.zeros_like(supernet.mask)
+    for row, mixed, mask in zip(only, supernet.mixed, supernet.mask.tolist(), strict=True):
+        sizes = [sum(p.numel() for p in c.parameters()) for c in mixed.candidates.values()]
+        allowed = [j for j, on_ in enumerate(mask) if on_]
+        row[max(allowed, key=lambda j: sizes[j])] = True
+    supernet.mask = only
+    return job
+
+
+class Trial:
+    """Weight steps of a search that is made for it; it stops at its first failure."""
+
+    def __init__(self, make: Callable[[], Search]) -> None:
+        self.make, self.failed = make, False
+        self.job: Search | None = None
+
+    def __call__(self) -> None:
+        if self.failed:
+            return
+        try:
+            self.job = self.job or self.make()
+            self.job.weight_step()
+            self.job.step += 1
+        except Exception:  # whatever a model raises in one way of computing and not in another
+            self.failed, self.job = True, None

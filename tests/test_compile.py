@@ -1,0 +1,149 @@
+"""Candidates compiled by torch.compile: when that is chosen, and that nothing else changes."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from proxylessnas.config import MachineSettings, SearchSettings
+from proxylessnas.estimators import Estimator, FullPath, TwoPath
+from proxylessnas.loop import Search
+from proxylessnas.machine import Machine
+from proxylessnas.objective import Alone, Prices
+from proxylessnas.supernet import MixedOp, Supernet, Zero
+from proxylessnas.task import LoaderBatches, Task
+from proxylessnas.trials import WORTH_COMPILING, compiling
+
+CUDA = MachineSettings(device="cuda:0", memory_format="contiguous", autocast=False)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+
+        def block(kernel: int) -> nn.Module:
+            conv = nn.Conv2d(3, 3, kernel, padding=kernel // 2, bias=False)
+            return nn.Sequential(conv, nn.BatchNorm2d(3), nn.ReLU())
+
+        self.first = MixedOp({"one": block(1), "three": block(3), "zero": Zero()})
+        self.second = MixedOp({"one": block(1), "three": block(3)})
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(x + self.first(x)).mean((2, 3)))
+
+
+def make(machine: Machine, estimator: Estimator) -> Search:
+    torch.manual_seed(0)
+    supernet = Supernet(Net())
+    batches = [(torch.randn(8, 3, 8, 8), torch.randint(2, (8,))) for _ in range(6)]
+    return Search(
+        supernet=supernet,
+        task=Task.classification(),
+        train=LoaderBatches(batches, name="train"),
+        valid=LoaderBatches(batches, name="valid"),
+        prices=Prices.free(*supernet.mask.shape),
+        objective=Alone(),
+        estimator=estimator,
+        settings=SearchSettings(warmup_epochs=1, epochs=2, arch_every=2),
+        machine=machine,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("estimator", [TwoPath, FullPath])
+def test_compiled_candidates_learn_the_same(estimator: type[TwoPath | FullPath]) -> None:
+    """Weights, running statistics and α; and what is derived is a plain network."""
+    eager, compiled = (make(Machine(compile=on), estimator()) for on in (False, True))
+    for job in (eager, compiled):
+        job.run()
+    torch.testing.assert_close(eager.supernet.alpha, compiled.supernet.alpha, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        dict(eager.model.state_dict()), dict(compiled.model.state_dict()), rtol=1e-3, atol=1e-4
+    )
+    assert is_compiled(compiled.supernet.mixed[0].candidates["three"])
+    assert not is_compiled(compiled.supernet.mixed[0].candidates["zero"])
+    derived = compiled.supernet.derive([1, 0])
+    assert not any(is_compiled(module) for module in derived.modules())
+
+
+def is_compiled(module: nn.Module) -> bool:
+    return module._compiled_call_impl is not None
+
+
+class Steps:
+    """Steps of set lengths: the first one of a compiled search, the later ones, eager ones."""
+
+    def __init__(self, first: float, later: float, eager: float, *, fails: bool = False) -> None:
+        self.first, self.later, self.eager, self.fails = first, later, eager, fails
+        self.masks: list[Tensor] = []
+
+    def __call__(self, on: MachineSettings) -> Any:
+        supernet, lengths = Supernet(Net()), iter([self.first])
+
+        def step() -> None:
+            if on.compile and self.fails:
+                raise RuntimeError("no Triton")
+            time.sleep(next(lengths, self.later) if on.compile else self.eager)
+            self.masks.append(supernet.mask)
+
+        return SimpleNamespace(supernet=supernet, step=0, weight_step=step)
+
+
+LONG = int(2 * WORTH_COMPILING / 0.02)  # steps that take an hour
+
+
+@pytest.mark.parametrize(
+    ("probe", "steps", "compiled"),
+    [
+        (Steps(0.2, 0.002, 0.02), LONG, True),
+        (Steps(0.2, 0.02, 0.005), LONG * 4, False),  # slower
+        (Steps(0.2, 0.002, 0.02), LONG // 4, False),  # over before it would pay
+        (Steps(0.2, 0.002, 0.02, fails=True), LONG, False),
+    ],
+)
+def test_what_saves_more_than_it_takes_is_compiled(
+    probe: Steps, steps: int, compiled: bool
+) -> None:
+    assert compiling(CUDA, probe, steps=steps).compile is compiled
+
+
+def test_a_first_step_that_takes_longer_than_all_it_saves_is_not_worth_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """0.4 s, for 3 candidates and 3 graphs of each; a step saves about 0.018 s."""
+    monkeypatch.setattr("proxylessnas.trials.WORTH_COMPILING", 0.0)
+    probe = Steps(0.4, 0.002, 0.02)
+    assert not compiling(CUDA, probe, steps=100).compile  # 1.8 s of 3.6
+    assert compiling(CUDA, probe, steps=1000).compile  # 18 s of 3.6
+
+
+def test_the_trial_runs_the_largest_candidate_of_every_operation() -> None:
+    probe = Steps(0.0, 0.0, 0.0)
+    compiling(CUDA, probe, steps=1)
+    assert {tuple(mask.flatten().tolist()) for mask in probe.masks} == {
+        (False, True, False, False, True, False)
+    }
+
+
+@pytest.mark.parametrize(
+    ("machine", "compiled"),
+    [
+        (MachineSettings(device="cpu"), False),
+        (MachineSettings(device="cpu", compile=True), True),
+        (MachineSettings(device="cuda:0", compile=False), False),
+        (MachineSettings(device="cuda:0", compile=True), True),
+    ],
+)
+def test_what_is_set_by_hand_is_not_tried(machine: MachineSettings, compiled: bool) -> None:
+    def never(_: MachineSettings) -> Any:
+        raise AssertionError("tried")
+
+    assert compiling(machine, never, steps=10**9).compile is compiled
