@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 from toys import (
+    LEARNING,
     Planted,
     Scale,
     changed,
@@ -32,6 +34,7 @@ from proxylessnas.errors import ConfigError, UserError
 from proxylessnas.estimators import TwoPath
 from proxylessnas.gates import Mixture
 from proxylessnas.loop import Plan, Search, fair_gates, mean_entropy
+from proxylessnas.objective import Constraint
 from proxylessnas.supernet import MixedOp, Residual, Supernet, Zero
 from proxylessnas.task import Task
 
@@ -584,3 +587,47 @@ def test_entropy_is_relative_to_the_number_of_candidates() -> None:
     half = supernet_with(model, [[900.0], [0.0], [0.0]])
     assert mean_entropy(half) == pytest.approx(0.5)
     assert mean_entropy(Supernet(MixedOp([Scale(1.0)]))) == 0.0
+
+
+# --- another limit ---
+
+
+@pytest.mark.parametrize("estimator", LEARNING)
+def test_alpha_is_learned_on_under_another_limit(estimator: str) -> None:
+    """The dear candidates were chosen where there was room; within 2 ms only the others fit."""
+
+    class Priced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+            self.ops = nn.Sequential(
+                *(MixedOp({"cheap": Scale(0.7), "dear": Scale(1.0)}) for _ in range(3))
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.ops(self.norm(x))
+
+    roomy = priced(Supernet(Priced()), [[1.0, 3.0]] * 3)
+    roomy = replace(roomy, limits=torch.tensor([9.0]).double())
+    job = make_search(Priced(), estimator, prices=roomy, objective=Constraint([9.0], rate=0.2))
+    with torch.no_grad():  # as decided as a long search leaves it
+        job.supernet.alpha[:, 1] = 20.0
+    weights, alpha = snapshot(job.model), job.supernet.alpha.detach().clone()
+    seen: list[tuple[int, int]] = []
+    tight = replace(roomy, limits=torch.tensor([5.0]).double())
+    other = job.under(tight, steps=150, progress=lambda *done: seen.append(done))
+    assert seen[-1] == (150, 150) and len(seen) == 150
+    # Three alike: which of them turn cheap is open, how many is not.
+    assert 4.0 < float(tight.expected(other.supernet.probabilities())) < 6.5
+    assert torch.equal(job.supernet.alpha, alpha)
+    assert not changed(job.model, weights)
+    again = job.under(tight, steps=150)
+    assert torch.equal(other.supernet.alpha, again.supernet.alpha)
+
+
+def test_no_step_leaves_alpha_as_it_was() -> None:
+    job = make_search(Planted())
+    job.run()
+    other = job.under(job.prices, steps=0)
+    assert torch.equal(other.supernet.alpha, job.supernet.alpha)
+    assert other.supernet is not job.supernet

@@ -27,14 +27,14 @@ from .config import (
 )
 from .derive import Choice, Indices, choose
 from .errors import ConfigError, LimitError
-from .estimators import make_estimator
+from .estimators import estimator_of
 from .hardware.count import check_shapes
 from .hardware.measure import canary_of, describe, measure_networks, measure_table
 from .hardware.runtimes import Runtime, make
 from .hardware.table import LatencyTable
 from .loop import Plan, Search
 from .machine import make_machine
-from .objective import check_objective, make_objective, make_reward
+from .objective import check_objective, make_objective
 from .pricing import Limits, Pricing
 from .progress import Reporter
 from .ranks import ALONE, Ranks
@@ -201,12 +201,7 @@ def search(
         valid=validation,
         prices=prices,
         objective=make_objective(settings, prices, arch_steps),
-        estimator=make_estimator(
-            settings.estimator,
-            samples=settings.reinforce_samples,
-            reward=reward or make_reward(settings, prices),
-            both_ends=settings.both_ends,
-        ),
+        estimator=estimator_of(settings, prices, reward),
         settings=settings,
         seed=seed,
         machine=on,
@@ -238,10 +233,16 @@ def search(
         )
         return [report[name].value for name in derived]
 
-    def choose_within(limits: Limits) -> Choice:
+    def choose_within(within: Limits) -> Choice:
+        learned, prices = job, pricing.prices(within)
+        if within != limits:
+            prices.check_reachable(supernet.mask)
+            steps = derive.arch_steps if job.estimator.learns else 0
+            with reporter.bar("learning alpha under this limit") as update:
+                learned = job.under(prices, steps=steps, reward=reward, progress=update)
         return choose(
-            supernet,
-            pricing.prices(limits),
+            learned.supernet,
+            prices,
             derive,
             score=score,
             measure=(lambda n: ranks.of_main(lambda: measured(n))) if here else None,

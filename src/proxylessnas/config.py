@@ -179,6 +179,8 @@ class DeriveSettings:
     rounds: corrections of the cost model by a measurement that misses the limit.
     use: share of a latency limit that the network should take at least, where possible; of
         another limit, if it is the only one, 0.9 at most. 0 leaves it to the objective.
+    arch_steps: architecture steps that a further limit takes to learn alpha on, from where the
+        search left it, before its networks are decoded.
     recalibrate_images: training images that renew the BN statistics before a score.
     score_images: validation images a score uses; default: all.
     """
@@ -187,11 +189,13 @@ class DeriveSettings:
     measure_best: int = 3
     rounds: int = 3
     use: float = 0.98
+    arch_steps: int = 200
     recalibrate_images: int = 2000
     score_images: int | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "top_k", "measure_best", "rounds", "recalibrate_images", "score_images")
+        _not_negative(self, "arch_steps")
         if not 0 <= self.use < 1:
             raise ConfigError(f"use is {self.use}; it must be in [0, 1)")
 

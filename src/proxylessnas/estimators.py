@@ -27,10 +27,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .config import SearchSettings
 from .errors import ConfigError, did_you_mean
 from .frozen import Parts, frozen
 from .gates import Binary, Gate, Mixture, Path
-from .objective import Objective, Prices
+from .objective import Objective, Prices, make_reward
 from .supernet import Supernet, softmax
 
 # Networks and their accuracy to a reward: (accuracy in [0, 1], candidate indices) -> R.
@@ -362,6 +363,18 @@ def make_estimator(
     if name not in makers:
         raise ConfigError(f"there is no estimator {name!r}; {did_you_mean(name, makers)}")
     return makers[name]()
+
+
+def estimator_of(
+    settings: SearchSettings, prices: Prices, reward: RewardOf | None = None
+) -> Estimator:
+    """The estimator that the settings name; a reward of one's own comes before theirs."""
+    return make_estimator(
+        settings.estimator,
+        samples=settings.reinforce_samples,
+        reward=reward or make_reward(settings, prices),
+        both_ends=settings.both_ends,
+    )
 
 
 def _all(supernet: Supernet) -> list[range]:

@@ -12,7 +12,7 @@ Everything random derives from (seed, purpose, step); everything that changes is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,11 +21,11 @@ from torch import Tensor
 
 from .config import SearchSettings
 from .errors import ConfigError, SupernetError
-from .estimators import Estimate, Estimator, Problem, TwoPath
+from .estimators import Estimate, Estimator, Problem, RewardOf, TwoPath, estimator_of
 from .frozen import Kept, Part, take_apart
 from .gates import Path
 from .machine import Machine
-from .objective import Objective, Prices
+from .objective import Objective, Prices, make_objective
 from .optimizers import (
     cosine,
     gradients,
@@ -43,6 +43,7 @@ from .supernet import Supernet
 from .task import Batches, Stream, Task, batch_size, call, scalar, split
 
 ARCH_TRAVEL = 10.0  # rate x steps: how far α may go, whatever the number of steps
+RECALLED = 1e-3  # the least probability with which a candidate learns on under another limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +271,40 @@ class Search:
             average=self.ranks.average,
         )
 
+    def under(
+        self,
+        prices: Prices,
+        *,
+        steps: int,
+        reward: RewardOf | None = None,
+        progress: Callable[[int, int], object] = lambda done, total: None,
+    ) -> Search:
+        """A search that has learned on from this one's α, by so many steps under other limits.
+
+        α that was learned under one limit decodes badly far from it. The weights are this
+        search's and stay, and so does its own α.
+        """
+        mine, s = self.supernet, self.settings
+        supernet = Supernet(mine.model, space=mine.space, settings=mine.settings, input=mine.input)
+        supernet.mask = mine.mask.clone()
+        objective, estimator = make_objective(s, prices, steps), estimator_of(s, prices, reward)
+        objective.load(self.objective.state())
+        estimator.load(self.estimator.state())
+        other = replace(
+            self, supernet=supernet, prices=prices, objective=objective, estimator=estimator
+        )
+        with torch.no_grad():
+            supernet.alpha.copy_(_undecided(mine) if steps else mine.alpha)
+        other.arch_rate = s.arch_learning_rate or ARCH_TRAVEL / max(1, steps)
+        other.step = self.step
+        other._stream(self.train_stream.taken, self.valid_stream.taken)
+        other.model.train()
+        for done in range(steps):
+            other.architecture_step()
+            other.step += 1
+            progress(done + 1, steps)
+        return other
+
     # --- what it knows ---
 
     def most_probable(self) -> list[int]:
@@ -339,6 +374,12 @@ def fair_gates(supernet: Supernet, seed: int, step: int) -> list[int]:
         for row, candidate in zip(rows, order, strict=True):
             choice[row] = allowed[row][candidate]
     return choice
+
+
+def _undecided(supernet: Supernet) -> Tensor:
+    """α of the same probabilities, but none below `RECALLED`: a gradient is as small as they."""
+    p = supernet.probabilities().clamp_min(RECALLED)
+    return torch.where(supernet.mask, p.log(), supernet.alpha.detach())
 
 
 def mean_entropy(supernet: Supernet) -> float:

@@ -9,9 +9,9 @@ from typing import Any
 from ..architecture import Architecture
 from ..config import DeriveSettings, parse_latency
 from ..derive import Choice, Indices, choose
-from ..estimators import RewardOf, make_estimator
+from ..estimators import estimator_of
 from ..loop import Plan, Search
-from ..objective import Prices, make_objective, make_reward
+from ..objective import Prices, make_objective
 from ..report.draw import draw
 from ..run import Run
 from ..seeds import derive_seed
@@ -23,10 +23,10 @@ LOG_EVERY = 20  # steps
 
 def make_search(run: Run) -> Search:
     """The search of this run, at its first step."""
-    return search_with(run, run.prices, make_reward(run.config.search, run.prices))
+    return search_with(run, run.prices)
 
 
-def search_with(run: Run, prices: Prices, reward: RewardOf | None = None) -> Search:
+def search_with(run: Run, prices: Prices) -> Search:
     s = run.config.search
     train = run.batches("search", s.batch_size, augment=True, shuffle=True)
     arch_steps = Plan.of(s, len(train)).arch_steps
@@ -37,9 +37,7 @@ def search_with(run: Run, prices: Prices, reward: RewardOf | None = None) -> Sea
         valid=run.batches("valid", s.valid_batch_size or s.batch_size, augment=True, shuffle=True),
         prices=prices,
         objective=make_objective(s, prices, arch_steps),
-        estimator=make_estimator(
-            s.estimator, samples=s.reinforce_samples, reward=reward, both_ends=s.both_ends
-        ),
+        estimator=estimator_of(s, prices),
         settings=s,
         seed=run.config.seed,
         machine=run.machine,
@@ -184,7 +182,7 @@ def say_choice(run: Run, facts: dict[str, Any], limit_ms: float | None) -> None:
 
 
 def derive_limits(run: Run, limits: Sequence[str]) -> dict[str, Architecture]:
-    """A network for each latency limit, from the one finished search."""
+    """A network for each latency limit, from the one finished search's weights and α."""
     job = _finished_search(run)
     found = {}
     for limit in limits:
@@ -194,8 +192,7 @@ def derive_limits(run: Run, limits: Sequence[str]) -> dict[str, Architecture]:
         _within(job.prices, limit_ms).check_reachable(job.supernet.mask)
     for limit, limit_ms in within.items():
         with run.stage(f"derive-{limit}", f"within {limit_ms:.4g} ms") as facts:
-            job.prices = _within(job.prices, limit_ms)
-            choice = choose_network(run, job, run.config.derive)
+            choice = choose_network(run, _adapted(run, job, limit_ms), run.config.derive)
             architecture = run.found(choice.chosen.indices)
             name = f"architecture-{limit}.json"
             run.directory.write_json(name, architecture.to_dict())
@@ -203,6 +200,14 @@ def derive_limits(run: Run, limits: Sequence[str]) -> dict[str, Architecture]:
             say_choice(run, facts, limit_ms)
         found[limit] = architecture
     return found
+
+
+def _adapted(run: Run, job: Search, limit_ms: float) -> Search:
+    """The search with α learned on under that limit, where it is another one."""
+    another = limit_ms != run.target_ms and job.estimator.learns
+    steps = run.config.derive.arch_steps if another else 0
+    with run.reporter.bar("learning alpha under this limit") as update:
+        return job.under(_within(job.prices, limit_ms), steps=steps, progress=update)
 
 
 def _within(prices: Prices, limit_ms: float) -> Prices:
