@@ -3,7 +3,7 @@
     python benchmarks/nas_bench_macro.py [--data ../shared/data/cifar10]
         [--table ../shared/data/nas-bench-macro/nas-bench-macro_cifar10.json]
         [--out runs/nas_bench_macro] [--seed 0] [--epochs 8] [--arch-steps 300]
-        [--joint-epochs 0] [--no-both-ends]
+        [--joint-epochs 0] [--no-both-ends] [--learn-on 0 200]
         [--estimators two_path full_path reinforce random] [--limits 35 45 55 65 80 none]
 
 One set of shared weights is trained on CIFAR-10 with uniform, strictly fair gates; several
@@ -15,8 +15,10 @@ the weights for --joint-epochs, whose paths are drawn from what α has learned; 
 networks within the limit are scored on the validation part with renewed BN statistics, and the
 best of them is looked up in the table. `random` draws its paths uniformly in these epochs and
 spends the budget of its architecture steps on scoring more networks. The two estimators with
-gates take their slopes at both ends, unless --no-both-ends asks for the published rule. At the
-end: Kendall's τ of the score, by the shared weights, with the table's accuracy.
+gates take their slopes at both ends, unless --no-both-ends asks for the published rule.
+--learn-on decodes each limit from one search without any, as it is (0 steps) or after α has
+learned on under that limit, as `proxylessnas derive --limits` does. At the end: Kendall's τ of
+the score, by the shared weights, with the table's accuracy.
 
 Finished parts are kept in --out, so an interrupted run goes on. The table's figures beside
 ours (best, top 1 %, most MACs, random best of 20) are computed from the table here, and so is
@@ -30,7 +32,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -230,9 +232,13 @@ class Bench:
             job.step += 1
         if self.args.joint_epochs:
             job = self.joint(job, limit, estimator, max(1, steps))
+        return self.chosen(job, estimator, limit, start)
+
+    def chosen(self, job: Search, estimator: str, limit: float, start: float) -> dict[str, Any]:
+        """The network that a search's α comes to, and how."""
         searched = time.time()
         choice = choose(
-            self.supernet,
+            job.supernet,
             job.prices,
             DeriveSettings(top_k=TOP_K + self.more(estimator)),
             score=lambda indices: self.score(indices).value,
@@ -255,6 +261,24 @@ class Bench:
             "search_s": searched - start,
             "score_s": time.time() - searched,
         }
+
+    def learned_on(self, limit: float, steps: int) -> dict[str, Any]:
+        """From the α of no limit by so many steps, as `proxylessnas derive --limits` does it."""
+        start = time.time()
+        job = self.unlimited
+        prices = replace(job.prices, limits=torch.tensor([limit], dtype=torch.float64))
+        return self.chosen(job.under(prices, steps=steps), "two_path", limit, start)
+
+    @cached_property
+    def unlimited(self) -> Search:
+        """α learned without a limit."""
+        self.shared()
+        job = self.search(float("inf"), "two_path", self.args.arch_steps, 1, self.args.seed)
+        job.model.train()
+        for _ in range(self.args.arch_steps):
+            job.architecture_step()
+            job.step += 1
+        return job
 
     def shared(self) -> None:
         """The shared weights as they were trained; scores of any others are forgotten."""
@@ -346,6 +370,16 @@ def main() -> None:
                 f"{result['search_s']:.0f} + {result['score_s']:.0f} s)"
             )
     console.print(_table(results, truth, args.estimators))
+    for limit in args.limits if args.learn_on else []:
+        for steps in args.learn_on if limit != "none" else []:
+            make = partial(bench.learned_on, float(limit) * 1e6, steps)
+            result = bench.kept(f"on_{limit}_steps{args.arch_steps}-{steps}", make)
+            means = statistics.mean(truth.accuracy[c] for c, *_ in result["proposals"])
+            console.print(
+                f"within {limit} M, {steps} steps on from the α of no limit: {result['code']} "
+                f"{truth.accuracy[result['code']]:.2f} % (proposals {means:.2f} % on average; "
+                f"{result['search_s']:.0f} + {result['score_s']:.0f} s)"
+            )
     if args.tau:
         tau = bench.kept("tau", lambda: bench.correlation(truth, args.tau))
         console.print(f"Kendall's τ with the table over {tau['networks']} distinct networks: ", tau)
@@ -384,6 +418,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, nargs="+", default=[8], help="of the shared weights")
     parser.add_argument("--arch-steps", type=int, default=300, help="two-path steps a limit")
     parser.add_argument("--joint-epochs", type=int, default=0, help="of weights and α, a limit")
+    parser.add_argument(
+        "--learn-on",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="STEPS",
+        help="also let the α of no limit learn on for so many steps under each limit",
+    )
     parser.add_argument("--both-ends", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--estimators", nargs="+", default=list(BUDGET), choices=list(BUDGET))
     parser.add_argument("--limits", nargs="+", default=["35", "45", "55", "65", "80", "none"])
