@@ -27,7 +27,7 @@ from .config import (
 )
 from .derive import Choice, Indices, choose
 from .errors import ConfigError, LimitError
-from .estimators import estimator_of
+from .estimators import RewardOf, estimator_of
 from .hardware.count import check_shapes
 from .hardware.measure import canary_of, describe, measure_networks, measure_table
 from .hardware.runtimes import Runtime, make
@@ -63,8 +63,7 @@ class Result:
     limits: Limits
     job: Search = field(repr=False)
     pricing: Pricing = field(repr=False)
-    _choose: Callable[[Limits], Choice] = field(repr=False)
-    _finish: Callable[[Indices], nn.Module] = field(repr=False)
+    _derivation: _Derivation = field(repr=False)
 
     @property
     def supernet(self) -> Supernet:
@@ -87,13 +86,78 @@ class Result:
             LimitError: no network keeps that limit, or the latency was not measured.
         """
         if latency is None:
-            return self._finish(self.supernet.indices(self.architecture))
+            return self._derivation.network(self.supernet.indices(self.architecture))
         if self.pricing.latency is None:
             raise LimitError(
                 "this search measured no latency: give search() a target_latency, or a table"
             )
         limits = replace(self.limits, latency=latency)
-        return self._finish(self._choose(limits).chosen.indices)
+        return self._derivation.network(self._derivation.choose(limits).chosen.indices)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Derivation:
+    """From a finished search to networks.
+
+    limits: the search's own. here: whether networks can be measured on the table's device.
+    """
+
+    job: Search
+    pricing: Pricing
+    limits: Limits
+    device: Runtime
+    here: bool
+    measure: MeasureSettings
+    derive: DeriveSettings
+    reward: RewardOf | None
+    reporter: Reporter
+
+    def network(self, indices: Indices) -> nn.Module:
+        """With the supernet's weights and statistics of its own."""
+        job = self.job
+        network = job.supernet.derive(indices)
+        images = self.derive.recalibrate_images
+        recalibrate(network, job.train, images, job.machine, job.ranks)
+        return network
+
+    def choose(self, limits: Limits) -> Choice:
+        """The best of the most probable networks; under other limits α learns on first."""
+        job, prices = self.job, self.pricing.prices(limits)
+        if limits != self.limits:
+            prices.check_reachable(job.supernet.mask)
+            steps = self.derive.arch_steps if job.estimator.learns else 0
+            with self.reporter.bar("learning alpha under this limit") as update:
+                job = job.under(prices, steps=steps, reward=self.reward, progress=update)
+        return choose(
+            job.supernet,
+            prices,
+            self.derive,
+            score=self._score,
+            measure=(lambda n: job.ranks.of_main(lambda: self._measured(n))) if self.here else None,
+            learned=job.estimator.learns,
+            seed=derive_seed(job.seed, "proposals"),
+        )
+
+    def _score(self, indices: Indices) -> tuple[float, tuple[float, ...]]:
+        job, images = self.job, self.derive.score_images
+        network = self.network(indices)
+        return evaluate(
+            network, job.task, job.valid, job.machine, examples=images, ranks=job.ranks
+        ).value
+
+    def _measured(self, networks: Sequence[Indices]) -> list[tuple[float, float]]:
+        supernet, table, latency = self.job.supernet, self.pricing.table, self.pricing.latency
+        assert table is not None and latency is not None
+        derived = {str(i): supernet.derive(n).cpu() for i, n in enumerate(networks)}
+        report = measure_networks(
+            derived,
+            self.device,
+            self.pricing.example_inputs,
+            self.measure,
+            canary=canary_of(supernet, table, latency.space),
+            seed=self.job.seed,
+        )
+        return [report[name].value for name in derived]
 
 
 def search(
@@ -151,15 +215,10 @@ def search(
     if target_latency is not None:
         parse_latency(target_latency)
     check_objective(settings, target_latency)
-    if reward is not None and settings.estimator != "reinforce":
-        raise ConfigError(
-            f"a reward needs no gradient and gives none: it is for the estimator reinforce "
-            f"(SearchSettings(estimator=...)), not {settings.estimator}"
-        )
-    if reward is not None and settings.objective == "mul_log":
-        raise ConfigError("mul_log multiplies a loss, not a reward: use the objective constraint")
     if settings.objective == "linear" and target_latency is None and table is None:
         raise ConfigError("the objective linear weighs a latency: give a target_latency or a table")
+    if reward is not None:
+        _check_reward(settings)
     derive = derive or DeriveSettings()
     reporter = Reporter(quiet=quiet or not ranks.is_main)
     training = LoaderBatches(train, name="train", seed=seed)
@@ -174,14 +233,7 @@ def search(
     if isinstance(table, str | Path):
         table = LatencyTable.load(table)
     if table is None and target_latency is not None:
-        with reporter.bar("measuring") as update:
-            inputs = pricing.example_inputs
-            content = ranks.of_main(
-                lambda: measure_table(
-                    supernet, device, inputs, measure, seed=seed, progress=update
-                ).to_json()
-            )
-            table = LatencyTable.from_dict(json.loads(content))
+        table = _measured_table(pricing, device, measure, seed, reporter, ranks)
     pricing.table = table
     here = table is not None and _is_here(table, device, pricing.example_inputs, ranks)
     if table is not None and not here:
@@ -210,47 +262,18 @@ def search(
     with reporter.bar("searching") as update:
         job.run(lambda job: update(job.step, job.plan.total))
 
-    def finish(indices: Indices) -> nn.Module:
-        network = supernet.derive(indices)
-        recalibrate(network, training, derive.recalibrate_images, on, ranks)
-        return network
-
-    def score(indices: Indices) -> tuple[float, tuple[float, ...]]:
-        network = finish(indices)
-        images = derive.score_images
-        return evaluate(network, job.task, validation, on, examples=images, ranks=ranks).value
-
-    def measured(networks: Sequence[Indices]) -> list[tuple[float, float]]:
-        assert pricing.table is not None and pricing.latency is not None
-        derived = {str(i): supernet.derive(n).cpu() for i, n in enumerate(networks)}
-        report = measure_networks(
-            derived,
-            device,
-            pricing.example_inputs,
-            measure,
-            canary=canary_of(supernet, pricing.table, pricing.latency.space),
-            seed=seed,
-        )
-        return [report[name].value for name in derived]
-
-    def choose_within(within: Limits) -> Choice:
-        learned, prices = job, pricing.prices(within)
-        if within != limits:
-            prices.check_reachable(supernet.mask)
-            steps = derive.arch_steps if job.estimator.learns else 0
-            with reporter.bar("learning alpha under this limit") as update:
-                learned = job.under(prices, steps=steps, reward=reward, progress=update)
-        return choose(
-            learned.supernet,
-            prices,
-            derive,
-            score=score,
-            measure=(lambda n: ranks.of_main(lambda: measured(n))) if here else None,
-            learned=job.estimator.learns,
-            seed=derive_seed(seed, "proposals"),
-        )
-
-    choice = choose_within(limits)
+    derivation = _Derivation(
+        job=job,
+        pricing=pricing,
+        limits=limits,
+        device=device,
+        here=here,
+        measure=measure,
+        derive=derive,
+        reward=reward,
+        reporter=reporter,
+    )
+    choice = derivation.choose(limits)
     names = choice.prices.names
     return Result(
         architecture=supernet.architecture(choice.chosen.indices),
@@ -260,8 +283,7 @@ def search(
         limits=limits,
         job=job,
         pricing=pricing,
-        _choose=choose_within,
-        _finish=finish,
+        _derivation=derivation,
     )
 
 
@@ -287,6 +309,16 @@ def _check(model: Any, loss: Any, example_inputs: Any, runtime: Any, table: Any,
     check_seed(seed)
 
 
+def _check_reward(settings: SearchSettings) -> None:
+    if settings.estimator != "reinforce":
+        raise ConfigError(
+            f"a reward needs no gradient and gives none: it is for the estimator reinforce "
+            f"(SearchSettings(estimator=...)), not {settings.estimator}"
+        )
+    if settings.objective == "mul_log":
+        raise ConfigError("mul_log multiplies a loss, not a reward: use the objective constraint")
+
+
 def _is_here(table: LatencyTable, device: Runtime, inputs: tuple[Any, ...], ranks: Ranks) -> bool:
     """Whether networks can be measured on the table's device, or the table has to be believed.
 
@@ -297,6 +329,21 @@ def _is_here(table: LatencyTable, device: Runtime, inputs: tuple[Any, ...], rank
     table.check(table.device, int(described["batch"]))  # of whatever device it is
     # Rank 0 measures, so it is its machine that counts: another rank's may have another CPU.
     return ranks.of_main(lambda: table.is_of(described))
+
+
+def _measured_table(
+    pricing: Pricing,
+    device: Runtime,
+    measure: MeasureSettings,
+    seed: int,
+    reporter: Reporter,
+    ranks: Ranks,
+) -> LatencyTable:
+    """Rank 0's, on every rank."""
+    given = pricing.supernet, device, pricing.example_inputs, measure
+    with reporter.bar("measuring") as update:
+        content = ranks.of_main(lambda: measure_table(*given, seed=seed, progress=update).to_json())
+    return LatencyTable.from_dict(json.loads(content))
 
 
 def _check_limit(name: str, limit: Any) -> None:
