@@ -22,7 +22,7 @@ the score, by the shared weights, with the table's accuracy.
 
 Finished parts are kept in --out, so an interrupted run goes on. The table's figures beside
 ours (best, top 1 %, most MACs, random best of 20) are computed from the table here, and so is
-"perfect α": what the worths of the choices, fitted on the whole table, decode to.
+"additive fit": what the worths of the choices, fitted on the whole table, decode to.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Truth:
     def worth(self) -> dict[str, float]:
         """Of every code the sum of its choices' worths, fitted on the whole table.
 
-        The most that any α can know: log p is a sum over the layers.
+        About what α could know at best: log p is such a sum over the layers.
         """
         codes = list(self.accuracy)
         digits = np.array([[int(d) for d in c] for c in codes])
@@ -110,7 +110,7 @@ class Truth:
         return dict(zip(codes, fitted.tolist(), strict=True))
 
     def references(self, limit: float) -> dict[str, float]:
-        """Best feasible, top 1 % of it, a perfect α's, most MACs, expected best of 20 by truth."""
+        """Best feasible, top 1 % of it, the fit's, most MACs, expected best of 20 by truth."""
         codes = self.within(limit)
         a = np.sort([self.accuracy[c] for c in codes])
         most = max(self.macs[c] for c in codes)
@@ -119,7 +119,7 @@ class Truth:
         return {
             "best": float(a[-1]),
             "top 1 %": float(a[int(np.ceil(0.99 * len(a))) - 1]),
-            "perfect α": self.accuracy[max(codes, key=lambda c: self.worth[c])],
+            "additive fit": self.accuracy[max(codes, key=lambda c: self.worth[c])],
             "most MACs": statistics.mean(
                 self.accuracy[c] for c in codes if self.macs[c] >= most * (1 - 1e-9)
             ),
@@ -264,8 +264,7 @@ class Bench:
 
     def learned_on(self, limit: float, steps: int) -> dict[str, Any]:
         """From the α of no limit by so many steps, as `proxylessnas derive --limits` does it."""
-        start = time.time()
-        job = self.unlimited
+        job, start = self.unlimited, time.time()
         prices = replace(job.prices, limits=torch.tensor([limit], dtype=torch.float64))
         return self.chosen(job.under(prices, steps=steps), "two_path", limit, start)
 
@@ -373,7 +372,8 @@ def main() -> None:
     for limit in args.limits if args.learn_on else []:
         for steps in args.learn_on if limit != "none" else []:
             make = partial(bench.learned_on, float(limit) * 1e6, steps)
-            result = bench.kept(f"on_{limit}_steps{args.arch_steps}-{steps}", make)
+            name = f"on_{limit}_steps{args.arch_steps}-{steps}" + "_both" * args.both_ends
+            result = bench.kept(name, make)
             means = statistics.mean(truth.accuracy[c] for c, *_ in result["proposals"])
             console.print(
                 f"within {limit} M, {steps} steps on from the α of no limit: {result['code']} "
@@ -392,7 +392,7 @@ def _table(results: list[dict[str, Any]], truth: Truth, estimators: Sequence[str
         *estimators,
         "best",
         "top 1 %",
-        "perfect α",
+        "additive fit",
         "most MACs",
         "random of 20",
     ):

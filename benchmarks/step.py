@@ -154,6 +154,7 @@ def search_row(w: Workload, row: Row) -> Callable[[], object]:
     estimator: Estimator = FullPath() if row.step == "full_path" else TwoPath()
     machine = Machine(channels_last=row.channels_last, compile=row.compiled)
     search = make_search(_supernet(w, row.candidates), _batch(w), machine, estimator)
+    search.prepare()
     with torch.no_grad():  # candidate 0 runs, candidate 1 is the other of every pair
         search.supernet.alpha[:] = 0.0
         search.supernet.alpha[:, 0], search.supernet.alpha[:, 1] = 60.0, 30.0

@@ -252,6 +252,19 @@ def test_networks_for_other_limits_from_one_search(finished: Path) -> None:
     assert large["predicted"]["latency"] <= large["limit_ms"]
 
 
+def test_settings_of_deriving_are_those_of_these_limits(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["--derive.arch-steps", "3", "--derive.top-k", "2"]
+    config = (finished / "config.yaml").read_text()
+    assert main(["derive", str(finished), "--limits", "0.7x", *own, "--quiet"]) == 0
+    facts = json.loads((finished / "stages" / "derive-0.7x.json").read_text())
+    assert len(facts["proposals"]) == 2
+    assert (finished / "config.yaml").read_text() == config
+    said = fails(capsys, "derive", str(finished), "--derive.top-k", "2")
+    assert "its derive.top_k is 3, not 2" in said
+
+
 def test_a_limit_out_of_reach_is_refused_before_any_other_is_derived(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from proxylessnas.config import MachineSettings, SearchSettings
+from proxylessnas.errors import ConfigError
 from proxylessnas.estimators import Estimator, FullPath, TwoPath
 from proxylessnas.loop import Search
 from proxylessnas.machine import Machine
@@ -62,20 +63,39 @@ def make(machine: Machine, estimator: Estimator) -> Search:
 def test_compiled_candidates_learn_the_same(estimator: type[TwoPath | FullPath]) -> None:
     """Weights, running statistics and α; and what is derived is a plain network."""
     eager, compiled = (make(Machine(compile=on), estimator()) for on in (False, True))
+    seen = []
     for job in (eager, compiled):
-        job.run()
+        job.run(lambda job: seen.append(states(job)))
+    assert set(seen) == {(False,) * 5, (True, True, False, True, True)}  # not Zero
+    assert states(compiled) == (False,) * 5  # the model is the user's again
     torch.testing.assert_close(eager.supernet.alpha, compiled.supernet.alpha, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(
         dict(eager.model.state_dict()), dict(compiled.model.state_dict()), rtol=1e-3, atol=1e-4
     )
-    assert is_compiled(compiled.supernet.mixed[0].candidates["three"])
-    assert not is_compiled(compiled.supernet.mixed[0].candidates["zero"])
-    derived = compiled.supernet.derive([1, 0])
-    assert not any(is_compiled(module) for module in derived.modules())
 
 
-def is_compiled(module: nn.Module) -> bool:
-    return module._compiled_call_impl is not None
+def states(job: Search) -> tuple[bool, ...]:
+    candidates = [c for mixed in job.supernet.mixed for c in mixed.candidates.values()]
+    return tuple(c._compiled_call_impl is not None for c in candidates)
+
+
+def test_a_copy_of_a_compiled_candidate_is_plain() -> None:
+    job = make(Machine(compile=True), TwoPath())
+    undo = job.prepare()
+    assert any(states(job))
+    derived = job.supernet.derive([1, 0])
+    assert all(module._compiled_call_impl is None for module in derived.modules())
+    undo()
+    assert not any(states(job))
+
+
+def test_what_its_owner_compiled_stays_so() -> None:
+    job = make(Machine(compile=True), TwoPath())
+    own = job.supernet.mixed[0].candidates["one"]
+    own.compile()
+    before = own._compiled_call_impl
+    job.prepare()()
+    assert own._compiled_call_impl is before
 
 
 class Steps:
@@ -84,6 +104,7 @@ class Steps:
     def __init__(self, first: float, later: float, eager: float, *, fails: bool = False) -> None:
         self.first, self.later, self.eager, self.fails = first, later, eager, fails
         self.masks: list[Tensor] = []
+        self.prepared: list[MachineSettings] = []
 
     def __call__(self, on: MachineSettings) -> Any:
         supernet, lengths = Supernet(Net()), iter([self.first])
@@ -94,7 +115,9 @@ class Steps:
             time.sleep(next(lengths, self.later) if on.compile else self.eager)
             self.masks.append(supernet.mask)
 
-        return SimpleNamespace(supernet=supernet, step=0, weight_step=step)
+        return SimpleNamespace(
+            supernet=supernet, step=0, weight_step=step, prepare=lambda: self.prepared.append(on)
+        )
 
 
 LONG = int(2 * WORTH_COMPILING / 0.02)  # steps that take an hour
@@ -118,11 +141,11 @@ def test_what_saves_more_than_it_takes_is_compiled(
 def test_a_first_step_that_takes_longer_than_all_it_saves_is_not_worth_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """0.4 s, for 3 candidates and 3 graphs of each; a step saves about 0.018 s."""
+    """0.4 s, for 3 candidates and 6 graphs of each; a step saves about 0.018 s."""
     monkeypatch.setattr("proxylessnas.trials.WORTH_COMPILING", 0.0)
     probe = Steps(0.4, 0.002, 0.02)
-    assert not compiling(CUDA, probe, steps=100).compile  # 1.8 s of 3.6
-    assert compiling(CUDA, probe, steps=1000).compile  # 18 s of 3.6
+    assert not compiling(CUDA, probe, steps=200).compile  # 3.6 s of 7.2
+    assert compiling(CUDA, probe, steps=2000).compile  # 36 s of 7.2
 
 
 def test_the_trial_runs_the_largest_candidate_of_every_operation() -> None:
@@ -131,6 +154,18 @@ def test_the_trial_runs_the_largest_candidate_of_every_operation() -> None:
     assert {tuple(mask.flatten().tolist()) for mask in probe.masks} == {
         (False, True, False, False, True, False)
     }
+
+
+def test_steps_that_are_not_known_are_not_tried() -> None:
+    probe = Steps(0.0, 0.0, 0.0)
+    assert compiling(CUDA, probe, steps=0).compile is False
+    assert not probe.masks
+
+
+@pytest.mark.parametrize("name", ["autocast", "compile"])
+def test_a_word_is_no_answer(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is 'false'; it must be true or false"):
+        MachineSettings(**{name: "false"})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

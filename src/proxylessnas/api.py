@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .architecture import Architecture
@@ -77,7 +78,8 @@ class Result:
     def derive(self, latency: str | None = None) -> nn.Module:
         """The chosen network as a plain module, or the one for another latency limit.
 
-        The search's other limits hold there too.
+        The search's other limits hold there too. α learns on under the new limit first, for
+        `derive.arch_steps` steps on the validation batches; the search's own α stays.
 
         It has the supernet's weights, and BN statistics of its own: the supernet's are a mixture
         over its paths.
@@ -99,12 +101,11 @@ class Result:
 class _Derivation:
     """From a finished search to networks.
 
-    limits: the search's own. here: whether networks can be measured on the table's device.
+    here: whether networks can be measured on the table's device.
     """
 
     job: Search
     pricing: Pricing
-    limits: Limits
     device: Runtime
     here: bool
     measure: MeasureSettings
@@ -123,9 +124,8 @@ class _Derivation:
     def choose(self, limits: Limits) -> Choice:
         """The best of the most probable networks; under other limits α learns on first."""
         job, prices = self.job, self.pricing.prices(limits)
-        if limits != self.limits:
-            prices.check_reachable(job.supernet.mask)
-            steps = self.derive.arch_steps if job.estimator.learns else 0
+        if not torch.equal(prices.limits, job.prices.limits):
+            steps = self.derive.arch_steps
             with self.reporter.bar("learning alpha under this limit") as update:
                 job = job.under(prices, steps=steps, reward=self.reward, progress=update)
         return choose(
@@ -265,7 +265,6 @@ def search(
     derivation = _Derivation(
         job=job,
         pricing=pricing,
-        limits=limits,
         device=device,
         here=here,
         measure=measure,

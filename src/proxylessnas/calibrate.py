@@ -31,7 +31,7 @@ from .loop import Plan, Search
 from .machine import make_machine
 from .objective import Alone, Prices
 from .progress import Reporter, duration
-from .ranks import Ranks
+from .ranks import ALONE, Ranks
 from .recovery import explained
 from .run import Run
 from .runs import RunDirectory
@@ -62,16 +62,20 @@ def complete(run: Run) -> RunConfig:
     # The built-in spaces do every format; another's candidates are all tried.
     rounds = run.supernet.mask.shape[1] if ":" in config.space else PROBE_STEPS
 
-    def probe(on: MachineSettings) -> Search:
-        return _probe(run, replace(config, machine=on))
-
-    chosen = quickest(machine, probe, rounds=rounds)
     # A budget's epochs are not known yet, so neither is whether compiling would pay.
     steps = len(run.batches("search", config.search.batch_size))
     steps = 0 if config.budget else Plan.of(config.search, steps).total
-    config = replace(config, machine=compiling(chosen, probe, steps=steps))
-    # Each rank has its own times; rank 0's are what counts.
-    return from_namespace(RunConfig, run.ranks.of_main(lambda: asdict(config)))
+    share = replace(config.search, batch_size=config.search.batch_size // run.ranks.world)
+
+    def probe(on: MachineSettings) -> Search:
+        return _probe(run, replace(config, search=share, machine=on), ALONE)
+
+    def found() -> dict[str, Any]:
+        chosen = compiling(quickest(machine, probe, rounds=rounds), probe, steps=steps)
+        return asdict(replace(config, machine=chosen))
+
+    # Rank 0 tries alone: the others' times would differ, and a failure of one stop all.
+    return from_namespace(RunConfig, run.ranks.of_main(found))
 
 
 def _explicit(machine: MachineSettings, device: torch.device) -> MachineSettings:
@@ -156,9 +160,9 @@ def _on_copies(
     return probe
 
 
-def _probe(run: Run, config: RunConfig) -> Search:
+def _probe(run: Run, config: RunConfig, ranks: Ranks) -> Search:
     """A search that may be spoiled: its own supernet, the run's data."""
-    probe = Run(config, RunDirectory(run.directory.path, writes=False), run.reporter, run.ranks)
+    probe = Run(config, RunDirectory(run.directory.path, writes=False), run.reporter, ranks)
     probe.__dict__["data"] = run.data
     settings = replace(config.search, objective="constraint")
     probe.config = replace(config, search=settings)
@@ -207,7 +211,7 @@ def fit_budget(run: Run) -> RunConfig:
 
 def _step_seconds(run: Run) -> tuple[float, float]:
     """(weight step, architecture step), means over fair gates, the first step left out."""
-    probe = _probe(run, run.config)
+    probe = _probe(run, run.config, run.ranks)
     probe.weight_step()
     probe.architecture_step()
     widest = probe.supernet.mask.shape[1]

@@ -189,6 +189,8 @@ def _stages(verb: str, words: list[str], signal: Signal) -> int:
     from .errors import RunError
     from .ranks import open_ranks
 
+    if verb == "derive" and own["limits"] is not None:
+        own["deriving"] = given.pop("derive", {})  # of these limits alone; the run keeps its own
     path = _directory(own, given)
     if verb not in ("run", "measure") and not (path / "config.yaml").exists():
         raise RunError(f"{path} holds no run: begin with proxylessnas run or measure")
@@ -295,6 +297,8 @@ def _directory(own: Mapping[str, Any], given: Mapping[str, Any]) -> Path:
 
 
 def _do(verb: str, run: Run, own: Mapping[str, Any]) -> int:
+    from dataclasses import replace
+
     from . import pipeline, stages, summary
     from .progress import output
 
@@ -304,7 +308,8 @@ def _do(verb: str, run: Run, own: Mapping[str, Any]) -> int:
             summary.show(facts, str(run.directory.path), output())
         return 0
     if verb == "derive" and own["limits"] is not None:
-        stages.derive_limits(run, [limit.strip() for limit in own["limits"].split(",")])
+        settings = replace(run.config.derive, **own["deriving"])
+        stages.derive_limits(run, [limit.strip() for limit in own["limits"].split(",")], settings)
         return 0
     if verb == "export" and own["format"] not in (None, "onnx"):
         run.by_main(lambda run: stages.export_as(run, own["format"]))

@@ -179,8 +179,8 @@ class DeriveSettings:
     rounds: corrections of the cost model by a measurement that misses the limit.
     use: share of a latency limit that the network should take at least, where possible; of
         another limit, if it is the only one, 0.9 at most. 0 leaves it to the objective.
-    arch_steps: architecture steps that a further limit takes to learn alpha on, from where the
-        search left it, before its networks are decoded.
+    arch_steps: architecture steps in which alpha learns on, from where the search left it, under
+        a further limit, before that one's networks are decoded (objective constraint).
     recalibrate_images: training images that renew the BN statistics before a score.
     score_images: validation images a score uses; default: all.
     """
@@ -195,7 +195,8 @@ class DeriveSettings:
 
     def __post_init__(self) -> None:
         _positive(self, "top_k", "measure_best", "rounds", "recalibrate_images", "score_images")
-        _not_negative(self, "arch_steps")
+        if not isinstance(self.arch_steps, int) or self.arch_steps < 0:
+            raise ConfigError(f"arch_steps is {self.arch_steps}; it must be a number of steps")
         if not 0 <= self.use < 1:
             raise ConfigError(f"use is {self.use}; it must be in [0, 1)")
 
@@ -248,7 +249,7 @@ class MachineSettings:
     threads: of torch while training; default: torch's own.
     autocast: bfloat16 mixed precision; default: on a GPU where it is faster, else float32.
     compile: search with candidates compiled by torch.compile, each by itself; default: on a GPU
-        where a search is so long that it saves more than it takes, else not.
+        where a search without a budget is so long that it saves more than it takes, else not.
     """
 
     device: str = "auto"
@@ -260,6 +261,9 @@ class MachineSettings:
     def __post_init__(self) -> None:
         _positive(self, "threads")
         _at_most(self, 1024, "threads")
+        for name in ("autocast", "compile"):
+            if getattr(self, name) not in (None, True, False):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be true or false")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device is {self.device!r}; it must be auto, cpu, cuda or cuda:N")
 

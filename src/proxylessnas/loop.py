@@ -11,6 +11,7 @@ Everything random derives from (seed, purpose, step); everything that changes is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .config import SearchSettings
-from .errors import ConfigError, SupernetError
+from .errors import ConfigError, SupernetError, UserError
 from .estimators import Estimate, Estimator, Problem, RewardOf, TwoPath, estimator_of
 from .frozen import Kept, Part, take_apart
 from .gates import Path
@@ -37,13 +38,13 @@ from .optimizers import (
     step,
 )
 from .ranks import ALONE, Ranks
-from .recovery import Anchors, Memory, Recovery, finite, named, steps
+from .recovery import MAX_BAD_STEPS, Anchors, Memory, Recovery, explained, finite, named, steps
 from .seeds import derive_seed
 from .supernet import Supernet
 from .task import Batches, Stream, Task, batch_size, call, scalar, split
 
 ARCH_TRAVEL = 10.0  # rate x steps: how far α may go, whatever the number of steps
-RECALLED = 1e-3  # the least probability with which a candidate learns on under another limit
+RECALLED = 1e-3  # of the most probable candidate's: the least with which one learns on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +109,6 @@ class Search:
             raise SupernetError("the model has no parameter: there are no weights to search with")
         self.plan = Plan.of(s, len(self.train))
         self.model = self.machine.place(self.supernet.model)
-        for mixed in self.supernet.mixed:
-            self.machine.prepare(mixed.candidates.values())
         self.ranks.copy_main(list(self.model.state_dict().values()))
         self.parts = take_apart(self.supernet)
         self.step, self.seen, self.recovery = 0, Progress(), Recovery()
@@ -141,17 +140,26 @@ class Search:
     ) -> None:
         """Take the steps that are left; `after_step` may look, log and save."""
         self.model.train()
-        for _ in steps(
-            self,
-            self.plan.total,
-            self._take,
-            anchors=anchors or Memory(),
-            rate=f"the search's learning_rate ({self.settings.learning_rate:g})",
-            retry=lambda batch: self._again(batch),
-        ):
-            if self.step % len(self.train) == 0:
-                self.ranks.check_equal("alpha", self.supernet.alpha)
-            after_step(self)
+        undo = self.prepare()
+        try:
+            for _ in steps(
+                self,
+                self.plan.total,
+                self._take,
+                anchors=anchors or Memory(),
+                rate=f"the search's learning_rate ({self.settings.learning_rate:g})",
+                retry=lambda batch: self._again(batch),
+            ):
+                if self.step % len(self.train) == 0:
+                    self.ranks.check_equal("alpha", self.supernet.alpha)
+                after_step(self)
+        finally:
+            undo()
+
+    def prepare(self) -> Callable[[], None]:
+        """Compile the candidates, if the machine says so; returns what undoes it."""
+        mixed = self.supernet.mixed
+        return self.machine.prepare([c for m in mixed for c in m.candidates.values()])
 
     def _take(self) -> None:
         self.weight_step()
@@ -271,6 +279,8 @@ class Search:
             average=self.ranks.average,
         )
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def under(
         self,
         prices: Prices,
@@ -282,28 +292,54 @@ class Search:
         """A search that has learned on from this one's α, by so many steps under other limits.
 
         α that was learned under one limit decodes badly far from it. The weights are this
-        search's and stay, and so does its own α.
+        search's and stay, and so does its own α. Where α never learned, or the objective is not
+        the constraint (the others have a price, not a limit), there is nothing to learn: no steps.
+
+        Raises:
+            UserError: a loss that is not finite again and again, or too little memory.
         """
         mine, s = self.supernet, self.settings
+        if s.objective != "constraint" or not self.estimator.learns:
+            steps = 0
         supernet = Supernet(mine.model, space=mine.space, settings=mine.settings, input=mine.input)
         supernet.mask = mine.mask.clone()
-        objective, estimator = make_objective(s, prices, steps), estimator_of(s, prices, reward)
-        objective.load(self.objective.state())
-        estimator.load(self.estimator.state())
+        # The rates are those of so many steps, whatever the search's own were.
+        objective = make_objective(replace(s, dual_rate=None), prices, steps) if steps else None
+        estimator = estimator_of(s, prices, reward) if steps else None
         other = replace(
-            self, supernet=supernet, prices=prices, objective=objective, estimator=estimator
+            self,
+            supernet=supernet,
+            prices=prices,
+            objective=objective or self.objective,
+            estimator=estimator or self.estimator,
+            machine=replace(self.machine, compile=False),  # for so few steps
         )
         with torch.no_grad():
             supernet.alpha.copy_(_undecided(mine) if steps else mine.alpha)
-        other.arch_rate = s.arch_learning_rate or ARCH_TRAVEL / max(1, steps)
-        other.step = self.step
+        other.step, other.recovery = self.step, Recovery(returns=self.recovery.returns)
         other._stream(self.train_stream.taken, self.valid_stream.taken)
-        other.model.train()
-        for done in range(steps):
-            other.architecture_step()
-            other.step += 1
-            progress(done + 1, steps)
+        if steps:
+            other.objective.load(self.objective.state())
+            other.estimator.load(self.estimator.state())
+            other.arch_rate = ARCH_TRAVEL / steps
+            other._learn_alpha(steps, progress)
         return other
+
+    def _learn_alpha(self, steps: int, progress: Callable[[int, int], object]) -> None:
+        """Architecture steps alone."""
+        modes = {module: module.training for module in self.model.modules()}
+        self.model.train()
+        try:
+            for done in range(steps):
+                with explained(lambda: self.batch, lambda batch: self._again(batch)):
+                    self.architecture_step()
+                if self.recovery.lost:
+                    raise UserError(f"{self.recovery.last} {MAX_BAD_STEPS} times in a row")
+                self.step += 1
+                progress(done + 1, steps)
+        finally:
+            for module, training in modes.items():
+                module.training = training
 
     # --- what it knows ---
 
@@ -377,9 +413,15 @@ def fair_gates(supernet: Supernet, seed: int, step: int) -> list[int]:
 
 
 def _undecided(supernet: Supernet) -> Tensor:
-    """α of the same probabilities, but none below `RECALLED`: a gradient is as small as they."""
-    p = supernet.probabilities().clamp_min(RECALLED)
-    return torch.where(supernet.mask, p.log(), supernet.alpha.detach())
+    """α in the same order, but drawn together: no probability far below `RECALLED`.
+
+    A candidate's gradient is in proportion to its probability, so what was decided would stay.
+    """
+    alpha, mask = supernet.alpha.detach(), supernet.mask
+    most = alpha.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
+    least = alpha.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
+    scale = (-math.log(RECALLED) / (most - least).clamp_min(1e-12)).clamp_max(1.0)
+    return alpha * scale
 
 
 def mean_entropy(supernet: Supernet) -> float:

@@ -6,7 +6,7 @@ import ctypes
 import inspect
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from .config import MachineSettings
 from .errors import ConfigError
 
 CPU = torch.device("cpu")
+# Of torch.compile; each since some release.
+APART: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": 64}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -47,20 +49,24 @@ class Machine:
             model.to(memory_format=torch.channels_last)
         return model
 
-    def prepare(self, candidates: Iterable[nn.Module]) -> None:
-        """Compile them, each by itself, in place, if this machine compiles.
+    def prepare(self, candidates: Sequence[nn.Module]) -> Callable[[], None]:
+        """Compile them, each by itself, if this machine compiles; returns what undoes it.
 
         The gates between them stay plain Python, and a copy of a candidate, as `derive` makes it,
         is not compiled. What has no parameter computes next to nothing and stays as it is.
         """
-        if not self.compile:
-            return
-        # Else all modules of one class would share a handful of graphs, and the rest stay eager.
-        several = "isolate_recompiles" in inspect.signature(torch.compile).parameters
-        options: dict[str, Any] = {"isolate_recompiles": True} if several else {}
-        for candidate in candidates:
-            if any(True for _ in candidate.parameters()):
-                candidate.compile(dynamic=False, **options)
+        chosen = [c for c in candidates if any(True for _ in c.parameters())]
+        chosen = [c for c in chosen if c._compiled_call_impl is None] if self.compile else []
+        known = inspect.signature(torch.compile).parameters
+        for candidate in chosen:
+            # Else all modules of one class would share a handful of graphs, and the rest be eager.
+            candidate.compile(dynamic=False, **{k: v for k, v in APART.items() if k in known})
+
+        def undo() -> None:
+            for candidate in chosen:
+                candidate._compiled_call_impl = None
+
+        return undo
 
     def seed(self, seed: int) -> None:
         """Seed the generators that the model draws from here.

@@ -106,12 +106,23 @@ def _merge(run: Run, stored: RunConfig, given: Mapping[str, Any]) -> RunConfig:
             continue
         stage = FIRST_STAGE.get(key, "measure")
         if key not in FIRST_STAGE or any(run.done(s) for s in ORDER[ORDER.index(stage) :]):
+            name, old, new = _difference(key, before, after)
             raise RunError(
-                f"{run.directory.path} holds another run: its {key} is {_plain(before)}, not "
-                f"{_plain(after)}; leave the option out, or choose another --out"
+                f"{run.directory.path} holds another run: its {name} is {_plain(old)}, not "
+                f"{_plain(new)}; leave the option out, or choose another --out"
             )
         changes[key] = after
     return dataclasses.replace(stored, **changes)
+
+
+def _difference(key: str, before: Any, after: Any) -> tuple[str, Any, Any]:
+    """The first setting that is another one: its name and its two values."""
+    if dataclasses.is_dataclass(before):
+        for field in dataclasses.fields(before):
+            old, new = getattr(before, field.name), getattr(after, field.name)
+            if old != new:
+                return f"{key}.{field.name}", old, new
+    return key, before, after
 
 
 def _plain(value: Any) -> str:

@@ -19,7 +19,7 @@ EVERY = 10.0  # seconds between lines where there is no terminal to redraw
 
 def output() -> Console:
     """Standard output, for results; `Reporter` has the progress, on standard error."""
-    fixed = sys.stdout.isatty() or "COLUMNS" in os.environ
+    fixed = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
     return Console(width=None if fixed else WIDE, highlight=False)
 
 

@@ -22,7 +22,9 @@ Probe = Callable[[MachineSettings], Search]
 
 FORMATS: tuple[Literal["contiguous"], Literal["channels_last"]] = ("contiguous", "channels_last")
 PROBE_STEPS = 3
-GRAPHS = 3  # of a compiled candidate: weights learning; weights frozen; no gradient at all
+# Of a compiled candidate: weights learning, weights frozen, no gradient at all; each for whole
+# batches and for the last, smaller one.
+GRAPHS = 6
 WORTH_COMPILING = 1800.0  # seconds of weight steps: compiling takes minutes by itself
 
 
@@ -71,7 +73,7 @@ def compiling(machine: MachineSettings, probe: Probe, *, steps: int) -> MachineS
     steps: weight steps of the whole search.
     """
     plain = replace(machine, compile=bool(machine.compile))
-    if not may_compile(machine):
+    if not may_compile(machine) or not steps:
         return plain
     eager = Trial(partial(_one_path, probe, plain))
     if fastest({"": eager}, rounds=PROBE_STEPS)[""] * steps < WORTH_COMPILING or not eager.job:
@@ -86,8 +88,9 @@ def compiling(machine: MachineSettings, probe: Probe, *, steps: int) -> MachineS
 
 
 def _one_path(probe: Probe, on: MachineSettings) -> Search:
-    """A search over the largest candidate of every mixed operation alone."""
+    """A search over the largest candidate of every mixed operation alone, compiled for good."""
     job = probe(on)
+    job.prepare()
     supernet = job.supernet
     only = torch.zeros_like(supernet.mask)
     for row, mixed, mask in zip(only, supernet.mixed, supernet.mask.tolist(), strict=True):

@@ -142,7 +142,7 @@ def start_alike(model: nn.Module) -> None:
     inverted bottleneck are embedded in its siblings (its kernel in the middle of theirs, its
     channels among theirs, the other channels without an effect yet), a residual branch begins at
     zero, and beside a 1x1 convolution in a shortcut's place the bottleneck begins as that. Every
-    weight still has a gradient from the first step.
+    weight learns within a few steps, those of channels without an effect from the second on.
     """
     for mixed in (m for m in model.modules() if isinstance(m, MixedOp)):
         inner = [c.branch if isinstance(c, Residual) else c for c in mixed.candidates.values()]

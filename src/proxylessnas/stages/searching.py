@@ -181,7 +181,9 @@ def say_choice(run: Run, facts: dict[str, Any], limit_ms: float | None) -> None:
     run.reporter.say(f"{text}; validation score {facts['score']:.4f} with the supernet's weights")
 
 
-def derive_limits(run: Run, limits: Sequence[str]) -> dict[str, Architecture]:
+def derive_limits(
+    run: Run, limits: Sequence[str], settings: DeriveSettings
+) -> dict[str, Architecture]:
     """A network for each latency limit, from the one finished search's weights and α."""
     job = _finished_search(run)
     found = {}
@@ -192,7 +194,8 @@ def derive_limits(run: Run, limits: Sequence[str]) -> dict[str, Architecture]:
         _within(job.prices, limit_ms).check_reachable(job.supernet.mask)
     for limit, limit_ms in within.items():
         with run.stage(f"derive-{limit}", f"within {limit_ms:.4g} ms") as facts:
-            choice = choose_network(run, _adapted(run, job, limit_ms), run.config.derive)
+            adapted = _adapted(run, job, limit_ms, settings.arch_steps)
+            choice = choose_network(run, adapted, settings)
             architecture = run.found(choice.chosen.indices)
             name = f"architecture-{limit}.json"
             run.directory.write_json(name, architecture.to_dict())
@@ -202,10 +205,9 @@ def derive_limits(run: Run, limits: Sequence[str]) -> dict[str, Architecture]:
     return found
 
 
-def _adapted(run: Run, job: Search, limit_ms: float) -> Search:
+def _adapted(run: Run, job: Search, limit_ms: float, steps: int) -> Search:
     """The search with α learned on under that limit, where it is another one."""
-    another = limit_ms != run.target_ms and job.estimator.learns
-    steps = run.config.derive.arch_steps if another else 0
+    steps = 0 if limit_ms == run.target_ms else steps
     with run.reporter.bar("learning alpha under this limit") as update:
         return job.under(_within(job.prices, limit_ms), steps=steps, progress=update)
 
