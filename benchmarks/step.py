@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -205,6 +206,7 @@ def _batch(w: Workload) -> tuple[Tensor, Tensor]:
 
 def peak_memory(step: Callable[[], object]) -> int:
     """Bytes: the most live tensor memory above what is live before the step, by the allocator."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it tells of every start and stop
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         step()
