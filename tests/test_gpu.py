@@ -55,6 +55,13 @@ def test_a_search_runs_there(estimator: str, channels_last: bool, autocast: bool
     assert not job.supernet.alpha.is_cuda and float(job.supernet.alpha.abs().max()) > 1e-2
 
 
+def test_compiled_candidates_learn_there() -> None:
+    job = search_on(device=torch.device("cuda"), compile=True)
+    job.run()
+    assert job.step == job.plan.total and float(job.supernet.alpha.abs().max()) > 1e-2
+    assert all(bool(p.isfinite().all()) for p in job.model.parameters())
+
+
 def test_its_steps_are_those_of_the_cpu_but_for_rounding() -> None:
     here, there = search_on(), search_on(device=torch.device("cuda"))
     for job in (here, there):

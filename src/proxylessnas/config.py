@@ -196,7 +196,9 @@ class DeriveSettings:
     def __post_init__(self) -> None:
         _positive(self, "top_k", "measure_best", "rounds", "recalibrate_images", "score_images")
         if not isinstance(self.arch_steps, int) or self.arch_steps < 0:
-            raise ConfigError(f"arch_steps is {self.arch_steps}; it must be a whole number, 0 or more")
+            raise ConfigError(
+                f"arch_steps is {self.arch_steps}; it must be a whole number, 0 or more"
+            )
         if not 0 <= self.use < 1:
             raise ConfigError(f"use is {self.use}; it must be in [0, 1)")
 
