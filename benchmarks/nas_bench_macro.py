@@ -45,6 +45,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from scipy.stats import kendalltau
 
+from proxylessnas.another_limit import learned_on
 from proxylessnas.config import DeriveSettings, MachineSettings, SearchSettings
 from proxylessnas.data import load_data
 from proxylessnas.derive import choose
@@ -266,7 +267,7 @@ class Bench:
         """From the α of no limit by so many steps, as `proxylessnas derive --limits` does it."""
         job, start = self.unlimited, time.time()
         prices = replace(job.prices, limits=torch.tensor([limit], dtype=torch.float64))
-        return self.chosen(job.under(prices, steps=steps), "two_path", limit, start)
+        return self.chosen(learned_on(job, prices, steps=steps), "two_path", limit, start)
 
     @cached_property
     def unlimited(self) -> Search:

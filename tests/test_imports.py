@@ -39,6 +39,7 @@ ORDER = [
     "derive",
     "loop",
     "trials",
+    "another_limit",
     "recipes",
     "report",
     "run",

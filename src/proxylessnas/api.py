@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .another_limit import learned_on
 from .architecture import Architecture
 from .calibrate import settled
 from .config import (
@@ -127,7 +128,7 @@ class _Derivation:
         if not torch.equal(prices.limits, job.prices.limits):
             steps = self.derive.arch_steps
             with self.reporter.bar("learning alpha under this limit") as update:
-                job = job.under(prices, steps=steps, reward=self.reward, progress=update)
+                job = learned_on(job, prices, steps=steps, reward=self.reward, progress=update)
         return choose(
             job.supernet,
             prices,

@@ -11,9 +11,8 @@ Everything random derives from (seed, purpose, step); everything that changes is
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,12 +20,12 @@ import torch
 from torch import Tensor
 
 from .config import SearchSettings
-from .errors import ConfigError, SupernetError, UserError
-from .estimators import Estimate, Estimator, Problem, RewardOf, TwoPath, estimator_of
+from .errors import ConfigError, SupernetError
+from .estimators import Estimate, Estimator, Problem, TwoPath
 from .frozen import Kept, Part, take_apart
 from .gates import Path
 from .machine import Machine
-from .objective import Objective, Prices, make_objective
+from .objective import Objective, Prices
 from .optimizers import (
     cosine,
     gradients,
@@ -38,13 +37,12 @@ from .optimizers import (
     step,
 )
 from .ranks import ALONE, Ranks
-from .recovery import MAX_BAD_STEPS, Anchors, Memory, Recovery, explained, finite, named, steps
+from .recovery import Anchors, Memory, Recovery, finite, named, steps
 from .seeds import derive_seed
 from .supernet import Supernet
 from .task import Batches, Stream, Task, batch_size, call, scalar, split
 
 ARCH_TRAVEL = 10.0  # rate x steps: how far α may go, whatever the number of steps
-RECALLED = 1e-3  # of the most probable candidate's: the least with which one learns on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +112,7 @@ class Search:
         self.step, self.seen, self.recovery = 0, Progress(), Recovery()
         self.batch: Any = None
         self._again: Callable[[Any], Any] = lambda _: None  # the latest step, on another batch
-        self._stream(0, 0)
+        self.streams_after(0, 0)
         weights = {"params": list(self.model.parameters()), "weight_decay": s.weight_decay}
         self.weight_optimizer = sgd([weights], rate=s.learning_rate, momentum=s.momentum)
         self.arch_rate = s.arch_learning_rate or ARCH_TRAVEL / max(1, self.plan.arch_steps)
@@ -148,7 +146,7 @@ class Search:
                 self._take,
                 anchors=anchors or Memory(),
                 rate=f"the search's learning_rate ({self.settings.learning_rate:g})",
-                retry=lambda batch: self._again(batch),
+                retry=self.retry,
             ):
                 if self.step % len(self.train) == 0:
                     self.ranks.check_equal("alpha", self.supernet.alpha)
@@ -160,6 +158,10 @@ class Search:
         """Compile the candidates, if the machine says so; returns what undoes it."""
         mixed = self.supernet.mixed
         return self.machine.prepare([c for m in mixed for c in m.candidates.values()])
+
+    def retry(self, batch: Any) -> Any:
+        """The latest step's computation on another batch; what it leaves behind is of no use."""
+        return self._again(batch)
 
     def _take(self) -> None:
         self.weight_step()
@@ -279,68 +281,6 @@ class Search:
             average=self.ranks.average,
         )
 
-    @torch.inference_mode(False)
-    @torch.enable_grad()
-    def under(
-        self,
-        prices: Prices,
-        *,
-        steps: int,
-        reward: RewardOf | None = None,
-        progress: Callable[[int, int], object] = lambda done, total: None,
-    ) -> Search:
-        """A search that has learned on from this one's α, by so many steps under other limits.
-
-        α that was learned under one limit decodes badly far from it. The weights are this
-        search's and stay, and so does its own α. Where α never learned, or the objective is not
-        the constraint (the others have a price, not a limit), there is nothing to learn: no steps.
-
-        Raises:
-            UserError: a loss that is not finite again and again, or too little memory.
-        """
-        mine, s = self.supernet, self.settings
-        if s.objective != "constraint" or not self.estimator.learns:
-            steps = 0
-        supernet = Supernet(mine.model, space=mine.space, settings=mine.settings, input=mine.input)
-        supernet.mask = mine.mask.clone()
-        # The rates are those of so many steps, whatever the search's own were.
-        objective = make_objective(replace(s, dual_rate=None), prices, steps) if steps else None
-        estimator = estimator_of(s, prices, reward) if steps else None
-        other = replace(
-            self,
-            supernet=supernet,
-            prices=prices,
-            objective=objective or self.objective,
-            estimator=estimator or self.estimator,
-            machine=replace(self.machine, compile=False),  # for so few steps
-        )
-        with torch.no_grad():
-            supernet.alpha.copy_(_undecided(mine) if steps else mine.alpha)
-        other.step, other.recovery = self.step, Recovery(returns=self.recovery.returns)
-        other._stream(self.train_stream.taken, self.valid_stream.taken)
-        if steps:
-            other.objective.load(self.objective.state())
-            other.estimator.load(self.estimator.state())
-            other.arch_rate = ARCH_TRAVEL / steps
-            other._learn_alpha(steps, progress)
-        return other
-
-    def _learn_alpha(self, steps: int, progress: Callable[[int, int], object]) -> None:
-        """Architecture steps alone."""
-        modes = {module: module.training for module in self.model.modules()}
-        self.model.train()
-        try:
-            for done in range(steps):
-                with explained(lambda: self.batch, lambda batch: self._again(batch)):
-                    self.architecture_step()
-                if self.recovery.lost:
-                    raise UserError(f"{self.recovery.last} {MAX_BAD_STEPS} times in a row")
-                self.step += 1
-                progress(done + 1, steps)
-        finally:
-            for module, training in modes.items():
-                module.training = training
-
     # --- what it knows ---
 
     def most_probable(self) -> list[int]:
@@ -358,7 +298,7 @@ class Search:
     def _generator(self, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.seed, purpose, self.step))
 
-    def _stream(self, train_batches: int, valid_batches: int) -> None:
+    def streams_after(self, train_batches: int, valid_batches: int) -> None:
         """The two streams of batches, after so many of each."""
         self.train_stream = Stream(self.train, train_batches, self.ranks.share)
         self.valid_stream = Stream(self.valid, valid_batches, self.ranks.share)
@@ -393,7 +333,7 @@ class Search:
             "arch_optimizer", self.arch_optimizer, {"alpha": self.supernet.alpha}, tensors
         )
         self.step, self.recovery = int(values["step"]), Recovery.of(values["recovery"])
-        self._stream(int(values["train_batches"]), int(values["valid_batches"]))
+        self.streams_after(int(values["train_batches"]), int(values["valid_batches"]))
         self.objective.load(values["objective"])
         self.estimator.load(values["estimator"])
 
@@ -410,18 +350,6 @@ def fair_gates(supernet: Supernet, seed: int, step: int) -> list[int]:
         for row, candidate in zip(rows, order, strict=True):
             choice[row] = allowed[row][candidate]
     return choice
-
-
-def _undecided(supernet: Supernet) -> Tensor:
-    """α in the same order, but drawn together: no probability far below `RECALLED`.
-
-    A candidate's gradient is in proportion to its probability, so what was decided would stay.
-    """
-    alpha, mask = supernet.alpha.detach(), supernet.mask
-    most = alpha.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
-    least = alpha.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
-    scale = (-math.log(RECALLED) / (most - least).clamp_min(1e-12)).clamp_max(1.0)
-    return alpha * scale
 
 
 def mean_entropy(supernet: Supernet) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..another_limit import learned_on
 from ..architecture import Architecture
 from ..config import DeriveSettings, parse_latency
 from ..derive import Choice, Indices, choose
@@ -209,7 +210,7 @@ def _adapted(run: Run, job: Search, limit_ms: float, steps: int) -> Search:
     """The search with α learned on under that limit, where it is another one."""
     steps = 0 if limit_ms == run.target_ms else steps
     with run.reporter.bar("learning alpha under this limit") as update:
-        return job.under(_within(job.prices, limit_ms), steps=steps, progress=update)
+        return learned_on(job, _within(job.prices, limit_ms), steps=steps, progress=update)
 
 
 def _within(prices: Prices, limit_ms: float) -> Prices:
