@@ -227,10 +227,7 @@ class Bench:
         self.shared()
         steps = round(BUDGET[estimator] * self.args.arch_steps)
         job = self.search(limit, estimator, max(1, steps), 1, self.args.seed)
-        job.model.train()
-        for _ in range(steps):
-            job.architecture_step()
-            job.step += 1
+        _learn(job, steps)
         if self.args.joint_epochs:
             job = self.joint(job, limit, estimator, max(1, steps))
         return self.chosen(job, estimator, limit, start)
@@ -274,10 +271,7 @@ class Bench:
         """α learned without a limit."""
         self.shared()
         job = self.search(float("inf"), "two_path", self.args.arch_steps, 1, self.args.seed)
-        job.model.train()
-        for _ in range(self.args.arch_steps):
-            job.architecture_step()
-            job.step += 1
+        _learn(job, self.args.arch_steps)
         return job
 
     def shared(self) -> None:
@@ -346,6 +340,14 @@ class Bench:
         return result
 
 
+def _learn(job: Search, steps: int) -> None:
+    """Architecture steps alone."""
+    job.model.train()
+    for _ in range(steps):
+        job.architecture_step()
+        job.step += 1
+
+
 def main() -> None:
     args, console = _arguments(), output()
     truth, bench = Truth.load(args.table), Bench(args, console)
@@ -388,15 +390,7 @@ def main() -> None:
 
 def _table(results: list[dict[str, Any]], truth: Truth, estimators: Sequence[str]) -> Table:
     table = Table(title="Table accuracy in % (rank among all distinct networks)")
-    for name in (
-        "limit, M MACs",
-        *estimators,
-        "best",
-        "top 1 %",
-        "additive fit",
-        "most MACs",
-        "random of 20",
-    ):
+    for name in ("limit, M MACs", *estimators, *truth.references(float("inf"))):
         table.add_column(name)
     for limit in dict.fromkeys(r["limit"] for r in results):
         row = {r["estimator"]: r["code"] for r in results if r["limit"] == limit}

@@ -104,7 +104,6 @@ class Steps:
     def __init__(self, first: float, later: float, eager: float, *, fails: bool = False) -> None:
         self.first, self.later, self.eager, self.fails = first, later, eager, fails
         self.masks: list[Tensor] = []
-        self.prepared: list[MachineSettings] = []
 
     def __call__(self, on: MachineSettings) -> Any:
         supernet, lengths = Supernet(Net()), iter([self.first])
@@ -115,9 +114,7 @@ class Steps:
             time.sleep(next(lengths, self.later) if on.compile else self.eager)
             self.masks.append(supernet.mask)
 
-        return SimpleNamespace(
-            supernet=supernet, step=0, weight_step=step, prepare=lambda: self.prepared.append(on)
-        )
+        return SimpleNamespace(supernet=supernet, step=0, weight_step=step, prepare=lambda: None)
 
 
 LONG = int(2 * WORTH_COMPILING / 0.02)  # steps that take an hour

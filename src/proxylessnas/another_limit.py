@@ -55,7 +55,6 @@ def learned_on(
         prices=prices,
         objective=objective or search.objective,
         estimator=estimator or search.estimator,
-        machine=replace(search.machine, compile=False),  # for so few steps
     )
     with torch.no_grad():
         supernet.alpha.copy_(_drawn_together(mine) if steps else mine.alpha)
