@@ -22,6 +22,7 @@ ORDER = [
     "frozen",
     "progress",
     "ranks",
+    "fast",
     "machine",
     "task",
     "optimizers",

@@ -116,7 +116,7 @@ def test_one_variant_that_fails_does_not_decide_for_the_others() -> None:
                 raise RuntimeError("unsafe to autocast")
             time.sleep(0.001 if on.memory_format == "channels_last" else 0.02)
 
-        return SimpleNamespace(step=0, weight_step=step)
+        return SimpleNamespace(step=0, weight_step=step, prepare=lambda: None)
 
     found = quickest(MachineSettings(device="cuda:0"), probe, rounds=2)
     assert (found.memory_format, found.autocast) == ("channels_last", False)
@@ -189,7 +189,8 @@ def test_what_is_left_open_is_tried_and_the_fastest_taken(
     def probe(on: MachineSettings) -> Any:
         seen.append((on.memory_format, on.autocast))
         wait = 0.01 * (len(tried) - len(seen))
-        return SimpleNamespace(step=0, weight_step=lambda: time.sleep(wait))
+        step = lambda: time.sleep(wait)  # noqa: E731
+        return SimpleNamespace(step=0, weight_step=step, prepare=lambda: None)
 
     settings = MachineSettings(device=device, **given)
     found = quickest(settings, probe, rounds=2)

@@ -55,6 +55,7 @@ def learned_on(
         prices=prices,
         objective=objective or search.objective,
         estimator=estimator or search.estimator,
+        machine=replace(search.machine, compile=False),  # minutes, for a few hundred steps
     )
     with torch.no_grad():
         supernet.alpha.copy_(_drawn_together(mine) if steps else mine.alpha)
@@ -72,6 +73,7 @@ def _learn(search: Search, steps: int, progress: Callable[[int, int], object]) -
     """Architecture steps alone."""
     modes = {module: module.training for module in search.model.modules()}
     search.model.train()
+    undo = search.prepare()
     try:
         for done in range(steps):
             with explained(lambda: search.batch, search.retry):
@@ -81,6 +83,7 @@ def _learn(search: Search, steps: int, progress: Callable[[int, int], object]) -
             search.step += 1
             progress(done + 1, steps)
     finally:
+        undo()
         for module, training in modes.items():
             module.training = training
 

@@ -27,6 +27,7 @@ from .config import (
 )
 from .errors import ConfigError
 from .estimators import Random
+from .fast import gains
 from .loop import Plan, Search
 from .machine import make_machine
 from .objective import Alone, Prices
@@ -39,7 +40,15 @@ from .spaces import complete_settings
 from .stages import search_with
 from .supernet import Supernet
 from .task import LoaderBatches, Stream, Task
-from .trials import PROBE_STEPS, compiling, may_compile, quickest, variants_of
+from .trials import (
+    PROBE_STEPS,
+    compiling,
+    layers,
+    may_compile,
+    may_speed_up,
+    quickest,
+    variants_of,
+)
 
 SEARCH_SHARE = 0.5  # of what a budget leaves after measuring; the rest trains
 RESERVE = 0.12  # for scoring, the final measurement and the noise of the estimate
@@ -57,7 +66,7 @@ def complete(run: Run) -> RunConfig:
     )
     full = {**config.space_settings, **config.train.space_settings}
     complete_settings(config.space, full, None)  # for its error, before the search is paid for
-    machine = _explicit(config.machine, run.machine.device)
+    machine = _explicit(config.machine, run.machine.device, run.supernet)
     config = replace(config, machine=machine)
     # The built-in spaces do every format; another's candidates are all tried.
     rounds = run.supernet.mask.shape[1] if ":" in config.space else PROBE_STEPS
@@ -65,23 +74,40 @@ def complete(run: Run) -> RunConfig:
     # A budget's epochs are not known yet, so neither is whether compiling would pay.
     steps = len(run.batches("search", config.search.batch_size))
     steps = 0 if config.budget else Plan.of(config.search, steps).total
+
+    def lasts(step: float) -> float:
+        budget = 60 * parse_minutes(config.budget) if config.budget else 0.0
+        return SEARCH_SHARE * budget or steps * step
+
     share = replace(config.search, batch_size=config.search.batch_size // run.ranks.world)
 
     def probe(on: MachineSettings) -> Search:
         return _probe(run, replace(config, search=share, machine=on), ALONE)
 
     def found() -> dict[str, Any]:
-        chosen = compiling(quickest(machine, probe, rounds=rounds), probe, steps=steps)
-        return asdict(replace(config, machine=chosen))
+        chosen = layers(quickest(machine, probe, rounds=rounds), probe, lasts=lasts)
+        return asdict(replace(config, machine=compiling(chosen, probe, steps=steps)))
 
     # Rank 0 tries alone: the others' times would differ, and a failure of one stop all.
     return from_namespace(RunConfig, run.ranks.of_main(found))
 
 
-def _explicit(machine: MachineSettings, device: torch.device) -> MachineSettings:
-    """The settings with the device and the threads that they come to here."""
+def _explicit(
+    machine: MachineSettings, device: torch.device, supernet: Supernet
+) -> MachineSettings:
+    """The settings with the device and the threads that they come to here.
+
+    What has nothing to work on in this model is off.
+    """
     threads = machine.threads or torch.get_num_threads()
-    return replace(machine, device=str(device), threads=threads)
+    machine = replace(machine, device=str(device), threads=threads)
+    splits, fuses = gains(supernet.model.modules()) if machine.device == "cpu" else (False, False)
+    fuses = fuses and machine.memory_format != "contiguous"
+    return replace(
+        machine,
+        split=machine.split if splits else bool(machine.split),
+        fuse=machine.fuse if fuses else bool(machine.fuse),
+    )
 
 
 def settled(
@@ -100,20 +126,25 @@ def settled(
     The memory format matters to images alone. What a trial cannot copy, such as a counter that
     the loss function keeps, sees its steps too.
     """
-    machine = _explicit(machine, make_machine(machine).device)
+    machine = _explicit(machine, make_machine(machine).device, supernet)
     widest = int(supernet.mask.sum(1).max())
     variants = variants_of(machine)
-    plain = replace(variants[0], compile=bool(machine.compile))
+    plain = replace(
+        variants[0],
+        compile=bool(machine.compile),
+        split=bool(machine.split),
+        fuse=bool(machine.fuse),
+    )
     steps = Plan.of(settings, len(training)).total
     if _settled(machine) or steps < WORTH_A_TRIAL * len(variants) * (widest + 1):
         return plain
     with explained():
         batch = Stream(training).take()
     if not any(isinstance(x, Tensor) and x.dim() == 4 for x in pytree.tree_leaves(batch)):
-        machine = replace(machine, memory_format=plain.memory_format)
+        machine = replace(plain, autocast=machine.autocast, compile=machine.compile)
     if _settled(machine):
         return plain
-    reporter.say("trying how weight steps are fastest: memory format, precision, compilation")
+    reporter.say("trying how weight steps are fastest: memory format, precision, kernels")
     probe = _on_copies(supernet, task, batch, settings, seed)
 
     def found() -> dict[str, Any]:
@@ -121,7 +152,9 @@ def settled(
         before = [(p, p.grad) for p in supernet.model.parameters()]
         draws = random.getstate()
         with torch.random.fork_rng(devices=[]):
-            chosen = compiling(quickest(machine, probe, rounds=widest), probe, steps=steps)
+            chosen = quickest(machine, probe, rounds=widest)
+            chosen = layers(chosen, probe, lasts=lambda step: steps * step)
+            chosen = compiling(chosen, probe, steps=steps)
         random.setstate(draws)
         for parameter, gradient in before:
             parameter.grad = gradient
@@ -131,7 +164,7 @@ def settled(
 
 
 def _settled(machine: MachineSettings) -> bool:
-    return len(variants_of(machine)) == 1 and not may_compile(machine)
+    return len(variants_of(machine)) == 1 and not (may_compile(machine) or may_speed_up(machine))
 
 
 def _on_copies(
@@ -212,6 +245,7 @@ def fit_budget(run: Run) -> RunConfig:
 def _step_seconds(run: Run) -> tuple[float, float]:
     """(weight step, architecture step), means over fair gates, the first step left out."""
     probe = _probe(run, run.config, run.ranks)
+    probe.prepare()
     probe.weight_step()
     probe.architecture_step()
     widest = probe.supernet.mask.shape[1]

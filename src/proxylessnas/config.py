@@ -252,6 +252,11 @@ class MachineSettings:
     autocast: bfloat16 mixed precision; default: on a GPU where it is faster, else float32.
     compile: search with candidates compiled by torch.compile, each by itself; default: on a GPU
         where a search without a budget is so long that it saves more than it takes, else not.
+    split: depthwise convolutions with wide kernels take their weight gradient in strips; CPU only;
+        default: where that is faster.
+    fuse: batch normalisation and the activation after it run as one kernel, which torch.compile
+        makes in seconds; CPU and channels_last only; default: where it is faster and the search
+        takes minutes.
     """
 
     device: str = "auto"
@@ -259,11 +264,13 @@ class MachineSettings:
     threads: int | None = None
     autocast: bool | None = None
     compile: bool | None = None
+    split: bool | None = None
+    fuse: bool | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "threads")
         _at_most(self, 1024, "threads")
-        for name in ("autocast", "compile"):
+        for name in ("autocast", "compile", "split", "fuse"):
             if getattr(self, name) not in (None, True, False):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be true or false")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):

@@ -155,9 +155,9 @@ class Search:
             undo()
 
     def prepare(self) -> Callable[[], None]:
-        """Compile the candidates, if the machine says so; returns what undoes it."""
+        """Let the model compute as the machine does best; returns what undoes it."""
         mixed = self.supernet.mixed
-        return self.machine.prepare([c for m in mixed for c in m.candidates.values()])
+        return self.machine.prepare(self.model, [c for m in mixed for c in m.candidates.values()])
 
     def retry(self, batch: Any) -> Any:
         """The latest step's computation on another batch; what it leaves behind is of no use."""

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from .config import MachineSettings
 from .errors import ConfigError
+from .fast import speed_up
 
 CPU = torch.device("cpu")
 # Of torch.compile; each since some release.
@@ -31,6 +32,8 @@ class Machine:
     channels_last: bool = False
     autocast: bool = False
     compile: bool = False
+    split: bool = False
+    fuse: bool = False
 
     def put(self, batch: Any) -> Any:
         """A batch on the device, images in the chosen memory format, without waiting."""
@@ -49,24 +52,40 @@ class Machine:
             model.to(memory_format=torch.channels_last)
         return model
 
-    def prepare(self, candidates: Sequence[nn.Module]) -> Callable[[], None]:
-        """Compile them, each by itself, if this machine compiles; returns what undoes it.
+    def prepare(self, model: nn.Module, candidates: Sequence[nn.Module] = ()) -> Callable[[], None]:
+        """Let the model train as this machine does best; returns what undoes it.
 
-        The gates between them stay plain Python, and a copy of a candidate, as `derive` makes it,
-        is not compiled. What has no parameter computes next to nothing and stays as it is.
+        Its weights, its state and copies of it, as `derive` makes them, know nothing of that.
+
+        Raises:
+            ConfigError: no kernel can be compiled here.
         """
-        chosen = [c for c in candidates if any(True for _ in c.parameters())]
-        chosen = [c for c in chosen if c._compiled_call_impl is None] if self.compile else []
+        compiled = self._compiled(candidates)
+        inside = {m for candidate in compiled for m in candidate.modules()}
+        others = [m for m in model.modules() if m not in inside]
+        slow_down = speed_up(others, split=self.split, fuse=self.fuse)
         known = inspect.signature(torch.compile).parameters
-        for candidate in chosen:
+        for candidate in compiled:
             # Else all modules of one class would share a handful of graphs, and the rest be eager.
             candidate.compile(dynamic=False, **{k: v for k, v in APART.items() if k in known})
 
         def undo() -> None:
-            for candidate in chosen:
+            slow_down()
+            for candidate in compiled:
                 candidate._compiled_call_impl = None
 
         return undo
+
+    def _compiled(self, candidates: Sequence[nn.Module]) -> list[nn.Module]:
+        """Those that torch.compile compiles, each by itself, if this machine does that.
+
+        The gates between them stay plain Python. What has no parameter computes next to nothing and
+        stays as it is.
+        """
+        if not self.compile:
+            return []
+        free = [c for c in candidates if c._compiled_call_impl is None]
+        return [c for c in free if any(True for _ in c.parameters())]
 
     def seed(self, seed: int) -> None:
         """Seed the generators that the model draws from here.
@@ -93,6 +112,12 @@ def make_machine(settings: MachineSettings) -> Machine:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"machine.device is {name}, but torch sees no GPU; use cpu or auto")
+    for switch in ("split", "fuse"):
+        if getattr(settings, switch) and not name.startswith("cpu"):
+            raise ConfigError(
+                f"machine.{switch} is true, but it works on CPUs alone and machine.device is "
+                f"{name}; leave it out"
+            )
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     keep_heap()
@@ -101,6 +126,8 @@ def make_machine(settings: MachineSettings) -> Machine:
         channels_last=settings.memory_format == "channels_last",
         autocast=bool(settings.autocast),
         compile=bool(settings.compile),
+        split=bool(settings.split),
+        fuse=bool(settings.fuse),
     )
 
 

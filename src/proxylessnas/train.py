@@ -88,15 +88,19 @@ class Training:
     ) -> None:
         """Take the steps that are left; `after_step` may look, log and save."""
         self.model.train()
-        for _ in steps(
-            self,
-            self.total,
-            self.train_step,
-            anchors=anchors or Memory(),
-            rate=f"the training's learning_rate ({self.settings.learning_rate:g})",
-            retry=self._gradients,
-        ):
-            after_step(self)
+        undo = self.machine.prepare(self.model)
+        try:
+            for _ in steps(
+                self,
+                self.total,
+                self.train_step,
+                anchors=anchors or Memory(),
+                rate=f"the training's learning_rate ({self.settings.learning_rate:g})",
+                retry=self._gradients,
+            ):
+                after_step(self)
+        finally:
+            undo()
 
     def train_step(self) -> None:
         rate = self.recovery.factor * self.settings.learning_rate

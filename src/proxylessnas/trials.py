@@ -25,6 +25,7 @@ PROBE_STEPS = 3
 # Of a compiled candidate: weights learning, weights frozen, no gradient at all; each for whole
 # batches and for the last, smaller one.
 GRAPHS = 6
+WORTH_SPLITTING, WORTH_FUSING = 20.0, 120.0  # seconds of weight steps; trials take 3 and 15
 WORTH_COMPILING = 1800.0  # seconds of weight steps: compiling takes minutes by itself
 
 
@@ -59,6 +60,37 @@ def variants_of(machine: MachineSettings) -> list[MachineSettings]:
     return variants
 
 
+def layers(
+    machine: MachineSettings, probe: Probe, *, lasts: Callable[[float], float]
+) -> MachineSettings:
+    """The settings with `split` and `fuse` decided: what makes weight steps faster here.
+
+    lasts: seconds of the whole search, of the seconds of a weight step; where it is shorter than
+    what makes a trial worth it, nothing is tried.
+    """
+    found = replace(machine, split=bool(machine.split), fuse=bool(machine.fuse))
+    if not may_speed_up(machine):
+        return found
+    length = lasts(fastest({"": Trial(partial(probe, found))}, rounds=PROBE_STEPS)[""])
+    if machine.split is None and length >= WORTH_SPLITTING:
+        found = _faster(found, replace(found, split=True), probe)
+    fuses = machine.memory_format == "channels_last" and length >= WORTH_FUSING
+    if machine.fuse is None and fuses:
+        found = _faster(found, replace(found, fuse=True), probe)
+    return found
+
+
+def _faster(plain: MachineSettings, other: MachineSettings, probe: Probe) -> MachineSettings:
+    trials = {"plain": Trial(partial(probe, plain)), "other": Trial(partial(probe, other))}
+    seconds = fastest(trials, rounds=PROBE_STEPS)
+    return plain if trials["other"].failed or seconds["plain"] <= seconds["other"] else other
+
+
+def may_speed_up(machine: MachineSettings) -> bool:
+    """Whether something is left open."""
+    return machine.split is None or machine.fuse is None
+
+
 def may_compile(machine: MachineSettings) -> bool:
     """On GPUs alone: on CPUs it gained nothing (docs/log.md), and is set by hand."""
     return machine.compile is None and machine.device.startswith("cuda")
@@ -88,9 +120,8 @@ def compiling(machine: MachineSettings, probe: Probe, *, steps: int) -> MachineS
 
 
 def _one_path(probe: Probe, on: MachineSettings) -> Search:
-    """A search over the largest candidate of every mixed operation alone, compiled for good."""
+    """A search over the largest candidate of every mixed operation alone."""
     job = probe(on)
-    job.prepare()
     supernet = job.supernet
     only = torch.zeros_like(supernet.mask)
     for row, mixed, mask in zip(only, supernet.mixed, supernet.mask.tolist(), strict=True):
@@ -112,7 +143,9 @@ class Trial:
         if self.failed:
             return
         try:
-            self.job = self.job or self.make()
+            if self.job is None:
+                self.job = self.make()
+                self.job.prepare()  # for good
             self.job.weight_step()
             self.job.step += 1
         except Exception:  # whatever a model raises in one way of computing and not in another

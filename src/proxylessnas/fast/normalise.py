@@ -1,0 +1,294 @@
+"""Batch normalisation and the activation after it as one kernel.
+
+In training both are bound by memory. In eager PyTorch normalisation reads its input three times
+and writes once, the activation reads and writes the result again, the backward pass does the like
+twice over, and three tensors are kept: input, normalised, activated. The kernels here read the
+input twice and write once, keep the input alone, and compute again what was cut off.
+
+torch.compile makes them, once for all shapes and in seconds: a pair for each kind of activation.
+They see images in channels_last as [rows, pixels, channels], so that a row's sums fit in the cache.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import inf
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..errors import ConfigError
+from .depthwise import hooked
+
+# What an activation cuts off below and above; ReLU6 is a Hardtanh.
+Bounds = tuple[float, float]
+UNBOUNDED: Bounds = (-inf, inf)
+
+FIRST = (
+    32,
+    256,
+    64,
+)  # the shape that kernels are compiled for: not what a run happens to see first
+CACHED = 1024  # pixels of a row: with hundreds of channels it fits into a core's cache
+LONGEST = 4096  # inductor sums more than this by another kernel
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """forward: (x, weight, bias) -> y, mean, variance, and what backward needs of them.
+    backward: (∂L/∂y, x, *what it needs) -> ∂L/∂x, ∂L/∂weight, ∂L/∂bias.
+    x, y: [rows, pixels, channels]; the others [channels]."""
+
+    forward: Callable[..., tuple[Tensor, ...]]
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
+def calls(modules: Sequence[nn.Module]) -> dict[nn.Module, Callable[..., object]]:
+    """What stands in for the calls of sequences with a normalisation, and of those alone.
+
+    Raises:
+        ConfigError: torch.compile cannot build kernels here.
+    """
+    found: dict[nn.Module, Callable[..., object]] = {}
+    paired: set[nn.Module] = set()
+    for module in modules:
+        # A subclass with a forward of its own may use its parts in any way.
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+            steps = _steps(list(module))
+            pairs = [step.norm for step in steps if isinstance(step, _Pair)]
+            if pairs:
+                found[module] = _Sequence(module, steps)
+                paired.update(pairs)
+    for module in modules:
+        if is_norm(module) and module not in paired:
+            found[module] = _Sequence(module, [_Pair(module, None, kernels(UNBOUNDED, module.eps))])
+    return found
+
+
+def is_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    return type(module) is nn.BatchNorm2d and module.affine
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """A normalisation, the activation after it, and the kernels of both."""
+
+    norm: nn.BatchNorm2d
+    activation: nn.Module | None
+    kernels: Kernels
+
+    def __call__(self, x: Any) -> Any:
+        if _suits(self.norm, x):
+            return _normalised(self.norm, x, self.kernels)
+        x = self.norm._call_impl(x)  # type: ignore[no-untyped-call]
+        return x if self.activation is None else self.activation(x)
+
+
+def _steps(layers: Sequence[nn.Module]) -> list[nn.Module | _Pair]:
+    steps: list[nn.Module | _Pair] = []
+    for layer in layers:
+        bounds, norm = _bounds(layer), steps[-1] if steps else None
+        if bounds and isinstance(norm, nn.Module) and is_norm(norm):
+            steps[-1] = _Pair(norm, layer, kernels(bounds, norm.eps))
+        else:
+            steps.append(layer)
+    return steps
+
+
+def _bounds(activation: nn.Module) -> Bounds | None:
+    if type(activation) is nn.ReLU:
+        return 0.0, inf
+    if type(activation) in (nn.ReLU6, nn.Hardtanh):
+        assert isinstance(activation, nn.Hardtanh)
+        return float(activation.min_val), float(activation.max_val)
+    return None
+
+
+class _Sequence:
+    """Stands in for a module's call."""
+
+    def __init__(self, module: nn.Module, steps: Sequence[nn.Module | _Pair]) -> None:
+        self.module, self.steps = module, steps
+        self.watched = [module]
+        for step in steps:
+            if isinstance(step, _Pair):
+                self.watched += [m for m in (step.norm, step.activation) if m is not None]
+
+    def __call__(self, x: Any) -> Any:
+        if any(map(hooked, self.watched)):
+            return self.module._call_impl(x)  # type: ignore[no-untyped-call]
+        for step in self.steps:
+            x = step(x)
+        return x
+
+
+def _suits(norm: nn.BatchNorm2d, x: Any) -> bool:
+    return (
+        isinstance(x, Tensor)
+        and norm.training
+        and x.dim() == 4
+        and x.device.type == "cpu"
+        and x.dtype == norm.weight.dtype == torch.float32
+        and x.shape[1] == norm.num_features > 1
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not torch.is_autocast_enabled("cpu")
+        and _rows(x.shape[0], x.shape[2], x.shape[3]) is not None
+    )
+
+
+@cache
+def _rows(batch: int, height: int, width: int) -> tuple[int, int] | None:
+    """(rows, pixels of each): as few rows as the cache allows, of whole lines of an image."""
+    divisors = [n for n in range(1, height + 1) if height % n == 0]
+    for longest in (CACHED, LONGEST):
+        for parts in divisors:
+            rows, pixels = batch * parts, height // parts * width
+            if 1 < rows <= LONGEST and 1 < pixels <= longest:
+                return rows, pixels
+    return None  # a dimension of 1 would be another kernel
+
+
+def _normalised(norm: nn.BatchNorm2d, x: Tensor, kernels: Kernels) -> Tensor:
+    out: Tensor
+    out, mean, variance = _Normalised.apply(x, norm.weight, norm.bias, kernels)
+    if norm.track_running_stats:
+        _track(norm, mean, variance, x.numel() // x.shape[1])
+    return out
+
+
+@torch.no_grad()
+def _track(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
+    """Running statistics, as PyTorch keeps them: the variance is the unbiased one."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    momentum = norm.momentum
+    if momentum is None:  # a cumulative average
+        momentum = 1.0 / float(norm.num_batches_tracked)
+    norm.running_mean.lerp_(mean, momentum)
+    norm.running_var.lerp_(variance * (count / (count - 1)), momentum)
+
+
+class _Normalised(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kernels: Kernels
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        # Detached: kernels are compiled for tensors that require nothing.
+        seen = _as_rows(x.detach())
+        y, mean, variance, *rest = kernels.forward(seen, weight.detach(), bias.detach())
+        ctx.kernels, ctx.shape = kernels, x.shape
+        ctx.mark_non_differentiable(mean, variance)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, mean, *rest)
+        return _as_images(y, x.shape), mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, None, None
+        x, *rest = (saved.detach() for saved in ctx.saved_tensors)
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        grad_x, grad_weight, grad_bias = ctx.kernels.backward(_as_rows(grad), _as_rows(x), *rest)
+        return _as_images(grad_x, ctx.shape), grad_weight, grad_bias, None
+
+
+def _as_rows(images: Tensor) -> Tensor:
+    batch, channels, height, width = images.shape
+    split = _rows(batch, height, width)
+    assert split is not None
+    return images.permute(0, 2, 3, 1).view(*split, channels)
+
+
+def _as_images(rows: Tensor, shape: torch.Size) -> Tensor:
+    batch, channels, height, width = shape
+    return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+# --- the kernels ---
+
+
+@cache
+def kernels(bounds: Bounds, eps: float) -> Kernels:
+    """The kernels for an activation and a normalisation's eps, compiled at once.
+
+    Raises:
+        ConfigError: torch.compile cannot build them here.
+    """
+    low, high = bounds
+
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        count = x.shape[0] * x.shape[1]
+        origin = x[0, 0]  # sums of squares about it do not cancel
+        apart = x - origin
+        offset = _total(apart) / count
+        variance = (_total(apart * apart) / count - offset * offset).clamp_min(0)
+        mean = origin + offset
+        inverse = torch.rsqrt(variance + eps)
+        scale = weight * inverse
+        shift = bias - mean * scale
+        y = x * scale + shift
+        if high < inf:
+            y = y.clamp_max(high)
+        if low > -inf:
+            y = y.clamp_min(low)
+        return y, mean, variance, inverse, scale, shift
+
+    def backward(
+        grad: Tensor, x: Tensor, mean: Tensor, inverse: Tensor, scale: Tensor, shift: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        count = x.shape[0] * x.shape[1]
+        y = x * scale + shift
+        if high < inf:
+            grad = torch.where(y < high, grad, 0.0)
+        if low > -inf:
+            grad = torch.where(y > low, grad, 0.0)
+        apart = x - mean
+        grad_bias, along = _total(grad), _total(grad * apart)
+        level, slope = scale * grad_bias / count, scale * inverse * inverse * along / count
+        return scale * grad - level - slope * apart, along * inverse, grad_bias
+
+    found = Kernels(_compiled(forward), _compiled(backward))
+    x, grad = torch.zeros(FIRST), torch.zeros(FIRST)
+    vectors = [torch.ones(FIRST[-1]) for _ in range(4)]  # each its own: one twice is another kernel
+    for tensor in (x, grad, *vectors):
+        for dimension in range(tensor.dim()):
+            torch._dynamo.mark_dynamic(tensor, dimension)
+    noise = logging.getLogger("torch.utils.cpp_extension")  # a toolkit without a GPU, it says
+    level = noise.level
+    noise.setLevel(logging.ERROR)
+    try:
+        with torch.no_grad():
+            found.forward(x, *vectors[:2])
+            found.backward(grad, x, *vectors)
+    except (RuntimeError, OSError) as error:
+        raise ConfigError(
+            "machine.fuse is true, but torch.compile cannot build a kernel here "
+            f"({str(error).strip().splitlines()[0]}); install a C++ compiler (g++), or leave it out"
+        ) from error
+    finally:
+        noise.setLevel(level)
+    return found
+
+
+def _total(values: Tensor) -> Tensor:
+    """Over rows and pixels, in two steps: rounding grows with the length of a sum."""
+    return values.sum(1).sum(0)
+
+
+def _compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    known = inspect.signature(torch.compile).parameters
+    # All closures of one function would share a handful of graphs.
+    apart: Iterable[tuple[str, Any]] = {"isolate_recompiles": True}.items()
+    # Bounds and eps are constants to it; which dimensions are not is marked.
+    compiled: Callable[..., Any] = torch.compile(
+        kernel, dynamic=False, **{k: v for k, v in apart if k in known}
+    )
+    return compiled
