@@ -13,6 +13,8 @@ hit both sides.
 
 time, memory: ratio to the baseline. memory is the peak of live tensors during a step, above what
 is there between steps (parameters, momentum). cl: time beside the plain step in channels_last.
+layout: cont. and cl are the memory formats; with "fast" depthwise convolutions take their weight
+gradient in strips and batch normalisation is fused with its activation (`machine.split`, `.fuse`).
 rss: peak resident MB of a process that takes only this step (long form).
 --compile adds steps whose candidates torch.compile has compiled (minutes, before the rounds).
 """
@@ -20,6 +22,7 @@ rss: peak resident MB of a process that takes only this step (long form).
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -73,19 +76,21 @@ WORKLOADS = {
 
 @dataclass(frozen=True)
 class Row:
-    """What is measured: which step, with how many candidates, in which memory format."""
+    """What is measured: which step, with how many candidates, computed in which way."""
 
     step: str
     candidates: int
     channels_last: bool = True
+    fast: bool = True  # strips and fused normalisation, `machine.split` and `machine.fuse`
     compiled: bool = False
 
     @property
     def layout(self) -> str:
-        return ("cl" if self.channels_last else "cont.") + (", compiled" if self.compiled else "")
+        how = ", compiled" if self.compiled else ", fast" if self.fast else ""
+        return ("cl" if self.channels_last else "cont.") + how
 
 
-PLAIN, PLAIN_CL = Row("plain", 0, False), Row("plain, channels_last", 0)
+PLAIN, PLAIN_CL = Row("plain", 0, False, False), Row("plain, channels_last", 0, True, False)
 SHORT = [
     PLAIN,
     PLAIN_CL,
@@ -95,12 +100,11 @@ SHORT = [
 ]
 LONG = [
     *SHORT,
-    Row("weight", 6, False),
-    Row("two_path", 6, False),
+    *(Row(step, 6, cl, False) for cl in (True, False) for step in ("weight", "two_path")),
     *(Row(step, n) for n in (2, 12) for step in ("weight", "two_path")),
     *(Row("full_path", n) for n in (2, 4, 12)),
 ]
-COMPILED = [Row(step, 2, compiled=True) for step in ("weight", "two_path")]
+COMPILED = [Row(step, 2, True, False, compiled=True) for step in ("weight", "two_path")]
 
 
 # --- the steps ---
@@ -153,7 +157,9 @@ def search_row(w: Workload, row: Row) -> Callable[[], object]:
     """The search's own step: everything it does between two batches."""
     torch.manual_seed(0)
     estimator: Estimator = FullPath() if row.step == "full_path" else TwoPath()
-    machine = Machine(channels_last=row.channels_last, compile=row.compiled)
+    machine = Machine(
+        channels_last=row.channels_last, compile=row.compiled, split=row.fast, fuse=row.fast
+    )
     search = make_search(_supernet(w, row.candidates), _batch(w), machine, estimator)
     search.prepare()
     with torch.no_grad():  # candidate 0 runs, candidate 1 is the other of every pair
@@ -242,7 +248,7 @@ def measure(w: Workload, rows: Sequence[Row], rounds: int) -> dict[Row, tuple[li
 
 def resident_mb(workload: str, row: Row) -> float:
     """Peak resident memory of a process of its own that takes three of these steps."""
-    asked = json.dumps([workload, row.step, row.candidates, row.channels_last, row.compiled])
+    asked = json.dumps([workload, *dataclasses.astuple(row)])
     done = subprocess.run(
         [sys.executable, __file__, "--resident", asked], capture_output=True, text=True, check=True
     )
@@ -274,6 +280,7 @@ def rows_of(workload: str, measured: dict[Row, tuple[list[float], int]]) -> list
                 "step": row.step,
                 "candidates": row.candidates,
                 "channels_last": row.channels_last,
+                "fast": row.fast,
                 "layout": row.layout,
                 "seconds": statistics.median(seconds),
                 "time_ratio": _ratio(seconds, plain),
@@ -291,7 +298,8 @@ def rows_of(workload: str, measured: dict[Row, tuple[list[float], int]]) -> list
             "step": f"search epoch (1 two_path each {ARCH_EVERY} weight)",
             "candidates": 6,
             "channels_last": True,
-            "layout": "cl",
+            "fast": True,
+            "layout": "cl, fast",
             "seconds": statistics.median(epoch),
             "time_ratio": _ratio(epoch, plain),
             "time_ratio_channels_last": _ratio(epoch, plain_cl),
