@@ -74,6 +74,23 @@ def test_its_steps_are_those_of_the_cpu_but_for_rounding() -> None:
     assert there.seen.estimate.loss == pytest.approx(here.seen.estimate.loss, rel=1e-2)
 
 
+def test_weight_steps_never_wait_for_the_device() -> None:
+    job = search_on(device=torch.device("cuda"))
+    job.model.train()
+    for _ in range(2):
+        job.weight_step()
+    batch = job.machine.put(images()[0])  # reading a batch pins memory, which may wait
+    job.train_stream.take = lambda: batch
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        job.weight_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(job.recovery.unread) == 3
+    job.recovery.read()
+    assert job.recovery.bad == {"weight": 0}
+
+
 def test_a_batch_arrives_as_it_was() -> None:
     machine = Machine(device=torch.device("cuda"), channels_last=True)
     inputs, labels = images()[0]

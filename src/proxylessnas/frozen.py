@@ -99,7 +99,12 @@ class Kept:
         self.values = [(b, b.clone()) for b in buffers.values() if b is not None]
 
     @torch.no_grad()
-    def put_back(self) -> None:
+    def put_back(self, unless: Tensor | None = None) -> None:
+        """unless: a bool on the buffers' device; where it is true they stay as they are now."""
+        if unless is not None and any(self.buffers[n] is not t for n, t in self.tensors.items()):
+            if bool(unless):  # replaced ones cannot be chosen between there
+                return
+            unless = None
         self.buffers.update(self.tensors)
         for buffer, value in self.values:
-            buffer.copy_(value)
+            buffer.copy_(value if unless is None else torch.where(unless, buffer, value))

@@ -34,10 +34,9 @@ from .optimizers import (
     model_tensors,
     optimizer_tensors,
     sgd,
-    step,
 )
 from .ranks import ALONE, Ranks
-from .recovery import Anchors, Memory, Recovery, finite, named, steps
+from .recovery import Anchors, Memory, Recovery, finite, guarded, named, steps
 from .seeds import derive_seed
 from .supernet import Supernet
 from .task import Batches, Stream, Task, batch_size, call, scalar, split
@@ -184,15 +183,11 @@ class Search:
         self._again = partial(self._weight_gradients, choice)
         loss = self._again(self.batch)
         self.seen.weight_loss = loss = self.ranks.average_step(active, loss)
+        # Parameters without a gradient are passed over: no decay, no momentum.
         parameters = [p for part in active for p in part.parameters]
-        if finite(loss, (p.grad for p in parameters)):
-            self.recovery.good("weight")
-            # Parameters without a gradient are passed over: no decay, no momentum.
-            step(self.weight_optimizer, parameters)
-        else:
-            self._failed("weight", choice)
-            for buffers in kept:
-                buffers.put_back()
+        later = self.machine.is_apart
+        taken = guarded(self.weight_optimizer, parameters, loss, kept, later=later)
+        self._report("weight", taken, choice)
         _drop_gradients(active)
 
     def _weight_gradients(self, choice: Sequence[int], batch: Any) -> Tensor:
@@ -240,8 +235,8 @@ class Search:
         self.seen.estimate = estimate
         if estimate.gradient is None:
             return
-        if not finite(estimate.gradient):
-            self._failed("architecture", estimate.active)
+        if not bool(finite(estimate.gradient)):
+            self._report("architecture", False, estimate.active)
             return
         alpha = self.supernet.alpha
         before = alpha.detach().clone()
@@ -250,11 +245,11 @@ class Search:
         alpha.grad = None
         with torch.no_grad():
             self.estimator.settle(alpha, before, estimate)
-            if not finite(alpha):
+            if not bool(finite(alpha)):
                 alpha.copy_(before)
-                self._failed("architecture", estimate.active)
+                self._report("architecture", False, estimate.active)
                 return
-        self.recovery.good("architecture")
+        self._report("architecture", True, estimate.active)
         self.objective.observe(self.prices.of(self.most_probable()))
 
     def problem(self, batch: Any) -> Problem:
@@ -289,11 +284,14 @@ class Search:
     def entropy(self) -> float:
         return mean_entropy(self.supernet)
 
-    def _failed(self, kind: str, choice: Sequence[int]) -> None:
-        supernet = self.supernet
-        pairs = zip(supernet.candidates, choice, strict=False)
-        names = [candidates[j] for candidates, j in pairs]
-        self.recovery.failed(kind, self.step, named(supernet.names[: len(names)], names))
+    def _report(self, kind: str, taken: bool | Tensor, choice: Sequence[int]) -> None:
+        def active() -> str:
+            supernet = self.supernet
+            pairs = zip(supernet.candidates, choice, strict=False)
+            names = [candidates[j] for candidates, j in pairs]
+            return named(supernet.names[: len(names)], names)
+
+        self.recovery.report(kind, self.step, taken, active)
 
     def _generator(self, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.seed, purpose, self.step))

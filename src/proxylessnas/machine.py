@@ -35,6 +35,11 @@ class Machine:
     split: bool = False
     fuse: bool = False
 
+    @property
+    def is_apart(self) -> bool:
+        """Whether the device computes by itself while the host goes on: asking it means waiting."""
+        return self.device.type != "cpu"
+
     def put(self, batch: Any) -> Any:
         """A batch on the device, images in the chosen memory format, without waiting."""
         return pytree.tree_map_only(Tensor, self._put, batch)

@@ -38,10 +38,14 @@ def gradients(model: nn.Module, task: Task, machine: Machine, batch: Any) -> Ten
     return loss.detach()
 
 
-def step(optimizer: torch.optim.SGD, active: Iterable[nn.Parameter]) -> None:
+def step(
+    optimizer: torch.optim.SGD, active: Iterable[nn.Parameter], *, taken: Tensor | None = None
+) -> None:
     """One step of the parameters among `active` that have a gradient; the others stay.
 
     The optimiser does not look at the others at all: a supernet has many times as many.
+    taken: a bool on the device; where it is false the fused kernel moves nothing, as it does for
+    a `GradScaler`.
     """
     moving = [p for p in active if p.grad is not None]
     for p in moving:
@@ -60,8 +64,11 @@ def step(optimizer: torch.optim.SGD, active: Iterable[nn.Parameter]) -> None:
     try:
         for group in optimizer.param_groups:
             group["params"] = [p for p in group["params"] if id(p) in chosen]
+        if taken is not None:
+            optimizer.found_inf = taken.logical_not().float()  # type: ignore[attr-defined]
         optimizer.step()
     finally:
+        vars(optimizer).pop("found_inf", None)
         for group, parameters in zip(optimizer.param_groups, everything, strict=True):
             group["params"] = parameters
 

@@ -3,7 +3,10 @@
 A bad step is skipped and named. After a few in a row the job goes back to its last anchor,
 a state kept every `ANCHOR_EVERY` steps, and goes on with half the rate; after a few returns
 it gives up. Anchors lie at fixed steps, so that a run that was killed and resumed returns
-to the same one. Also here: what a step that runs out of memory or loses a worker says.
+to the same one. On a GPU the device itself skips a bad step, and the host, which must not wait
+for it, learns of that a step later.
+
+Also here: what a step that runs out of memory or loses a worker says.
 """
 
 from __future__ import annotations
@@ -12,16 +15,18 @@ import re
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from . import optimizers
 from .errors import DataError, UserError
+from .frozen import Kept
 from .task import batch_size
 
 MAX_BAD_STEPS = 5  # in a row, of one kind
@@ -65,27 +70,42 @@ class Memory:
 
 @dataclass
 class Recovery:
-    """bad: steps in a row that were not finite, by kind. anchors: steps of the last two."""
+    """bad: steps in a row that were not finite, by kind. anchors: steps of the last two.
+    unread: steps that only the device knows about yet, the oldest first."""
 
     bad: dict[str, int] = field(default_factory=dict)
     returns: int = 0
     anchors: list[int] = field(default_factory=list)
     last: str = ""  # what the last bad step says
+    unread: list[tuple[str, int, Callable[[], str], Tensor]] = field(default_factory=list)
 
     @property
     def factor(self) -> float:
         """What every learning rate is multiplied with."""
         return LOWER**self.returns
 
-    def good(self, kind: str) -> None:
-        self.bad[kind] = 0
+    def report(
+        self, kind: str, step: int, taken: bool | Tensor, active: Callable[[], str] = str
+    ) -> None:
+        """A step that was taken or, not being finite, updated nothing. active: names its path."""
+        if isinstance(taken, Tensor):
+            self.unread.append((kind, step, active, taken))
+        elif taken:
+            self.bad[kind] = 0
+        else:
+            self._failed(kind, step, active())
 
-    def failed(self, kind: str, step: int, active: str) -> None:
-        """A step that was not finite, and updated nothing."""
+    def read(self, but: int = 0) -> None:
+        """Learn of the steps that only the device knows about, but for the latest so many."""
+        while len(self.unread) > but:
+            kind, step, active, taken = self.unread.pop(0)
+            self.report(kind, step, bool(taken), active)
+
+    def _failed(self, kind: str, step: int, active: str) -> None:
         self.bad[kind] = self.bad.get(kind, 0) + 1
         self.last = f"the {kind} step's value was not finite"
         path = f" (active: {active})" if active else ""
-        warnings.warn(f"{self.last} at step {step}{path}; nothing was updated", stacklevel=2)
+        warnings.warn(f"{self.last} at step {step}{path}; nothing was updated", stacklevel=3)
 
     @property
     def lost(self) -> bool:
@@ -96,6 +116,8 @@ class Recovery:
 
     def anchor(self, job: Job, anchors: Anchors) -> None:
         """Keep the job's state, before a step at which that is due."""
+        if job.step % ANCHOR_EVERY == 0:
+            self.read()
         due = job.step % ANCHOR_EVERY == 0 and not any(self.bad.values())
         if due and job.step not in self.anchors:
             self.anchors = [*self.anchors[-1:], job.step]
@@ -126,6 +148,7 @@ class Recovery:
     # --- state ---
 
     def state(self) -> dict[str, Any]:
+        self.read()
         return {"bad": dict(self.bad), "returns": self.returns, "anchors": list(self.anchors)}
 
     @staticmethod
@@ -137,14 +160,43 @@ class Recovery:
         )
 
 
-def finite(value: Tensor, gradients: Iterable[Tensor | None] = ()) -> bool:
-    """Whether all numbers are; one answer from the device, however many tensors.
+def guarded(
+    optimizer: torch.optim.SGD,
+    active: Sequence[nn.Parameter],
+    loss: Tensor,
+    kept: Iterable[Kept],
+    *,
+    later: bool,
+) -> bool | Tensor:
+    """`optimizers.step` where the loss and all gradients are finite; else nothing moves.
+
+    kept: the buffers as they were before the step; put back where it is not taken.
+    later: do not wait for the device; whether the step was taken is then its tensor.
+    """
+    gradients = [p.grad for p in active]
+    taken = finite(loss, gradients)
+    fused = all(group["fused"] for group in optimizer.param_groups)
+    if later and fused and not any(g is not None and g.is_sparse for g in gradients):
+        optimizers.step(optimizer, active, taken=taken)
+        for buffers in kept:
+            buffers.put_back(unless=taken)
+        return taken
+    if bool(taken):
+        optimizers.step(optimizer, active)
+        return True
+    for buffers in kept:
+        buffers.put_back()
+    return False
+
+
+def finite(value: Tensor, gradients: Iterable[Tensor | None] = ()) -> Tensor:
+    """Whether all numbers are: one bool on the device, however many tensors.
 
     A gradient counts by its norm: one that overflows is too large as well.
     """
     dense = [g._values() if g.is_sparse else g for g in gradients if g is not None]
     norms = torch._foreach_norm([value.detach(), *dense])
-    return bool(torch.stack([n.to(value.dtype) for n in norms]).isfinite().all())
+    return torch.stack([n.to(value.dtype) for n in norms]).isfinite().all()
 
 
 def steps(
@@ -167,6 +219,7 @@ def steps(
         with explained(lambda: job.batch, retry):
             job.recovery.anchor(job, anchors)
             take()
+            job.recovery.read(but=1 if job.step + 1 < total else 0)
             if job.recovery.lost:
                 job.recovery.go_back(job, anchors, rate)
                 continue

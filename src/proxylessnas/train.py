@@ -23,10 +23,9 @@ from .optimizers import (
     model_tensors,
     optimizer_tensors,
     sgd,
-    step,
 )
 from .ranks import ALONE, Ranks, running_statistics
-from .recovery import Anchors, Memory, Recovery, explained, finite, steps
+from .recovery import Anchors, Memory, Recovery, explained, guarded, steps
 from .seeds import derive_seed
 from .task import Batches, Stream, Task, batch_size, call, scalar, split
 
@@ -112,13 +111,9 @@ class Training:
         kept = [Kept(m._buffers) for m in self.model.modules() if m._buffers]
         self.loss = self._gradients(self.batch)
         self.ranks.average([self.loss, *self.statistics])  # the gradients are averaged already
-        if finite(self.loss, (p.grad for p in self.model.parameters())):
-            self.recovery.good("training")
-            step(self.optimizer, self.model.parameters())
-        else:
-            self.recovery.failed("training", self.step, "")
-            for buffers in kept:
-                buffers.put_back()
+        parameters, later = list(self.model.parameters()), self.machine.is_apart
+        taken = guarded(self.optimizer, parameters, self.loss, kept, later=later)
+        self.recovery.report("training", self.step, taken)
         self.optimizer.zero_grad(set_to_none=True)
 
     def _gradients(self, batch: Any) -> Tensor:
