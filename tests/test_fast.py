@@ -238,6 +238,15 @@ def test_hooks_are_heard(uncompiled: None) -> None:
     assert heard[1][1] < 0  # before the activation
 
 
+def test_hooks_on_every_module_are_heard(uncompiled: None) -> None:
+    layer, heard = block(nn.ReLU()), []
+    speed_up(layer.modules(), split=True, fuse=True)
+    remove = nn.modules.module.register_module_forward_hook(lambda m, *_: heard.append(m))
+    layer(images(2, 4, 7, 7))
+    remove.remove()
+    assert heard == [*layer, layer]
+
+
 def test_copies_pickles_and_states_are_plain(uncompiled: None) -> None:
     layer = nn.Sequential(block(nn.ReLU()), nn.Conv2d(6, 6, 5, groups=6))
     keys = list(layer.state_dict())

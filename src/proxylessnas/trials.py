@@ -5,9 +5,10 @@ A probe makes a search that may be spoiled, on a machine with the settings to be
 
 from __future__ import annotations
 
+import gc
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -43,9 +44,7 @@ def quickest(machine: MachineSettings, probe: Probe, *, rounds: int) -> MachineS
     if len(variants) == 1:
         return variants[0]
     trials = {str(i): Trial(partial(probe, on)) for i, on in enumerate(variants)}
-    with warnings.catch_warnings():  # of losses that are not finite; the search gives them again
-        warnings.simplefilter("ignore")
-        seconds = fastest(trials, rounds=rounds)
+    seconds = _timed(trials, rounds=rounds)
     running = [i for i, trial in trials.items() if not trial.failed] or ["0"]
     return variants[int(min(running, key=lambda i: seconds[i]))]
 
@@ -71,7 +70,7 @@ def layers(
     found = replace(machine, split=bool(machine.split), fuse=bool(machine.fuse))
     if not may_speed_up(machine):
         return found
-    length = lasts(fastest({"": Trial(partial(probe, found))}, rounds=PROBE_STEPS)[""])
+    length = lasts(_timed({"": Trial(partial(probe, found))})[""])
     if machine.split is None and length >= WORTH_SPLITTING:
         found = _faster(found, replace(found, split=True), probe)
     fuses = machine.memory_format == "channels_last" and length >= WORTH_FUSING
@@ -82,7 +81,7 @@ def layers(
 
 def _faster(plain: MachineSettings, other: MachineSettings, probe: Probe) -> MachineSettings:
     trials = {"plain": Trial(partial(probe, plain)), "other": Trial(partial(probe, other))}
-    seconds = fastest(trials, rounds=PROBE_STEPS)
+    seconds = _timed(trials)
     return plain if trials["other"].failed or seconds["plain"] <= seconds["other"] else other
 
 
@@ -108,13 +107,13 @@ def compiling(machine: MachineSettings, probe: Probe, *, steps: int) -> MachineS
     if not may_compile(machine) or not steps:
         return plain
     eager = Trial(partial(_one_path, probe, plain))
-    if fastest({"": eager}, rounds=PROBE_STEPS)[""] * steps < WORTH_COMPILING or not eager.job:
+    if _timed({"": eager})[""] * steps < WORTH_COMPILING or not eager.job:
         return plain
     compiled = Trial(partial(_one_path, probe, replace(machine, compile=True)))
     start = time.perf_counter()
     compiled()
     cost = (time.perf_counter() - start) * eager.job.supernet.mask.shape[1] * GRAPHS
-    seconds = fastest({"eager": eager, "compiled": compiled}, rounds=PROBE_STEPS)
+    seconds = _timed({"eager": eager, "compiled": compiled})
     saved = (seconds["eager"] - seconds["compiled"]) * steps
     return replace(machine, compile=not compiled.failed and saved > cost)
 
@@ -130,6 +129,14 @@ def _one_path(probe: Probe, on: MachineSettings) -> Search:
         row[max(allowed, key=lambda j: sizes[j])] = True
     supernet.mask = only
     return job
+
+
+def _timed(trials: Mapping[str, Trial], *, rounds: int = PROBE_STEPS) -> dict[str, float]:
+    """Seconds of a step of each."""
+    gc.collect()  # searches refer to themselves: those of the trials before would stay for a while
+    with warnings.catch_warnings():  # of losses that are not finite; the search gives them again
+        warnings.simplefilter("ignore")
+        return fastest(trials, rounds=rounds)
 
 
 class Trial:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, pad
+from torch.nn.modules.module import _has_any_global_hook
 
 STRIP = 3  # columns
 
@@ -49,8 +50,9 @@ class SplitCall:
 
 def hooked(module: nn.Module) -> bool:
     """Whether someone listens to this module: a call that stands in would not tell."""
-    before, after = module._forward_pre_hooks, module._forward_hooks
-    return bool(before or after or module._backward_pre_hooks or module._backward_hooks)
+    forward = module._forward_pre_hooks or module._forward_hooks
+    backward = module._backward_pre_hooks or module._backward_hooks
+    return bool(forward or backward) or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
