@@ -26,9 +26,9 @@ from proxylessnas.machine import Machine, make_machine
 from proxylessnas.objective import Alone, Prices
 from proxylessnas.supernet import MixedOp, Supernet
 from proxylessnas.task import LoaderBatches, Task
-from proxylessnas.trials import WORTH_FUSING, WORTH_SPLITTING, layers
+from proxylessnas.trials import WORTH_FUSING, WORTH_SPLITTING, layers, quickest, variants_of
 
-CHANNELS_LAST = torch.channels_last
+CHANNELS_LAST, CHOSEN = torch.channels_last, torch.get_default_dtype()
 compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
@@ -210,6 +210,65 @@ def test_a_loss_that_is_not_finite_is_not_hidden(uncompiled: None) -> None:
     assert not layer(x).isfinite().all()
 
 
+@pytest.mark.parametrize("where", [(0, 0, 0, 0), (3, 1, 7, 9)])
+def test_one_pixel_far_off_does_not_either(where: tuple[int, ...], uncompiled: None) -> None:
+    """As where padding makes a corner of an image unlike the rest."""
+    norm, x = nn.BatchNorm2d(3), images(16, 3, 20, 20) + 1000.0
+    x[where] = 0.0
+    wide = x.double()
+    expected = nn.functional.batch_norm(wide, None, None, training=True, eps=norm.eps)
+    speed_up([norm], split=False, fuse=True)
+    torch.testing.assert_close(norm(x).double(), expected, atol=1e-2, rtol=1e-3)
+
+
+class InPlace(nn.Module):
+    """What comes after a normalisation works on its output."""
+
+    def __init__(self, after: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.after = nn.BatchNorm2d(4), after
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        y += x
+        out: Tensor = self.after(y)
+        return out.mul_(2.0)
+
+
+@pytest.mark.parametrize(
+    "after", [nn.SiLU(inplace=True), nn.Hardswish(inplace=True), nn.Dropout(0.0, inplace=True)]
+)
+def test_what_follows_may_work_in_place(after: nn.Module, uncompiled: None) -> None:
+    torch.manual_seed(0)
+    assert_the_same(InPlace(after), images(3, 4, 6, 5))
+    assert_the_same(nn.Sequential(nn.BatchNorm2d(4), after), images(3, 4, 6, 5))
+
+
+def norms() -> list[nn.Module]:
+    batch_alone, uncounted = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+    batch_alone.running_mean = batch_alone.running_var = None
+    uncounted.num_batches_tracked = None
+    unbiased = nn.BatchNorm2d(4)
+    unbiased.bias = None  # type: ignore[assignment]
+    return [batch_alone, uncounted, unbiased]
+
+
+@pytest.mark.parametrize("norm", norms())
+def test_norms_that_lack_something(norm: nn.Module, uncompiled: None) -> None:
+    assert_the_same(nn.Sequential(norm, nn.ReLU()), images(3, 4, 6, 5))
+
+
+@pytest.mark.parametrize(
+    "module", [nn.Conv2d(4, 4, 5, groups=4), nn.BatchNorm2d(4), block(nn.ReLU())]
+)
+def test_keyword_arguments(module: nn.Module, uncompiled: None) -> None:
+    undo = speed_up(list(module.modules()), split=True, fuse=True)
+    x = images(3, 4, 6, 5)
+    fast_one = module(input=x)
+    undo()
+    torch.testing.assert_close(fast_one, module(input=x))
+
+
 # --- what it leaves alone ---
 
 
@@ -266,18 +325,18 @@ def fast(module: nn.Module) -> bool:
     return module._compiled_call_impl is not None
 
 
-def test_a_kernel_that_cannot_be_built_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_cannot_be_built_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, uncompiled: None
+) -> None:
     def broken(kernel: Any, **_: Any) -> Any:
         def call(*_: Any) -> Any:
             raise RuntimeError("no C++ compiler\nand a long story")
 
         return call
 
-    monkeypatch.setattr(torch, "compile", broken)
-    normalise.kernels.cache_clear()
-    with pytest.raises(ConfigError, match=r"machine\.fuse is true.*\(no C\+\+ compiler\).*leave"):
+    monkeypatch.setattr(normalise, "_compiled", broken)
+    with pytest.raises(ConfigError, match=r"machine\.fuse is true.*\(no C\+\+ compiler\); install"):
         speed_up([nn.BatchNorm2d(3)], split=False, fuse=True)
-    normalise.kernels.cache_clear()
 
 
 # --- in a search ---
@@ -361,6 +420,20 @@ def test_kernels_serve_every_shape_without_another_compilation() -> None:
                 layer(images(*shape))
     undo()
     assert_the_same(layer, images(33, 24, 19, 21))
+    threads = torch.get_num_threads()
+    for change, back in [
+        (lambda: torch.set_num_threads(3 - threads % 2), lambda: torch.set_num_threads(threads)),
+        (torch.compiler.reset, lambda: None),
+        (lambda: torch.set_default_dtype(torch.float64), lambda: torch.set_default_dtype(CHOSEN)),
+    ]:
+        change()
+        try:
+            undo = speed_up(layer.modules(), split=False, fuse=True)  # compiles again, if at all
+            with torch._dynamo.config.patch(error_on_recompile=True):
+                outcome(layer, images(2, 24, 6, 5).float())
+            undo()
+        finally:
+            back()
 
 
 def test_an_architecture_step_changes_no_weight_and_no_statistic(uncompiled: None) -> None:
@@ -451,6 +524,8 @@ def test_what_is_set_by_hand_is_not_tried() -> None:
         ({}, "cuda", Net(), (False, False)),
         ({"fuse": True}, "cpu", Net(), (None, True)),
         ({"memory_format": "contiguous"}, "cpu", Net(), (None, False)),
+        ({"autocast": True}, "cpu", Net(), (False, False)),
+        ({"compile": True}, "cpu", Net(), (False, False)),
         ({}, "cpu", nn.Sequential(MixedOp([nn.Linear(2, 2)])), (False, False)),
     ],
 )
@@ -459,6 +534,25 @@ def test_what_has_nothing_to_work_on_is_off(
 ) -> None:
     settings = _explicit(MachineSettings(**given), torch.device(device), Supernet(model))
     assert (settings.split, settings.fuse) == found
+
+
+def test_fused_is_channels_last() -> None:
+    with pytest.raises(ConfigError, match="fuse is true, but memory_format is contiguous"):
+        MachineSettings(fuse=True, memory_format="contiguous")
+    assert make_machine(MachineSettings(fuse=True)).channels_last
+    assert [m.memory_format for m in variants_of(MachineSettings(fuse=True))] == ["channels_last"]
+
+
+def test_trials_do_not_compile_candidates() -> None:
+    seen = []
+
+    def probe(on: MachineSettings) -> Any:
+        seen.append(on.compile)
+        return SimpleNamespace(step=0, weight_step=lambda: None, prepare=lambda: None)
+
+    settings = MachineSettings(device="cpu", compile=True)
+    assert layers(quickest(settings, probe, rounds=1), probe, lasts=lambda _: 1e9).compile is True
+    assert seen and not any(seen)
 
 
 @pytest.mark.parametrize("switch", ["split", "fuse"])

@@ -29,7 +29,7 @@ from .errors import ConfigError
 from .estimators import Random
 from .fast import gains
 from .loop import Plan, Search
-from .machine import make_machine
+from .machine import make_machine, wait
 from .objective import Alone, Prices
 from .progress import Reporter, duration
 from .ranks import ALONE, Ranks
@@ -85,7 +85,8 @@ def complete(run: Run) -> RunConfig:
         return _probe(run, replace(config, search=share, machine=on), ALONE)
 
     def found() -> dict[str, Any]:
-        chosen = layers(quickest(machine, probe, rounds=rounds), probe, lasts=lasts)
+        chosen = quickest(machine, probe, rounds=rounds)
+        chosen = layers(chosen, probe, lasts=lasts, rounds=rounds)
         return asdict(replace(config, machine=compiling(chosen, probe, steps=steps)))
 
     # Rank 0 tries alone: the others' times would differ, and a failure of one stop all.
@@ -101,7 +102,9 @@ def _explicit(
     """
     threads = machine.threads or torch.get_num_threads()
     machine = replace(machine, device=str(device), threads=threads)
-    splits, fuses = gains(supernet.model.modules()) if machine.device == "cpu" else (False, False)
+    splits, fuses = gains(supernet.model.modules())
+    if machine.device != "cpu" or machine.autocast or machine.compile:
+        splits = fuses = False
     fuses = fuses and machine.memory_format != "contiguous"
     return replace(
         machine,
@@ -153,7 +156,7 @@ def settled(
         draws = random.getstate()
         with torch.random.fork_rng(devices=[]):
             chosen = quickest(machine, probe, rounds=widest)
-            chosen = layers(chosen, probe, lasts=lambda step: steps * step)
+            chosen = layers(chosen, probe, lasts=lambda step: steps * step, rounds=widest)
             chosen = compiling(chosen, probe, steps=steps)
         random.setstate(draws)
         for parameter, gradient in before:
@@ -249,14 +252,17 @@ def _step_seconds(run: Run) -> tuple[float, float]:
     probe.weight_step()
     probe.architecture_step()
     widest = probe.supernet.mask.shape[1]
+    wait()
     start = time.perf_counter()
     for _ in range(widest):
         probe.step += 1
         probe.weight_step()
+    wait()
     middle = time.perf_counter()
     for _ in range(PROBE_STEPS):
         probe.step += 1
         probe.architecture_step()
+    wait()
     end = time.perf_counter()
     return (middle - start) / widest, (end - middle) / PROBE_STEPS
 

@@ -273,6 +273,10 @@ class MachineSettings:
         for name in ("autocast", "compile", "split", "fuse"):
             if getattr(self, name) not in (None, True, False):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be true or false")
+        if self.fuse and self.memory_format == "contiguous":
+            raise ConfigError(
+                "fuse is true, but memory_format is contiguous; it works in channels_last alone"
+            )
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device is {self.device!r}; it must be auto, cpu, cuda or cuda:N")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import inspect
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +16,9 @@ from torch.utils import _pytree as pytree
 from .config import MachineSettings
 from .errors import ConfigError
 from .fast import speed_up
+from .fast.compiling import apart
 
 CPU = torch.device("cpu")
-# Of torch.compile; each since some release.
-APART: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": 64}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -69,10 +67,8 @@ class Machine:
         inside = {m for candidate in compiled for m in candidate.modules()}
         others = [m for m in model.modules() if m not in inside]
         slow_down = speed_up(others, split=self.split, fuse=self.fuse)
-        known = inspect.signature(torch.compile).parameters
         for candidate in compiled:
-            # Else all modules of one class would share a handful of graphs, and the rest be eager.
-            candidate.compile(dynamic=False, **{k: v for k, v in APART.items() if k in known})
+            candidate.compile(**apart())
 
         def undo() -> None:
             slow_down()
@@ -128,7 +124,7 @@ def make_machine(settings: MachineSettings) -> Machine:
     keep_heap()
     return Machine(
         device=torch.device(name),
-        channels_last=settings.memory_format == "channels_last",
+        channels_last=settings.memory_format == "channels_last" or bool(settings.fuse),
         autocast=bool(settings.autocast),
         compile=bool(settings.compile),
         split=bool(settings.split),
@@ -150,13 +146,21 @@ def keep_heap() -> None:
         return
 
 
+def wait() -> None:
+    """Until the GPU has done what it was given: its clock runs by itself."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+
+
 def fastest(variants: Mapping[str, Callable[[], object]], *, rounds: int = 3) -> dict[str, float]:
     """Seconds of each variant: medians of interleaved runs, after one to warm up."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for round_ in range(rounds + 1):
         for name, variant in variants.items():
+            wait()
             start = time.perf_counter()
             variant()
+            wait()
             if round_:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}

@@ -76,7 +76,6 @@ class Recovery:
     bad: dict[str, int] = field(default_factory=dict)
     returns: int = 0
     anchors: list[int] = field(default_factory=list)
-    last: str = ""  # what the last bad step says
     unread: list[tuple[str, int, Callable[[], str], Tensor]] = field(default_factory=list)
 
     @property
@@ -97,15 +96,23 @@ class Recovery:
 
     def read(self, but: int = 0) -> None:
         """Learn of the steps that only the device knows about, but for the latest so many."""
-        while len(self.unread) > but:
+        while len(self.unread) > but and not self.lost:
             kind, step, active, taken = self.unread.pop(0)
             self.report(kind, step, bool(taken), active)
 
     def _failed(self, kind: str, step: int, active: str) -> None:
         self.bad[kind] = self.bad.get(kind, 0) + 1
-        self.last = f"the {kind} step's value was not finite"
         path = f" (active: {active})" if active else ""
-        warnings.warn(f"{self.last} at step {step}{path}; nothing was updated", stacklevel=3)
+        warnings.warn(
+            f"the {kind} step's value was not finite at step {step}{path}; nothing was updated",
+            stacklevel=3,
+        )
+
+    @property
+    def last(self) -> str:
+        """What was not finite most often in a row."""
+        kind = max(self.bad, key=self.bad.__getitem__)
+        return f"the {kind} step's value was not finite"
 
     @property
     def lost(self) -> bool:
@@ -136,11 +143,11 @@ class Recovery:
                 f"was asked: lower {rate}, or look at the loss and the data"
             )
         self.returns += 1
-        returns, step = self.returns, job.step
+        returns, step, last = self.returns, job.step, self.last
         job.load(*anchors.back(job))
         job.recovery.returns = returns
         warnings.warn(
-            f"{self.last} {MAX_BAD_STEPS} times in a row: back from step {step} to step "
+            f"{last} {MAX_BAD_STEPS} times in a row: back from step {step} to step "
             f"{job.step}, with {job.recovery.factor:g} of the learning rate",
             stacklevel=2,
         )

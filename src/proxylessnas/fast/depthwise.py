@@ -3,7 +3,7 @@
 oneDNN computes it vectorised for kernels up to three columns wide and several times slower for
 wider ones: 5x5 and 7x7 kernels spend most of a training step there. Columns j to j+2 of the
 gradient are those of a convolution three columns wide over the input moved by j, so strips of
-three give the whole, exactly.
+three give the whole, exactly. A gradient of this gradient there is not.
 """
 
 from __future__ import annotations
@@ -37,15 +37,12 @@ class SplitCall:
     def __init__(self, module: nn.Conv2d) -> None:
         self.module = module
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         m = self.module
-        weight, bias = m.weight, m.bias
-        learns = weight.requires_grad and torch.is_grad_enabled()
-        if learns and _suits(x, weight) and not hooked(m):
-            out: Tensor = _Split.apply(x, weight, bias, m.stride, m.padding)
-            return out
-        plain: Tensor = m._call_impl(x)  # type: ignore[no-untyped-call]
-        return plain
+        learns = m.weight.requires_grad and torch.is_grad_enabled()
+        if len(args) != 1 or kwargs or not learns or not _suits(args[0], m.weight) or hooked(m):
+            return m._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return _Split.apply(args[0], m.weight, m.bias, m.stride, m.padding)
 
 
 def hooked(module: nn.Module) -> bool:
@@ -55,9 +52,10 @@ def hooked(module: nn.Module) -> bool:
     return bool(forward or backward) or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
 
 
-def _suits(x: Tensor, weight: Tensor) -> bool:
-    plain = x.device.type == "cpu" and x.dim() == 4 and x.dtype == weight.dtype == torch.float32
-    return plain and not torch.is_autocast_enabled("cpu")
+def _suits(x: Any, weight: Tensor) -> bool:
+    if not isinstance(x, Tensor) or torch.is_autocast_enabled("cpu"):
+        return False
+    return x.device.type == "cpu" and x.dim() == 4 and x.dtype == weight.dtype == torch.float32
 
 
 class _Split(torch.autograd.Function):

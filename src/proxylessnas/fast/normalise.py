@@ -7,13 +7,13 @@ input twice and write once, keep the input alone, and compute again what was cut
 
 torch.compile makes them, once for all shapes and in seconds: a pair for each kind of activation.
 They see images in channels_last as [rows, pixels, channels], so that a row's sums fit in the cache.
+A gradient of their gradient they do not have.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import inf
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..errors import ConfigError
+from .compiling import apart
 from .depthwise import hooked
 
 # What an activation cuts off below and above; ReLU6 is a Hardtanh.
@@ -67,12 +68,13 @@ def calls(modules: Sequence[nn.Module]) -> dict[nn.Module, Callable[..., object]
                 paired.update(pairs)
     for module in modules:
         if is_norm(module) and module not in paired:
-            found[module] = _Sequence(module, [_Pair(module, None, kernels(UNBOUNDED, module.eps))])
+            found[module] = _Sequence(module, [_Pair(module, None, ready(UNBOUNDED, module.eps))])
     return found
 
 
 def is_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
-    return type(module) is nn.BatchNorm2d and module.affine
+    known = type(module) is nn.BatchNorm2d
+    return known and module.weight is not None and module.bias is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +97,7 @@ def _steps(layers: Sequence[nn.Module]) -> list[nn.Module | _Pair]:
     for layer in layers:
         bounds, norm = _bounds(layer), steps[-1] if steps else None
         if bounds and isinstance(norm, nn.Module) and is_norm(norm):
-            steps[-1] = _Pair(norm, layer, kernels(bounds, norm.eps))
+            steps[-1] = _Pair(norm, layer, ready(bounds, norm.eps))
         else:
             steps.append(layer)
     return steps
@@ -120,9 +122,10 @@ class _Sequence:
             if isinstance(step, _Pair):
                 self.watched += [m for m in (step.norm, step.activation) if m is not None]
 
-    def __call__(self, x: Any) -> Any:
-        if any(map(hooked, self.watched)):
-            return self.module._call_impl(x)  # type: ignore[no-untyped-call]
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if len(args) != 1 or kwargs or any(map(hooked, self.watched)):
+            return self.module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+        (x,) = args
         for step in self.steps:
             x = step(x)
         return x
@@ -132,6 +135,7 @@ def _suits(norm: nn.BatchNorm2d, x: Any) -> bool:
     return (
         isinstance(x, Tensor)
         and norm.training
+        and (not norm.track_running_stats or None not in _statistics(norm))
         and x.dim() == 4
         and x.device.type == "cpu"
         and x.dtype == norm.weight.dtype == torch.float32
@@ -140,6 +144,10 @@ def _suits(norm: nn.BatchNorm2d, x: Any) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and _rows(x.shape[0], x.shape[2], x.shape[3]) is not None
     )
+
+
+def _statistics(norm: nn.BatchNorm2d) -> tuple[Tensor | None, ...]:
+    return norm.running_mean, norm.running_var, norm.num_batches_tracked
 
 
 @cache
@@ -187,7 +195,10 @@ class _Normalised(torch.autograd.Function):
         ctx.mark_non_differentiable(mean, variance)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, mean, *rest)
-        return _as_images(y, x.shape), mean, variance
+        # A tensor of its own and not a view, so that what follows may work on it in place.
+        images = _as_images(y, x.shape)
+        out = y.new_empty(0).set_(y.untyped_storage(), 0, x.shape, images.stride())
+        return out, mean, variance
 
     @staticmethod
     @once_differentiable
@@ -215,18 +226,49 @@ def _as_images(rows: Tensor, shape: torch.Size) -> Tensor:
 # --- the kernels ---
 
 
-@cache
-def kernels(bounds: Bounds, eps: float) -> Kernels:
-    """The kernels for an activation and a normalisation's eps, compiled at once.
+def ready(bounds: Bounds, eps: float) -> Kernels:
+    """The kernels for an activation and a normalisation's eps, compiled for all shapes.
+
+    torch.compile compiles again where threads, precisions and the like have changed since. It does
+    that here, for one and the same first shape, and not for what a run happens to meet first.
 
     Raises:
         ConfigError: torch.compile cannot build them here.
     """
+    of = {"dtype": torch.float32, "device": "cpu"}
+    x, grad = torch.zeros(FIRST, **of), torch.zeros(FIRST, **of)  # type: ignore[call-overload]
+    # Each its own: one of them twice would be another kernel.
+    vectors = [torch.ones(FIRST[-1], **of) for _ in range(4)]  # type: ignore[call-overload]
+    for tensor in (x, grad, *vectors):
+        torch._dynamo.mark_dynamic(tensor, tuple(range(tensor.dim())))
+    noise = logging.getLogger("torch.utils.cpp_extension")  # a toolkit without a GPU, it says
+    level = noise.level
+    noise.setLevel(logging.ERROR)
+    try:
+        found = kernels(bounds, eps)
+        with torch.no_grad():
+            found.forward(x, *vectors[:2])
+            found.backward(grad, x, *vectors)
+    except (RuntimeError, OSError) as error:
+        why = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(
+            f"machine.fuse is true, but torch.compile cannot build a kernel here ({why[0]}); "
+            "install a C++ compiler (g++), or set fuse to false, in a run's config.yaml too: it "
+            "computes the same to rounding"
+        ) from error
+    finally:
+        noise.setLevel(level)
+    return found
+
+
+@cache
+def kernels(bounds: Bounds, eps: float) -> Kernels:
+    """The same, not compiled yet."""
     low, high = bounds
 
     def forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
         count = x.shape[0] * x.shape[1]
-        origin = x[0, 0]  # sums of squares about it do not cancel
+        origin = x[0].mean(0)  # sums of squares about it do not cancel
         apart = x - origin
         offset = _total(apart) / count
         variance = (_total(apart * apart) / count - offset * offset).clamp_min(0)
@@ -255,27 +297,7 @@ def kernels(bounds: Bounds, eps: float) -> Kernels:
         level, slope = scale * grad_bias / count, scale * inverse * inverse * along / count
         return scale * grad - level - slope * apart, along * inverse, grad_bias
 
-    found = Kernels(_compiled(forward), _compiled(backward))
-    x, grad = torch.zeros(FIRST), torch.zeros(FIRST)
-    vectors = [torch.ones(FIRST[-1]) for _ in range(4)]  # each its own: one twice is another kernel
-    for tensor in (x, grad, *vectors):
-        for dimension in range(tensor.dim()):
-            torch._dynamo.mark_dynamic(tensor, dimension)
-    noise = logging.getLogger("torch.utils.cpp_extension")  # a toolkit without a GPU, it says
-    level = noise.level
-    noise.setLevel(logging.ERROR)
-    try:
-        with torch.no_grad():
-            found.forward(x, *vectors[:2])
-            found.backward(grad, x, *vectors)
-    except (RuntimeError, OSError) as error:
-        raise ConfigError(
-            "machine.fuse is true, but torch.compile cannot build a kernel here "
-            f"({str(error).strip().splitlines()[0]}); install a C++ compiler (g++), or leave it out"
-        ) from error
-    finally:
-        noise.setLevel(level)
-    return found
+    return Kernels(_compiled(forward), _compiled(backward))
 
 
 def _total(values: Tensor) -> Tensor:
@@ -284,11 +306,6 @@ def _total(values: Tensor) -> Tensor:
 
 
 def _compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    known = inspect.signature(torch.compile).parameters
-    # All closures of one function would share a handful of graphs.
-    apart: Iterable[tuple[str, Any]] = {"isolate_recompiles": True}.items()
     # Bounds and eps are constants to it; which dimensions are not is marked.
-    compiled: Callable[..., Any] = torch.compile(
-        kernel, dynamic=False, **{k: v for k, v in apart if k in known}
-    )
+    compiled: Callable[..., Any] = torch.compile(kernel, **apart())
     return compiled
