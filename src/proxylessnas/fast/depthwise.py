@@ -98,14 +98,14 @@ def weight_gradient(
     rows, columns = grad.shape[2:]
     # Padded here and in all directions, since of its own padding oneDNN is slow on small images.
     below = (rows - 1) * stride[0] + height - x.shape[2] - padding[0]
-    right = (columns - 1) * stride[1] + width - x.shape[3] - padding[1]
-    seen = pad(x, (padding[1], right, padding[0], below))  # negative: cut off
     strips = []
     for first in range(0, width, STRIP):
         wide = min(STRIP, width - first)
+        left = padding[1] - first
+        right = (columns - 1) * stride[1] + wide - x.shape[3] - left
+        seen = pad(x, (left, right, padding[0], below))  # negative: cut off
         part = weight.new_empty(channels, 1, height, wide)  # for its shape
-        moved = seen.narrow(3, first, (columns - 1) * stride[1] + wide)
-        _, strip, _ = _backward(grad, moved, part, stride, (0, 0), (False, True, False))
+        _, strip, _ = _backward(grad, seen, part, stride, (0, 0), (False, True, False))
         strips.append(strip)
     return torch.cat(strips, 3)
 

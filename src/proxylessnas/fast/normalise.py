@@ -31,11 +31,7 @@ from .depthwise import hooked
 Bounds = tuple[float, float]
 UNBOUNDED: Bounds = (-inf, inf)
 
-FIRST = (
-    32,
-    256,
-    64,
-)  # the shape that kernels are compiled for: not what a run happens to see first
+FIRST = (32, 256, 64)  # kernels are compiled for it, not for what a run happens to see first
 CACHED = 1024  # pixels of a row: with hundreds of channels it fits into a core's cache
 LONGEST = 4096  # inductor sums more than this by another kernel
 
@@ -58,17 +54,19 @@ def calls(modules: Sequence[nn.Module]) -> dict[nn.Module, Callable[..., object]
     """
     found: dict[nn.Module, Callable[..., object]] = {}
     paired: set[nn.Module] = set()
+    kernels_of = cache(ready)  # made ready once for all of them
     for module in modules:
         # A subclass with a forward of its own may use its parts in any way.
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-            steps = _steps(list(module))
+            steps = _steps(list(module), kernels_of)
             pairs = [step.norm for step in steps if isinstance(step, _Pair)]
             if pairs:
                 found[module] = _Sequence(module, steps)
                 paired.update(pairs)
     for module in modules:
         if is_norm(module) and module not in paired:
-            found[module] = _Sequence(module, [_Pair(module, None, ready(UNBOUNDED, module.eps))])
+            alone = _Pair(module, None, kernels_of(UNBOUNDED, module.eps))
+            found[module] = _Sequence(module, [alone])
     return found
 
 
@@ -92,12 +90,14 @@ class _Pair:
         return x if self.activation is None else self.activation(x)
 
 
-def _steps(layers: Sequence[nn.Module]) -> list[nn.Module | _Pair]:
+def _steps(
+    layers: Sequence[nn.Module], kernels_of: Callable[[Bounds, float], Kernels]
+) -> list[nn.Module | _Pair]:
     steps: list[nn.Module | _Pair] = []
     for layer in layers:
         bounds, norm = _bounds(layer), steps[-1] if steps else None
         if bounds and isinstance(norm, nn.Module) and is_norm(norm):
-            steps[-1] = _Pair(norm, layer, ready(bounds, norm.eps))
+            steps[-1] = _Pair(norm, layer, kernels_of(bounds, norm.eps))
         else:
             steps.append(layer)
     return steps
