@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from toys import make_search
 
 from proxylessnas.config import MachineSettings, SearchSettings
 from proxylessnas.errors import ConfigError
 from proxylessnas.estimators import Estimator, FullPath, TwoPath
 from proxylessnas.loop import Search
 from proxylessnas.machine import Machine
-from proxylessnas.objective import Alone, Prices
+from proxylessnas.objective import Alone
 from proxylessnas.supernet import MixedOp, Supernet, Zero
-from proxylessnas.task import LoaderBatches, Task
+from proxylessnas.task import Task
 from proxylessnas.trials import WORTH_COMPILING, compiling
 
 CUDA = MachineSettings(device="cuda:0", memory_format="contiguous", autocast=False)
@@ -42,18 +43,19 @@ class Net(nn.Module):
 
 def make(machine: Machine, estimator: Estimator) -> Search:
     torch.manual_seed(0)
-    supernet = Supernet(Net())
+    model = Net()
     batches = [(torch.randn(8, 3, 8, 8), torch.randint(2, (8,))) for _ in range(6)]
-    return Search(
-        supernet=supernet,
+    return make_search(
+        model,
+        estimator,
+        data=batches,
         task=Task.classification(),
-        train=LoaderBatches(batches, name="train"),
-        valid=LoaderBatches(batches, name="valid"),
-        prices=Prices.free(*supernet.mask.shape),
         objective=Alone(),
-        estimator=estimator,
-        settings=SearchSettings(warmup_epochs=1, epochs=2, arch_every=2),
         machine=machine,
+        warmup_epochs=1,
+        epochs=2,
+        learning_rate=SearchSettings().learning_rate,
+        arch_every=2,
     )
 
 

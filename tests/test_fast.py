@@ -15,17 +15,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from toys import make_search
 
 from proxylessnas.calibrate import _explicit
 from proxylessnas.config import MachineSettings, SearchSettings
 from proxylessnas.errors import ConfigError
-from proxylessnas.estimators import TwoPath
 from proxylessnas.fast import gains, normalise, speed_up
 from proxylessnas.loop import Search
 from proxylessnas.machine import Machine, make_machine
-from proxylessnas.objective import Alone, Prices
+from proxylessnas.objective import Alone
 from proxylessnas.supernet import MixedOp, Supernet
-from proxylessnas.task import LoaderBatches, Task
+from proxylessnas.task import Task
 from proxylessnas.trials import WORTH_FUSING, WORTH_SPLITTING, layers, quickest, variants_of
 
 CHANNELS_LAST, CHOSEN = torch.channels_last, torch.get_default_dtype()
@@ -369,18 +369,18 @@ class Net(nn.Module):
 
 def make(machine: Machine) -> Search:
     torch.manual_seed(0)
-    supernet = Supernet(Net())
+    model = Net()
     batches = [(torch.randn(8, 3, 8, 8), torch.randint(2, (8,))) for _ in range(6)]
-    return Search(
-        supernet=supernet,
+    return make_search(
+        model,
+        data=batches,
         task=Task.classification(),
-        train=LoaderBatches(batches, name="train"),
-        valid=LoaderBatches(batches, name="valid"),
-        prices=Prices.free(*supernet.mask.shape),
         objective=Alone(),
-        estimator=TwoPath(),
-        settings=SearchSettings(warmup_epochs=1, epochs=2, arch_every=2),
         machine=machine,
+        warmup_epochs=1,
+        epochs=2,
+        learning_rate=SearchSettings().learning_rate,
+        arch_every=2,
     )
 
 

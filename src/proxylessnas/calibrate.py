@@ -8,10 +8,12 @@ whatever the machine does.
 from __future__ import annotations
 
 import copy
+import operator
 import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,11 +44,9 @@ from .supernet import Supernet
 from .task import LoaderBatches, Stream, Task
 from .trials import (
     PROBE_STEPS,
-    compiling,
-    layers,
+    best,
     may_compile,
     may_speed_up,
-    quickest,
     variants_of,
 )
 
@@ -85,9 +85,8 @@ def complete(run: Run) -> RunConfig:
         return _probe(run, replace(config, search=share, machine=on), ALONE)
 
     def found() -> dict[str, Any]:
-        chosen = quickest(machine, probe, rounds=rounds)
-        chosen = layers(chosen, probe, lasts=lasts, rounds=rounds)
-        return asdict(replace(config, machine=compiling(chosen, probe, steps=steps)))
+        chosen = best(machine, probe, rounds=rounds, steps=steps, lasts=lasts)
+        return asdict(replace(config, machine=chosen))
 
     # Rank 0 tries alone: the others' times would differ, and a failure of one stop all.
     return from_namespace(RunConfig, run.ranks.of_main(found))
@@ -155,9 +154,8 @@ def settled(
         before = [(p, p.grad) for p in supernet.model.parameters()]
         draws = random.getstate()
         with torch.random.fork_rng(devices=[]):
-            chosen = quickest(machine, probe, rounds=widest)
-            chosen = layers(chosen, probe, lasts=lambda step: steps * step, rounds=widest)
-            chosen = compiling(chosen, probe, steps=steps)
+            lasts = partial(operator.mul, steps)
+            chosen = best(machine, probe, rounds=widest, steps=steps, lasts=lasts)
         random.setstate(draws)
         for parameter, gradient in before:
             parameter.grad = gradient

@@ -123,10 +123,10 @@ class Recovery:
 
     def anchor(self, job: Job, anchors: Anchors) -> None:
         """Keep the job's state, before a step at which that is due."""
-        if job.step % ANCHOR_EVERY == 0:
-            self.read()
-        due = job.step % ANCHOR_EVERY == 0 and not any(self.bad.values())
-        if due and job.step not in self.anchors:
+        if job.step % ANCHOR_EVERY:
+            return
+        self.read()
+        if not any(self.bad.values()) and job.step not in self.anchors:
             self.anchors = [*self.anchors[-1:], job.step]
             anchors.keep(job)
 

@@ -31,6 +31,20 @@ NOISE = 0.98  # what is called faster takes less than this share of the time
 WORTH_COMPILING = 1800.0  # seconds of weight steps: compiling takes minutes by itself
 
 
+def best(
+    machine: MachineSettings,
+    probe: Probe,
+    *,
+    rounds: int,
+    steps: int,
+    lasts: Callable[[float], float],
+) -> MachineSettings:
+    """The settings with everything that they leave open decided, one after the other."""
+    chosen = quickest(machine, probe, rounds=rounds)
+    chosen = layers(chosen, probe, lasts=lasts, rounds=rounds)
+    return compiling(chosen, probe, steps=steps)
+
+
 def quickest(machine: MachineSettings, probe: Probe, *, rounds: int) -> MachineSettings:
     """The settings, with what they leave open chosen so that weight steps are fastest here.
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, pad
-from torch.nn.modules.module import _has_any_global_hook
+
+from .fitting import are_images, hooked
 
 STRIP = 3  # columns
 
@@ -40,22 +41,9 @@ class SplitCall:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         m = self.module
         learns = m.weight.requires_grad and torch.is_grad_enabled()
-        if len(args) != 1 or kwargs or not learns or not _suits(args[0], m.weight) or hooked(m):
+        if len(args) != 1 or kwargs or not learns or not are_images(args[0], m.weight) or hooked(m):
             return m._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
         return _Split.apply(args[0], m.weight, m.bias, m.stride, m.padding)
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether someone listens to this module: a call that stands in would not tell."""
-    forward = module._forward_pre_hooks or module._forward_hooks
-    backward = module._backward_pre_hooks or module._backward_hooks
-    return bool(forward or backward) or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
-
-
-def _suits(x: Any, weight: Tensor) -> bool:
-    if not isinstance(x, Tensor) or torch.is_autocast_enabled("cpu"):
-        return False
-    return x.device.type == "cpu" and x.dim() == 4 and x.dtype == weight.dtype == torch.float32
 
 
 class _Split(torch.autograd.Function):

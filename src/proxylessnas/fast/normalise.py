@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from ..errors import ConfigError
 from .compiling import apart
-from .depthwise import hooked
+from .fitting import are_images, hooked
 
 # What an activation cuts off below and above; ReLU6 is a Hardtanh.
 Bounds = tuple[float, float]
@@ -133,15 +133,11 @@ class _Sequence:
 
 def _suits(norm: nn.BatchNorm2d, x: Any) -> bool:
     return (
-        isinstance(x, Tensor)
+        are_images(x, norm.weight)
         and norm.training
         and (not norm.track_running_stats or None not in _statistics(norm))
-        and x.dim() == 4
-        and x.device.type == "cpu"
-        and x.dtype == norm.weight.dtype == torch.float32
         and x.shape[1] == norm.num_features > 1
         and x.is_contiguous(memory_format=torch.channels_last)
-        and not torch.is_autocast_enabled("cpu")
         and _rows(x.shape[0], x.shape[2], x.shape[3]) is not None
     )
 
