@@ -45,21 +45,22 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from scipy.stats import kendalltau
 
-from proxylessnas.another_limit import learned_on
 from proxylessnas.config import DeriveSettings, MachineSettings, SearchSettings
+from proxylessnas.core.adapt import learned_on
+from proxylessnas.core.costs import Prices
+from proxylessnas.core.derive import choose
+from proxylessnas.core.estimators import make_estimator
+from proxylessnas.core.objective import Constraint, make_objective
+from proxylessnas.core.search import Search
 from proxylessnas.data import load_data
-from proxylessnas.derive import choose
-from proxylessnas.estimators import make_estimator
 from proxylessnas.hardware.cost import macs_cost
 from proxylessnas.hardware.trace import trace
-from proxylessnas.loop import Search
-from proxylessnas.machine import make_machine
-from proxylessnas.objective import Constraint, Prices, make_objective
-from proxylessnas.progress import output
+from proxylessnas.io.console import output
 from proxylessnas.spaces import build_supernet
 from proxylessnas.spaces.macro import code
-from proxylessnas.task import Task
-from proxylessnas.train import Score, evaluate, recalibrate
+from proxylessnas.training.device import make_machine
+from proxylessnas.training.evaluate import Score, evaluate, recalibrate
+from proxylessnas.training.task import Task
 
 SHARED = Path("../shared/data")
 TOP_K = 20

@@ -25,15 +25,16 @@ from step import make_search, plain_step
 from torch import Tensor, nn
 
 from proxylessnas.config import MeasureSettings
+from proxylessnas.core.costs import Prices
+from proxylessnas.core.decode import decode
+from proxylessnas.core.search import Search
+from proxylessnas.core.supernet import MixedOp, Supernet
 from proxylessnas.data import load_data
 from proxylessnas.hardware.measure import measure_table
 from proxylessnas.hardware.runtimes import make
-from proxylessnas.loop import Search
-from proxylessnas.machine import Machine, fastest, keep_heap
-from proxylessnas.objective import Prices, decode
-from proxylessnas.progress import output
+from proxylessnas.io.console import output
 from proxylessnas.spaces import build, build_supernet
-from proxylessnas.supernet import MixedOp, Supernet
+from proxylessnas.training.device import Machine, fastest, keep_heap
 
 FIRST_STEP = """
 import torch
@@ -44,7 +45,8 @@ batch = torch.randn(2, 3, 32, 32), torch.arange(2)
 make_search(build_supernet("macro", {}), batch, Machine()).weight_step()
 """
 HELP = (
-    "import sys; sys.argv = ['proxylessnas', '--help']\nfrom proxylessnas.cli import main\nmain()"
+    "import sys; sys.argv = ['proxylessnas', '--help']\n"
+    "from proxylessnas.cli.main import main\nmain()"
 )
 
 

@@ -26,14 +26,16 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from proxylessnas.config import SearchSettings
-from proxylessnas.estimators import make_estimator
-from proxylessnas.gates import Path
-from proxylessnas.loop import Search
-from proxylessnas.objective import Constraint, Prices
-from proxylessnas.progress import output
-from proxylessnas.ranks import Ranks, open_ranks
+from proxylessnas.core.costs import Prices
+from proxylessnas.core.estimators import make_estimator
+from proxylessnas.core.gates import Path
+from proxylessnas.core.objective import Constraint
+from proxylessnas.core.search import Search
+from proxylessnas.data.batches import LoaderBatches
+from proxylessnas.io.console import output
 from proxylessnas.spaces import build_supernet
-from proxylessnas.task import LoaderBatches, Task
+from proxylessnas.training.ranks import Ranks, open_ranks
+from proxylessnas.training.task import Task
 
 OURS = "a weight step: the active path"
 USUAL = "DistributedDataParallel: the supernet"

@@ -36,24 +36,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from proxylessnas.config import DeriveSettings, MeasureSettings
-from proxylessnas.derive import choose
+from proxylessnas.core.costs import Prices
+from proxylessnas.core.decode import decode
+from proxylessnas.core.derive import choose
+from proxylessnas.core.supernet import Supernet, softmax
 from proxylessnas.errors import MeasurementError, UserError
 from proxylessnas.hardware.cost import Cost, latency_cost, macs_cost
-from proxylessnas.hardware.measure import (
-    NetworkReport,
-    canary_of,
-    measure_networks,
-    measure_table,
-)
-from proxylessnas.hardware.protocol import disturbance
+from proxylessnas.hardware.measure import NetworkReport, canary_of, measure_networks, measure_table
 from proxylessnas.hardware.runtimes import make
 from proxylessnas.hardware.table import LatencyTable
+from proxylessnas.hardware.timing import disturbance
 from proxylessnas.hardware.trace import Trace, trace
-from proxylessnas.objective import Prices, decode
-from proxylessnas.progress import Reporter, duration, output
+from proxylessnas.io.console import Reporter, duration, output
+from proxylessnas.runs.stages.measuring import mobilenet_v2_like
 from proxylessnas.spaces import build_supernet
-from proxylessnas.stages.measuring import mobilenet_v2_like
-from proxylessnas.supernet import Supernet, softmax
 
 Indices = tuple[int, ...]
 SLACK = 1.03  # over the limit that is measurement noise

@@ -43,15 +43,17 @@ from torch import Tensor, nn
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.config import SearchSettings
-from proxylessnas.estimators import Estimator, FullPath, TwoPath
-from proxylessnas.hardware.machine import cpu_model
-from proxylessnas.loop import Search
-from proxylessnas.machine import Machine, keep_heap
-from proxylessnas.objective import Linear, Prices
-from proxylessnas.progress import output
+from proxylessnas.core.costs import Prices
+from proxylessnas.core.estimators import Estimator, FullPath, TwoPath
+from proxylessnas.core.objective import Linear
+from proxylessnas.core.search import Search
+from proxylessnas.core.supernet import MixedOp, Supernet
+from proxylessnas.data.batches import LoaderBatches
+from proxylessnas.hardware.host import cpu_model
+from proxylessnas.io.console import output
 from proxylessnas.spaces import build, build_supernet
-from proxylessnas.supernet import MixedOp, Supernet
-from proxylessnas.task import LoaderBatches, Task
+from proxylessnas.training.device import Machine, keep_heap
+from proxylessnas.training.task import Task
 
 THREADS = 2
 ARCH_EVERY = 5  # weight steps to an architecture step, of the search epoch

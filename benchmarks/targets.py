@@ -22,12 +22,12 @@ from pathlib import Path
 
 from rich.table import Table
 
-from proxylessnas.pipeline import open_run
-from proxylessnas.progress import Reporter, output
+from proxylessnas.io.console import Reporter, output
 from proxylessnas.recipes import path
-from proxylessnas.run import Run
-from proxylessnas.runs import RunDirectory, held
-from proxylessnas.stages import derive_limits
+from proxylessnas.runs.directory import RunDirectory, held
+from proxylessnas.runs.pipeline import open_run
+from proxylessnas.runs.run import Run
+from proxylessnas.runs.stages import derive_limits
 
 OVER, UNDER = 2.0, 5.0  # %
 

@@ -17,18 +17,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from toys import Chain, make_search, priced, regression
 
-from proxylessnas import loop
 from proxylessnas.api import search
-from proxylessnas.cli import main
+from proxylessnas.cli.main import main
 from proxylessnas.config import SearchSettings, TrainSettings
+from proxylessnas.core import search as loop
+from proxylessnas.core.estimators import Reinforce
+from proxylessnas.core.objective import MulLog
+from proxylessnas.core.supernet import MixedOp
+from proxylessnas.data.batches import LoaderBatches
 from proxylessnas.errors import RankError
-from proxylessnas.estimators import Reinforce
-from proxylessnas.objective import MulLog
-from proxylessnas.ranks import Ranks, open_ranks
-from proxylessnas.stages import keeping
-from proxylessnas.supernet import MixedOp
-from proxylessnas.task import LoaderBatches, Task
-from proxylessnas.train import Training, evaluate, recalibrate
+from proxylessnas.runs.stages import keeping
+from proxylessnas.training.evaluate import evaluate, recalibrate
+from proxylessnas.training.ranks import Ranks, open_ranks
+from proxylessnas.training.task import Task
+from proxylessnas.training.train import Training
 
 MSE = Task(loss=nn.functional.mse_loss)
 

@@ -11,17 +11,11 @@ from toys import regression
 
 from proxylessnas import MixedOp, SearchSettings, search
 from proxylessnas.config import DeriveSettings, MeasureSettings
-from proxylessnas.errors import (
-    ConfigError,
-    LimitError,
-    MeasurementError,
-    SupernetError,
-    UserError,
-)
-from proxylessnas.gates import Mixture, run
+from proxylessnas.core.gates import Mixture, run
+from proxylessnas.core.supernet import Supernet
+from proxylessnas.errors import ConfigError, LimitError, MeasurementError, SupernetError, UserError
 from proxylessnas.hardware.measure import measure_table
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
-from proxylessnas.supernet import Supernet
 
 
 def net(*candidates: nn.Module) -> nn.Module:

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from proxylessnas.config import SearchSettings
-from proxylessnas.estimators import Estimator, Problem, make_estimator
-from proxylessnas.frozen import take_apart
-from proxylessnas.loop import Search
-from proxylessnas.objective import Constraint, Linear, Objective, Prices
-from proxylessnas.ranks import ALONE, Ranks
-from proxylessnas.supernet import MixedOp, Supernet
-from proxylessnas.task import LoaderBatches, Task
+from proxylessnas.core.costs import Prices
+from proxylessnas.core.estimators import Estimator, Problem, make_estimator
+from proxylessnas.core.objective import Constraint, Linear, Objective
+from proxylessnas.core.parts import take_apart
+from proxylessnas.core.search import Search
+from proxylessnas.core.supernet import MixedOp, Supernet
+from proxylessnas.data.batches import LoaderBatches
+from proxylessnas.training.ranks import ALONE, Ranks
+from proxylessnas.training.task import Task
 
 ESTIMATORS = ("two_path", "full_path", "reinforce", "darts", "gumbel", "random")
 LEARNING = ESTIMATORS[:-1]

@@ -12,25 +12,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import Result, search
-    from .architecture import Architecture
-    from .config import DeriveSettings, MachineSettings, MeasureSettings, SearchSettings
-    from .ranks import open_ranks
-    from .spaces import build, build_supernet
-    from .supernet import MixedOp, Residual, Supernet, Zero
+    from proxylessnas.api import Result, search
+    from proxylessnas.architecture import Architecture
+    from proxylessnas.config import DeriveSettings, MachineSettings, MeasureSettings, SearchSettings
+    from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero
+    from proxylessnas.spaces import build, build_supernet
+    from proxylessnas.training.ranks import open_ranks
 
 SETTINGS = ("SearchSettings", "MeasureSettings", "DeriveSettings", "MachineSettings")
 _HOME = {
     **dict.fromkeys(SETTINGS, "config"),
     "Architecture": "architecture",
-    "MixedOp": "supernet",
-    "Residual": "supernet",
+    "MixedOp": "core.supernet",
+    "Residual": "core.supernet",
     "Result": "api",
-    "Supernet": "supernet",
-    "Zero": "supernet",
+    "Supernet": "core.supernet",
+    "Zero": "core.supernet",
     "build": "spaces",
     "build_supernet": "spaces",
-    "open_ranks": "ranks",
+    "open_ranks": "training.ranks",
     "search": "api",
 }
 

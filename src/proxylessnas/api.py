@@ -16,10 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .another_limit import learned_on
-from .architecture import Architecture
-from .calibrate import settled
-from .config import (
+from proxylessnas.architecture import Architecture
+from proxylessnas.config import (
     DeriveSettings,
     MachineSettings,
     MeasureSettings,
@@ -27,23 +25,26 @@ from .config import (
     check_seed,
     parse_latency,
 )
-from .derive import Choice, Indices, choose
-from .errors import ConfigError, LimitError
-from .estimators import RewardOf, estimator_of
-from .hardware.count import check_shapes
-from .hardware.measure import canary_of, describe, measure_networks, measure_table
-from .hardware.runtimes import Runtime, make
-from .hardware.table import LatencyTable
-from .loop import Plan, Search
-from .machine import make_machine
-from .objective import check_objective, make_objective
-from .pricing import Limits, Pricing
-from .progress import Reporter
-from .ranks import ALONE, Ranks
-from .seeds import derive_seed
-from .supernet import Supernet
-from .task import LoaderBatches, Task
-from .train import evaluate, recalibrate
+from proxylessnas.core.adapt import learned_on
+from proxylessnas.core.derive import Choice, Indices, choose
+from proxylessnas.core.estimators import RewardOf, estimator_of
+from proxylessnas.core.objective import check_objective, make_objective
+from proxylessnas.core.search import Plan, Search
+from proxylessnas.core.supernet import Supernet
+from proxylessnas.data.batches import LoaderBatches
+from proxylessnas.errors import ConfigError, LimitError
+from proxylessnas.hardware.count import check_shapes
+from proxylessnas.hardware.measure import canary_of, describe, measure_networks, measure_table
+from proxylessnas.hardware.pricing import Limits, Pricing
+from proxylessnas.hardware.runtimes import Runtime, make
+from proxylessnas.hardware.table import LatencyTable
+from proxylessnas.io.console import Reporter
+from proxylessnas.runs.calibrate import settled
+from proxylessnas.seeds import derive_seed
+from proxylessnas.training.device import make_machine
+from proxylessnas.training.evaluate import evaluate, recalibrate
+from proxylessnas.training.ranks import ALONE, Ranks
+from proxylessnas.training.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)

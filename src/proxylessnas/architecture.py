@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .errors import ArchitectureError
+from proxylessnas.errors import ArchitectureError
 
 SCHEMA = 1
 MAX_FILE_BYTES = 8 << 20

@@ -11,18 +11,15 @@ import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from jsonargparse import ArgumentParser
 
-from .errors import ConfigError, did_you_mean
+from proxylessnas.errors import ConfigError, did_you_mean, one_line
+from proxylessnas.io.yaml_files import read_yaml
 
 T = TypeVar("T")
-# How the parsing library says that a value is not of an optional type.
-UNION = (
-    r"^(.*?)Does not validate against any of the Union subtypes Subtypes: \[(.*?)(, NoneType)?\] "
-    r"Errors: .* Given value: (.*)$"
-)
 
 
 def _positive(settings: object, *names: str) -> None:
@@ -452,9 +449,10 @@ def from_namespace(cls: type[T], values: Mapping[str, Any]) -> T:
     return cls(**fields)
 
 
-def one_line(error: BaseException) -> str:
-    """An error's message as one line, in plain words."""
-    text = re.sub(r"\s+", " ", str(error)).strip()
-    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.", "")
-    text = re.sub(UNION, r"\1\4 is not of the type \2", text)
-    return text[:300]
+def read_config(path: Path) -> RunConfig:
+    """A complete or partial config file.
+
+    Raises:
+        ConfigError: unreadable, not YAML, or a setting is unknown or out of range.
+    """
+    return parse_settings(RunConfig, read_yaml(path), str(path))

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from proxylessnas import pipeline, recovery  # noqa: F401  # imported here, once for all
-from proxylessnas.cli import main
-from proxylessnas.run import Run
-from proxylessnas.stages import keeping
+from proxylessnas.cli.main import main
+from proxylessnas.runs.run import Run
+from proxylessnas.runs.stages import keeping
+from proxylessnas.training import faults as recovery  # imported here, once for all
 
 WORDS = [
     "--data=digits",

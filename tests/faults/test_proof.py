@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from started import assert_same
 
-from proxylessnas.cli import main
+from proxylessnas.cli.main import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -13,7 +13,7 @@ import pytest
 from server import WORDS
 from started import STAGES, Server, assert_same
 
-from proxylessnas.cli import main
+from proxylessnas.cli.main import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SIGNALS = {stage: (signal.SIGTERM, signal.SIGINT)[i % 2] for i, stage in enumerate(STAGES)}

@@ -10,7 +10,7 @@ import pytest
 from mutate import damaged, hostile
 from PIL import Image
 
-from proxylessnas.cli import main
+from proxylessnas.cli.main import main
 
 pytestmark = pytest.mark.slow
 WORDS = [
@@ -114,7 +114,7 @@ def test_no_limit_is_no_list_of_limits(finished: Path, capsys: pytest.CaptureFix
 
 
 def test_a_bug_leaves_no_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from proxylessnas import calibrate
+    from proxylessnas.runs import calibrate
 
     def broken(run: object) -> None:
         raise ZeroDivisionError

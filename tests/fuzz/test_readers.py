@@ -28,13 +28,13 @@ from proxylessnas.architecture import Architecture
 from proxylessnas.config import RunConfig, parse_settings
 from proxylessnas.errors import UserError
 from proxylessnas.hardware.kit import import_kit
-from proxylessnas.hardware.published import read_published_table
+from proxylessnas.hardware.published_table import read_published_table
 from proxylessnas.hardware.table import LatencyTable
-from proxylessnas.progress import Reporter
-from proxylessnas.run import Run
-from proxylessnas.runs import RunDirectory, read_config
+from proxylessnas.io.console import Reporter
+from proxylessnas.runs.directory import RunDirectory, read_config
+from proxylessnas.runs.run import Run
+from proxylessnas.runs.stages import keeping
 from proxylessnas.spaces import SPACES, build, build_supernet
-from proxylessnas.stages import keeping
 from proxylessnas.zoo.weights import published_keys
 
 pytestmark = pytest.mark.slow

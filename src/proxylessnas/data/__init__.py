@@ -11,8 +11,8 @@ dataset.py   load_data, ImageData
 """
 
 from proxylessnas.data.augment import Policy
-from proxylessnas.data.batches import Batches
 from proxylessnas.data.dataset import ImageData, load_data
+from proxylessnas.data.image_batches import Batches
 from proxylessnas.data.info import ImageInfo, read_image
 
 __all__ = ["Batches", "ImageData", "ImageInfo", "Policy", "load_data", "read_image"]

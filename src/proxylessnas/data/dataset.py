@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from proxylessnas.data.augment import Policy
-from proxylessnas.data.batches import Batches, Stream
 from proxylessnas.data.decode import (
     SAMPLE,
     Progress,
@@ -24,6 +23,7 @@ from proxylessnas.data.decode import (
     read_headers,
     value_counts,
 )
+from proxylessnas.data.image_batches import Batches, Stream
 from proxylessnas.data.info import ImageInfo
 from proxylessnas.data.source import Indices, Source
 from proxylessnas.data.sources import open_source

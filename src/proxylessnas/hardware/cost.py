@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..architecture import Architecture
-from ..errors import MeasurementError
-from ..supernet import Supernet
-from . import calibrate
-from .calibrate import Fit
-from .count import count_macs, count_parameters
-from .count import peak_memory as peak_memory_of
-from .fingerprint import fingerprint
-from .table import LatencyTable
-from .trace import Trace, Unit
+from proxylessnas.architecture import Architecture
+from proxylessnas.core.supernet import Supernet
+from proxylessnas.errors import MeasurementError
+from proxylessnas.hardware import fit as calibrate
+from proxylessnas.hardware.count import count_macs, count_parameters
+from proxylessnas.hardware.count import peak_memory as peak_memory_of
+from proxylessnas.hardware.fingerprint import fingerprint
+from proxylessnas.hardware.fit import Fit
+from proxylessnas.hardware.table import LatencyTable
+from proxylessnas.hardware.trace import Trace, Unit
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

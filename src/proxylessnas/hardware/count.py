@@ -14,9 +14,10 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..errors import SupernetError
-from ..supernet import Supernet
-from .trace import Trace, Unit, evaluating
+from proxylessnas.core.supernet import Supernet
+from proxylessnas.errors import SupernetError
+from proxylessnas.hardware.trace import Trace, Unit
+from proxylessnas.training.freezing import evaluating
 
 
 def count_macs(

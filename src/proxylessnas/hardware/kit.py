@@ -21,17 +21,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..config import MeasureSettings
-from ..errors import ExportError, MeasurementError
-from ..export import channels_last, one_line, one_thread, to_onnx, to_tflite
-from ..supernet import Supernet
-from .measure import module_of
-from .plan import REPEAT, Plan, PlannedNetwork, assemble, make_plan
-from .protocol import Measurement, Progress
-from .rounds import orders
-from .runtimes.base import is_activation
-from .table import LatencyTable, decode, list_of, object_of, scalars_of
-from .trace import trace
+from proxylessnas.config import MeasureSettings
+from proxylessnas.core.supernet import Supernet
+from proxylessnas.errors import ExportError, MeasurementError, one_line
+from proxylessnas.export.onnx import to_onnx
+from proxylessnas.export.quiet import one_thread
+from proxylessnas.export.tflite import channels_last, to_tflite
+from proxylessnas.hardware.measure import module_of
+from proxylessnas.hardware.plan import REPEAT, Plan, PlannedNetwork, assemble, make_plan
+from proxylessnas.hardware.rounds import orders
+from proxylessnas.hardware.runtimes.base import is_activation
+from proxylessnas.hardware.table import LatencyTable, decode, list_of, object_of, scalars_of
+from proxylessnas.hardware.timing import Measurement, Progress
+from proxylessnas.hardware.trace import trace
 
 SCHEMA = 1
 MAX_FILE_BYTES = 64 << 20
@@ -195,7 +197,7 @@ def _manifest(
 def _write_scripts(kit: zipfile.ZipFile, manifest: dict[str, Any], name: str) -> None:
     here = files(__package__ or "proxylessnas.hardware")
     kit.writestr("__main__.py", here.joinpath("kit_main.py").read_text("utf-8"))
-    for module in ("machine.py", "rounds.py", "nodes.py"):
+    for module in ("host.py", "rounds.py", "nodes.py"):
         kit.writestr(module, here.joinpath(module).read_text("utf-8"))
     kit.writestr("manifest.json", json.dumps(manifest))
     visits = sum(f["visits"] for f in manifest["files"].values())

@@ -7,7 +7,7 @@ for a kit of .tflite files). What was measured is saved every few seconds: start
 go on after a break. Bring the results file back: `proxylessnas measure --import-kit`.
 
 Within the package this file is only read, to be packed with
-`machine.py`, `rounds.py` and `nodes.py`.
+`host.py`, `rounds.py` and `nodes.py`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 if __package__:
-    from . import machine, nodes, rounds
+    from proxylessnas.hardware import host, nodes, rounds
 else:  # beside this file, in the kit
-    import machine  # type: ignore[no-redef,import-not-found]
+    import host  # type: ignore[no-redef,import-not-found]
     import nodes  # type: ignore[no-redef,import-not-found]
     import rounds  # type: ignore[no-redef,import-not-found]
 
@@ -47,11 +47,11 @@ class Network:
         self.run()
 
     def timed(self, repeat: int) -> float:
-        waited, start = machine.waited_s(), time.perf_counter()
+        waited, start = host.waited_s(), time.perf_counter()
         for _ in range(repeat):
             self.run()
         elapsed = time.perf_counter() - start
-        elapsed = max(elapsed - (machine.waited_s() - waited), 0.0) or elapsed
+        elapsed = max(elapsed - (host.waited_s() - waited), 0.0) or elapsed
         return max(elapsed - repeat * self.reordering_s, 0.1 * elapsed)
 
 
@@ -137,7 +137,7 @@ def say(text: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the networks of this kit.")
     parser.add_argument("--out", default="results.json", help="where the results are kept")
-    parser.add_argument("--device", default=machine.cpu_model(), help="what to call this device")
+    parser.add_argument("--device", default=host.cpu_model(), help="what to call this device")
     args = parser.parse_args()
     manifest = json.loads(read("manifest.json"))
     results = earlier(args.out, manifest)
@@ -171,7 +171,7 @@ def measure(
 ) -> None:
     samples = results["samples_ms"]
     total, done, saved = sum(wanted.values()), 0, time.monotonic()
-    other = machine.OtherLoad()
+    other = host.OtherLoad()
     results["device"] = {
         "runtime": manifest["runtime"],
         "version": version(manifest["runtime"]),
@@ -180,7 +180,7 @@ def measure(
         "device": args.device,
         "batch": manifest["batch"],
         "input_shapes": manifest["input_shapes"],
-        "cores": machine.cores(),
+        "cores": host.cores(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
@@ -197,8 +197,8 @@ def measure(
             save(results, args.out)
             saved = time.monotonic()
 
-    machine.keep_memory()
-    with machine.pinned(manifest["threads"] == 1) as core:
+    host.keep_memory()
+    with host.pinned(manifest["threads"] == 1) as core:
         environment["pinned_core"] = -1 if core is None else core
         extra = rounds.run(
             networks,

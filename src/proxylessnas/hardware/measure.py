@@ -12,17 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import MeasureSettings
-from ..errors import MeasurementError, UserError
-from ..export import one_thread
-from ..supernet import Supernet
-from .cost import indices_of
-from .machine import cores
-from .plan import REPEAT, Plan, assemble, choose_networks, known_samples, make_plan, on_device
-from .protocol import Measurement, Progress, measure_all
-from .runtimes.base import Runtime, Session
-from .table import ALIKE, BLOCKS, LatencyTable, Scalar
-from .trace import Trace, trace
+from proxylessnas.config import MeasureSettings
+from proxylessnas.core.supernet import Supernet
+from proxylessnas.errors import MeasurementError, UserError
+from proxylessnas.export.quiet import one_thread
+from proxylessnas.hardware.cost import indices_of
+from proxylessnas.hardware.host import cores
+from proxylessnas.hardware.plan import (
+    REPEAT,
+    Plan,
+    assemble,
+    choose_networks,
+    known_samples,
+    make_plan,
+    on_device,
+)
+from proxylessnas.hardware.runtimes.base import Runtime, Session
+from proxylessnas.hardware.table import ALIKE, BLOCKS, LatencyTable, Scalar
+from proxylessnas.hardware.timing import Measurement, Progress, measure_all
+from proxylessnas.hardware.trace import Trace, trace
 
 __all__ = [
     "Canary",

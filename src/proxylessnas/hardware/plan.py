@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..config import MeasureSettings
-from ..seeds import derive_seed
-from ..supernet import Supernet
-from .cost import Cost, macs_cost, space_id
-from .protocol import Measurement
-from .table import LatencyTable, NetworkEntry, Role, Scalar
-from .trace import Trace
+from proxylessnas.config import MeasureSettings
+from proxylessnas.core.supernet import Supernet
+from proxylessnas.hardware.cost import Cost, macs_cost, space_id
+from proxylessnas.hardware.table import LatencyTable, NetworkEntry, Role, Scalar
+from proxylessnas.hardware.timing import Measurement
+from proxylessnas.hardware.trace import Trace
+from proxylessnas.seeds import derive_seed
 
 REPEAT = " again"  # the suffix of a network that is built and loaded a second time
 

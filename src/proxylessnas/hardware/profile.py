@@ -20,18 +20,19 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ..config import MeasureSettings
-from ..errors import MeasurementError
-from ..export import one_thread, to_onnx
-from ..supernet import Residual, Supernet
-from .measure import describe, earlier, load
-from .nodes import node_times
-from .plan import assemble, known_samples, make_plan
-from .protocol import Measurement, Progress, measure_all
-from .runtimes.base import Session
-from .runtimes.onnxruntime import OnnxRuntime, feed_of
-from .table import LatencyTable
-from .trace import Trace, trace
+from proxylessnas.config import MeasureSettings
+from proxylessnas.core.supernet import Residual, Supernet
+from proxylessnas.errors import MeasurementError
+from proxylessnas.export.onnx import to_onnx
+from proxylessnas.export.quiet import one_thread
+from proxylessnas.hardware.measure import describe, earlier, load
+from proxylessnas.hardware.nodes import node_times
+from proxylessnas.hardware.plan import assemble, known_samples, make_plan
+from proxylessnas.hardware.runtimes.base import Session
+from proxylessnas.hardware.runtimes.onnxruntime import OnnxRuntime, feed_of
+from proxylessnas.hardware.table import LatencyTable
+from proxylessnas.hardware.timing import Measurement, Progress, measure_all
+from proxylessnas.hardware.trace import Trace, trace
 
 
 def profile_table(

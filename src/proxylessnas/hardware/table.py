@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from ..errors import MeasurementError, MissingEntry
-from ..export import one_line
-from ..files import write_atomic
-from .protocol import Environment, Measurement
+from proxylessnas.errors import MeasurementError, MissingEntry, one_line
+from proxylessnas.hardware.timing import Environment, Measurement
+from proxylessnas.io.files import write_atomic
 
 SCHEMA = 1
 MAX_FILE_BYTES = 64 << 20

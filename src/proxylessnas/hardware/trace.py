@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..errors import SupernetError, UserError
-from ..seeds import derive_seed
-from ..supernet import MixedOp, Residual, Supernet, Zero, derive
-from .fingerprint import fingerprint, label, tensor_label
+from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, derive
+from proxylessnas.errors import SupernetError, UserError
+from proxylessnas.hardware.fingerprint import fingerprint, label, tensor_label
+from proxylessnas.seeds import derive_seed
+from proxylessnas.training.freezing import evaluating
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,19 +104,6 @@ def trace(supernet: Supernet, example_inputs: tuple[Any, ...]) -> Trace:
         for candidates, calls in zip(supernet.candidates, recorder.calls, strict=True)
     )
     return Trace(units=recorder.units, keys=keys, inputs=tuple(example_inputs))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; every submodule's training mode is put back."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ..supernet import Supernet
-from .calibrate import fit
-from .cost import Cost, indices_of
-from .table import LatencyTable, NetworkEntry
+from proxylessnas.core.supernet import Supernet
+from proxylessnas.hardware.cost import Cost, indices_of
+from proxylessnas.hardware.fit import fit
+from proxylessnas.hardware.table import LatencyTable, NetworkEntry
 
 
 def validate(cost: Cost, supernet: Supernet, table: LatencyTable) -> dict[str, Any]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..config import RunConfig
-from ..errors import ConfigError, did_you_mean
-from ..runs import read_config
+from proxylessnas.config import RunConfig, read_config
+from proxylessnas.errors import ConfigError, did_you_mean
 
 FOLDER = Path(__file__).parent
 NAMES = (

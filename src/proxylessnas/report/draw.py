@@ -16,11 +16,11 @@ from itertools import groupby
 import torch
 from torch import nn
 
-from ..architecture import Architecture
-from ..spaces import SPACES, build
-from ..spaces.blocks import MBConv, Network
-from ..spaces.tree_layers import Cell, TreeBlock
-from ..supernet import Residual
+from proxylessnas.architecture import Architecture
+from proxylessnas.core.supernet import Residual
+from proxylessnas.spaces import SPACES, build
+from proxylessnas.spaces.blocks import MBConv, Network
+from proxylessnas.spaces.tree_layers import Cell, TreeBlock
 
 INK, PALE, LINE, PLAIN = "#24292f", "#6b7480", "#c3cad2", "#dfe3e8"
 KERNELS = {1: "#c9b8e4", 3: "#8fc1e3", 5: "#f3bd5f", 7: "#dd7260"}

@@ -19,11 +19,11 @@ from typing import Any
 
 from torch import nn
 
-from ..architecture import Architecture, InputInfo
-from ..config import parse_settings
-from ..errors import ArchitectureError, ConfigError, did_you_mean
-from ..supernet import Supernet, settle
-from . import macro, mobile, tree
+from proxylessnas.architecture import Architecture, InputInfo
+from proxylessnas.config import parse_settings
+from proxylessnas.core.supernet import Supernet, settle
+from proxylessnas.errors import ArchitectureError, ConfigError, did_you_mean
+from proxylessnas.spaces import macro, mobile, tree
 
 
 @dataclasses.dataclass(frozen=True)

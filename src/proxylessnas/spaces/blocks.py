@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArchitectureError, did_you_mean
-from ..supernet import MixedOp, Residual
+from proxylessnas.core.supernet import MixedOp, Residual
+from proxylessnas.errors import ArchitectureError, did_you_mean
 
 Candidates = Mapping[str, Callable[[], nn.Module]]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..architecture import LARGEST_INPUT
-from ..errors import ConfigError
+from proxylessnas.architecture import LARGEST_INPUT
+from proxylessnas.errors import ConfigError
 
 MAX_PARAMETERS = 1 << 29  # of all candidates; 2 GiB in float32
 MAX_BLOCKS = 1000

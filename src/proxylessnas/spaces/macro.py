@@ -10,10 +10,18 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..errors import ArchitectureError, ConfigError
-from ..supernet import Residual
-from .blocks import ConvBN, Head, MBConv, Network, choose, initialise, start_alike
-from .bounds import check
+from proxylessnas.core.supernet import Residual
+from proxylessnas.errors import ArchitectureError, ConfigError
+from proxylessnas.spaces.blocks import (
+    ConvBN,
+    Head,
+    MBConv,
+    Network,
+    choose,
+    initialise,
+    start_alike,
+)
+from proxylessnas.spaces.bounds import check
 
 CANDIDATES = ("identity", "e3_k3", "e6_k5")  # the table's digits 0, 1, 2
 EPS = 1e-5

@@ -11,10 +11,19 @@ from functools import partial
 
 from torch import nn
 
-from ..errors import ConfigError, did_you_mean
-from ..supernet import Residual, Zero
-from .blocks import ConvBN, Head, MBConv, Network, choose, initialise, round_channels, start_alike
-from .bounds import check
+from proxylessnas.core.supernet import Residual, Zero
+from proxylessnas.errors import ConfigError, did_you_mean
+from proxylessnas.spaces.blocks import (
+    ConvBN,
+    Head,
+    MBConv,
+    Network,
+    choose,
+    initialise,
+    round_channels,
+    start_alike,
+)
+from proxylessnas.spaces.bounds import check
 
 KERNELS = (3, 5, 7)
 EXPANSIONS = (3, 6)

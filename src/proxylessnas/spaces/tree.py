@@ -17,10 +17,18 @@ from functools import partial
 
 from torch import nn
 
-from ..errors import ConfigError, did_you_mean
-from .blocks import ConvBN, Network, choose
-from .bounds import check
-from .tree_layers import EPS, Cell, Node, TreeBlock, TreeHead, edge_layer, initialise
+from proxylessnas.errors import ConfigError, did_you_mean
+from proxylessnas.spaces.blocks import ConvBN, Network, choose
+from proxylessnas.spaces.bounds import check
+from proxylessnas.spaces.tree_layers import (
+    EPS,
+    Cell,
+    Node,
+    TreeBlock,
+    TreeHead,
+    edge_layer,
+    initialise,
+)
 
 MAX_EDGES = 10_000
 CANDIDATES = ("identity", "dw3", "dw5", "dw7", "dil3", "avg3", "max3")

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 
-from ..architecture import Architecture
-from ..errors import ArchitectureError, did_you_mean
-from .published import read_published
-from .weights import load_published_weights
+from proxylessnas.architecture import Architecture
+from proxylessnas.errors import ArchitectureError, did_you_mean
+from proxylessnas.zoo.config_reader import read_published
+from proxylessnas.zoo.weights import load_published_weights
 
 __all__ = [
     "NETWORKS",

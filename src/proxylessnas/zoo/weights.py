@@ -26,10 +26,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import ArchitectureError
-from ..spaces.blocks import MBConv, Network
-from ..spaces.tree_layers import Cell, Depthwise, Node, PreConv, TreeBlock
-from ..supernet import MixedOp, Residual
+from proxylessnas.core.supernet import MixedOp, Residual
+from proxylessnas.errors import ArchitectureError
+from proxylessnas.spaces.blocks import MBConv, Network
+from proxylessnas.spaces.tree_layers import Cell, Depthwise, Node, PreConv, TreeBlock
 
 Owned = Iterator[tuple[str, nn.Module]]  # (the authors' prefix, our layer that holds the tensors)
 MAX_FILE_BYTES = 1 << 30

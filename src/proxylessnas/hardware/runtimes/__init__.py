@@ -13,27 +13,27 @@ from importlib.metadata import entry_points
 from types import ModuleType
 from typing import cast
 
-from ...errors import MeasurementError, MissingDependency, did_you_mean
-from .base import Factory, Runtime, Session
+from proxylessnas.errors import MeasurementError, MissingDependency, did_you_mean
+from proxylessnas.hardware.runtimes.base import Factory, Runtime, Session
 
 __all__ = ["RUNTIMES", "Factory", "Runtime", "Session", "make", "names", "split"]
 
 
 def _onnxruntime(*options: str, threads: int = 1) -> Runtime:
-    from .onnxruntime import OnnxRuntime
+    from proxylessnas.hardware.runtimes.onnxruntime import OnnxRuntime
 
     return OnnxRuntime(*options, threads=threads)
 
 
 def _torch(*options: str, threads: int = 1) -> Runtime:
-    from .torch import TorchRuntime
+    from proxylessnas.hardware.runtimes.torch import TorchRuntime
 
     return TorchRuntime(*options, threads=threads)
 
 
 def _litert(*options: str, threads: int = 1) -> Runtime:
     _need("ai_edge_litert", "ai-edge-litert", "litert")
-    from .litert import LiteRt
+    from proxylessnas.hardware.runtimes.litert import LiteRt
 
     return LiteRt(*options, threads=threads)
 
@@ -42,13 +42,13 @@ def _openvino(*options: str, threads: int = 1) -> Runtime:
     _need("openvino", "openvino", "openvino")
     # Importing OpenVINO would otherwise send usage data to its makers, from a forked process.
     sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
-    from .openvino import OpenVino
+    from proxylessnas.hardware.runtimes.openvino import OpenVino
 
     return OpenVino(*options, threads=threads)
 
 
 def _fake(*options: str, threads: int = 1) -> Runtime:
-    from .fake import FakeRuntime
+    from proxylessnas.hardware.runtimes.fake import FakeRuntime
 
     return FakeRuntime(*options, threads=threads)
 

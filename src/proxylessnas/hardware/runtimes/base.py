@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from ...errors import MeasurementError
-from ..machine import waited_s
+from proxylessnas.errors import MeasurementError
+from proxylessnas.hardware.host import waited_s
 
 
 class Session(ABC):

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ...errors import MeasurementError
-from ...export import eager_outputs, one_line
-from ...seeds import derive_seed
-from ..count import count_macs
-from .base import Session, file_bytes
+from proxylessnas.errors import MeasurementError, one_line
+from proxylessnas.export.compare import eager_outputs
+from proxylessnas.hardware.count import count_macs
+from proxylessnas.hardware.runtimes.base import Session, file_bytes
+from proxylessnas.seeds import derive_seed
 
 MS_PER_MAC = 5e-8
 MS_PER_LAYER = 0.01

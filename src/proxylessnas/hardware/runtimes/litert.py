@@ -12,11 +12,12 @@ import torch
 from ai_edge_litert.interpreter import Interpreter
 from torch import Tensor, nn
 
-from ...errors import MeasurementError
-from ...export import channels_last, one_line, stderr_away, to_tflite
-from ..fingerprint import fingerprint
-from ..machine import cpu_model
-from .base import Session, file_bytes, flag_options, stand_in
+from proxylessnas.errors import MeasurementError, one_line
+from proxylessnas.export.quiet import stderr_away
+from proxylessnas.export.tflite import channels_last, to_tflite
+from proxylessnas.hardware.fingerprint import fingerprint
+from proxylessnas.hardware.host import cpu_model
+from proxylessnas.hardware.runtimes.base import Session, file_bytes, flag_options, stand_in
 
 
 class LiteRt:

@@ -10,11 +10,17 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
-from ...errors import MeasurementError, did_you_mean
-from ...export import one_line, to_onnx
-from ..machine import cpu_model
-from ..nodes import reordering_s
-from .base import Session, file_bytes, full_name, is_activation, stand_in
+from proxylessnas.errors import MeasurementError, did_you_mean, one_line
+from proxylessnas.export.onnx import to_onnx
+from proxylessnas.hardware.host import cpu_model
+from proxylessnas.hardware.nodes import reordering_s
+from proxylessnas.hardware.runtimes.base import (
+    Session,
+    file_bytes,
+    full_name,
+    is_activation,
+    stand_in,
+)
 
 _DTYPES = {
     "tensor(float)": "float32",

@@ -13,10 +13,17 @@ import numpy as np
 import openvino
 from torch import Tensor, nn
 
-from ...errors import MeasurementError
-from ...export import one_line, to_onnx
-from ..machine import cpu_model
-from .base import Session, file_bytes, flag_options, full_name, is_activation, stand_in
+from proxylessnas.errors import MeasurementError, one_line
+from proxylessnas.export.onnx import to_onnx
+from proxylessnas.hardware.host import cpu_model
+from proxylessnas.hardware.runtimes.base import (
+    Session,
+    file_bytes,
+    flag_options,
+    full_name,
+    is_activation,
+    stand_in,
+)
 
 PRECISIONS = ("f32", "bf16")
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ...errors import MeasurementError
-from ...export import fold, one_line
-from ..machine import cpu_model
-from .base import Session, flag_options, full_name
+from proxylessnas.errors import MeasurementError, one_line
+from proxylessnas.export.fold import fold
+from proxylessnas.hardware.host import cpu_model
+from proxylessnas.hardware.runtimes.base import Session, flag_options, full_name
 
 OPTIONS = ("channels_last", "cuda", "graph")
 

@@ -1,0 +1,379 @@
+"""The command line: parse, call, exit code. Verbs import what they need, when they run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from proxylessnas.errors import ConfigError, UserError, did_you_mean
+from proxylessnas.io.stopping import Signal, Stopped, listening
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from proxylessnas.runs.run import Run
+    from proxylessnas.training.ranks import Ranks
+
+HELP = """\
+proxylessnas: a neural network specialised to your data set and your device, at the latency
+you ask for, as plain PyTorch.
+
+usage: proxylessnas VERB [options]          proxylessnas VERB --help for the options
+
+  run        the whole job: measure, search, derive, train, evaluate, export
+  measure    latency of every candidate on the device -> a table; or of networks
+  search     warm-up, then weight and architecture steps with binary gates
+  derive     the most probable network within the limit -> architecture.json
+  train      the derived network, on all training images
+  evaluate   its accuracy on the test part
+  export     ONNX, compared with eager and measured as the file it is
+  predict    classify images with the result
+  zoo        the published networks: list, build, export, measure, draw
+
+  proxylessnas run --data mnist5k --target-latency 0.6x --out runs/demo
+  proxylessnas run --data ~/photos --target-latency 12ms --budget 2h
+  proxylessnas predict runs/demo image.png
+"""
+STAGES = ("measure", "search", "derive", "train", "evaluate", "export")
+# Options that set nothing of a run; the second line's are the verb measure's.
+OWN = (
+    *("directory", "out", "resume", "quiet", "limits", "format", "force"),
+    *("plot", "method", "export_kit", "import_kit", "merge"),
+)
+VERBS = ("run", *STAGES, "predict", "zoo")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0 done, 2 wrong input, 130 interrupted; a bug keeps its traceback."""
+    words = sys.argv[1:] if argv is None else argv
+    # Torch's threads spin while they wait for one another. Where another process has taken one
+    # of their cores, that costs 20 times the step; a short spin costs nothing on an idle machine.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    try:
+        with listening() as signal:
+            return _verb(words, signal)
+    except UserError as error:
+        rank = os.environ.get("RANK", "0")  # of several, each says its own
+        name = "proxylessnas" if rank == "0" else f"proxylessnas, rank {rank}"
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except (Stopped, KeyboardInterrupt):
+        print("proxylessnas: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+def _verb(words: list[str], signal: Signal) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb == "--version":
+        import importlib.metadata
+
+        print(importlib.metadata.version("proxylessnas"))
+        return 0
+    if verb not in VERBS:
+        raise ConfigError(f"there is no verb {verb!r}; {did_you_mean(verb, VERBS)}")
+    actions: dict[str, Callable[[list[str]], int]] = {"predict": _predict, "zoo": _zoo}
+    if verb in actions:
+        return actions[verb](rest)
+    return _stages(verb, rest, signal)
+
+
+# --- options ---
+
+
+def _parser(verb: str) -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    from proxylessnas.cli.options import add_measuring
+    from proxylessnas.config import RunConfig, add_options
+
+    parser = ArgumentParser(prog=f"proxylessnas {verb}", exit_on_error=False, default_env=False)
+    parser.allow_abbrev = False  # a misspelt option must not become another one
+    if verb == "measure":
+        add_measuring(parser)
+    else:
+        parser.add_argument("directory", nargs="?", help="the run directory; the same as --out")
+    parser.add_argument("--config", help="settings from a YAML file; options go over them")
+    parser.add_argument("--out", help="the run directory; default: runs/DATA-SPACE")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the directory")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="use a latency table of another device, runtime, precision or batch all the same; "
+        "measure --out table.json replaces it",
+    )
+    if verb == "derive":
+        parser.add_argument(
+            "--limits", help="one network for each of these latencies, as 8ms,10ms,12ms"
+        )
+    if verb == "export":
+        parser.add_argument(
+            "--format", type=str, help="onnx (the default), torch (.pt2) or python (network.py)"
+        )
+    add_options(parser, RunConfig)
+    return parser
+
+
+def parse(parser: ArgumentParser, words: list[str]) -> dict[str, Any]:
+    """The options that were given, nested; what is not given is not there.
+
+    Raises:
+        ConfigError: an option is unknown, or its value has the wrong type.
+    """
+    import argparse
+
+    from proxylessnas.errors import one_line
+
+    try:
+        given = parser.parse_args(words, defaults=False).as_dict()
+    except (argparse.ArgumentError, argparse.ArgumentTypeError, TypeError, ValueError) as error:
+        raise ConfigError(_plainly(one_line(error), parser)) from None
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _plainly(message: str, parser: ArgumentParser) -> str:
+    """The parsing library's message in our words, with the nearest option."""
+    options = [o for action in parser._actions for o in action.option_strings]
+    for opening in ("unrecognized arguments: ", "Unrecognized arguments: "):
+        if message.startswith(opening):
+            word = message[len(opening) :].split()[0].split("=")[0]
+            if word.startswith("-"):
+                return f"there is no option {word}; {_near(word, options)}"
+            return f"the argument {word!r} is not understood; options start with --"
+    if message.startswith("Option '") and "is not accepted" in message:
+        word = message.split("'")[1]
+        near = _near("--" + word.replace("_", "-"), options)
+        return f"the config has no setting {word!r}; {near}"
+    return message.replace("Parser key ", "").replace("Got value:", "but it is")
+
+
+def _near(word: str, options: list[str]) -> str:
+    import difflib
+
+    found = difflib.get_close_matches(word, options, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(found)}?" if found else "--help lists them"
+
+
+# --- the stages ---
+
+
+def _stages(verb: str, words: list[str], signal: Signal) -> int:
+    parser = _parser(verb)
+    if "-h" in words or "--help" in words:
+        parser.print_help()
+        return 0
+    given = parse(parser, words)
+    own = {k: given.pop(k, None) for k in OWN}
+    given = _with_config(given.pop("config", None), given)
+    _check(given)
+    if verb == "measure":
+        from proxylessnas.cli.measure import form_of
+
+        _named_here(given.get("space", ""), words)
+        act = form_of(own, given)
+        if act is not None:
+            act()
+            return 0
+        own["directory"] = next(iter(own["directory"] or ()), None)
+    from proxylessnas.errors import RunError
+    from proxylessnas.training.ranks import open_ranks
+
+    if verb == "derive" and own["limits"] is not None:
+        own["deriving"] = given.pop("derive", {})  # of these limits alone; the run keeps its own
+    path = _directory(own, given)
+    if verb not in ("run", "measure") and not (path / "config.yaml").exists():
+        raise RunError(f"{path} holds no run: begin with proxylessnas run or measure")
+    with open_ranks() as ranks:
+        return _in_directory(verb, words, given, own, path, ranks, signal)
+
+
+def _in_directory(
+    verb: str,
+    words: list[str],
+    given: dict[str, Any],
+    own: Mapping[str, Any],
+    path: Path,
+    ranks: Ranks,
+    signal: Signal,
+) -> int:
+    """The verb in its run directory, which rank 0 holds."""
+    from proxylessnas.io.console import Reporter
+    from proxylessnas.runs.directory import RunDirectory, held
+    from proxylessnas.runs.pipeline import open_run
+
+    # Processes that torchrun starts again have the words that they began with. It counts the
+    # restarts on the node where one died.
+    resume = ranks.any(bool(own["resume"]) or verb != "run" or ranks.restarted)
+    reporter = Reporter(quiet=bool(own["quiet"]) or not ranks.is_main)
+    existed = path.exists()
+    signal.patient = ranks.world > 1
+    if not ranks.is_main:
+        warnings.simplefilter("ignore")
+    with held(RunDirectory(path, writes=ranks.is_main)) as directory:
+        try:
+            stored = directory.read_config().space if directory.has("config.yaml") else ""
+            _named_here(given.get("space") or stored, words)
+            force = bool(own["force"])
+            run = open_run(
+                directory, given, resume=resume, reporter=reporter, ranks=ranks, force=force
+            )
+            run.signal = signal
+            return _do(verb, run, own)
+        except Stopped:
+            if not directory.has("config.yaml"):
+                raise  # nothing was begun: the same command begins again
+            if ranks.is_main:
+                print(
+                    "stopped; what is done is saved, go on: "
+                    f"proxylessnas {verb} --out {path} --resume",
+                    file=sys.stderr,
+                )
+            return 130
+        finally:
+            if not existed:  # leave nothing of a run that never began
+                directory.unlock()
+                directory.remove_if_unused()
+
+
+def _with_config(path: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a config file, with the given options over them."""
+    if path is None:
+        return given
+    from proxylessnas.config import RunConfig, parse_settings, pick
+    from proxylessnas.io.yaml_files import read_yaml
+
+    data = read_yaml(Path(path))
+    merged = pick(parse_settings(RunConfig, data, path), data)
+    for key, value in given.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = {**merged[key], **value} if both else value
+    return merged
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    """Refuse values out of range before anything is read."""
+    from proxylessnas.config import RunConfig, from_namespace
+
+    from_namespace(RunConfig, given)
+
+
+def _named_here(space: str, words: list[str]) -> None:
+    """Code that a file names is imported only if the command line names it too.
+
+    Raises:
+        ConfigError: a config file names a `module:factory` and no option does.
+    """
+    if ":" in space and not any(space in word for word in words):
+        raise ConfigError(
+            f"the space {space} is code that a file names; to import it, say so: --space {space}"
+        )
+
+
+def _directory(own: Mapping[str, Any], given: Mapping[str, Any]) -> Path:
+    named = own["directory"] or own["out"]
+    if own["directory"] and own["out"] and own["directory"] != own["out"]:
+        raise ConfigError(f"the run directory is given twice: {own['directory']}, {own['out']}")
+    if named:
+        return Path(named)
+    if not given.get("data"):
+        raise ConfigError(
+            "--data is missing: mnist5k, digits, a folder of images, a Hugging Face data set or "
+            "torchvision:NAME (or --out for a run that exists)"
+        )
+    from proxylessnas.runs.pipeline import default_directory
+
+    return default_directory(given["data"], given.get("space", "mobile"))
+
+
+def _do(verb: str, run: Run, own: Mapping[str, Any]) -> int:
+    from dataclasses import replace
+
+    from proxylessnas.io.console import output
+    from proxylessnas.runs import pipeline, stages, summary
+
+    if verb == "run":
+        facts = pipeline.go(run)
+        if run.ranks.is_main:
+            summary.show(facts, str(run.directory.path), output())
+        return 0
+    if verb == "derive" and own["limits"] is not None:
+        settings = replace(run.config.derive, **own["deriving"])
+        stages.derive_limits(run, [limit.strip() for limit in own["limits"].split(",")], settings)
+        return 0
+    if verb == "export" and own["format"] not in (None, "onnx"):
+        run.by_main(lambda run: stages.export_as(run, own["format"]))
+        return 0
+    if run.done(verb):
+        run.reporter.say(f"{verb}: done already in {run.directory.path}")
+        return 0
+    actions: dict[str, Callable[[Run], Any]] = {
+        "measure": lambda run: run.by_main(stages.measure),
+        "search": stages.search,
+        "derive": stages.derive,
+        "train": stages.train,
+        "evaluate": stages.evaluate_,
+        "export": lambda run: run.by_main(stages.export),
+    }
+    actions[verb](run)
+    return 0
+
+
+# --- predict, zoo ---
+
+
+def _parsed(verb: str, add: Callable[[ArgumentParser], None], words: list[str]) -> Any:
+    """The options of a verb without settings; None where they were only explained."""
+    import argparse
+
+    from jsonargparse import ArgumentParser
+
+    from proxylessnas.errors import one_line
+
+    parser = ArgumentParser(prog=f"proxylessnas {verb}", exit_on_error=False, default_env=False)
+    parser.allow_abbrev = False
+    add(parser)
+    if "-h" in words or "--help" in words:
+        parser.print_help()
+        return None
+    try:
+        return parser.parse_args(words)
+    except argparse.ArgumentError as error:
+        raise ConfigError(_plainly(one_line(error), parser)) from None
+
+
+def _predict(words: list[str]) -> int:
+    from proxylessnas.cli.options import add_predicting
+
+    given = _parsed("predict", add_predicting, words)
+    if given is None:
+        return 0
+    from proxylessnas.runs.predict import predict
+
+    for path, classes in predict(Path(given.directory), given.images, given.top, given.space):
+        if given.json:
+            print(json.dumps({"image": str(path), "classes": dict(classes)}))
+        else:
+            print(f"{path}: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in classes))
+    return 0
+
+
+def _zoo(words: list[str]) -> int:
+    from proxylessnas.cli.options import add_zoo
+
+    given = _parsed("zoo", add_zoo, words)
+    if given is not None:
+        from proxylessnas.cli.zoo import zoo
+
+        zoo(given)
+    return 0

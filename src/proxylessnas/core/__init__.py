@@ -1,0 +1,1 @@
+"""The paper, and nothing else: gates, supernet, estimators, objective, decode, search, derive."""

@@ -1,0 +1,255 @@
+"""Binary gates (paper section 3.2): one path computes, every candidate's gate gets a gradient.
+
+A mixed operation's output is Σ_j g_j·o_j(x) with one-hot gates g. `run` evaluates it for
+one of three kinds of gate:
+
+    Path      one active candidate; nothing else exists. Weight steps and evaluation.
+    Binary    one active candidate, and ∂L/∂g_j = ⟨∂L/∂y, o_j(x)⟩ for it and for some
+              inactive ones. Architecture steps (two-path: one inactive; full: all).
+    Mixture   Σ_j w_j·o_j(x) over all candidates, as DARTS does. For comparison only.
+
+An inactive candidate runs forward inside the backward pass, where ∂L/∂y is known: its
+output is reduced to one inner product at once, and nothing of it is stored. So the memory
+of an architecture step is that of one path, however many candidates there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils import _pytree as pytree
+
+from proxylessnas.errors import SupernetError
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """Only candidate `active` runs."""
+
+    active: int
+
+
+@dataclass(frozen=True, eq=False)
+class Binary:
+    """Candidate `active` runs; the gates of it and of `inactive` receive ∂L/∂g.
+
+    gates: [candidates], a tensor that requires grad; only its gradient matters.
+    """
+
+    active: int
+    inactive: tuple[int, ...]
+    gates: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Every candidate runs and is weighted. weights: [candidates]."""
+
+    weights: Tensor
+
+
+Gate = Path | Binary | Mixture
+
+
+def run(
+    gate: Gate, candidates: Sequence[nn.Module], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """The mixed operation's output under `gate`, of whatever structure the candidates return."""
+    if isinstance(gate, Mixture):
+        return _mixture(gate.weights, [c(*args, **kwargs) for c in candidates])
+    if isinstance(gate, Path) or not torch.is_grad_enabled():
+        return candidates[gate.active](*args, **kwargs)
+    return _binary(gate, candidates, args, kwargs)
+
+
+def _binary(
+    gate: Binary, candidates: Sequence[nn.Module], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    inputs, again = _flattened(args, kwargs)
+    # Detached tensors share their memory and its version with the originals.
+    inputs = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in inputs]
+    versions = _versions(inputs)
+    output = candidates[gate.active](*args, **kwargs)
+    leaves = _leaves(output)
+    spec = None if isinstance(output, Tensor) else pytree.tree_structure(output)
+    del output  # its leaves are the graph's from here on
+    _check_unmodified(inputs, versions)
+    floating = [i for i, leaf in enumerate(leaves) if _differentiable(leaf)]
+    if not floating:
+        raise SupernetError(
+            f"a mixed operation's candidate {gate.active} returns no floating-point tensor, alone "
+            "or in tuples, lists and dicts: its gate has no gradient"
+        )
+    context = _autocast_now(inputs)
+
+    def outputs_of(candidate: int) -> list[Any]:
+        _check_unmodified(inputs, versions)
+        call_args, call_kwargs = again(inputs)
+        with context():
+            answer = candidates[candidate](*call_args, **call_kwargs)
+        _check_unmodified(inputs, versions)
+        other = _leaves(answer)
+        alike = (
+            isinstance(answer, Tensor) if spec is None else pytree.tree_structure(answer) == spec
+        )
+        if not alike or not all(_differentiable(other[i]) for i in floating):
+            raise _unlike(gate.active, candidate)
+        return [other[i] for i in floating]
+
+    passed = _GateGradient.apply(
+        gate.gates, outputs_of, gate.active, gate.inactive, *[leaves[i] for i in floating]
+    )
+    if spec is None:
+        return passed[0]
+    for i, leaf in zip(floating, passed, strict=True):
+        leaves[i] = leaf
+    return pytree.tree_unflatten(leaves, spec)
+
+
+def _flattened(
+    args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """The leaves of a call's arguments, and the arguments of such leaves again."""
+    if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+        return [args[0]], lambda leaves: (leaves, {})  # most calls; a tenth of the time
+    leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
+    return leaves, lambda leaves: pytree.tree_unflatten(leaves, spec)
+
+
+def _leaves(output: Any) -> list[Any]:
+    return [output] if isinstance(output, Tensor) else pytree.tree_leaves(output)
+
+
+def _unlike(one: int, other: int) -> SupernetError:
+    return SupernetError(
+        f"candidates {one} and {other} of a mixed operation return different structures; all must "
+        "return tensors at the same places, and dicts with the same keys in the same order"
+    )
+
+
+def _versions(leaves: Sequence[Any]) -> list[int]:
+    return [leaf._version if isinstance(leaf, Tensor) else 0 for leaf in leaves]
+
+
+def _check_unmodified(inputs: Sequence[Any], versions: Sequence[int]) -> None:
+    seen = _versions(inputs)
+    if seen == versions:
+        return
+    for leaf, before, now in zip(inputs, versions, seen, strict=True):
+        if now != before:
+            raise SupernetError(
+                f"a mixed operation's input {tuple(leaf.shape)} was modified in place (an "
+                "in-place activation at the start of a candidate, or after it?): the candidates "
+                "share it, so set inplace=False there"
+            )
+
+
+class _GateGradient(torch.autograd.Function):
+    """The identity on the active outputs, whose backward also yields ∂L/∂g (eq. 4).
+
+    It returns copies: what follows may work on them in place (`y += x`), while ⟨∂L/∂y, y⟩
+    needs y as it was.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        gates: Tensor,
+        outputs_of: Callable[[int], list[Tensor]],
+        active: int,
+        inactive: tuple[int, ...],
+        *outputs: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.outputs_of, ctx.active, ctx.inactive = outputs_of, active, inactive
+        ctx.gates = gates.detach()
+        ctx.save_for_backward(*outputs)
+        return tuple(output.clone() for output in outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        row = torch.zeros_like(ctx.gates)
+        row[ctx.active] = _inner(grads, ctx.saved_tensors)
+        for candidate in ctx.inactive:  # no graph here: backward passes run without
+            row[candidate] = _inner(grads, ctx.outputs_of(candidate))
+        ctx.outputs_of = None  # the inputs it holds are not needed any more
+        return row, None, None, None, *grads
+
+
+def _inner(grads: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> Tensor:
+    """Σ over the outputs of ⟨∂L/∂y, y⟩, in float32 at least."""
+    products = []
+    for grad, output in zip(grads, outputs, strict=True):
+        if grad is None:
+            continue
+        if grad.shape != output.shape:
+            raise SupernetError(
+                f"candidates of a mixed operation return the shapes {tuple(grad.shape)} and "
+                f"{tuple(output.shape)}; all must return the same shape"
+            )
+        products.append(torch.dot(*_flat(grad, output)))
+    return products[0] if len(products) == 1 else sum(products, torch.zeros(()))
+
+
+def _flat(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as vectors in one common order, without a copy where their memory is laid out alike."""
+    if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
+        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
+    a, b = a.reshape(-1), b.reshape(-1)
+    if a.dtype == b.dtype == torch.float32:
+        return a, b
+    wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    return a.to(wide), b.to(wide)
+
+
+def _mixture(weights: Tensor, outputs: Sequence[Any]) -> Any:
+    flat = [pytree.tree_flatten(output) for output in outputs]
+    leaves, spec = flat[0]
+    for index, (others, structure) in enumerate(flat[1:]):
+        if structure != spec or list(map(_differentiable, others)) != [
+            _differentiable(leaf) for leaf in leaves
+        ]:
+            raise _unlike(0, index + 1)
+        # A sum would broadcast.
+        if list(map(_shape, others)) != list(map(_shape, leaves)):
+            raise SupernetError(
+                f"candidates of a mixed operation return the shapes {list(map(_shape, leaves))} "
+                f"and {list(map(_shape, others))}; all must return the same"
+            )
+    mixed = [
+        sum(w.to(leaf.dtype) * leaf for w, leaf in zip(weights, leaves, strict=False))
+        if _differentiable(leaves[0])
+        else leaves[0]
+        for leaves in zip(*(leaves for leaves, _ in flat), strict=True)
+    ]
+    return pytree.tree_unflatten(mixed, spec)
+
+
+def _shape(leaf: object) -> tuple[int, ...] | None:
+    return tuple(leaf.shape) if isinstance(leaf, Tensor) else None
+
+
+def _differentiable(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _autocast_now(inputs: Sequence[Any]) -> Callable[[], AbstractContextManager[object]]:
+    """A context with this moment's autocast: the backward pass runs outside of it."""
+    device = next((leaf.device.type for leaf in inputs if isinstance(leaf, Tensor)), "cpu")
+    enabled = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device)
+
+    def context() -> AbstractContextManager[object]:
+        if not enabled and not torch.is_autocast_enabled(device):
+            return nullcontext()
+        # No cache: cast weights would live until the outermost autocast block ends.
+        return torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)
+
+    return context

@@ -1,0 +1,199 @@
+"""Task loss and expected cost to one scalar, and decoding under limits.
+
+The costs that a search minds (latency, parameters, MACs) are a `Prices`: one matrix a cost
+over [mixed operations, candidates] and a fixed part, so that E[cost] = fixed + Σ p·cost
+(paper eq. 2 and 3). An objective is a function of the loss and of the expected costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from proxylessnas.config import SearchSettings
+from proxylessnas.core.costs import Prices
+from proxylessnas.errors import ConfigError
+
+# --- objectives ---
+
+
+class Objective(Protocol):
+    """loss: scalar; expected: [costs]. The value is minimised in α."""
+
+    def __call__(self, loss: Tensor, expected: Tensor) -> Tensor: ...
+
+    def observe(self, costs: Sequence[float]) -> None:
+        """See the costs of the network that would be derived now."""
+
+    def state(self) -> list[float]: ...
+
+    def load(self, state: Sequence[float]) -> None: ...
+
+
+class _Stateless:
+    def observe(self, costs: Sequence[float]) -> None:
+        pass
+
+    def state(self) -> list[float]:
+        return []
+
+    def load(self, state: Sequence[float]) -> None:
+        pass
+
+
+class Alone(_Stateless):
+    """L, or a reward with a minus, and no cost besides."""
+
+    def __call__(self, loss: Tensor, expected: Tensor) -> Tensor:
+        return loss
+
+
+class Linear(_Stateless):
+    """L + λ2·E[latency] (paper eq. 3), E in its unit."""
+
+    def __init__(self, weight: float, *, index: int = 0) -> None:
+        self.weight, self.index = weight, index
+
+    def __call__(self, loss: Tensor, expected: Tensor) -> Tensor:
+        return loss + self.weight * expected[self.index].to(loss)
+
+
+class MulLog(_Stateless):
+    """0.2·L·(log E / log T)^0.3, `mul#log` of the published code; E and T in its unit."""
+
+    def __init__(self, target: float, *, scale: float = 0.2, power: float = 0.3) -> None:
+        if target <= 1:
+            raise ConfigError(f"mul_log needs a target over 1, not {target:g}: its log divides")
+        self.target, self.scale, self.power = target, scale, power
+
+    def __call__(self, loss: Tensor, expected: Tensor) -> Tensor:
+        ratio = torch.log(expected[0]) / math.log(self.target)
+        return self.scale * loss * ratio.clamp_min(1e-3).pow(self.power).to(loss)
+
+
+class AddLinear(_Stateless):
+    """L + 0.1·(E − T)/T, `add#linear` of the published code."""
+
+    def __init__(self, target: float, *, scale: float = 0.1) -> None:
+        self.target, self.scale = target, scale
+
+    def __call__(self, loss: Tensor, expected: Tensor) -> Tensor:
+        return loss + self.scale * (expected[0] / self.target - 1).to(loss)
+
+
+class Constraint:
+    """L + Σ_k λ_k·(E_k/T_k − 1), λ by dual ascent on the network derived now (LightNAS).
+
+    A λ rises while that network breaks its limit and falls, never under 0, while there is
+    room: the search settles where the limit just holds, instead of at a price guessed before.
+    """
+
+    def __init__(self, limits: Sequence[float], *, rate: float) -> None:
+        self.limits, self.rate = [float(v) for v in limits], rate
+        self.multipliers = [0.0] * len(self.limits)
+
+    def __call__(self, loss: Tensor, expected: Tensor) -> Tensor:
+        for k, (multiplier, limit) in enumerate(zip(self.multipliers, self.limits, strict=True)):
+            if multiplier:
+                loss = loss + multiplier * (expected[k] / limit - 1).to(loss)
+        return loss
+
+    def observe(self, costs: Sequence[float]) -> None:
+        for k, (cost, limit) in enumerate(zip(costs, self.limits, strict=True)):
+            if math.isfinite(limit):
+                step = self.rate * (cost / limit - 1)
+                self.multipliers[k] = max(0.0, self.multipliers[k] + step)
+
+    def state(self) -> list[float]:
+        return list(self.multipliers)
+
+    def load(self, state: Sequence[float]) -> None:
+        self.multipliers = [max(0.0, float(v)) for v in state]
+
+
+def reward(accuracy: float, cost: float, target: float, power: float = 0.1) -> float:
+    """ACC·(T/LAT)^w, the reward of REINFORCE in the published code (w = 0.1)."""
+    return float(accuracy * (target / cost) ** power)
+
+
+# --- by their settings ---
+
+DUAL_TRAVEL = 20.0  # rate x steps of the multiplier, at a latency of twice the limit
+
+
+def check_objective(settings: SearchSettings, target_latency: str | None) -> None:
+    """Refuse an objective without what it needs, before anything is measured for it.
+
+    Raises:
+        ConfigError: it needs a weight, a latency target or another estimator.
+    """
+    name = settings.objective
+    if name == "linear" and settings.cost_weight is None:
+        raise ConfigError(
+            "the objective linear needs cost_weight (--search.cost-weight), per millisecond"
+        )
+    if name == "reward" and settings.estimator != "reinforce":
+        raise ConfigError(
+            f"the objective reward has no gradient: it needs the estimator reinforce "
+            f"(--search.estimator), not {settings.estimator}"
+        )
+    if name in ("mul_log", "add_linear", "reward") and target_latency is None:
+        raise ConfigError(f"the objective {name} needs a target latency (--target-latency)")
+
+
+def make_objective(settings: SearchSettings, prices: Prices, arch_steps: int) -> Objective:
+    """The objective that the settings name.
+
+    Raises:
+        ConfigError: mul_log with a target of 1 ms or less. See `check_objective` for the rest.
+    """
+    name, weight = settings.objective, settings.cost_weight
+    if name == "reward":
+        return Alone()  # the latency is in the reward
+    if name == "constraint":
+        rate = settings.dual_rate or DUAL_TRAVEL / max(1, arch_steps)
+        return Constraint(prices.limits.tolist(), rate=rate)
+    if name == "linear":
+        if weight is None:
+            raise ConfigError("the objective linear needs a cost_weight, per millisecond")
+        return Linear(weight, index=prices.names.index("latency"))
+    target = float(prices.limits[prices.names.index("latency")])
+    if not math.isfinite(target):
+        raise ConfigError(f"the objective {name} needs --target-latency")
+    if name == "mul_log":
+        return MulLog(target, **({} if weight is None else {"scale": weight}))
+    return AddLinear(target, **({} if weight is None else {"scale": weight}))
+
+
+def make_reward(
+    settings: SearchSettings, prices: Prices
+) -> Callable[[float, Sequence[int]], float] | None:
+    """ACC·(T/LAT)^w on predicted latency, for the objective `reward`.
+
+    Raises:
+        ConfigError: another estimator than reinforce, or no latency target.
+    """
+    if settings.objective != "reward":
+        return None
+    if settings.estimator != "reinforce":
+        raise ConfigError(
+            f"the objective reward has no gradient: it needs --search.estimator reinforce, "
+            f"not {settings.estimator}"
+        )
+    latency = prices.names.index("latency")
+    target = float(prices.limits[latency])
+    if not math.isfinite(target):
+        raise ConfigError("the objective reward needs --target-latency")
+    power = 0.1 if settings.cost_weight is None else settings.cost_weight
+
+    def of(accuracy: float, indices: Sequence[int]) -> float:
+        return reward(accuracy, prices.of(indices)[latency], target, power)
+
+    return of
+
+
+# --- networks within the limits ---

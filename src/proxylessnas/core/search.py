@@ -1,0 +1,370 @@
+"""The search, as the paper tells it (section 3.2).
+
+    warm-up          weight steps alone; uniform gates, every candidate once a shuffled round
+    then, in turn    a weight step:         fresh gates from p on a training batch, α frozen
+                     an architecture step:  fresh gates on a validation batch, weights frozen
+    at the end       α says which network to derive
+
+Everything random derives from (seed, purpose, step); everything that changes is in
+`Search.state`, so a search goes on from its state as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proxylessnas.config import SearchSettings
+from proxylessnas.core.costs import Prices
+from proxylessnas.core.estimators import Estimate, Estimator, Problem, TwoPath
+from proxylessnas.core.gates import Path
+from proxylessnas.core.objective import Objective
+from proxylessnas.core.parts import take_apart
+from proxylessnas.core.supernet import Supernet
+from proxylessnas.data.batches import Batches, Stream
+from proxylessnas.errors import ConfigError, SupernetError
+from proxylessnas.seeds import derive_seed
+from proxylessnas.training.device import Machine
+from proxylessnas.training.faults import Anchors, Memory, Recovery, finite, guarded, named, steps
+from proxylessnas.training.freezing import Kept, Part
+from proxylessnas.training.optimizers import (
+    cosine,
+    gradients,
+    load_model,
+    load_optimizer,
+    model_tensors,
+    optimizer_tensors,
+    sgd,
+)
+from proxylessnas.training.ranks import ALONE, Ranks
+from proxylessnas.training.task import Task, batch_size, call, scalar, split
+
+ARCH_TRAVEL = 10.0  # rate x steps: how far α may go, whatever the number of steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the steps of a search are, known before the first one."""
+
+    warmup: int
+    total: int
+    arch_every: int
+    arch_from: int
+
+    @staticmethod
+    def of(settings: SearchSettings, epoch_steps: int) -> Plan:
+        warmup = settings.warmup_epochs * epoch_steps
+        return Plan(
+            warmup=warmup,
+            total=warmup + settings.epochs * epoch_steps,
+            arch_every=settings.arch_every,
+            arch_from=warmup + settings.arch_delay_epochs * epoch_steps,
+        )
+
+    @property
+    def arch_steps(self) -> int:
+        return (self.total - self.arch_from) // self.arch_every
+
+    def arch_due(self, step: int) -> bool:
+        """Whether an architecture step follows weight step `step`."""
+        return step >= self.arch_from and (step - self.arch_from + 1) % self.arch_every == 0
+
+
+@dataclass
+class Progress:
+    """What the latest steps saw; tensors stay where they are until someone reads them."""
+
+    weight_loss: Tensor | None = None
+    estimate: Estimate | None = None
+
+
+@dataclass
+class Search:
+    """One search: its parts, and the two steps.
+
+    train, valid: the weight steps' and the architecture steps' batches; never the same images.
+    ranks: of several processes each takes its slice of every batch.
+    """
+
+    supernet: Supernet
+    task: Task
+    train: Batches
+    valid: Batches
+    prices: Prices
+    objective: Objective
+    estimator: Estimator
+    settings: SearchSettings
+    seed: int = 0
+    machine: Machine = field(default_factory=Machine)
+    ranks: Ranks = ALONE
+
+    def __post_init__(self) -> None:
+        s = self.settings
+        if not any(True for _ in self.supernet.model.parameters()):
+            raise SupernetError("the model has no parameter: there are no weights to search with")
+        self.plan = Plan.of(s, len(self.train))
+        self.model = self.machine.place(self.supernet.model)
+        self.ranks.copy_main(list(self.model.state_dict().values()))
+        self.parts = take_apart(self.supernet)
+        self.step, self.seen, self.recovery = 0, Progress(), Recovery()
+        self.batch: Any = None
+        self._again: Callable[[Any], Any] = lambda _: None  # the latest step, on another batch
+        self.streams_after(0, 0)
+        weights = {"params": list(self.model.parameters()), "weight_decay": s.weight_decay}
+        self.weight_optimizer = sgd([weights], rate=s.learning_rate, momentum=s.momentum)
+        self.arch_rate = s.arch_learning_rate or ARCH_TRAVEL / max(1, self.plan.arch_steps)
+        if s.arch_beta1 > 0 and isinstance(self.estimator, TwoPath):
+            raise ConfigError(
+                f"arch_beta1 is {s.arch_beta1}: Adam's momentum would move candidates that a "
+                "two-path step did not sample; use 0, or another estimator"
+            )
+        # β1 = 0: an entry without a gradient does not move.
+        self.arch_optimizer = torch.optim.Adam(
+            [self.supernet.alpha], lr=self.arch_rate, betas=(s.arch_beta1, 0.999)
+        )
+        with torch.no_grad():  # α ~ N(0, 1e-3), as published
+            noise = torch.randn(self.supernet.alpha.shape, generator=self._generator("alpha"))
+            self.supernet.alpha.copy_(1e-3 * noise)
+
+    # --- the loop ---
+
+    def run(
+        self,
+        after_step: Callable[[Search], None] = lambda _: None,
+        anchors: Anchors | None = None,
+    ) -> None:
+        """Take the steps that are left; `after_step` may look, log and save."""
+        self.model.train()
+        undo = self.prepare()
+        try:
+            for _ in steps(
+                self,
+                self.plan.total,
+                self._take,
+                anchors=anchors or Memory(),
+                rate=f"the search's learning_rate ({self.settings.learning_rate:g})",
+                retry=self.retry,
+            ):
+                if self.step % len(self.train) == 0:
+                    self.ranks.check_equal("alpha", self.supernet.alpha)
+                after_step(self)
+        finally:
+            undo()
+
+    def prepare(self) -> Callable[[], None]:
+        """Let the model compute as the machine does best; returns what undoes it."""
+        mixed = self.supernet.mixed
+        return self.machine.prepare(self.model, [c for m in mixed for c in m.candidates.values()])
+
+    def retry(self, batch: Any) -> Any:
+        """The latest step's computation on another batch; what it leaves behind is of no use."""
+        return self._again(batch)
+
+    def _take(self) -> None:
+        self.weight_step()
+        if self.plan.arch_due(self.step):
+            self.architecture_step()
+
+    # --- the weight step ---
+
+    def weight_step(self) -> None:
+        """SGD on the weights of one sampled path; α and everything else stay."""
+        choice = self.weight_gates()
+        active = list(self.parts.of([[j] for j in choice]))
+        for group in self.weight_optimizer.param_groups:
+            group["lr"] = self.recovery.factor * self.weight_rate()
+        self.batch = self.machine.put(self.train_stream.take())
+        self.machine.seed(derive_seed(self.seed, "dropout", self.step, *self.ranks.stream))
+        kept = [
+            Kept(m._buffers) for part in active for m in (*part.batch_norms, *part.with_buffers)
+        ]
+        self._again = partial(self._weight_gradients, choice)
+        loss = self._again(self.batch)
+        self.seen.weight_loss = loss = self.ranks.average_step(active, loss)
+        # Parameters without a gradient are passed over: no decay, no momentum.
+        parameters = [p for part in active for p in part.parameters]
+        later = self.machine.is_apart
+        taken = guarded(self.weight_optimizer, parameters, loss, kept, later=later)
+        self._report("weight", taken, choice)
+        _drop_gradients(active)
+
+    def _weight_gradients(self, choice: Sequence[int], batch: Any) -> Tensor:
+        with self.supernet.gated([Path(j) for j in choice]):
+            return gradients(self.model, self.task, self.machine, batch)
+
+    def weight_gates(self) -> list[int]:
+        """The candidate of every mixed operation for this weight step."""
+        if self.step < self.plan.warmup:
+            return fair_gates(self.supernet, self.seed, self.step)
+        if float(torch.rand((), generator=self._generator("uniform"))) < self.uniform_share():
+            return fair_gates(self.supernet, self.seed, self.step)
+        if not self.estimator.learns:
+            return fair_gates(self.supernet, self.seed, self.step)
+        p = self.supernet.probabilities()
+        drawn = torch.multinomial(p, 1, generator=self._generator("weight gates"))
+        return [int(j) for j in drawn[:, 0].tolist()]
+
+    def uniform_share(self) -> float:
+        """Decays linearly to 0 over the joint phase."""
+        done = (self.step - self.plan.warmup) / max(1, self.plan.total - self.plan.warmup)
+        return self.settings.uniform_share * (1 - done)
+
+    def weight_rate(self) -> float:
+        """Cosine decay; the warm-up has its own where it has its own rate."""
+        s, plan = self.settings, self.plan
+        if s.warmup_learning_rate is None:
+            return cosine(s.learning_rate, self.step, plan.total)
+        if self.step < plan.warmup:
+            return cosine(s.warmup_learning_rate, self.step, plan.warmup)
+        return cosine(s.learning_rate, self.step - plan.warmup, plan.total - plan.warmup)
+
+    # --- the architecture step ---
+
+    def architecture_step(self) -> None:
+        """Adam on α by the estimator's gradient; weights and buffers stay."""
+        for group in self.arch_optimizer.param_groups:
+            group["lr"] = self.recovery.factor * self.arch_rate
+        self.batch = self.machine.put(self.valid_stream.take())
+        dropout = derive_seed(self.seed, "architecture dropout", self.step, *self.ranks.stream)
+        self.machine.seed(dropout)
+        generator = self._generator("architecture gates")
+        self._again = lambda batch: self.estimator.step(self.problem(batch), generator)
+        estimate = self._again(self.batch)
+        self.seen.estimate = estimate
+        if estimate.gradient is None:
+            return
+        if not bool(finite(estimate.gradient)):
+            self._report("architecture", False, estimate.active)
+            return
+        alpha = self.supernet.alpha
+        before = alpha.detach().clone()
+        alpha.grad = estimate.gradient.masked_fill(~self.supernet.mask, 0.0)
+        self.arch_optimizer.step()
+        alpha.grad = None
+        with torch.no_grad():
+            self.estimator.settle(alpha, before, estimate)
+            if not bool(finite(alpha)):
+                alpha.copy_(before)
+                self._report("architecture", False, estimate.active)
+                return
+        self._report("architecture", True, estimate.active)
+        self.objective.observe(self.prices.of(self.most_probable()))
+
+    def problem(self, batch: Any) -> Problem:
+        """The architecture step's problem on one validation batch."""
+        inputs, target = split(batch)
+
+        def evaluate() -> tuple[Tensor, Tensor | None]:
+            with self.machine.precision():
+                output = call(self.model, inputs)
+                loss = scalar(self.task.loss(output, target))
+            if self.task.correct is None:
+                return loss, None
+            with torch.no_grad():
+                correct = torch.as_tensor(self.task.correct(output, target), device=loss.device)
+            return loss, correct.float() / batch_size(target)
+
+        return Problem(
+            supernet=self.supernet,
+            parts=self.parts,
+            prices=self.prices,
+            objective=self.objective,
+            evaluate=evaluate,
+            device=self.machine.device,
+            average=self.ranks.average,
+        )
+
+    # --- what it knows ---
+
+    def most_probable(self) -> list[int]:
+        return [int(j) for j in self.supernet.probabilities().argmax(1).tolist()]
+
+    def entropy(self) -> float:
+        return mean_entropy(self.supernet)
+
+    def _report(self, kind: str, taken: bool | Tensor, choice: Sequence[int]) -> None:
+        def active() -> str:
+            supernet = self.supernet
+            pairs = zip(supernet.candidates, choice, strict=False)
+            names = [candidates[j] for candidates, j in pairs]
+            return named(supernet.names[: len(names)], names)
+
+        self.recovery.report(kind, self.step, taken, active)
+
+    def _generator(self, purpose: str) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self.seed, purpose, self.step))
+
+    def streams_after(self, train_batches: int, valid_batches: int) -> None:
+        """The two streams of batches, after so many of each."""
+        self.train_stream = Stream(self.train, train_batches, self.ranks.share)
+        self.valid_stream = Stream(self.valid, valid_batches, self.ranks.share)
+
+    # --- its state ---
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, plain values): all that changes while a search runs."""
+        tensors = model_tensors(self.model)
+        tensors["alpha"] = self.supernet.alpha.detach()
+        names = {id(p): n for n, p in self.model.named_parameters()}
+        tensors |= optimizer_tensors("weight_optimizer", self.weight_optimizer, names)
+        names = {id(self.supernet.alpha): "alpha"}
+        tensors |= optimizer_tensors("arch_optimizer", self.arch_optimizer, names)
+        values = {
+            "step": self.step,
+            "recovery": self.recovery.state(),
+            "train_batches": self.train_stream.taken,
+            "valid_batches": self.valid_stream.taken,
+            "objective": self.objective.state(),
+            "estimator": self.estimator.state(),
+        }
+        return tensors, values
+
+    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        load_model(self.model, tensors)
+        with torch.no_grad():
+            self.supernet.alpha.copy_(tensors["alpha"])
+        parameters = dict(self.model.named_parameters())
+        load_optimizer("weight_optimizer", self.weight_optimizer, parameters, tensors)
+        load_optimizer(
+            "arch_optimizer", self.arch_optimizer, {"alpha": self.supernet.alpha}, tensors
+        )
+        self.step, self.recovery = int(values["step"]), Recovery.of(values["recovery"])
+        self.streams_after(int(values["train_batches"]), int(values["valid_batches"]))
+        self.objective.load(values["objective"])
+        self.estimator.load(values["estimator"])
+
+
+def fair_gates(supernet: Supernet, seed: int, step: int) -> list[int]:
+    """Uniform gates, strictly fair: each candidate once in every shuffled round (FairNAS)."""
+    allowed = [[j for j, on in enumerate(row) if on] for row in supernet.mask.tolist()]
+    choice = [0] * len(allowed)
+    for size in {len(candidates) for candidates in allowed}:
+        rows = [m for m, candidates in enumerate(allowed) if len(candidates) == size]
+        turn, position = divmod(step, size)
+        generator = torch.Generator().manual_seed(derive_seed(seed, "fair", size, turn))
+        order = torch.rand(len(rows), size, generator=generator).argsort(1)[:, position].tolist()
+        for row, candidate in zip(rows, order, strict=True):
+            choice[row] = allowed[row][candidate]
+    return choice
+
+
+def mean_entropy(supernet: Supernet) -> float:
+    """Mean over the mixed operations of H(p)/log N: 1 where nothing was learned, 0 decided."""
+    p = supernet.probabilities()
+    entropy = -(p * p.clamp_min(1e-300).log()).sum(1)
+    most = supernet.mask.sum(1).double().log()
+    several = most > 0
+    if not bool(several.any()):
+        return 0.0
+    return float((entropy[several] / most[several]).mean())
+
+
+def _drop_gradients(parts: list[Part]) -> None:
+    for part in parts:
+        for parameter in part.parameters:
+            parameter.grad = None

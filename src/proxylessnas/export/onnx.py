@@ -1,0 +1,113 @@
+"""A network as a file for somewhere else: ONNX, torch.export, tflite; compared with eager."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from proxylessnas.errors import ExportError, one_line
+from proxylessnas.export.compare import TOLERANCE, Difference, difference, eager_outputs
+from proxylessnas.export.quiet import _quietly, stderr_away
+from proxylessnas.io.files import write_atomic
+
+
+def to_onnx(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    path: str | Path | None = None,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    names: Sequence[str] = (),
+    dynamic_batch: bool = False,
+) -> bytes:
+    """The network as one ONNX file with its weights; BN is folded in.
+
+    path: where the file is written too, atomically. metadata: plain JSON values, kept in the
+    file's `metadata_props` (strings as they are, others as JSON). names: of the inputs.
+    dynamic_batch: leave dimension 0 of every input and output open.
+
+    The legacy exporter is used: it converts a block 30 times faster, with the same graph.
+
+    Raises:
+        ExportError: the network has an operation that ONNX lacks, or cannot be traced.
+    """
+    inputs = tuple(x.detach().cpu() for x in inputs)
+    plain = copy.deepcopy(module).cpu().eval()
+    input_names = list(names) or _names("input", len(inputs))
+    buffer = io.BytesIO()
+    with contextlib.suppress(AttributeError):  # where an export fails it prints the whole graph
+        torch._C._jit_set_onnx_log_output_stream("stderr")
+    try:
+        with _quietly(), stderr_away(), torch.no_grad():
+            outputs = pytree.tree_leaves(plain(*inputs))
+            output_names = _names("output", len(outputs))
+            axes = {name: {0: "batch"} for name in [*input_names, *output_names]}
+            torch.onnx.export(
+                plain,
+                inputs,
+                buffer,  # type: ignore[arg-type]  # the legacy exporter takes a file object
+                dynamo=False,
+                input_names=input_names,
+                output_names=output_names,
+                dynamic_axes=axes if dynamic_batch else None,
+            )
+    except Exception as error:  # the exporter, and the module's own code, raise anything
+        raise ExportError(
+            f"{type(module).__name__} cannot be exported to ONNX: {one_line(error)}"
+        ) from error
+    content = _with_metadata(buffer.getvalue(), metadata) if metadata else buffer.getvalue()
+    if path is not None:
+        write_atomic(Path(path), content)
+    return content
+
+
+def onnx_metadata(content: bytes) -> dict[str, str]:
+    """The `metadata_props` of an ONNX file."""
+    import onnx
+
+    return {p.key: p.value for p in onnx.load_model_from_string(content).metadata_props}
+
+
+def compare(
+    module: nn.Module,
+    content: bytes,
+    inputs: tuple[Tensor, ...],
+    *,
+    tolerance: float = TOLERANCE,
+) -> Difference:
+    """Run the ONNX file and the module on `inputs`.
+
+    Raises:
+        ExportError: the outputs differ by more than `tolerance` of the largest output, in
+            shape, or in being finite.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    arrays = [x.detach().cpu().numpy() for x in inputs]
+    feed = dict(zip([i.name for i in session.get_inputs()], arrays, strict=False))
+    return difference(eager_outputs(module, inputs), session.run(None, feed), tolerance=tolerance)
+
+
+def _names(base: str, count: int) -> list[str]:
+    return [base] if count == 1 else [f"{base}_{i}" for i in range(count)]
+
+
+def _with_metadata(content: bytes, metadata: Mapping[str, Any]) -> bytes:
+    import onnx
+
+    model = onnx.load_model_from_string(content)
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+    onnx.helper.set_model_props(model, texts)
+    return bytes(model.SerializeToString())

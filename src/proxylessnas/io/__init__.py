@@ -1,0 +1,1 @@
+"""Small helpers at the edges: whole files, the console, being asked to stop."""

@@ -1,0 +1,202 @@
+"""A finished run to facts (`summary.json`), and facts to the table a person reads."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from proxylessnas.architecture import Architecture
+from proxylessnas.errors import RunError
+from proxylessnas.runs.run import Run
+
+PACKAGES = ("proxylessnas", "torch", "torchvision", "onnxruntime", "onnx", "numpy", "scipy")
+BARELY_MOVED = 0.97  # mean entropy of alpha
+STAGES = ("measure", "search", "derive", "train", "evaluate", "export")
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """All figures of a finished run."""
+    records = {stage: _record(run, stage) for stage in STAGES}
+    architecture = Architecture.load(run.directory.file("architecture.json"))
+    indices = run.supernet.indices(architecture)
+    export, search = records["export"], records["search"]
+    facts: dict[str, Any] = {
+        "data": run.config.data,
+        "space": run.config.space,
+        "runtime": run.config.table or dict(run.table().device),
+        "target_latency_ms": run.target_ms,
+        "predicted_latency_ms": records["derive"]["predicted"]["latency"],
+        "measured_latency_ms": export["measured_ms"],
+        "measured_latency_raw_ms": export["measured_raw_ms"],
+        "canary_drift": export["canary_drift"],
+        "latency_noise_pct": export["noise_pct"],
+        "test_accuracy": records["evaluate"]["accuracy"],
+        "parameters": round(run.priced.parameters.of(indices)),
+        "macs": round(run.priced.macs.of(indices)),
+        "alpha_mean_entropy": search["entropy"],
+        "largest_network_ms": run.priced.largest_ms,
+        "export_largest_difference": export["largest_difference"],
+        "blocks": _blocks(run, architecture, indices),
+        "seconds": {stage: record["seconds"] for stage, record in records.items()},
+        "seed": run.config.seed,
+        "versions": versions(),
+    }
+    if run.config.baselines:
+        facts["baselines"] = {name: _baseline(run, name, export) for name in ("largest", "random")}
+        for name in ("largest", "random"):
+            for stage in (f"train-{name}", f"evaluate-{name}"):
+                facts["seconds"][stage] = _record(run, stage)["seconds"]
+    return facts
+
+
+# What a stage's record must hold; it may have been edited by hand.
+NUMBER, MAYBE = (int, float), (int, float, type(None))
+FACTS: dict[str, dict[str, tuple[type, ...]]] = {
+    "search": {"entropy": NUMBER},
+    "derive": {"predicted": (dict,)},
+    "evaluate": {"accuracy": MAYBE},
+    "export": {
+        **{"measured_ms": MAYBE, "measured_raw_ms": MAYBE, "canary_drift": MAYBE},
+        **{"noise_pct": MAYBE, "largest_difference": NUMBER, "baselines_ms": (dict,)},
+    },
+}
+
+
+def _record(run: Run, stage: str) -> dict[str, Any]:
+    """A finished stage's record.
+
+    Raises:
+        RunError: it is not what the stage wrote.
+    """
+    record = run.require(stage)
+    facts = {**FACTS.get(stage.partition("-")[0], {}), "seconds": NUMBER}
+    wrong = [k for k, kinds in facts.items() if k not in record or type(record[k]) not in kinds]
+    if stage == "derive" and not wrong and type(record["predicted"].get("latency")) not in NUMBER:
+        wrong = ["predicted.latency"]
+    if wrong:
+        path = run.directory.file(f"stages/{stage}.json")
+        raise RunError(
+            f"{path} is damaged: {wrong[0]} is not in it; remove it, and --resume does {stage} and "
+            "what follows again"
+        )
+    return record
+
+
+def _blocks(run: Run, architecture: Architecture, indices: tuple[int, ...]) -> list[dict[str, Any]]:
+    latency = run.priced.latency
+    assert latency is not None
+    milliseconds = latency.per_candidate.tolist()
+    return [
+        {"name": name, "choice": choice, "ms": milliseconds[m][indices[m]]}
+        for m, (name, choice) in enumerate(architecture.choices.items())
+    ] + [{"name": "everything else", "choice": "", "ms": latency.fixed}]
+
+
+def _baseline(run: Run, name: str, export: dict[str, Any]) -> dict[str, Any]:
+    architecture = Architecture.load(run.directory.file(f"architecture-{name}.json"))
+    indices = run.supernet.indices(architecture)
+    latency = run.prices.names.index("latency")
+    return {
+        "test_accuracy": _record(run, f"evaluate-{name}")["accuracy"],
+        "predicted_latency_ms": run.prices.of(indices)[latency],
+        "measured_latency_ms": export["baselines_ms"].get(name),
+        "parameters": round(run.priced.parameters.of(indices)),
+        "macs": round(run.priced.macs.of(indices)),
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    found["torch"] = torch.__version__
+    return found
+
+
+# --- for people ---
+
+
+def show(facts: dict[str, Any], directory: str, console: Console) -> None:
+    """The architecture block by block, the figures, and what to do next."""
+    blocks = Table(title="The network, block by block", title_justify="left", box=None)
+    for column, justify in (("block", "left"), ("choice", "left"), ("ms", "right"), ("", "left")):
+        blocks.add_column(column, justify=justify)  # type: ignore[arg-type]
+    widest = max(block["ms"] for block in facts["blocks"])
+    for block in facts["blocks"]:
+        bar = "▇" * max(0, round(24 * block["ms"] / widest))
+        blocks.add_row(block["name"], block["choice"], f"{block['ms']:.3f}", bar)
+    console.print()
+    console.print(blocks)
+    console.print()
+    console.print(_networks(facts))
+    console.print()
+    console.print(_latency_line(facts), highlight=False)
+    console.print(_entropy_line(facts["alpha_mean_entropy"]), highlight=False)
+    seconds = facts["seconds"]
+    spent = "  ".join(f"{stage} {value:.0f}" for stage, value in seconds.items())
+    console.print(f"seconds: {spent}  (in all {sum(seconds.values()):.0f})", highlight=False)
+    console.print(
+        f"\nnext:  proxylessnas predict {directory} IMAGE...      classify images with it\n"
+        f"       {directory}/model.onnx                 deploy it\n"
+        f"       proxylessnas derive {directory} --limits ...   other latencies, same search",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _networks(facts: dict[str, Any]) -> Table:
+    table = Table(title="Networks", title_justify="left", box=None)
+    table.add_column("network")
+    for column in ("test accuracy", "parameters", "MACs", "predicted ms", "measured ms"):
+        table.add_column(column, justify="right")
+    rows = {"found": facts} | facts.get("baselines", {})
+    for name, row in rows.items():
+        accuracy = row["test_accuracy"]
+        table.add_row(
+            name,
+            "-" if accuracy is None else f"{100 * accuracy:.2f} %",
+            f"{row['parameters']:,}",
+            f"{row['macs'] / 1e6:,.1f} M",
+            f"{row['predicted_latency_ms']:.3f}",
+            _ms(row["measured_latency_ms"]),
+        )
+    return table
+
+
+def _entropy_line(entropy: float) -> str:
+    text = f"alpha: mean entropy {entropy:.2f} (1: nothing decided, 0: everything)"
+    if entropy <= BARELY_MOVED:
+        return text
+    return (
+        f"{text}\nwarning: alpha has barely moved; the network is little better than a random one "
+        "of its latency: give the search more epochs (--search.epochs, --budget)"
+    )
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _latency_line(facts: dict[str, Any]) -> str:
+    measured, target = facts["measured_latency_ms"], facts["target_latency_ms"]
+    text = f"latency: predicted {facts['predicted_latency_ms']:.3f} ms"
+    if target is not None:
+        text += f", target {target:.3f}"
+    if measured is None:
+        return f"{text}; not measured: the device is not here"
+    text += f", measured {measured:.3f}"
+    if target is not None:
+        text += f" ({100 * (measured / target - 1):+.1f} % of the target)"
+    drift = 100 * (facts["canary_drift"] - 1)
+    return (
+        f"{text}; noise {facts['latency_noise_pct']:.1f} %, raw "
+        f"{facts['measured_latency_raw_ms']:.3f} before the canary's drift of {drift:+.1f} %"
+    )

@@ -1,0 +1,1 @@
+"""How tensors compute and learn: one loop, optimisers, evaluation, ranks, faults, kernels."""

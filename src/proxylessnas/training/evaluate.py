@@ -1,0 +1,134 @@
+"""Evaluating one network, and renewing its batch-normalisation statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from proxylessnas.data.batches import Batches
+from proxylessnas.training.device import Machine
+from proxylessnas.training.faults import explained
+from proxylessnas.training.freezing import evaluating
+from proxylessnas.training.ranks import ALONE, Ranks, running_statistics
+from proxylessnas.training.task import Task, batch_size, call, scalar, split
+
+
+@dataclass(frozen=True)
+class Score:
+    """loss: mean over the examples. accuracy: share in [0, 1], None where it has no meaning.
+
+    batches: of each batch the accuracy, or else the negative loss.
+    """
+
+    loss: float
+    accuracy: float | None
+    examples: int
+    batches: tuple[float, ...] = ()
+
+    @property
+    def value(self) -> tuple[float, tuple[float, ...]]:
+        """(accuracy, or else the negative loss; the same of each batch): higher is better."""
+        return -self.loss if self.accuracy is None else self.accuracy, self.batches
+
+
+def batch_norms(network: nn.Module) -> list[_BatchNorm]:
+    """The batch normalisations that keep statistics."""
+    return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module,
+    task: Task,
+    batches: Batches,
+    machine: Machine | None = None,
+    *,
+    examples: int | None = None,
+    ranks: Ranks = ALONE,
+    after_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> Score:
+    """Loss and accuracy over one pass, in evaluation mode; about `examples` of them.
+
+    Of several ranks each takes every so-manieth batch, and all return the score of all.
+    """
+    machine = machine or Machine()
+    seen = torch.zeros(len(batches), 3, dtype=torch.float64)  # loss, correct, examples of each
+    with evaluating(network), explained():
+        for index, batch in _every(batches, ranks, examples):
+            inputs, target = split(machine.put(batch))
+            with machine.precision():
+                output = call(network, inputs)
+                batch_loss = scalar(task.loss(output, target))
+            size = batch_size(target)
+            correct = float(task.correct(output, target)) if task.correct else 0.0
+            row = [float(batch_loss) * size, correct, size]
+            seen[index] = torch.tensor(row, dtype=torch.float64)
+            after_batch(index + 1, len(batches))
+    ranks.sum([seen])
+    loss, right, examples = seen.sum(0).tolist()
+    seen = seen[seen[:, 2] > 0]
+    each = seen[:, 1] / seen[:, 2] if task.correct else -seen[:, 0] / seen[:, 2]
+    return Score(
+        loss=loss / examples,
+        accuracy=right / examples if task.correct else None,
+        examples=int(examples),
+        batches=tuple(each.tolist()),
+    )
+
+
+def _every(batches: Batches, ranks: Ranks, examples: int | None) -> Iterator[tuple[int, Any]]:
+    """This rank's batches of about the first `examples`, with their numbers."""
+    seen = 0
+    rest = batches.epoch(0, ranks.rank, step=ranks.world)
+    for done, batch in enumerate(rest):
+        index = ranks.rank + done * ranks.world
+        # As many were seen before this batch, the other ranks' being of the same size.
+        if examples is not None and done and index * seen >= examples * done:
+            return
+        seen += batch_size(batch[1])
+        yield index, batch
+
+
+@torch.no_grad()
+def recalibrate(
+    network: nn.Module,
+    batches: Batches,
+    examples: int,
+    machine: Machine | None = None,
+    ranks: Ranks = ALONE,
+) -> None:
+    """Renew the BN statistics as plain averages over about `examples` training images.
+
+    A supernet's statistics are a mixture over its paths; Once-for-All (Cai et al., 2020)
+    renews them before every score. Of several ranks each takes every so-manieth batch.
+    """
+    machine = machine or Machine()
+    norms = batch_norms(network)
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    taken = torch.zeros((), dtype=torch.float64)
+    with evaluating(network), explained():  # dropout off; the norms alone in training mode
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative average
+            norm.training = True
+        for _, batch in _every(batches, ranks, examples):
+            inputs, _ = split(machine.put(batch))
+            with machine.precision():
+                call(network, inputs)
+            taken += 1
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    if ranks.world > 1:  # averages over a rank's batches to the average over all
+        statistics = running_statistics(norms)
+        for statistic in statistics:
+            statistic.mul_(float(taken))
+        ranks.sum([taken, *statistics])
+        for statistic in statistics:
+            statistic.div_(float(taken))

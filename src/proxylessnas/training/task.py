@@ -1,0 +1,76 @@
+"""What is learned: a batch, a model's answer, and how wrong it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from proxylessnas.errors import DataError, UserError
+
+
+@dataclass(frozen=True)
+class Task:
+    """The user's loss, and what else is known of the outputs.
+
+    loss: (output, target) -> scalar, of architecture steps and of evaluation.
+    train_loss: the same for weight steps (label smoothing); default: `loss`.
+    correct: (output, target) -> how many of the batch are right; None where that has no meaning.
+    """
+
+    loss: Callable[[Any, Any], Tensor]
+    train_loss: Callable[[Any, Any], Tensor] | None = None
+    correct: Callable[[Any, Any], Tensor] | None = None
+
+    @staticmethod
+    def classification(label_smoothing: float = 0.0) -> Task:
+        """Cross entropy and top-1 over logits [batch, classes] and labels [batch]."""
+        return Task(
+            loss=nn.functional.cross_entropy,
+            train_loss=nn.CrossEntropyLoss(label_smoothing=label_smoothing),
+            correct=lambda output, target: (output.argmax(1) == target).sum(),
+        )
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """A tuple or list of inputs is spread over the arguments, a dict over the keywords."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, tuple | list):
+        return model(*inputs)
+    return model(inputs)
+
+
+def scalar(loss: Any) -> Tensor:
+    """What a loss function returned, if that is one number.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UserError(f"the loss must return a tensor of one number, as .mean() does, not {what}")
+    return loss.reshape(())
+
+
+def split(batch: Any) -> tuple[Any, Any]:
+    """(inputs, target) of a batch.
+
+    Raises:
+        DataError: the batch is not a pair.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise DataError(
+            f"a batch must be a pair (inputs, target); the loader gave {type(batch).__name__}"
+            + (f" of {len(batch)}" if isinstance(batch, Sequence) else "")
+        )
+    return batch[0], batch[1]
+
+
+def batch_size(target: Any) -> int:
+    """Examples in a batch, by its target's first tensor."""
+    leaves = [leaf for leaf in pytree.tree_leaves(target) if isinstance(leaf, Tensor)]
+    return len(leaves[0]) if leaves and leaves[0].dim() else 1

@@ -1,0 +1,285 @@
+"""The command line: what it answers, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from proxylessnas.cli.main import VERBS, main
+
+TINY = [
+    "--data=digits",
+    "--space=macro",
+    "--space-settings={widths: [8, 16], depths: [1, 2], stem: 8, head: 16}",
+    "--runtime=fake",
+    "--search.warmup-epochs=1",
+    "--search.epochs=1",
+    "--train.epochs=1",
+    "--derive.top-k=3",
+    "--loading.limit=300",
+    "--machine.memory-format=contiguous",
+    "--machine.threads=1",
+    "--quiet",
+]
+
+
+def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line on stderr of a command that exits with 2."""
+    assert main(list(words)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert "Traceback" not in lines[0]
+    return lines[0]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on tiny settings."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["run", *TINY, "--target-latency=0.7x", "--baselines=true", f"--out={out}"]) == 0
+    return out
+
+
+def test_help_does_not_import_torch() -> None:
+    code = (
+        "import sys; from proxylessnas.cli.main import main; main(['--help']); "
+        "sys.exit('torch' in sys.modules or 'jsonargparse' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert all(verb in result.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", ["run", "measure", "search", "derive", "train", "predict"])
+def test_every_verb_explains_itself_without_torch(verb: str) -> None:
+    code = (
+        f"import sys; from proxylessnas.cli.main import main; main(['{verb}', '--help']); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "directory" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["runn"], "did you mean run?"),
+        (["run"], "--data is missing"),
+        (["run", "--daata", "digits"], "--data"),
+        (["run", "--data", "digits", "--search.epoch", "3"], "--search.epochs"),
+        (["run", "--data", "digits", "--search.epochs", "many"], "search.epochs"),
+        (["run", "--data", "digits", "--search.epochs", "-1"], "must be positive"),
+        (["run", "--data", "digits", "--target-latency", "12"], "12ms"),
+        (["run", "--data", "digits", "--budget", "soon"], "60m"),
+        (["run", "--data", "digits", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["search", "--out", "nowhere"], "holds no run"),
+        (["predict", "nowhere", "x.png"], "holds no trained network"),
+    ],
+)
+def test_wrong_input_gets_one_clear_line(
+    capsys: pytest.CaptureFixture[str], words: list[str], expected: str
+) -> None:
+    assert expected in fails(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("--data=./no/such/folder", "no/such/folder"),
+        ("--space=mobil", "did you mean mobile?"),
+        ("--space-settings={width: [8]}", "did you mean widths"),
+        ("--runtime=onnx", "onnxruntime"),
+        ("--target-latency=0.0001ms", "reachable range"),
+        ("--max-macs=10", "reachable range"),
+        ("--space=nowhere:factory", "nowhere"),
+    ],
+)
+def test_an_impossible_run_is_refused_before_the_search(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, option: str, expected: str
+) -> None:
+    out = tmp_path / "run"
+    assert expected in fails(capsys, "run", *TINY, option, f"--out={out}")
+    assert not (out / "stages" / "search.json").exists()
+
+
+def test_an_unknown_key_in_a_config_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("search:\n  epoch: 3\n")
+    line = fails(capsys, "run", "--config", str(config), "--data", "digits")
+    assert "search.epoch" in line
+    assert "epochs" in line
+
+
+def test_code_that_a_file_names_is_not_imported(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('executed')")
+    config = tmp_path / "config.yaml"
+    config.write_text("data: digits\nspace: evil:factory\n")
+    line = fails(capsys, "run", "--config", str(config), f"--out={tmp_path / 'run'}")
+    assert "--space evil:factory" in line
+
+
+def test_an_empty_class_and_a_corrupt_image(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for i in range(12):
+            Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(folder / name / f"{i}.png")
+    (folder / "bird").mkdir()
+    words = ["run", *TINY, f"--data={folder}", f"--out={tmp_path / 'run'}"]
+    assert "bird" in fails(capsys, *words)
+    (folder / "bird").rmdir()
+    (folder / "cat" / "0.png").write_bytes(b"not an image")
+    assert "0.png" in fails(capsys, *words)
+
+
+SUMMARY = {
+    "target_latency_ms",
+    "predicted_latency_ms",
+    "measured_latency_ms",
+    "latency_noise_pct",
+    "test_accuracy",
+    "parameters",
+    "macs",
+    "seconds",
+    "seed",
+    "versions",
+}
+FILES = {
+    "config.yaml",
+    "latency_table.json",
+    "architecture.json",
+    "architecture.svg",
+    "metrics.jsonl",
+    "weights.safetensors",
+    "model.onnx",
+    "summary.json",
+}
+
+
+def test_the_summary_says_everything(finished: Path) -> None:
+    facts = json.loads((finished / "summary.json").read_text())
+    assert not {key for key in SUMMARY if facts.get(key) is None}
+    assert facts["predicted_latency_ms"] <= facts["target_latency_ms"]
+    assert set(facts["baselines"]) == {"largest", "random"}
+    largest = facts["baselines"]["largest"]
+    assert largest["macs"] > facts["macs"]
+    assert {"measure", "search", "derive", "train", "evaluate", "export"} <= set(facts["seconds"])
+
+
+def test_the_run_directory_holds_what_it_promises(finished: Path) -> None:
+    assert {p.name for p in finished.iterdir() if p.is_file() and p.stat().st_size} >= FILES
+    architecture = json.loads((finished / "architecture.json").read_text())
+    assert architecture["input"]["shape"] == [1, 8, 8]
+    assert len(architecture["input"]["classes"]) == 10
+    assert len(architecture["input"]["mean"]) == 1
+
+
+def test_the_exported_file_says_how_images_become_inputs(finished: Path) -> None:
+    from proxylessnas.export.onnx import onnx_metadata
+
+    metadata = onnx_metadata((finished / "model.onnx").read_bytes())
+    assert json.loads(metadata["shape"]) == [1, 8, 8]
+    assert len(json.loads(metadata["classes"])) == 10
+    assert {"mean", "std"} <= set(metadata)
+
+
+def test_a_second_run_in_the_directory_is_refused(
+    capsys: pytest.CaptureFixture[str], finished: Path
+) -> None:
+    assert "--resume" in fails(capsys, "run", *TINY, f"--out={finished}")
+    other = ["run", "--resume", "--data=mnist5k", f"--out={finished}"]
+    assert "holds another run: its data is digits" in fails(capsys, *other)
+    other = ["run", "--resume", "--search.epochs=7", f"--out={finished}"]
+    assert "holds another run" in fails(capsys, *other)
+
+
+def test_a_finished_run_is_not_done_again(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.glob("stages/*.json")}
+    assert main(["run", "--resume", f"--out={finished}", "--quiet"]) == 0
+    assert {p: p.stat().st_mtime_ns for p in finished.glob("stages/*.json")} == before
+    assert "block by block" in capsys.readouterr().out
+
+
+def test_the_config_of_a_run_repeats_it(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    assert main(["run", "--config", str(finished / "config.yaml"), f"--out={out}", "--quiet"]) == 0
+    for name in ("architecture.json", "weights.safetensors", "metrics.jsonl"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_a_space_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "from proxylessnas import MixedOp\n"
+        "def net(input_shape, classes, width=4):\n"
+        "    convs = {f'{k}x{k}': nn.Conv2d(input_shape[0], width, k, padding=k // 2) "
+        "for k in (1, 3, 5)}\n"
+        "    return nn.Sequential(MixedOp(convs), nn.ReLU(), nn.Flatten(), "
+        "nn.Linear(width * 64, classes))\n"
+    )
+    own = ["--space=mine:net", "--space-settings={width: 6}", "--target-latency=0.99x"]
+    out = tmp_path / "own"
+    assert main(["run", *TINY, *own, f"--out={out}"]) == 0
+    assert main(["run", "--resume", "--space=mine:net", f"--out={out}", "--quiet"]) == 0
+
+
+def test_networks_for_other_limits_from_one_search(finished: Path) -> None:
+    assert main(["derive", str(finished), "--limits", "0.5x,0.9x", "--quiet"]) == 0
+    small, large = (
+        json.loads((finished / "stages" / f"derive-{limit}.json").read_text())
+        for limit in ("0.5x", "0.9x")
+    )
+    assert small["predicted"]["latency"] <= small["limit_ms"] < large["limit_ms"]
+    assert large["predicted"]["latency"] <= large["limit_ms"]
+
+
+def test_settings_of_deriving_are_those_of_these_limits(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["--derive.arch-steps", "3", "--derive.top-k", "2"]
+    config = (finished / "config.yaml").read_text()
+    assert main(["derive", str(finished), "--limits", "0.7x", *own, "--quiet"]) == 0
+    facts = json.loads((finished / "stages" / "derive-0.7x.json").read_text())
+    assert len(facts["proposals"]) == 2
+    assert (finished / "config.yaml").read_text() == config
+    said = fails(capsys, "derive", str(finished), "--derive.top-k", "2")
+    assert "its derive.top_k is 3, not 2" in said
+
+
+def test_a_limit_out_of_reach_is_refused_before_any_other_is_derived(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["derive", str(finished), "--limits", "0.8x,0.001us", "--quiet"]) == 2
+    assert "reachable range" in capsys.readouterr().err
+    assert not (finished / "stages" / "derive-0.8x.json").exists()
+
+
+def test_predict_names_classes(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "digit.png"
+    Image.new("L", (8, 8), 128).save(image)
+    assert main(["predict", str(finished), str(image), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert len(answer["classes"]) == 3
+    assert all(0 <= p <= 1 for p in answer["classes"].values())
+    assert "missing.png" in fails(capsys, "predict", str(finished), "missing.png")

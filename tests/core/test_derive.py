@@ -1,0 +1,404 @@
+"""Decode, score, measure, correct: the choice of one network from α."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toys import Scale, free, priced, supernet_with
+
+from proxylessnas.config import DeriveSettings
+from proxylessnas.core.costs import Prices
+from proxylessnas.core.derive import (
+    TOLERANCE,
+    Indices,
+    Proposal,
+    beliefs,
+    choose,
+    corrected,
+    propose,
+)
+from proxylessnas.core.supernet import MixedOp, Supernet
+from proxylessnas.errors import LimitError
+
+Scored = tuple[float, tuple[float, ...]]
+Measured = list[tuple[float, float]]
+COSTS = [[1.0, 2.0, 4.0]] * 3
+ALL = set(itertools.product(range(3), repeat=3))
+
+
+def space(alpha: list[list[float]] | None = None) -> Supernet:
+    """Three operations; by default the dearer a candidate, the more probable."""
+    model = nn.Sequential(*[MixedOp([Scale(1.0)] * 3) for _ in range(3)])
+    return supernet_with(model, alpha or [[0.0, 0.5, 1.0], [0.0, 0.6, 1.2], [0.0, 0.7, 1.4]])
+
+
+def limited(supernet: Supernet, limit: float, fixed: float = 1.0) -> Prices:
+    table = priced(supernet, COSTS, fixed=fixed)
+    return Prices(
+        table.names,
+        table.units,
+        table.per_candidate,
+        table.fixed,
+        torch.tensor([limit], dtype=torch.float64),
+    )
+
+
+def settings(**changes: float) -> DeriveSettings:
+    return DeriveSettings(**{"top_k": 5, "measure_best": 2, **changes})  # type: ignore[arg-type]
+
+
+def cost(indices: Indices) -> float:
+    return 1.0 + sum(COSTS[0][i] for i in indices)
+
+
+def device(
+    factor: float | Callable[[Indices], float], noise: float = 0.0
+) -> Callable[[Sequence[Indices]], Measured]:
+    """A device that is slower than predicted by a factor, of every network or of each."""
+    of = factor if callable(factor) else lambda _: factor
+    return lambda networks: [(of(n) * cost(n), noise) for n in networks]
+
+
+def preferring(*best: Indices) -> Callable[[Indices], float]:
+    return lambda indices: 1.0 - best.index(indices) / 100 if indices in best else 0.0
+
+
+# --- proposals ---
+
+
+def test_without_a_limit_the_most_probable_network_comes_first() -> None:
+    supernet = space()
+    proposed = propose(supernet, free(supernet), settings(), learned=True, seed=0)
+    assert proposed[0][0] == supernet.indices(supernet.most_probable()) == (2, 2, 2)
+    assert [p for _, p in proposed] == sorted((p for _, p in proposed), reverse=True)
+    log_p = supernet.log_probabilities()
+    assert proposed[1][1] == pytest.approx(sum(float(log_p[m, j]) for m, j in enumerate((1, 2, 2))))
+
+
+def test_proposals_keep_the_limit_and_use_it() -> None:
+    """At most 9, and networks that take nearly all of it exist: none under 98 %."""
+    supernet = space()
+    proposed = propose(supernet, limited(supernet, 9.0), settings(), learned=True, seed=0)
+    assert {cost(i) for i, _ in proposed} == {9.0}
+
+
+def test_a_limit_that_no_network_uses_up_is_kept_with_room() -> None:
+    supernet = space()
+    proposed = propose(supernet, limited(supernet, 100.0), settings(), learned=True, seed=0)
+    assert proposed[0][0] == (2, 2, 2)
+
+
+def test_the_only_limit_of_another_cost_is_used_too_by_nine_tenths() -> None:
+    """Costs from 4 to 13: at least 9 of 10, and the best of those; ten of them if ten exist."""
+    alpha = [[1.0, 0.6, 0.0], [1.13, 0.55, 0.0], [0.9, 0.71, 0.05]]
+    supernet = supernet_with(space().model, alpha)
+    prices = replace(limited(supernet, 10.0), names=("macs",))
+    every = propose(supernet, prices, settings(use=0.0, top_k=40), learned=True, seed=0)
+    assert min(cost(i) for i, _ in every[:5]) < 9.0
+    used = propose(supernet, prices, settings(), learned=True, seed=0)
+    assert used == [(i, p) for i, p in every if cost(i) >= 9.0][:5]
+    more = propose(supernet, prices, settings(top_k=40), learned=True, seed=0)
+    assert more == every  # there are not 40 that use it
+
+
+def test_a_limit_that_excludes_nothing_leaves_the_choice_to_alpha() -> None:
+    """The largest network costs 13."""
+    supernet = supernet_with(space().model, [[3.0, 0.0, 0.0]] * 3)
+    for limit in (13.0, 14.0, 100.0):
+        prices = replace(limited(supernet, limit), names=("macs",))
+        proposed = propose(supernet, prices, settings(), learned=True, seed=0)
+        assert proposed[0][0] == (0, 0, 0)
+
+
+def test_of_several_other_limits_none_has_to_be_used() -> None:
+    """What one of them leaves over, another may forbid to take."""
+    supernet = space()
+    one = limited(supernet, 10.0)
+    two = Prices(
+        ("macs", "parameters"),
+        ("", ""),
+        one.per_candidate.repeat(2, 1, 1),
+        one.fixed.repeat(2),
+        one.limits * torch.tensor([1.0, 1.01]),
+    )
+    proposed = propose(supernet, two, settings(top_k=40), learned=True, seed=0)
+    assert min(cost(i) for i, _ in proposed) < 9.0
+
+
+def test_a_limit_out_of_reach_names_the_range() -> None:
+    supernet = space()
+    with pytest.raises(LimitError, match="reachable range is 4 ms to 13 ms"):
+        propose(supernet, limited(supernet, 3.0), settings(), learned=True, seed=0)
+
+
+def test_limits_that_exclude_each_other_are_named_together() -> None:
+    supernet = Supernet(MixedOp([Scale(1.0)] * 2))
+    costs = torch.tensor([[[1.0, 2.0]], [[2.0, 1.0]]], dtype=torch.float64)
+    limits = torch.full((2,), 1.5, dtype=torch.float64)
+    both = Prices(("macs", "parameters"), ("", ""), costs, torch.zeros(2).double(), limits)
+    with pytest.raises(LimitError, match=r"at once: macs 1\.5, parameters 1\.5"):
+        propose(supernet, both, settings(), learned=True, seed=0)
+
+
+def test_what_did_not_learn_proposes_distinct_random_networks_within_the_limit() -> None:
+    supernet = space()
+    prices, how = limited(supernet, 9.0), settings(use=0.0)
+    found = [
+        [i for i, _ in propose(supernet, prices, how, learned=False, seed=s)] for s in (0, 0, 1)
+    ]
+    assert found[0] == found[1] != found[2]
+    assert len(set(found[0])) == 5 and all(cost(i) <= 9.0 for i in found[0])
+
+
+def test_random_proposals_end_when_the_space_is_small() -> None:
+    supernet = space()
+    proposed = propose(supernet, free(supernet), settings(top_k=40), learned=False, seed=0)
+    assert {i for i, _ in proposed} == ALL and len(proposed) == 27
+
+
+# --- the choice ---
+
+
+def test_without_a_latency_limit_the_best_score_wins_and_nothing_is_measured() -> None:
+    supernet, scored = space(), []
+
+    def score(indices: Indices) -> Scored:
+        scored.append(indices)
+        return preferring((1, 2, 2))(indices), ()
+
+    def measure(_: Sequence[Indices]) -> Measured:
+        raise AssertionError("not asked for")
+
+    choice = choose(supernet, free(supernet), settings(), score=score, measure=measure)
+    assert choice.chosen.indices == (1, 2, 2) and choice.rounds == 1
+    assert choice.chosen.measured_ms is None
+    assert len(scored) == len(set(scored)) == len(choice.proposals) == 5
+
+
+def test_among_equal_scores_the_most_probable_wins() -> None:
+    supernet = space()
+    choice = choose(supernet, free(supernet), settings(), score=lambda _: (0.5, ()))
+    assert choice.chosen.indices == (2, 2, 2)
+
+
+def test_a_true_cost_model_needs_one_round() -> None:
+    supernet, measured = space(), []
+
+    def measure(networks: Sequence[Indices]) -> Measured:
+        measured.extend(networks)
+        return device(1.01)(networks)
+
+    choice = choose(
+        supernet, limited(supernet, 9.0), settings(), score=lambda _: (0.0, ()), measure=measure
+    )
+    assert choice.rounds == 1 and len(measured) == 2
+    assert choice.chosen.measured_ms == pytest.approx(1.01 * cost(choice.chosen.indices))
+    assert choice.chosen.measured_ms <= 9.0 * (1 + TOLERANCE)
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.3, 1.8])
+def test_a_wrong_cost_model_is_corrected_until_the_measurement_keeps_the_limit(
+    factor: float,
+) -> None:
+    """The largest network that the device runs within 10 ms, whatever the table said."""
+    supernet = space()
+    choice = choose(
+        supernet,
+        limited(supernet, 10.0),
+        settings(),
+        score=lambda i: (cost(i), ()),
+        measure=device(factor),
+    )
+    assert choice.rounds == 2
+    largest = max(c for c in map(cost, ALL) if factor * c <= 10.0)
+    assert cost(choice.chosen.indices) == largest
+    assert choice.prices.of(choice.chosen.indices) == pytest.approx([factor * largest])
+
+
+def test_three_rounds_at_most_and_then_the_fastest_that_was_measured() -> None:
+    """A device that gets slower all the time, so that nothing ever keeps the limit."""
+    supernet = space()
+    factors = iter([1.1, 1.2, 1.35])
+
+    def measure(networks: Sequence[Indices]) -> Measured:
+        return device(next(factors))(networks)
+
+    choice = choose(
+        supernet, limited(supernet, 9.0), settings(), score=lambda _: (0.0, ()), measure=measure
+    )
+    assert choice.rounds == 3 and next(factors, None) is None
+    known = [p.measured_ms for p in choice.proposals if p.measured_ms is not None]
+    assert min(known) > 9.0 * (1 + TOLERANCE)
+    assert choice.chosen.measured_ms == min(known)
+
+
+def test_an_earlier_round_that_kept_the_limit_is_not_forgotten() -> None:
+    """First far under the limit, then twice over it: the first network keeps it."""
+    supernet = space()
+    answers = iter([0.8, 1.3, 1.3])
+
+    def measure(networks: Sequence[Indices]) -> Measured:
+        return device(next(answers))(networks)
+
+    choice = choose(
+        supernet, limited(supernet, 9.0), settings(), score=lambda _: (0.0, ()), measure=measure
+    )
+    assert choice.rounds == 3
+    assert choice.chosen.measured_ms is not None
+    assert choice.chosen.measured_ms <= 9.0 * (1 + TOLERANCE)
+
+
+def test_a_correction_that_leaves_nothing_takes_the_fastest_that_was_measured() -> None:
+    """A device three times slower than the table said, found out after the whole search."""
+    supernet = space()
+    choice = choose(
+        supernet,
+        limited(supernet, 9.0),
+        settings(),
+        score=lambda _: (0.0, ()),
+        measure=device(3.0),
+    )
+    known = [p.measured_ms for p in choice.proposals if p.measured_ms is not None]
+    assert choice.chosen.measured_ms == min(known) > 9.0
+
+
+def test_a_limit_out_of_reach_is_refused_before_anything_is_scored() -> None:
+    def score(_: Indices) -> Scored:
+        raise AssertionError
+
+    with pytest.raises(LimitError):
+        choose(space(), limited(space(), 3.0), settings(), score=score, measure=device(1.0))
+
+
+def test_a_correction_within_the_noise_is_not_believed() -> None:
+    """4 % over, give or take 5 %: the cost model stays, and the limit counts as kept."""
+    supernet = space()
+    prices = limited(supernet, 9.0)
+    noisy = device(1.04, noise=0.05)
+    choice = choose(supernet, prices, settings(), score=lambda _: (0.0, ()), measure=noisy)
+    assert choice.rounds == 1 and choice.prices == prices
+    assert choice.chosen.measured_ms == pytest.approx(1.04 * cost(choice.chosen.indices))
+
+
+@pytest.mark.parametrize(
+    ("noise", "believed"), [(0.0, 1.3), (0.1, 1 + 0.3 * (1 - 1 / 9)), (0.3, 1)]
+)
+def test_a_correction_is_believed_as_far_as_it_goes_beyond_its_noise(
+    noise: float, believed: float
+) -> None:
+    supernet = space()
+    choice = choose(
+        supernet,
+        limited(supernet, 10.0),
+        settings(rounds=2),
+        score=lambda i: (cost(i), ()),
+        measure=device(1.3, noise),
+    )
+    after = choice.prices.of((0, 1, 2))[0] / cost((0, 1, 2))
+    assert after == pytest.approx(believed)
+
+
+def test_corrected_scales_one_cost_alone() -> None:
+    supernet = space()
+    before = limited(supernet, 9.0)
+    after = corrected(before, "latency", 2.0)
+    assert after.of((0, 1, 2)) == [2 * v for v in before.of((0, 1, 2))]
+    assert after.limits.tolist() == [9.0] and before.of((0, 0, 0)) == [4.0]
+
+
+def test_the_choice_is_deterministic() -> None:
+    supernet = space([[0.1, 0.1, 0.1]] * 3)
+
+    def score(indices: Indices) -> Scored:
+        return math.sin(sum(indices)), ()
+
+    def once() -> tuple[Indices, ...]:
+        choice = choose(
+            supernet, limited(supernet, 9.0), settings(), score=score, measure=device(1.1)
+        )
+        return (choice.chosen.indices, *(p.indices for p in choice.proposals))
+
+    assert once() == once()
+
+
+def test_a_score_that_is_no_number_is_the_worst_and_spoils_no_other() -> None:
+    supernet = space()
+
+    def score(indices: Indices) -> Scored:
+        return (math.nan if indices == (2, 2, 2) else sum(indices) / 10, ())
+
+    choice = choose(supernet, free(supernet), settings(), score=score)
+    assert sum(choice.chosen.indices) == 5
+    nothing = choose(supernet, free(supernet), settings(), score=lambda _: (math.nan, ()))
+    assert nothing.chosen.score == -math.inf
+
+
+def test_networks_of_an_alpha_that_never_learned_are_chosen_by_score_alone() -> None:
+    supernet = space([[0.0, 1e-3, 2e-3]] * 3)
+    for seed in range(5):
+        generator = np.random.default_rng(seed)
+        scores = dict(zip(sorted(ALL), generator.normal(0.9, 0.01, len(ALL)), strict=True))
+        choice = choose(
+            supernet,
+            free(supernet),
+            settings(top_k=10),
+            score=lambda i: (scores[i], ()),  # noqa: B023
+            learned=False,
+            seed=seed,
+        )
+        assert choice.chosen.score == max(p.score for p in choice.proposals)
+
+
+# --- what is believed of a score ---
+
+
+def scored(log_p: Sequence[float], scores: Sequence[float], error: float) -> list[float]:
+    """What is believed of scores that are means of 16 batches and have this standard error."""
+    chance = np.random.default_rng(1).normal(size=(len(scores), 16))
+    chance -= chance.mean(1, keepdims=True)
+    parts = np.array(scores)[:, None] + 4 * error * chance
+    rows = enumerate(zip(log_p, scores, parts.tolist(), strict=True))
+    return list(beliefs([Proposal((i,), p, (), s, tuple(b)) for i, (p, s, b) in rows]).values())
+
+
+def test_scores_without_noise_are_believed() -> None:
+    scores = [0.1, 0.7, 0.3, 0.5]
+    assert scored([-4, -3, -2, -1], scores, 0.0) == pytest.approx(scores)
+
+
+def test_differences_within_the_noise_leave_it_to_the_probability() -> None:
+    believed = scored([-1, -2, -3, -4], [0.61, 0.62, 0.60, 0.59], 0.02)
+    assert sorted(believed, reverse=True) == believed
+
+
+def test_probabilities_that_contradict_the_scores_are_not_believed() -> None:
+    believed = scored([-1, -2, -3, -4], [0.3, 0.5, 0.7, 0.9], 0.01)
+    assert sorted(believed) == believed
+
+
+def test_equal_probabilities_leave_it_to_the_scores() -> None:
+    believed = scored([-2.0] * 4, [0.3, 0.9, 0.7, 0.5], 0.02)
+    assert np.argsort(believed).tolist() == [0, 3, 2, 1]
+
+
+def test_noisy_scores_and_a_prior_choose_better_than_either() -> None:
+    """Networks whose quality is half in log p, half not; 2,000 images of noise."""
+    generator, regret = np.random.default_rng(0), dict.fromkeys(("score", "log_p", "belief"), 0.0)
+    for _ in range(200):
+        log_p, other = generator.normal(size=(2, 20))
+        truth = 0.6 + 0.01 * (log_p + other)
+        scores = truth + 0.011 * generator.normal(size=20)
+        for name, by in (
+            ("score", scores),
+            ("log_p", log_p),
+            ("belief", scored(log_p.tolist(), scores.tolist(), 0.011)),
+        ):
+            regret[name] += truth.max() - truth[int(np.argmax(by))]
+    assert regret["belief"] < regret["score"] and regret["belief"] < regret["log_p"]

@@ -1,0 +1,272 @@
+"""A kit: packed here, run as a zip by a bare Python, brought back as a table."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from proxylessnas.config import MeasureSettings
+from proxylessnas.core.supernet import MixedOp, Supernet
+from proxylessnas.errors import ExportError, MeasurementError
+from proxylessnas.hardware.cost import latency_cost
+from proxylessnas.hardware.kit import export_kit, import_kit
+from proxylessnas.hardware.trace import trace
+from proxylessnas.spaces import build_supernet
+
+SETTINGS = MeasureSettings(rounds=2, network_rounds=3, networks=3, validation=1, runs=1, warmup=0)
+INPUTS = (torch.zeros(1, 3, 16, 16),)
+
+# Runs the kit as `python kit.zip` does, where nothing of ours and no torch can be imported.
+BARE = """
+import runpy, sys
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "proxylessnas", "onnx", "scipy", "rich"):
+            raise ModuleNotFoundError("not on the device: " + name)
+sys.meta_path.insert(0, Nothing())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def small() -> Supernet:
+    sizes = {"widths": [8], "depths": [3], "input_shape": [3, 16, 16]}
+    return build_supernet("macro", sizes)
+
+
+def run(kit: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", BARE, str(kit), "--out", str(out), *options]
+    return subprocess.run(command, capture_output=True, text=True, cwd=kit.parent, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("kit") / "kit.zip"
+    export_kit(small(), INPUTS, SETTINGS, path, seed=0)
+    return path
+
+
+@pytest.fixture(scope="module")
+def results(kit: Path) -> Path:
+    out = kit.parent / "results.json"
+    done = run(kit, out, "--device", "a board")
+    assert done.returncode == 0, done.stderr
+    assert "--import-kit" in done.stdout
+    return out
+
+
+def test_a_kit_measures_without_us_and_comes_back_as_a_table(results: Path) -> None:
+    table = import_kit(results).table
+    supernet = small()
+    found = trace(supernet, INPUTS)
+    assert table.complete
+    assert set(table.entries) == set(found.units)
+    assert table.device["device"] == "a board" and table.device["runtime"] == "onnxruntime"
+    assert [n.role for n in table.networks].count("canary") == 1
+    assert all(len(m.samples_ms) == 2 for m in table.entries.values())
+    assert all(len(n.measurement.samples_ms) == 3 for n in table.networks)
+    # It prices the supernet it was made of, built again.
+    assert latency_cost(supernet, found, table).fit is not None
+
+
+FLUSHED = """
+import json, runpy, sys
+import numpy as np
+kit = runpy.run_path(sys.argv[1], run_name="kit")
+entry = next(iter(json.loads(kit["read"]("manifest.json"))["files"].values()))
+feed = [kit["stand_in"](shape, dtype) for shape, dtype in entry["inputs"]]
+tiny, one = np.full(4, 1e-40, np.float32), np.ones(4, np.float32)
+assert (tiny * one).any()
+kit["onnxruntime_network"](kit["read"](entry["file"]), feed, 1, False)()
+assert not (tiny * one).any(), "denormals are not flushed"
+"""
+
+
+def test_a_kit_flushes_denormals_as_the_protocol_does(kit: Path) -> None:
+    command = [sys.executable, "-c", FLUSHED, str(kit)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_kit_goes_on_after_a_break(kit: Path, results: Path, tmp_path: Path) -> None:
+    out = tmp_path / "part.json"
+    whole = json.loads(results.read_text())
+    kept = {k: v[:1] for k, v in whole["samples_ms"].items()}
+    kept.popitem()
+    out.write_text(json.dumps({**whole, "samples_ms": kept}))
+    assert not import_kit(out).table.complete
+    assert run(kit, out).returncode == 0
+    assert import_kit(out).table.complete
+    again = json.loads(out.read_text())["samples_ms"]
+    assert all(again[k][:1] == v for k, v in kept.items())
+    assert "complete" in run(kit, out).stdout
+
+
+def test_results_of_another_kit_are_not_gone_on_with(kit: Path, tmp_path: Path) -> None:
+    out = tmp_path / "other.json"
+    out.write_text(json.dumps({"schema": 1, "manifest": {}, "samples_ms": {}}))
+    done = run(kit, out)
+    assert done.returncode != 0 and "another kit" in done.stderr
+
+
+def test_what_is_in_a_kit(kit: Path) -> None:
+    with zipfile.ZipFile(kit) as archive:
+        names = set(archive.namelist())
+        manifest = json.loads(archive.read("manifest.json"))
+        readme = archive.read("README.txt").decode()
+    assert {"__main__.py", "host.py", "rounds.py", "nodes.py", "README.txt"} <= names
+    assert {f["file"] for f in manifest["files"].values()} <= names
+    assert "python kit.zip" in readme and "adb" not in readme
+    assert [p.name for p in kit.parent.iterdir() if p.name.startswith(".")] == []
+
+
+def test_only_some_runtimes_have_kits(tmp_path: Path) -> None:
+    with pytest.raises(MeasurementError, match="litert, onnxruntime"):
+        export_kit(small(), INPUTS, SETTINGS, tmp_path / "k.zip", seed=0, runtime="torch")
+
+
+def test_what_cannot_be_packed_is_named(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.svd(x)[0]
+
+    supernet = Supernet(nn.Sequential(MixedOp([Odd(), nn.Linear(3, 3)])))
+    with pytest.raises(ExportError, match="candidate 'Odd'"):
+        export_kit(supernet, (torch.randn(3, 3),), SETTINGS, tmp_path / "k.zip", seed=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+BROKEN: dict[str, Any] = {
+    "schema": {"schema": 7},
+    "samples of nothing": {"samples_ms": {"x": [1.0]}},
+    "no list": {"samples_ms": 3},
+    "device": {"device": {"threads": None}},
+    "manifest": {"manifest": {"schema": 1}},
+    "environment": {"environment": []},
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_malformed_results_are_one_line(how: str, results: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bad.json"
+    out.write_text(json.dumps({**json.loads(results.read_text()), **BROKEN[how]}))
+    with pytest.raises(MeasurementError, match="not a kit's results"):
+        import_kit(out)
+
+
+def test_malformed_samples_and_files(results: Path, tmp_path: Path) -> None:
+    whole = json.loads(results.read_text())
+    key = next(iter(whole["samples_ms"]))
+    for bad in ([0], [-1.0], ["1"], [True], [1e300], [10**400], 5):
+        out = tmp_path / "bad.json"
+        out.write_text(json.dumps({**whole, "samples_ms": {key: bad}}))
+        with pytest.raises(MeasurementError, match="not a kit's results"):
+            import_kit(out)
+    with pytest.raises(MeasurementError, match="cannot read"):
+        import_kit(tmp_path / "none.json")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(MeasurementError, match="not JSON"):
+        import_kit(tmp_path / "text")
+
+
+SHAPES = {
+    "large": "1x3x99999x99999",
+    "thousands of digits": "1x" + "9" * 5000,
+    "empty": "1x0x4x4",
+    "large together": ", ".join(["1x3x4096x4096"] * 9),
+    "endless": "1" + "x1" * 600,
+}
+
+
+@pytest.mark.parametrize("how", SHAPES)
+def test_input_shapes_that_cannot_be_are_refused(how: str, results: Path, tmp_path: Path) -> None:
+    whole = json.loads(results.read_text())
+    whole["manifest"]["input_shapes"] = SHAPES[how]
+    out = tmp_path / "bad.json"
+    out.write_text(json.dumps(whole))
+    with pytest.raises(MeasurementError, match="not a kit's results: its input_shapes") as caught:
+        import_kit(out)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_macs_that_cannot_be_are_refused(results: Path, tmp_path: Path) -> None:
+    whole = json.loads(results.read_text())
+    whole["manifest"]["networks"][0]["macs"] = 10**400
+    out = tmp_path / "bad.json"
+    out.write_text(json.dumps(whole))
+    with pytest.raises(MeasurementError, match="MACs are malformed"):
+        import_kit(out)
+
+
+# --- Android ---
+
+TIMINGS = """INFO: The input model file size (MB): 0.01
+INFO: count=2 first=900 curr=800 min=800 max=900 avg=850 std=50 p5=800 median=850 p95=900
+INFO: count=6 first=700 curr=650 min=640 max=700 avg={avg} std=9 p5=640 median={median} p95=700
+INFO: Inference timings in us: Init: 123, First inference: 900, Warmup (avg): 850, \
+Inference (avg): {avg}
+"""
+
+
+def android_log(manifest: dict[str, Any], timings: str = TIMINGS) -> str:
+    lines = [
+        f"### manifest {json.dumps(manifest)}",
+        "### device Maker Phone 9",
+        "### system Android 16",
+        "### date 2026-01-02T03:04:05+00:00",
+    ]
+    for key, entry in manifest["files"].items():
+        for _ in range(entry["visits"]):
+            lines += [f"### visit {key}", timings.format(avg=670, median=660)]
+    return "\n".join(lines)
+
+
+def test_the_output_of_benchmark_model_becomes_a_table(kit: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(kit) as archive:
+        manifest = json.loads(archive.read("manifest.json"))
+    log = tmp_path / "results.log"
+    log.write_text(android_log(manifest))
+    table = import_kit(log).table
+    assert table.complete
+    assert {m.median_ms for m in table.entries.values()} == {0.66}
+    assert table.device["device"] == "Maker Phone 9"
+    assert table.device["system"] == "Android 16"
+    # An older benchmark_model prints no median: its mean is taken.
+    older = "INFO: Inference timings in us: Init: 1, Inference (avg): {avg}"
+    log.write_text(android_log(manifest, older))
+    assert {m.median_ms for m in import_kit(log).table.entries.values()} == {0.67}
+    log.write_text(android_log(manifest, "ERROR: Failed to initialize {median} {avg}"))
+    with pytest.raises(MeasurementError, match="benchmark_model did not finish"):
+        import_kit(log)
+    log.write_text(android_log(manifest, "Inference (avg): 1.2.3 {median} {avg}"))
+    with pytest.raises(MeasurementError, match=r"'1\.2\.3' of .* is no number"):
+        import_kit(log)
+
+
+def test_a_litert_kit_has_the_android_script(tmp_path: Path) -> None:
+    for package in ("litert_torch", "ai_edge_litert"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip("the extra litert is not installed")
+    settings = MeasureSettings(rounds=1, network_rounds=1, networks=3, runs=1, warmup=0)
+    path = tmp_path / "kit.zip"
+    supernet = build_supernet("macro", {"widths": [8], "depths": [1], "head": 8})
+    export_kit(supernet, (torch.zeros(1, 3, 32, 32),), settings, path, seed=0, runtime="litert")
+    with zipfile.ZipFile(path) as archive:
+        script = archive.read("android.sh").decode()
+        manifest = json.loads(archive.read("manifest.json"))
+        assert "adb push" in archive.read("README.txt").decode()
+    assert script.count("\nvisit '") == len(manifest["files"])
+    assert "--num_threads=1" in script
+    subprocess.run(["sh", "-n"], input=script, text=True, check=True)
+    done = run(path, tmp_path / "results.json")
+    assert done.returncode == 0, done.stderr
+    assert import_kit(tmp_path / "results.json").table.complete

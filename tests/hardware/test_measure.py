@@ -1,0 +1,345 @@
+"""The protocol, and tables of the fake runtime: no clock, no device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from proxylessnas.config import MeasureSettings
+from proxylessnas.core.supernet import Supernet
+from proxylessnas.errors import MeasurementError
+from proxylessnas.export.onnx import to_onnx
+from proxylessnas.hardware import host as machine
+from proxylessnas.hardware import rounds
+from proxylessnas.hardware.cost import macs_cost, space_id
+from proxylessnas.hardware.measure import (
+    Measurement,
+    canary_of,
+    choose_networks,
+    measure_all,
+    measure_networks,
+    measure_table,
+)
+from proxylessnas.hardware.pricing import Pricing
+from proxylessnas.hardware.runtimes.base import Session
+from proxylessnas.hardware.runtimes.fake import FakeRuntime
+from proxylessnas.hardware.table import LatencyTable
+from proxylessnas.hardware.trace import trace
+from proxylessnas.spaces import build_supernet
+
+SETTINGS = MeasureSettings(rounds=3, network_rounds=5, networks=4, validation=3, runs=2)
+INPUTS = (torch.zeros(1, 3, 16, 16),)
+
+
+def small() -> Supernet:
+    return build_supernet(
+        "macro", {"widths": [8, 16], "depths": [2, 2], "input_shape": [3, 16, 16]}
+    )
+
+
+class Scripted(Session):
+    """Says what it is told, and writes down who was called when."""
+
+    def __init__(self, name: str, log: list[str], ms: float = 1.0) -> None:
+        self.name, self.log, self.ms, self.closed = name, log, ms, False
+
+    def __call__(self) -> None:
+        self.log.append(f"{self.name} warm")
+
+    def outputs(self) -> tuple[np.ndarray[Any, Any], ...]:
+        return ()
+
+    def timed(self, repeat: int) -> float:
+        self.log.append(f"{self.name} x{repeat}")
+        return repeat * self.ms / 1e3
+
+
+def test_a_visit_is_warmups_and_runs_and_its_median() -> None:
+    log: list[str] = []
+    session = Scripted("a", log)
+    assert rounds.visit(session, 3, runs=5, warmup=2) == pytest.approx(1.0)
+    assert log == ["a warm"] * 2 + ["a x3"] * 5
+
+
+def test_fast_sessions_are_looped() -> None:
+    assert rounds.settle(Scripted("slow", [], ms=5.0), 1) == 1
+    assert rounds.settle(Scripted("fast", [], ms=0.01), 1) == 10
+    assert rounds.settle(Scripted("nothing", [], ms=0.0), 1) == rounds.MOST_LOOPS
+
+
+def test_every_round_visits_all_in_shuffled_order() -> None:
+    orders = rounds.orders({"a": 4, "b": 4, "c": 2, "d": 1}, seed=0)
+    assert len(orders) == 4
+    assert all({"a", "b"} <= set(order) for order in orders)
+    assert ["c" in order for order in orders] == [False, True, False, True]
+    assert sum("d" in order for order in orders) == 1
+    many = rounds.orders(dict.fromkeys("abcdefgh", 3), seed=1)
+    assert len({tuple(order) for order in many}) == 3
+    assert many == rounds.orders(dict.fromkeys("abcdefgh", 3), seed=1)
+    assert many != rounds.orders(dict.fromkeys("abcdefgh", 3), seed=2)
+
+
+def test_measure_all_reports_progress_and_interleaves_the_canary() -> None:
+    log: list[str] = []
+    sessions = {name: Scripted(name, log, ms=i + 1.0) for i, name in enumerate("abcd")}
+    seen: list[tuple[int, int]] = []
+    measured = measure_all(
+        sessions,
+        rounds=8,
+        runs=3,
+        warmup=0,
+        seed=0,
+        canary="d",
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(i + 1, 32) for i in range(32)]
+    assert [measured[n].median_ms for n in "abcd"] == pytest.approx([1, 2, 3, 4])
+    assert all(len(m.samples_ms) == 8 for m in measured.values())
+    assert log.count("d x1") > log.count("c x1")
+    assert measured["a"].environment["canary_drift_pct"] == 0
+
+
+def test_a_session_that_fails_is_one_line() -> None:
+    class Fails(Scripted):
+        def __call__(self) -> None:
+            raise RuntimeError("device lost\nat line 7")
+
+    with pytest.raises(MeasurementError, match="device lost at line 7"):
+        measure_all({"a": Fails("a", [])}, rounds=1, runs=1, warmup=0, seed=0)
+
+
+def test_what_is_known_is_not_measured_again() -> None:
+    log: list[str] = []
+    measured = measure_all(
+        {"a": Scripted("a", log), "b": Scripted("b", log)},
+        rounds=2,
+        runs=1,
+        warmup=0,
+        seed=0,
+        known={"a": [7.0, 7.0], "b": [9.0]},
+    )
+    assert measured["a"].samples_ms == (7.0, 7.0)
+    assert measured["b"].samples_ms == (9.0, 1.0)
+    assert not [line for line in log if line.startswith("a")]
+
+
+def test_spread_and_noise_are_robust() -> None:
+    steady = Measurement(samples_ms=(10.0, 10.1, 9.9, 10.0, 50.0))
+    assert steady.median_ms == 10.0
+    assert steady.spread_pct == pytest.approx(1.4826, rel=1e-3)
+    assert steady.noise_pct == pytest.approx(1.2533 * 1.4826 / 5**0.5, rel=1e-3)
+    for bad in ((), (0.0,), (float("nan"),)):
+        with pytest.raises(MeasurementError):
+            Measurement(samples_ms=bad)
+
+
+def test_the_machine_is_put_back() -> None:
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    tiny = torch.tensor([1e-40])
+    measure_all({"a": Scripted("a", [])}, rounds=1, runs=1, warmup=0, seed=0, threads=1)
+    if before is not None:
+        assert os.sched_getaffinity(0) == before
+    assert (tiny * 1.0).item() != 0
+    assert machine.cpu_model() and machine.cores() >= 1
+    assert machine.OtherLoad().so_far() >= 0
+
+
+# --- tables ---
+
+
+def test_a_table_has_every_candidate_and_networks_of_every_role(tmp_path: Path) -> None:
+    supernet, path = small(), tmp_path / "table.json"
+    table = measure_table(supernet, FakeRuntime(), INPUTS, SETTINGS, seed=0, path=path)
+    found = trace(supernet, INPUTS)
+    assert set(table.entries) == set(found.units)
+    assert all(len(m.samples_ms) == 3 for m in table.entries.values())
+    roles = [n.role for n in table.networks]
+    assert (roles.count("fit"), roles.count("canary"), roles.count("validation")) == (3, 1, 3)
+    assert all((n.repeat is not None) == (n.role == "validation") for n in table.networks)
+    assert all(len(n.measurement.samples_ms) == 5 for n in table.networks)
+    assert table.complete and table.device["batch"] == 1
+    assert table.networks[0].measurement.environment["runtime"] == "fake"
+    assert LatencyTable.load(path).to_json() == table.to_json()
+
+
+def test_the_same_seed_measures_the_same() -> None:
+    def noisy(seed: int) -> LatencyTable:
+        torch.manual_seed(0)
+        return measure_table(small(), FakeRuntime(noise=0.05), INPUTS, SETTINGS, seed=seed)
+
+    def samples(table: LatencyTable) -> list[tuple[float, ...]]:
+        return [m.samples_ms for m in table.entries.values()]
+
+    assert samples(noisy(1)) == samples(noisy(1))
+    assert [n.choices for n in noisy(1).networks] != [n.choices for n in noisy(2).networks]
+
+
+class Breaks(FakeRuntime):
+    """Stops after so many timed runs, as a kill does."""
+
+    limit = 120
+
+    def load(self, module: nn.Module, inputs: Any) -> Session:
+        session = super().load(module, inputs)
+        timed = session.timed
+
+        def limited(repeat: int) -> float:
+            if self.timed_runs >= self.limit:
+                raise KeyboardInterrupt
+            return timed(repeat)
+
+        session.timed = limited  # type: ignore[method-assign]
+        return session
+
+
+def test_a_broken_measurement_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxylessnas.hardware.timing.SAVE_EVERY_S", -1.0)
+    supernet, path = small(), tmp_path / "table.json"
+    with pytest.raises(KeyboardInterrupt):
+        measure_table(supernet, Breaks(), INPUTS, SETTINGS, seed=0, path=path)
+    partial = LatencyTable.load(path)
+    assert not partial.complete
+    with pytest.raises(MeasurementError, match="not complete"):
+        partial.check(FakeRuntime().describe(), 1)
+    done = sum(len(m.samples_ms) for m in partial.entries.values())
+    assert done > 0
+    steps: list[tuple[int, int]] = []
+    runtime = FakeRuntime()
+    table = measure_table(
+        supernet, runtime, INPUTS, SETTINGS, seed=0, path=path, progress=lambda *p: steps.append(p)
+    )
+    assert table.complete
+    # Sessions that are loaded and visits are counted apart: one takes seconds, the other none.
+    (sessions, loaded), (visits, done_now) = [
+        (total, [d for d, t in steps if t == total]) for total in dict.fromkeys(t for _, t in steps)
+    ]
+    assert loaded == list(range(1, sessions + 1)) and done_now[-1] == visits
+    assert all(len(m.samples_ms) == 3 for m in table.entries.values())
+    full = FakeRuntime()
+    measure_table(small(), full, INPUTS, SETTINGS, seed=0)
+    assert runtime.timed_runs < full.timed_runs
+    again = FakeRuntime()
+    assert measure_table(supernet, again, INPUTS, SETTINGS, seed=0, path=path) == table
+    assert again.loaded == 0
+
+
+def test_a_table_of_another_device_is_not_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    measure_table(small(), FakeRuntime(), INPUTS, SETTINGS, seed=0, path=path)
+    with pytest.raises(MeasurementError, match="device 'fake device', not 'other'"):
+        measure_table(small(), FakeRuntime(device="other"), INPUTS, SETTINGS, seed=0, path=path)
+
+
+def test_samples_of_two_versions_of_a_runtime_are_not_mixed(tmp_path: Path) -> None:
+    class Newer(FakeRuntime):
+        def describe(self) -> dict[str, str | int]:
+            return {**super().describe(), "version": "2"}
+
+    path = tmp_path / "table.json"
+    measure_table(small(), FakeRuntime(), INPUTS, SETTINGS, seed=0, path=path)
+    with pytest.raises(MeasurementError, match=r"version '1', not '2'.*--force"):
+        measure_table(small(), Newer(), INPUTS, SETTINGS, seed=0, path=path)
+    runtime = Newer()
+    table = measure_table(small(), runtime, INPUTS, SETTINGS, seed=0, path=path, force=True)
+    assert table.device["version"] == "2" and table.complete
+    assert runtime.loaded > len(table.entries)
+
+
+def test_two_spaces_share_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    one = measure_table(small(), FakeRuntime(), INPUTS, SETTINGS, seed=0, path=path)
+    wide = build_supernet("macro", {"widths": [8, 24], "depths": [2, 2]})
+    both = measure_table(wide, FakeRuntime(), INPUTS, SETTINGS, seed=0, path=path)
+    assert set(one.entries) < set(both.entries)
+    assert len(both.networks) == 2 * len(one.networks)
+
+
+def test_a_candidate_that_cannot_run_is_named() -> None:
+    with pytest.raises(MeasurementError, match=r"candidate 'MBConv k3 .* on fake"):
+        measure_table(small(), FakeRuntime(fails="MBConv"), INPUTS, SETTINGS, seed=0)
+
+
+def test_chosen_networks_span_the_space() -> None:
+    supernet = small()
+    macs = macs_cost(supernet, trace(supernet, INPUTS))
+    chosen = choose_networks(macs, supernet.mask, 20, seed=0)
+    assert len(set(chosen)) == 20
+    low, high = macs.range(supernet.mask)
+    costs = [macs.of(c) for c in chosen]
+    assert (costs[0], costs[1]) == (low, high)
+    thirds = np.histogram(costs, bins=3, range=(low, high))[0]
+    assert thirds.min() >= 3
+    assert len(choose_networks(macs, supernet.mask, 1000, seed=0)) <= 3**4
+
+
+# --- networks, later ---
+
+
+def test_drift_since_the_table_is_corrected() -> None:
+    supernet = small()
+    table = measure_table(supernet, FakeRuntime(), INPUTS, SETTINGS, seed=0)
+
+    class Slower(FakeRuntime):
+        def load(self, module: nn.Module, inputs: Any) -> Session:
+            session = super().load(module, inputs)
+            session.latency_ms *= 1.25  # type: ignore[attr-defined]
+            return session
+
+    network = supernet.derive([1, 1, 1, 1])
+    canary = canary_of(supernet, table, space_id(supernet, trace(supernet, INPUTS)))
+    report = measure_networks(
+        {"canary": network}, Slower(), INPUTS, SETTINGS, canary=canary, seed=0
+    )
+    then = FakeRuntime().load(network, INPUTS).timed(1) * 1e3
+    assert report.drift == pytest.approx(1.25, rel=1e-4)
+    assert report["canary"].raw_ms == pytest.approx(1.25 * then, rel=1e-4)
+    assert report["canary"].corrected_ms == pytest.approx(then, rel=1e-4)
+    assert report.canary is not None and set(report.networks) == {"canary"}
+
+
+def test_two_input_sizes_in_one_table_are_not_mistaken_for_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    for size in (16, 64):
+        supernet = build_supernet("macro", {"widths": [8], "depths": [3]})
+        inputs = (torch.zeros(1, 3, size, size),)
+        table = measure_table(supernet, FakeRuntime(), inputs, SETTINGS, seed=0, path=path)
+        pricing = Pricing(supernet=supernet, example_inputs=inputs, table=table)
+        assert pricing.latency is not None
+        canary = canary_of(supernet, table, pricing.latency.space)
+        largest = supernet.derive(pricing.largest).eval()
+        report = measure_networks(
+            {"largest": largest}, FakeRuntime(), inputs, SETTINGS, canary=canary, seed=0
+        )
+        assert canary is not None and report.drift == pytest.approx(1.0, rel=1e-4)
+        assert pricing.largest_ms == pytest.approx(report["largest"].raw_ms, rel=1e-4)
+    assert len({n.space for n in table.networks}) == 2
+    assert canary_of(supernet, table, "another") is None
+
+
+def test_files_are_measured_beside_modules(tmp_path: Path) -> None:
+    network = small().derive([1, 2, 1, 0]).eval()
+    to_onnx(network, INPUTS, tmp_path / "net.onnx")
+    modules: Mapping[str, nn.Module | Path] = {"eager": network, "file": tmp_path / "net.onnx"}
+    report = measure_networks(modules, FakeRuntime(), INPUTS, SETTINGS, seed=0)
+    assert report["file"].raw_ms == pytest.approx(report["eager"].raw_ms)
+    assert (report.drift, report.canary) == (1.0, None)
+    with pytest.raises(MeasurementError, match="the network 'gone'"):
+        measure_networks({"gone": tmp_path / "x.onnx"}, FakeRuntime(), INPUTS, SETTINGS, seed=0)
+
+
+def test_a_real_runtime_measures_a_table() -> None:
+    from proxylessnas.hardware.runtimes import make
+
+    settings = MeasureSettings(rounds=1, network_rounds=1, networks=3, runs=1, warmup=0)
+    table = measure_table(small(), make("onnxruntime"), INPUTS, settings, seed=0)
+    assert table.complete
+    assert all(0 < m.median_ms < 1e4 for m in table.entries.values())

@@ -1,0 +1,242 @@
+"""One contract for every runtime: what it computes, what it says of itself, how it fails."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from proxylessnas.core.supernet import Residual
+from proxylessnas.errors import MeasurementError, MissingDependency, UserError
+from proxylessnas.export.compare import eager_outputs
+from proxylessnas.export.onnx import to_onnx
+from proxylessnas.export.tflite import to_tflite
+from proxylessnas.hardware import runtimes
+from proxylessnas.hardware.runtimes import Runtime, make
+from proxylessnas.spaces.blocks import ConvBN, Head, MBConv
+
+NEEDS = {"litert": ("ai_edge_litert", "litert_torch"), "openvino": ("openvino",)}
+NAMES = ("onnxruntime", "torch", "torch:channels_last", "litert", "openvino", "fake")
+
+
+@pytest.fixture(params=NAMES)
+def runtime(request: pytest.FixtureRequest) -> Runtime:
+    for module in NEEDS.get(request.param.partition(":")[0], ()):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"the package {module} of an optional extra is not installed")
+    return make(request.param)
+
+
+class Sum(nn.Module):
+    """Two inputs, two outputs, one of them not an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.conv(x) + y
+        return z, z.mean((2, 3))
+
+
+class Refuses(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("no such kernel\nand a second line")
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        ConvBN(3, 8, 3, 2), Residual(MBConv(8, 8, kernel=5, expansion=3)), Head(8, 16, 5)
+    ).eval()
+
+
+CASES: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = {
+    "network": lambda: (network(), (torch.randn(2, 3, 16, 16),)),
+    "strided block": lambda: (
+        MBConv(4, 8, kernel=7, expansion=6, stride=2).eval(),
+        (torch.randn(1, 4, 12, 10),),
+    ),
+    "two inputs": lambda: (Sum().eval(), (torch.randn(1, 4, 6, 6), torch.randn(1, 4, 6, 6))),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_computes_what_eager_computes(runtime: Runtime, case: str) -> None:
+    torch.manual_seed(0)
+    module, inputs = CASES[case]()
+    session = runtime.load(module, inputs)
+    session()
+    expected, got = eager_outputs(module, inputs), session.outputs()
+    assert len(expected) == len(got)
+    for a, b in zip(expected, got, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-4 * np.abs(a).max())
+    session.close()
+
+
+def test_loading_leaves_the_module_alone(runtime: Runtime) -> None:
+    module = network()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    session = runtime.load(module, (torch.randn(1, 3, 16, 16),))
+    session()
+    assert not module.training
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_time_is_positive_and_in_seconds(runtime: Runtime) -> None:
+    session = runtime.load(network(), (torch.randn(1, 3, 16, 16),))
+    session()
+    assert 0 < session.timed(1) < 60
+    assert 0 < session.timed(3) < 60
+
+
+def test_describes_the_device(runtime: Runtime) -> None:
+    described = runtime.describe()
+    assert set(described) == {"runtime", "version", "precision", "threads", "device"}
+    assert described["runtime"] == runtime.name
+    assert described["threads"] == 1
+    assert all(isinstance(v, str | int) and v for v in described.values())
+
+
+def test_a_module_that_cannot_run_is_one_line(runtime: Runtime) -> None:
+    if runtime.name == "fake":
+        runtime = runtimes.RUNTIMES["fake"]()
+        runtime.fails = "Refuses"  # type: ignore[attr-defined]
+    with pytest.raises(UserError) as caught:
+        runtime.load(Refuses(), (torch.randn(1, 3, 4, 4),))
+    assert "\n" not in str(caught.value)
+
+
+def test_says_nothing_on_the_terminal(runtime: Runtime, capfd: pytest.CaptureFixture[str]) -> None:
+    runtime.load(network(), (torch.randn(1, 3, 16, 16),))()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_runs_an_exported_file(runtime: Runtime, tmp_path: Path) -> None:
+    module, inputs = network(), (torch.randn(2, 3, 16, 16),)
+    onnx, tflite = tmp_path / "net.onnx", tmp_path / "net.tflite"
+    if runtime.name.startswith("torch"):
+        with pytest.raises(MeasurementError, match=r"net\.onnx"):
+            runtime.load_file(onnx)
+        return
+    if runtime.name == "litert":
+        to_tflite(module, inputs, tflite)
+    to_onnx(module, inputs, onnx, dynamic_batch=True)
+    session = runtime.load_file(tflite if runtime.name == "litert" else onnx, batch=2)
+    assert session.timed(1) > 0
+    if runtime.name == "fake":
+        assert session.timed(1) == pytest.approx(runtime.load(module, inputs).timed(1))
+    else:
+        assert session.outputs()[0].shape == (2, 5)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a network", b"\x00" * 64])
+def test_a_file_of_something_else_is_an_error(
+    runtime: Runtime, content: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / ("broken.tflite" if runtime.name == "litert" else "broken.onnx")
+    path.write_bytes(content)
+    with pytest.raises(MeasurementError, match="broken"):
+        runtime.load_file(path)
+    with pytest.raises(MeasurementError, match="missing"):
+        runtime.load_file(path.with_stem("missing"))
+    with pytest.raises(MeasurementError, match=r"broken\.txt"):
+        runtime.load_file(path.with_suffix(".txt"))
+
+
+# --- by name ---
+
+
+def test_unknown_names_and_options() -> None:
+    with pytest.raises(MeasurementError, match="did you mean onnxruntime"):
+        make("onnxruntim")
+    with pytest.raises(MeasurementError, match="channels_last"):
+        make("torch:channels_first")
+    with pytest.raises(MeasurementError, match="execution provider 'quantum'"):
+        make("onnxruntime:quantum")
+    with pytest.raises(MeasurementError, match="threads is 0"):
+        make("torch", threads=0)
+    if not torch.cuda.is_available():
+        with pytest.raises(MeasurementError, match="no CUDA device"):
+            make("torch:cuda")
+
+
+def test_a_provider_that_does_not_start_is_not_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime as ort
+
+    cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [cuda, cpu])
+
+    class Session:
+        """As ONNX Runtime's own where CUDA's libraries are not found."""
+
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def get_providers(self) -> list[str]:
+            return [cpu]
+
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    assert make("onnxruntime").open(b"") is not None  # type: ignore[attr-defined]
+    with pytest.raises(MeasurementError, match=f"could not start {cuda} .* on {cpu}"):
+        make("onnxruntime:cuda").open(b"")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["litert", "openvino"])
+def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
+    with pytest.raises(MissingDependency, match=rf"pip install 'proxylessnas\[{name}\]'"):
+        make(name)
+
+
+def test_a_plugin_adds_a_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Point:
+        name = "theirs"
+
+        def load(self) -> Callable[..., Runtime]:
+            return lambda *options, threads=1: make("fake", threads=threads)
+
+    monkeypatch.setattr(
+        runtimes, "entry_points", lambda group, name="theirs": [Point()] if name == "theirs" else []
+    )
+    assert make("theirs", threads=2).describe()["threads"] == 2
+    assert "theirs" in runtimes.names()
+
+
+def test_openvino_refuses_a_precision_it_would_ignore() -> None:
+    openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if "BF16" in able:
+        assert make("openvino:bf16").describe()["precision"] == "bf16"
+    else:
+        with pytest.raises(MeasurementError, match="does not compute in bf16"):
+            make("openvino:bf16")
+
+
+def test_several_threads(runtime: Runtime) -> None:
+    several = make(runtime.name, threads=2)
+    session = several.load(network(), (torch.randn(1, 3, 16, 16),))
+    assert session.timed(2) > 0
+    assert several.describe()["threads"] == 2
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_the_reorders_of_a_block_alone_are_not_timed(name: str) -> None:
+    """A block's activations come in the runtime's own layout within a network."""
+    if name == "openvino":
+        pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    block = make(name).load(ConvBN(16, 16, 3).eval(), (torch.randn(1, 16, 24, 24),))
+    image = make(name).load(ConvBN(3, 16, 3).eval(), (torch.randn(1, 3, 24, 24),))
+    block()
+    image()
+    if name == "onnxruntime":
+        assert 0 <= block.reordering_s < 1e-2  # type: ignore[attr-defined]
+        assert image.reordering_s == 0  # type: ignore[attr-defined]
+    else:
+        assert 0 <= block._reordering_s() < 1e-2  # type: ignore[attr-defined]
+        assert image.timed(1) > 0
+    assert block.timed(3) > 0

@@ -1,0 +1,30 @@
+"""What a person sees while it works."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxylessnas.io.console import Reporter, duration
+
+
+def test_the_time_left_is_that_of_the_part_at_hand(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three slow steps, then many quick ones: the second estimate knows nothing of the first."""
+    clock = [0.0]
+    monkeypatch.setattr("proxylessnas.io.console.time.monotonic", lambda: clock[0])
+    with Reporter().bar("measuring") as update:
+        for done in range(1, 4):
+            update(done, 3)
+            clock[0] += 60
+        for done in range(100):
+            update(done, 1000)
+            clock[0] += 0.5
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "  measuring: 2 of 3, 1:00 left"
+    later = [line for line in lines[1:] if " left" in line]
+    assert len(later) > 3 and later[0] == "  measuring: 20 of 1000, 8:10 left"
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]

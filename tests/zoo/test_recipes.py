@@ -1,0 +1,109 @@
+"""Every recipe is read, complete, and its space takes a step of each kind on tiny data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from proxylessnas import recipes
+from proxylessnas.config import RunConfig
+from proxylessnas.core.costs import Prices
+from proxylessnas.core.estimators import make_estimator
+from proxylessnas.core.objective import Linear, make_objective
+from proxylessnas.core.search import Search
+from proxylessnas.data.batches import LoaderBatches
+from proxylessnas.errors import ConfigError
+from proxylessnas.spaces import build, build_supernet
+from proxylessnas.training.task import Task
+from proxylessnas.training.train import Training
+
+# What makes one step of a recipe's space quick: fewer and smaller blocks, nothing else.
+TINY: dict[str, dict[str, Any]] = {
+    "mobile": {"input_shape": [3, 64, 64], "depths": [2, 2, 2, 2, 2, 1], "classes": 4},
+    "tree": {"blocks": [2, 2, 2], "input_shape": [3, 16, 16], "classes": 4},
+    "macro": {"classes": 4},
+}
+
+
+@pytest.mark.parametrize("name", recipes.NAMES)
+def test_a_recipe_is_a_function_and_a_file(name: str) -> None:
+    config = getattr(recipes, name)()
+    assert isinstance(config, RunConfig) and config == recipes.load(name)
+    assert recipes.path(name).read_text().startswith("# ")
+
+
+def test_every_file_has_a_name() -> None:
+    assert {file.stem for file in recipes.FOLDER.glob("*.yaml")} == set(recipes.NAMES)
+    with pytest.raises(ConfigError, match="did you mean cifar10_tree"):
+        recipes.load("cifar_tree")
+
+
+@pytest.mark.parametrize("name", recipes.NAMES)
+def test_two_steps(name: str) -> None:
+    """One step of each kind of the search, and two of the training, with the recipe's settings."""
+    config = recipes.load(name)
+    tiny = dict(TINY[config.space])
+    if name == "demo":
+        tiny = {"input_shape": [1, 28, 28], "classes": 4}
+    supernet = build_supernet(config.space, {**config.space_settings, **tiny})
+    shape = supernet.settings["input_shape"]
+    batches = LoaderBatches([(torch.randn(4, *shape), torch.arange(4))] * 2, name="tiny")
+    search = Search(
+        supernet=supernet,
+        task=Task.classification(config.search.label_smoothing),
+        train=batches,
+        valid=batches,
+        prices=Prices(
+            ("latency",),
+            ("ms",),
+            supernet.mask[None].double(),
+            torch.ones(1),
+            torch.tensor([len(supernet.mixed) + 2.0]),
+        ),
+        objective=Linear(0.0),
+        estimator=make_estimator(config.search.estimator),
+        settings=config.search,
+    )
+    search.objective = make_objective(config.search, search.prices, search.plan.arch_steps)
+    search.model.train()
+    before = supernet.alpha.detach().clone()
+    search.weight_step()
+    assert torch.equal(supernet.alpha, before)
+    search.architecture_step()
+    assert not torch.equal(supernet.alpha, before)
+    found = supernet.most_probable()
+    settings = {**found.settings, **config.train.space_settings}
+    network = build(replace(found, settings=settings))
+    training = Training(network, Task.classification(), batches, replace(config.train, epochs=1))
+    training.run()
+    assert training.loss is not None and training.loss.isfinite()
+
+
+def test_published_settings() -> None:
+    """Against facts.md, section 3."""
+    search, train = recipes.imagenet_mobile().search, recipes.imagenet_mobile().train
+    assert (search.warmup_epochs, search.epochs, search.arch_every) == (40, 120, 5)
+    assert (search.warmup_learning_rate, search.learning_rate) == (0.05, 0.025)
+    assert search.arch_delay_epochs == 1
+    assert (train.epochs, train.learning_rate, train.batch_size) == (300, 0.05, 256)
+    assert "jitter" in (train.augment or "")
+    dropout = [
+        getattr(recipes, f"imagenet_{d}")().train.space_settings["dropout"]
+        for d in ("gpu", "cpu", "mobile")
+    ]
+    assert dropout == [0.3, 0.2, 0.1]
+    assert round(1_281_167 * recipes.imagenet_mobile().loading.valid_fraction, -3) == 50_000
+    tree = recipes.cifar10_tree().train
+    assert (tree.epochs, tree.learning_rate, tree.weight_decay) == (600, 0.1, 1e-4)
+    assert tree.augment == "crop+flip+cutout16"
+
+
+def test_cost_estimate() -> None:
+    """The published ImageNet search: 160 epochs of about 1.2 million images, 24 steps of alpha."""
+    search, train = recipes.training_macs(recipes.imagenet_mobile(), 320_427_584, 1_281_167)
+    images = 1_281_167 * (1 - 0.039)
+    assert search == pytest.approx(3 * 320_427_584 * images * (160 + 119 / 5))
+    assert train == pytest.approx(3 * 320_427_584 * 1_281_167 * 300)
