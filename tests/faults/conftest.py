@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from server import WORDS
-from started import Server
+from fork_server import WORDS
+from forked_runs import Server
 
 
 @pytest.fixture(scope="session")

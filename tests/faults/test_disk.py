@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from started import Server, assert_same
+from forked_runs import Server, assert_same
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

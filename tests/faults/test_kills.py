@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from started import STAGES, Server, assert_same
+from forked_runs import STAGES, Server, assert_same
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SECONDS = {  # about what the stages take, and a little more

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from started import assert_same
+from forked_runs import assert_same
 
 from proxylessnas.cli.main import main
 

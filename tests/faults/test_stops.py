@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from server import WORDS
-from started import STAGES, Server, assert_same
+from fork_server import WORDS
+from forked_runs import STAGES, Server, assert_same
 
 from proxylessnas.cli.main import main
 

@@ -196,11 +196,13 @@ def test_results_of_kits(tmp_path: Path, seed: int, android: bool) -> None:
 @many(200)
 @given(Seed)
 def test_published_networks(tmp_path: Path, seed: int) -> None:
-    authors = pytest.importorskip("authors")
-    if not authors.config_path("mobile").exists():
+    reference_networks = pytest.importorskip("reference_networks")
+    if not reference_networks.config_path("mobile").exists():
         pytest.skip("the published networks are not here")
     path = tmp_path / "net.config"
-    path.write_bytes(hostile(authors.config_path("mobile").read_text(), random.Random(seed)))
+    path.write_bytes(
+        hostile(reference_networks.config_path("mobile").read_text(), random.Random(seed))
+    )
     survives(lambda: zoo.read_published(path))
 
 

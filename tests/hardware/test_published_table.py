@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import authors
 import pytest
+import reference_networks
 import torch
 import yaml
 from hypothesis import given, settings
@@ -24,7 +24,7 @@ from proxylessnas.spaces import build_supernet
 
 @pytest.fixture(scope="module")
 def pixel() -> PublishedTable:
-    return read_published_table(authors.data_folder() / "mobile_trim.yaml")
+    return read_published_table(reference_networks.data_folder() / "mobile_trim.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_pixel_prices_the_whole_space(pixel: PublishedTable, space: Supernet) ->
         for j, price in enumerate(cost.per_candidate[m].tolist()):
             free = j >= len(candidates) or candidates[j] == "zero"
             assert (price == 0) == free
-    raw = yaml.safe_load((authors.data_folder() / "mobile_trim.yaml").read_text())
+    raw = yaml.safe_load((reference_networks.data_folder() / "mobile_trim.yaml").read_text())
     second = "expanded_conv-input:56x56x24-output:56x56x24-expand:6-kernel:5-stride:1-idskip:1"
     assert cost.per_candidate[1, 4] == raw[second]["mean"]
     fixed = [
@@ -95,7 +95,9 @@ def test_what_a_table_cannot_price(pixel: PublishedTable) -> None:
 
 @pytest.mark.parametrize("size", [160, 176, 192, 208, 224])
 def test_note10_counts_channels(size: int) -> None:
-    table = read_published_table(authors.data_folder() / f"note10_{size}_lookup_table.yaml")
+    table = read_published_table(
+        reference_networks.data_folder() / f"note10_{size}_lookup_table.yaml"
+    )
     assert table.device == "Samsung Note10" and table.channels
     block = f"{size // 2}x{size // 2}x24-output:{size // 4}x{size // 4}x32-expand:144"
     assert table[f"expanded_conv-input:{block}-kernel:5-stride:2-idskip:0-se:0-hs:0"] > 0

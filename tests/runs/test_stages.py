@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small_run import SAME, WORDS
+from tiny_run import SAME, WORDS
 
 from proxylessnas.cli.main import main
 from proxylessnas.core import search as loop

@@ -223,7 +223,7 @@ STEP = """
 import json, sys, time
 import torch
 from proxylessnas import zoo
-from proxylessnas.gates import Binary, Path
+from proxylessnas.core.gates import Binary, Path
 from proxylessnas.spaces import build, build_supernet
 
 def peak_gib():  # ru_maxrss would start at the parent's

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import ranks_worker as worker
 import torch
-from small_run import SAME, WORDS
+from tiny_run import SAME, WORDS
 
 from proxylessnas.cli.main import main
 from proxylessnas.config import TrainSettings
@@ -24,7 +24,7 @@ from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.training.ranks import ALONE, Ranks, open_ranks
 from proxylessnas.training.train import Training
 
-TESTS = Path(__file__).parent.parent
+SUPPORT = Path(__file__).parent.parent / "support"
 # Each start imports torch three times over: minutes where other work has the cores.
 pytestmark = pytest.mark.timeout(1200)
 
@@ -122,7 +122,7 @@ def test_synchronised_batch_norm_is_refused_on_a_cpu() -> None:
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two ranks answered."""
     out = tmp_path_factory.mktemp("answers")
-    result = torchrun(str(TESTS / "ranks_worker.py"), "answers", str(out))
+    result = torchrun(str(SUPPORT / "ranks_worker.py"), "answers", str(out))
     assert result.returncode == 0, result.stderr
     return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
 
@@ -228,7 +228,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def disturbed(signals: dict[int, dict[str, Any]], out: Path) -> subprocess.CompletedProcess[str]:
-    script = [str(TESTS / "ranks_worker.py"), json.dumps(signals)]
+    script = [str(SUPPORT / "ranks_worker.py"), json.dumps(signals)]
     return torchrun(*script, "run", *WORDS, f"--out={out}", restarts=len(signals))
 
 
@@ -251,7 +251,7 @@ def test_all_stop_at_one_step_and_another_number_goes_on(undisturbed: Path, tmp_
     """A stop that one rank is asked for; then one process goes on where two were."""
     out = tmp_path / "run"
     asked = {"rank": 1, "job": "Search", "step": 5, "signal": "SIGTERM"}
-    script = [str(TESTS / "ranks_worker.py"), json.dumps({0: asked})]
+    script = [str(SUPPORT / "ranks_worker.py"), json.dumps({0: asked})]
     result = torchrun(*script, "run", *WORDS, f"--out={out}")
     assert result.returncode != 0 and result.stderr.count("stopped; what is done is saved") == 1
     assert (out / "checkpoints" / "search-00000006.safetensors").exists()
@@ -276,4 +276,4 @@ def test_one_line_says_what_is_wrong_and_all_end(undisturbed: Path, tmp_path: Pa
     shutil.copytree(undisturbed, out, dirs_exist_ok=True)
     result = torchrun("-m", "proxylessnas", "run", *WORDS, f"--out={out}")  # without --resume
     assert "holds a run already: go on with --resume" in result.stderr
-    assert "proxylessnas/cli.py" not in result.stderr  # the only traceback is torchrun's
+    assert "proxylessnas/cli/" not in result.stderr  # the only traceback is torchrun's

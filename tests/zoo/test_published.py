@@ -8,12 +8,12 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import authors
 import pytest
+import reference_networks
 import torch
-from authors import NAMES, Reference, State
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from reference_networks import NAMES, Reference, State
 from safetensors.torch import save_file
 from torch import nn
 
@@ -37,8 +37,8 @@ def checkpoint(state: State, path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def mobile() -> tuple[dict[str, Any], State]:
-    config = authors.load_config("mobile")
-    return config, authors.make_state(config, 64)
+    config = reference_networks.load_config("mobile")
+    return config, reference_networks.make_state(config, 64)
 
 
 # --- the same function ---
@@ -47,9 +47,9 @@ def mobile() -> tuple[dict[str, Any], State]:
 @pytest.mark.parametrize("name", NAMES)
 def test_same_function_as_the_authors(name: str, tmp_path: Path) -> None:
     """In eval mode and with batch statistics; float64, so that only a real difference counts."""
-    config, size = authors.load_config(name), SIZES.get(name, 64)
-    state = authors.make_state(config, size)
-    network = build(read_published(authors.config_path(name)))
+    config, size = reference_networks.load_config(name), SIZES.get(name, 64)
+    state = reference_networks.make_state(config, size)
+    network = build(read_published(reference_networks.config_path(name)))
     keys = published_keys(network)
     assert {k: v.shape for k, v in keys.items()} == {k: v.shape for k, v in state.items()}
     load_published_weights(network, checkpoint(state, tmp_path / "net.pth"))
@@ -80,7 +80,7 @@ def test_drop_rates_scale_in_evaluation(tmp_path: Path) -> None:
         block["cell"]["path_drop_rate"] = 0.2  # the whole cell's, after its convolution
     architecture = from_published(config)
     assert architecture.settings["path_drop"] == [0.2, 0.1, 0.1, 0.1]
-    state = authors.make_state(config, 32)
+    state = reference_networks.make_state(config, 32)
     network = build(architecture)
     load_published_weights(network, checkpoint(state, tmp_path / "net.pth"))
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
@@ -132,7 +132,7 @@ def test_mismatch_names_the_keys_and_loads_nothing(
 def test_weights_of_another_network(mobile: tuple[dict[str, Any], State], tmp_path: Path) -> None:
     path = checkpoint(mobile[1], tmp_path / "net.pth")
     for name in ("cpu", "cifar"):
-        network = build(read_published(authors.config_path(name)))
+        network = build(read_published(reference_networks.config_path(name)))
         with pytest.raises(ArchitectureError, match="are not this network's"):
             load_published_weights(network, path)
     for other in (nn.Linear(2, 2), build_supernet("mobile", {"input_shape": [3, 32, 32]}).model):
@@ -226,7 +226,7 @@ EDITS += [
 def test_another_field_is_an_error(
     name: str, place: list[Any], value: Any, says: str, tmp_path: Path
 ) -> None:
-    config = authors.load_config(name)
+    config = reference_networks.load_config(name)
     edit(config, place, value)
     path = tmp_path / "edited.config"
     path.write_text(json.dumps(config))
@@ -254,7 +254,7 @@ def test_widths_that_do_not_grow_evenly() -> None:
 
 def shortened(last: int) -> dict[str, Any]:
     """The CIFAR config with blocks 1 to `last` of the first scale alone."""
-    config = authors.load_config("cifar")
+    config = reference_networks.load_config("cifar")
     config["blocks"] = [*config["blocks"][: last + 1], head(config, last)]
     config["classifier"]["in_features"] = config["blocks"][last]["out_bottle"]["out_channels"]
     return config
@@ -300,7 +300,7 @@ junk = st.recursive(
 def test_any_edit_is_read_or_a_user_error(data: st.DataObject, name: str) -> None:
     """One value anywhere in the file replaced, removed or moved."""
     # A short one, so that a draw reaches every kind of place.
-    config = shortened(3) if name == "cifar" else authors.load_config(name)
+    config = shortened(3) if name == "cifar" else reference_networks.load_config(name)
     here: Any = config
     place = None
     while isinstance(here, dict | list) and here and (place is None or data.draw(st.booleans())):

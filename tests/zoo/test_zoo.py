@@ -6,8 +6,8 @@ import dataclasses
 import json
 from pathlib import Path
 
-import authors
 import pytest
+import reference_networks
 import torch
 
 from proxylessnas import zoo
@@ -35,9 +35,12 @@ def test_every_network_has_golden_figures() -> None:
     assert set(GOLDEN) == set(zoo.NETWORKS) == {n.name for n in zoo.list_networks()}
 
 
-@pytest.mark.parametrize("name", authors.NAMES)
+@pytest.mark.parametrize("name", reference_networks.NAMES)
 def test_ours_is_what_the_authors_file_says(name: str) -> None:
-    ours, theirs = zoo.load(f"proxyless_{name}"), zoo.read_published(authors.config_path(name))
+    ours, theirs = (
+        zoo.load(f"proxyless_{name}"),
+        zoo.read_published(reference_networks.config_path(name)),
+    )
     assert (ours.space, ours.settings) == (theirs.space, theirs.settings)
     assert list(ours.choices.items()) == list(theirs.choices.items())
     assert ours.input is not None and theirs.input == InputInfo(shape=ours.input.shape)

@@ -1,4 +1,4 @@
-"""What tests/test_ranks.py has torchrun start: the same calls on every rank, answers to a file.
+"""Run by torchrun from test_ranks.py: the same calls on every rank, answers written to a file.
 
 The functions take the ranks, so that a test can call them with `ALONE` and compare.
 """

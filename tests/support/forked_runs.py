@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server import WORDS
+from fork_server import WORDS
 
 HERE = Path(__file__).parent
 STAGES = ("measure", "search", "derive", "train", "evaluate", "export")
@@ -51,7 +51,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "server.py")],
+            [sys.executable, str(HERE / "fork_server.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
