@@ -47,7 +47,7 @@ from scipy.stats import kendalltau
 
 from proxylessnas.config import DeriveSettings, MachineSettings, SearchSettings
 from proxylessnas.core.adapt import learned_on
-from proxylessnas.core.costs import Prices
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.derive import choose
 from proxylessnas.core.estimators import make_estimator
 from proxylessnas.core.objective import Constraint, make_objective
@@ -174,14 +174,14 @@ class Bench:
             reinforce_samples=SAMPLES,
         )
         macs = self.macs
-        prices = Prices.one("macs", macs.per_candidate, fixed=macs.fixed, limit=limit)
+        costs = Costs.one("macs", macs.per_candidate, fixed=macs.fixed, limit=limit)
         return Search(
             supernet=self.supernet,
             task=self.task,
             train=self.data.batches("search", 64, augment=True, shuffle=True, seed=seed),
             valid=self.data.batches("valid", 64, augment=True, shuffle=True, seed=seed),
-            prices=prices,
-            objective=make_objective(settings, prices, arch_steps),
+            costs=costs,
+            objective=make_objective(settings, costs, arch_steps),
             estimator=make_estimator(estimator, samples=SAMPLES, both_ends=both_ends),
             settings=settings,
             seed=seed,
@@ -238,7 +238,7 @@ class Bench:
         searched = time.time()
         choice = choose(
             job.supernet,
-            job.prices,
+            job.costs,
             DeriveSettings(top_k=TOP_K + self.more(estimator)),
             score=lambda indices: self.score(indices).value,
             learned=job.estimator.learns,
@@ -264,8 +264,8 @@ class Bench:
     def learned_on(self, limit: float, steps: int) -> dict[str, Any]:
         """From the α of no limit by so many steps, as `proxylessnas derive --limits` does it."""
         job, start = self.unlimited, time.time()
-        prices = replace(job.prices, limits=torch.tensor([limit], dtype=torch.float64))
-        return self.chosen(learned_on(job, prices, steps=steps), "two_path", limit, start)
+        costs = replace(job.costs, limits=torch.tensor([limit], dtype=torch.float64))
+        return self.chosen(learned_on(job, costs, steps=steps), "two_path", limit, start)
 
     @cached_property
     def unlimited(self) -> Search:

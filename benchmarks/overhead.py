@@ -25,7 +25,7 @@ from step import make_search, plain_step
 from torch import Tensor, nn
 
 from proxylessnas.config import MeasureSettings
-from proxylessnas.core.costs import Prices
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import decode
 from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import MixedOp, Supernet
@@ -106,10 +106,10 @@ def tree(rounds: int) -> list[tuple[str, str]]:
 def decoding(rounds: int) -> list[tuple[str, str]]:
     generator = torch.Generator().manual_seed(0)
     cost = torch.rand(648, 7, generator=generator).double()
-    prices = Prices.one("latency", cost, limit=0.35 * 648, unit="ms")
+    costs = Costs.one("latency", cost, limit=0.35 * 648, unit="ms")
     log_p = torch.log_softmax(torch.randn(648, 7, generator=generator).double(), 1)
     mask = torch.ones(648, 7, dtype=torch.bool)
-    ms = in_turn({"decode": lambda: next(decode(log_p, mask, prices))}, min(rounds, 5))
+    ms = in_turn({"decode": lambda: next(decode(log_p, mask, costs))}, min(rounds, 5))
     return [("decode within a limit, 648 x 7, exact", f"{ms['decode']:.0f} ms")]
 
 

@@ -26,7 +26,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from proxylessnas.config import SearchSettings
-from proxylessnas.core.costs import Prices
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import make_estimator
 from proxylessnas.core.gates import Path
 from proxylessnas.core.objective import Constraint
@@ -72,7 +72,7 @@ def _search(args: argparse.Namespace, ranks: Ranks) -> Search:
         task=Task.classification(),
         train=data,
         valid=data,
-        prices=Prices.free(*supernet.mask.shape),
+        costs=Costs.free(*supernet.mask.shape),
         objective=Constraint([], rate=1.0),
         estimator=make_estimator(args.estimator),
         settings=SearchSettings(warmup_epochs=1000, epochs=1000, learning_rate=1e-4),

@@ -36,7 +36,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from proxylessnas.config import DeriveSettings, MeasureSettings
-from proxylessnas.core.costs import Prices
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import decode
 from proxylessnas.core.derive import choose
 from proxylessnas.core.supernet import Supernet, softmax
@@ -104,7 +104,7 @@ class Device:
     def within_limit(self) -> Indices:
         """The network of the most worth under the limit: decoded, measured, corrected."""
         supernet, worth = self.space.supernet, self.space.worth
-        prices = Prices.one(
+        costs = Costs.one(
             "latency", self.cost.per_candidate, fixed=self.cost.fixed, limit=self.limit
         )
         with torch.no_grad():
@@ -116,7 +116,7 @@ class Device:
 
         choice = choose(
             supernet,
-            prices,
+            costs,
             DeriveSettings(top_k=3, measure_best=3),
             score=lambda indices: (self.space.value(indices), ()),
             measure=measured,
@@ -125,8 +125,8 @@ class Device:
 
     def fastest(self, least: float) -> Indices:
         """The fastest network by the table that is worth so much at least."""
-        prices = Prices.one("worth", -self.space.worth, fixed=0.0, limit=-least)
-        return next(decode(-self.cost.per_candidate, self.space.supernet.mask, prices))
+        costs = Costs.one("worth", -self.space.worth, fixed=0.0, limit=-least)
+        return next(decode(-self.cost.per_candidate, self.space.supernet.mask, costs))
 
 
 def main() -> int:

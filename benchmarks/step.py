@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.config import SearchSettings
-from proxylessnas.core.costs import Prices
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import Estimator, FullPath, TwoPath
 from proxylessnas.core.objective import Linear
 from proxylessnas.core.search import Search
@@ -139,7 +139,7 @@ def make_search(
         task=Task.classification(),
         train=batches,
         valid=batches,
-        prices=Prices.one("latency", supernet.mask.double(), unit="ms"),
+        costs=Costs.one("latency", supernet.mask.double(), unit="ms"),
         objective=Linear(0.1),
         estimator=estimator or TwoPath(),
         settings=SearchSettings(learning_rate=1e-3, warmup_epochs=0, arch_learning_rate=1e-9),

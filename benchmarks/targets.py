@@ -43,7 +43,7 @@ def searched(directory: Path, options: Sequence[str]) -> None:
 
 def targets(run: Run, count: int) -> list[str]:
     """Latencies spread evenly between the space's cheapest and its dearest network."""
-    low, high = run.prices.range(run.supernet.mask)[run.prices.names.index("latency")]
+    low, high = run.costs.range(run.supernet.mask)[run.costs.index("latency")]
     step = (high - low) / (count + 1)
     return [f"{low + (i + 1) * step:.4g}ms" for i in range(count)]
 

@@ -125,14 +125,14 @@ class _Derivation:
 
     def choose(self, limits: Limits) -> Choice:
         """The best of the most probable networks; under other limits α learns on first."""
-        job, prices = self.job, self.pricing.prices(limits)
-        if not torch.equal(prices.limits, job.prices.limits):
+        job, costs = self.job, self.pricing.costs(limits)
+        if not torch.equal(costs.limits, job.costs.limits):
             steps = self.derive.arch_steps
             with self.reporter.bar("learning alpha under this limit") as update:
-                job = learned_on(job, prices, steps=steps, reward=self.reward, progress=update)
+                job = learned_on(job, costs, steps=steps, reward=self.reward, progress=update)
         return choose(
             job.supernet,
-            prices,
+            costs,
             self.derive,
             score=self._score,
             measure=(lambda n: job.ranks.of_main(lambda: self._measured(n))) if self.here else None,
@@ -241,7 +241,7 @@ def search(
     if table is not None and not here:
         reporter.say(f"the latency table is of {table.device.get('device')}: it is used as it is")
     limits = Limits(latency=target_latency, macs=max_macs, parameters=max_parameters)
-    prices = pricing.prices(limits)
+    costs = pricing.costs(limits)
     task = Task(loss=loss, correct=correct)
     machine = settled(
         machine, supernet, task, training, settings, seed=seed, reporter=reporter, ranks=ranks
@@ -253,9 +253,9 @@ def search(
         task=task,
         train=training,
         valid=validation,
-        prices=prices,
-        objective=make_objective(settings, prices, arch_steps),
-        estimator=estimator_of(settings, prices, reward),
+        costs=costs,
+        objective=make_objective(settings, costs, arch_steps),
+        estimator=estimator_of(settings, costs, reward),
         settings=settings,
         seed=seed,
         machine=on,
@@ -275,10 +275,10 @@ def search(
         reporter=reporter,
     )
     choice = derivation.choose(limits)
-    names = choice.prices.names
+    names = choice.costs.names
     return Result(
         architecture=supernet.architecture(choice.chosen.indices),
-        predicted=dict(zip(names, choice.prices.of(choice.chosen.indices), strict=True)),
+        predicted=dict(zip(names, choice.costs.of(choice.chosen.indices), strict=True)),
         measured_ms=choice.chosen.measured_ms,
         machine=machine,
         limits=limits,

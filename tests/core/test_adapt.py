@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from toys import LEARNING, Planted, Scale, changed, make_search, priced, snapshot
 
 from proxylessnas.core.adapt import learned_on
-from proxylessnas.core.costs import Prices
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import decode
 from proxylessnas.core.objective import Constraint
 from proxylessnas.core.search import Search
@@ -39,7 +39,7 @@ def test_alpha_is_learned_on_under_another_limit(estimator: str) -> None:
 
     roomy = priced(Supernet(Priced()), [[1.0, 3.0]] * 3)
     roomy = replace(roomy, limits=torch.tensor([9.0]).double())
-    job = make_search(Priced(), estimator, prices=roomy, objective=Constraint([9.0], rate=0.2))
+    job = make_search(Priced(), estimator, costs=roomy, objective=Constraint([9.0], rate=0.2))
     with torch.no_grad():  # as decided as a long search leaves it
         job.supernet.alpha[:, 1] = 20.0
     weights, alpha = snapshot(job.model), job.supernet.alpha.detach().clone()
@@ -55,9 +55,8 @@ def test_alpha_is_learned_on_under_another_limit(estimator: str) -> None:
     assert torch.equal(other.supernet.alpha, again.supernet.alpha)
 
 
-def within(limit: float) -> Prices:
-    prices = priced(Supernet(Ranked()), [[1.0, 1.0, 3.0]] * 3)
-    return replace(prices, limits=torch.tensor([limit]).double())
+def within(limit: float) -> Costs:
+    return priced(Supernet(Ranked()), [[1.0, 1.0, 3.0]] * 3).limited({"latency": limit})
 
 
 class Ranked(nn.Sequential):
@@ -73,7 +72,7 @@ def ranked(alpha: Sequence[float] = (-8.0, 8.0, 20.0), **settings: Any) -> Searc
     """A finished search whose α is decided."""
     objective = Constraint([9.0], rate=0.2)
     model = Ranked()
-    job = make_search(model, prices=within(9.0), objective=objective, **settings)
+    job = make_search(model, costs=within(9.0), objective=objective, **settings)
     job.run()
     with torch.no_grad():
         job.supernet.alpha.copy_(torch.tensor([list(alpha)] * 3))
@@ -129,6 +128,6 @@ def test_learning_on_gives_up_where_the_loss_is_no_number() -> None:
 def test_no_step_leaves_alpha_as_it_was() -> None:
     job = make_search(Planted())
     job.run()
-    other = learned_on(job, job.prices, steps=0)
+    other = learned_on(job, job.costs, steps=0)
     assert torch.equal(other.supernet.alpha, job.supernet.alpha)
     assert other.supernet is not job.supernet

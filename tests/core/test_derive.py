@@ -14,14 +14,13 @@ from torch import nn
 from toys import Scale, free, priced, supernet_with
 
 from proxylessnas.config import DeriveSettings
-from proxylessnas.core.costs import Prices
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.derive import (
     TOLERANCE,
     Indices,
     Proposal,
     beliefs,
     choose,
-    corrected,
     propose,
 )
 from proxylessnas.core.supernet import MixedOp, Supernet
@@ -39,15 +38,8 @@ def space(alpha: list[list[float]] | None = None) -> Supernet:
     return supernet_with(model, alpha or [[0.0, 0.5, 1.0], [0.0, 0.6, 1.2], [0.0, 0.7, 1.4]])
 
 
-def limited(supernet: Supernet, limit: float, fixed: float = 1.0) -> Prices:
-    table = priced(supernet, COSTS, fixed=fixed)
-    return Prices(
-        table.names,
-        table.units,
-        table.per_candidate,
-        table.fixed,
-        torch.tensor([limit], dtype=torch.float64),
-    )
+def limited(supernet: Supernet, limit: float, fixed: float = 1.0) -> Costs:
+    return priced(supernet, COSTS, fixed=fixed).limited({"latency": limit})
 
 
 def settings(**changes: float) -> DeriveSettings:
@@ -99,12 +91,12 @@ def test_the_only_limit_of_another_cost_is_used_too_by_nine_tenths() -> None:
     """Costs from 4 to 13: at least 9 of 10, and the best of those; ten of them if ten exist."""
     alpha = [[1.0, 0.6, 0.0], [1.13, 0.55, 0.0], [0.9, 0.71, 0.05]]
     supernet = supernet_with(space().model, alpha)
-    prices = replace(limited(supernet, 10.0), names=("macs",))
-    every = propose(supernet, prices, settings(use=0.0, top_k=40), learned=True, seed=0)
+    costs = replace(limited(supernet, 10.0), names=("macs",))
+    every = propose(supernet, costs, settings(use=0.0, top_k=40), learned=True, seed=0)
     assert min(cost(i) for i, _ in every[:5]) < 9.0
-    used = propose(supernet, prices, settings(), learned=True, seed=0)
+    used = propose(supernet, costs, settings(), learned=True, seed=0)
     assert used == [(i, p) for i, p in every if cost(i) >= 9.0][:5]
-    more = propose(supernet, prices, settings(top_k=40), learned=True, seed=0)
+    more = propose(supernet, costs, settings(top_k=40), learned=True, seed=0)
     assert more == every  # there are not 40 that use it
 
 
@@ -112,22 +104,16 @@ def test_a_limit_that_excludes_nothing_leaves_the_choice_to_alpha() -> None:
     """The largest network costs 13."""
     supernet = supernet_with(space().model, [[3.0, 0.0, 0.0]] * 3)
     for limit in (13.0, 14.0, 100.0):
-        prices = replace(limited(supernet, limit), names=("macs",))
-        proposed = propose(supernet, prices, settings(), learned=True, seed=0)
+        costs = replace(limited(supernet, limit), names=("macs",))
+        proposed = propose(supernet, costs, settings(), learned=True, seed=0)
         assert proposed[0][0] == (0, 0, 0)
 
 
 def test_of_several_other_limits_none_has_to_be_used() -> None:
     """What one of them leaves over, another may forbid to take."""
     supernet = space()
-    one = limited(supernet, 10.0)
-    two = Prices(
-        ("macs", "parameters"),
-        ("", ""),
-        one.per_candidate.repeat(2, 1, 1),
-        one.fixed.repeat(2),
-        one.limits * torch.tensor([1.0, 1.01]),
-    )
+    macs = replace(limited(supernet, 10.0), names=("macs",))
+    two = Costs.join(macs, replace(limited(supernet, 10.1), names=("parameters",)))
     proposed = propose(supernet, two, settings(top_k=40), learned=True, seed=0)
     assert min(cost(i) for i, _ in proposed) < 9.0
 
@@ -140,18 +126,19 @@ def test_a_limit_out_of_reach_names_the_range() -> None:
 
 def test_limits_that_exclude_each_other_are_named_together() -> None:
     supernet = Supernet(MixedOp([Scale(1.0)] * 2))
-    costs = torch.tensor([[[1.0, 2.0]], [[2.0, 1.0]]], dtype=torch.float64)
-    limits = torch.full((2,), 1.5, dtype=torch.float64)
-    both = Prices(("macs", "parameters"), ("", ""), costs, torch.zeros(2).double(), limits)
+    both = Costs.join(
+        Costs.one("macs", torch.tensor([[1.0, 2.0]]), limit=1.5),
+        Costs.one("parameters", torch.tensor([[2.0, 1.0]]), limit=1.5),
+    )
     with pytest.raises(LimitError, match=r"at once: macs 1\.5, parameters 1\.5"):
         propose(supernet, both, settings(), learned=True, seed=0)
 
 
 def test_what_did_not_learn_proposes_distinct_random_networks_within_the_limit() -> None:
     supernet = space()
-    prices, how = limited(supernet, 9.0), settings(use=0.0)
+    costs, how = limited(supernet, 9.0), settings(use=0.0)
     found = [
-        [i for i, _ in propose(supernet, prices, how, learned=False, seed=s)] for s in (0, 0, 1)
+        [i for i, _ in propose(supernet, costs, how, learned=False, seed=s)] for s in (0, 0, 1)
     ]
     assert found[0] == found[1] != found[2]
     assert len(set(found[0])) == 5 and all(cost(i) <= 9.0 for i in found[0])
@@ -219,7 +206,7 @@ def test_a_wrong_cost_model_is_corrected_until_the_measurement_keeps_the_limit(
     assert choice.rounds == 2
     largest = max(c for c in map(cost, ALL) if factor * c <= 10.0)
     assert cost(choice.chosen.indices) == largest
-    assert choice.prices.of(choice.chosen.indices) == pytest.approx([factor * largest])
+    assert choice.costs.of(choice.chosen.indices) == pytest.approx([factor * largest])
 
 
 def test_three_rounds_at_most_and_then_the_fastest_that_was_measured() -> None:
@@ -280,10 +267,10 @@ def test_a_limit_out_of_reach_is_refused_before_anything_is_scored() -> None:
 def test_a_correction_within_the_noise_is_not_believed() -> None:
     """4 % over, give or take 5 %: the cost model stays, and the limit counts as kept."""
     supernet = space()
-    prices = limited(supernet, 9.0)
+    costs = limited(supernet, 9.0)
     noisy = device(1.04, noise=0.05)
-    choice = choose(supernet, prices, settings(), score=lambda _: (0.0, ()), measure=noisy)
-    assert choice.rounds == 1 and choice.prices == prices
+    choice = choose(supernet, costs, settings(), score=lambda _: (0.0, ()), measure=noisy)
+    assert choice.rounds == 1 and choice.costs == costs
     assert choice.chosen.measured_ms == pytest.approx(1.04 * cost(choice.chosen.indices))
 
 
@@ -301,16 +288,8 @@ def test_a_correction_is_believed_as_far_as_it_goes_beyond_its_noise(
         score=lambda i: (cost(i), ()),
         measure=device(1.3, noise),
     )
-    after = choice.prices.of((0, 1, 2))[0] / cost((0, 1, 2))
+    after = choice.costs.of((0, 1, 2))[0] / cost((0, 1, 2))
     assert after == pytest.approx(believed)
-
-
-def test_corrected_scales_one_cost_alone() -> None:
-    supernet = space()
-    before = limited(supernet, 9.0)
-    after = corrected(before, "latency", 2.0)
-    assert after.of((0, 1, 2)) == [2 * v for v in before.of((0, 1, 2))]
-    assert after.limits.tolist() == [9.0] and before.of((0, 0, 0)) == [4.0]
 
 
 def test_the_choice_is_deterministic() -> None:

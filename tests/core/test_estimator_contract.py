@@ -51,7 +51,7 @@ def rich(name: str, seed: int = 0, weights: int = 0, **settings: Any) -> Search:
         uniform_share=0.3,
         **settings,
     )
-    job.prices = priced(job.supernet, [[3.0, 2.0, 0.0], [1.0, 0.5]])
+    job.costs = priced(job.supernet, [[3.0, 2.0, 0.0], [1.0, 0.5]])
     return job
 
 
@@ -86,7 +86,7 @@ def test_learns_the_cheap_candidate_where_the_loss_does_not_care(name: str) -> N
     job = make_search(
         model, name, warmup_epochs=0, epochs=12, objective=Constraint([1.0], rate=0.3)
     )
-    job.prices = priced(job.supernet, [[2.0, 2.0, 2.0, 1.0, 2.0, 2.0, 2.0, 2.0]])
+    job.costs = priced(job.supernet, [[2.0, 2.0, 2.0, 1.0, 2.0, 2.0, 2.0, 2.0]])
     start = job.supernet.alpha.detach().clone()
     job.run()
     if name == "random":

@@ -444,15 +444,15 @@ def test_reinforce_follows_the_objective_of_loss_and_expected_cost(
 ) -> None:
     """Without a reward its mean is ∇ of objective(E[L], E[cost]), multiplicative ones too."""
     supernet = chain((3,), ALPHA[:1])
-    prices = priced(supernet, [[1.0, 4.0, 9.0]], fixed=2.0)
-    task = problem(supernet, squares, prices=prices, objective=objective)
+    costs = priced(supernet, [[1.0, 4.0, 9.0]], fixed=2.0)
+    task = problem(supernet, squares, costs=costs, objective=objective)
     alpha = supernet.alpha.detach().clone().requires_grad_()
     p = softmax(alpha, supernet.mask)
     losses = []
     for architecture in architectures(supernet):
         with supernet.active(architecture), torch.no_grad():
             losses.append(squares(supernet.model))
-    total = objective((p[0] * torch.stack(losses)).sum(), prices.expected(p))
+    total = objective((p[0] * torch.stack(losses)).sum(), costs.expected(p))
     (exact,) = torch.autograd.grad(total, [alpha])
     found = reinforce_mean(monkeypatch, task, lambda: Reinforce(1), 0.0)
     torch.testing.assert_close(found, exact)
@@ -461,15 +461,15 @@ def test_reinforce_follows_the_objective_of_loss_and_expected_cost(
 def test_reinforce_follows_a_limit_beside_the_reward(monkeypatch: pytest.MonkeyPatch) -> None:
     """−∇E[R] + λ∇E[cost]: the constraint holds whatever is rewarded."""
     supernet = chain((3,), ALPHA[:1])
-    prices = priced(supernet, [[1.0, 4.0, 9.0]])
-    task = problem(supernet, squares, prices=prices, objective=Linear(0.7), accuracy=squares)
+    costs = priced(supernet, [[1.0, 4.0, 9.0]])
+    task = problem(supernet, squares, costs=costs, objective=Linear(0.7), accuracy=squares)
     without = problem(supernet, squares, accuracy=squares)
 
     def make() -> Reinforce:
         return Reinforce(1, reward=lambda accuracy, _: accuracy)
 
     alpha = supernet.alpha.detach().clone().requires_grad_()
-    expected = prices.expected(softmax(alpha, supernet.mask))
+    expected = costs.expected(softmax(alpha, supernet.mask))
     (cost,) = torch.autograd.grad(0.7 * expected.sum(), [alpha])
     rewarded = reinforce_mean(monkeypatch, without, make, 0.0)
     assert rewarded.abs().max() > 0 and cost.abs().max() > 0
@@ -563,11 +563,11 @@ class WithZero(nn.Module):
 
 def costly(first: tuple[float, ...] = P) -> Problem:
     supernet = supernet_with(WithZero(), [log_of(first), log_of((0.4, 0.6))])
-    prices = priced(supernet, COSTS, fixed=3.0)
+    costs = priced(supernet, COSTS, fixed=3.0)
     return problem(
         supernet,
         lambda model: model(torch.ones(2, dtype=torch.float64)).sum(),
-        prices=prices,
+        costs=costs,
         objective=Linear(0.5),
     )
 
@@ -584,7 +584,7 @@ def test_the_expected_cost_is_the_closed_form_over_the_full_softmax(name: str) -
 def test_the_expected_cost_gives_every_alpha_its_gradient(name: str) -> None:
     task = costly()
     alpha = task.supernet.alpha.detach().clone().requires_grad_()
-    cost = task.prices.expected(softmax(alpha, task.supernet.mask))
+    cost = task.costs.expected(softmax(alpha, task.supernet.mask))
     (expected,) = torch.autograd.grad(0.5 * cost.sum(), [alpha])
     for seed in range(5):
         estimate = make_estimator(name).step(task, seeded(seed))

@@ -1,4 +1,4 @@
-"""Prices, objectives, and the exact decode under limits against enumeration."""
+"""Costs, objectives, and the exact decode under limits against enumeration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from proxylessnas.core.costs import Prices
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import decode, sample_within
 from proxylessnas.core.objective import AddLinear, Constraint, Linear, MulLog, reward
 from proxylessnas.errors import ConfigError, LimitError
@@ -25,19 +25,19 @@ def tensor(values: object) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def prices(
+def costs_of(
     costs: list[list[list[float]]], limits: list[float], fixed: list[float] | None = None
-) -> Prices:
+) -> Costs:
     """costs: [costs][mixed operations][candidates], ragged."""
     widest = max(len(row) for row in costs[0])
     padded = [[row + [0.0] * (widest - len(row)) for row in cost] for cost in costs]
     names = tuple(f"cost{k}" for k in range(len(costs)))
-    return Prices(
-        names,
-        ("ms",) * len(costs),
-        tensor(padded),
-        tensor(fixed or [0.0] * len(costs)),
-        tensor(limits),
+    return Costs(
+        names=names,
+        units=("ms",) * len(costs),
+        per_candidate=tensor(padded),
+        fixed=tensor(fixed or [0.0] * len(costs)),
+        limits=tensor(limits),
     )
 
 
@@ -45,12 +45,12 @@ def mask_of(sizes: list[int]) -> Tensor:
     return torch.tensor([[j < n for j in range(max(sizes))] for n in sizes])
 
 
-# --- prices ---
+# --- costs ---
 
 
 def test_expected_is_the_closed_form_and_its_gradient_the_costs() -> None:
     p = tensor([[0.5, 0.3, 0.2], [1.0, 0.0, 0.0]]).requires_grad_()
-    table = prices([[[4.0, 1.0, 0.0], [2.0]]], [INF], fixed=[3.0])
+    table = costs_of([[[4.0, 1.0, 0.0], [2.0]]], [INF], fixed=[3.0])
     expected = table.expected(p)
     assert expected.tolist() == [pytest.approx(3 + 2.3 + 2)]
     expected.sum().backward()
@@ -58,26 +58,26 @@ def test_expected_is_the_closed_form_and_its_gradient_the_costs() -> None:
 
 
 def test_of_is_a_plain_sum() -> None:
-    table = prices([[[0.1, 0.2], [0.3, 0.4]], [[1.0, 2.0], [3.0, 4.0]]], [INF, INF], [1.0, 0.0])
+    table = costs_of([[[0.1, 0.2], [0.3, 0.4]], [[1.0, 2.0], [3.0, 4.0]]], [INF, INF], [1.0, 0.0])
     assert table.of((1, 0)) == [1.0 + math.fsum([0.2, 0.3]), 5.0]
 
 
 def test_range_leaves_forbidden_candidates_out() -> None:
-    table = prices([[[5.0, 1.0, 9.0], [2.0]]], [INF], [10.0])
+    table = costs_of([[[5.0, 1.0, 9.0], [2.0]]], [INF], [10.0])
     assert table.range(mask_of([3, 1])) == [(13.0, 21.0)]
     allowed = torch.tensor([[True, False, False], [True, False, False]])
     assert table.range(allowed) == [(17.0, 17.0)]
 
 
 def test_a_limit_under_the_range_names_the_range() -> None:
-    table = prices([[[5.0, 1.0]]], [0.5])
+    table = costs_of([[[5.0, 1.0]]], [0.5])
     with pytest.raises(LimitError, match="reachable range is 1 ms to 5 ms"):
         table.check_reachable(mask_of([2]))
-    prices([[[5.0, 1.0]]], [1.0]).check_reachable(mask_of([2]))
+    costs_of([[[5.0, 1.0]]], [1.0]).check_reachable(mask_of([2]))
 
 
 def test_free_prices_cost_nothing() -> None:
-    free = Prices.free(2, 3)
+    free = Costs.free(2, 3)
     assert free.of((0, 1)) == [] and free.expected(torch.ones(2, 3)).tolist() == []
 
 
@@ -164,7 +164,7 @@ def test_the_constraint_goes_on_from_its_state() -> None:
 # --- decode ---
 
 
-def by_brute_force(log_p: Tensor, mask: Tensor, table: Prices) -> list[tuple[int, ...]]:
+def by_brute_force(log_p: Tensor, mask: Tensor, table: Costs) -> list[tuple[int, ...]]:
     """All networks within the limits, the most probable first."""
     rows = [[j for j, on in enumerate(row) if on] for row in mask.tolist()]
     limits = table.limits.tolist()
@@ -181,7 +181,7 @@ def log_probability(log_p: Tensor, indices: tuple[int, ...]) -> float:
 
 
 @st.composite
-def spaces(draw: st.DrawFn) -> tuple[Tensor, Tensor, Prices]:
+def spaces(draw: st.DrawFn) -> tuple[Tensor, Tensor, Costs]:
     sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
     count = draw(st.integers(0, 3))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
@@ -192,18 +192,19 @@ def spaces(draw: st.DrawFn) -> tuple[Tensor, Tensor, Prices]:
     scale = draw(st.sampled_from([1e-3, 1.0, 1e7]))
     costs = scale * torch.rand(count, *mask.shape, generator=generator).double() * mask
     fixed = scale * torch.rand(count, generator=generator).double()
-    free = Prices(("c",) * count, ("",) * count, costs, fixed, torch.full((count,), INF).double())
+    parts = (Costs.one(f"c{k}", costs[k], fixed=float(fixed[k])) for k in range(count))
+    free = Costs.join(Costs.free(*mask.shape), *parts)
     shares = [draw(st.sampled_from([-0.1, 0.0, 0.3, 0.6, 1.0, INF])) for _ in range(count)]
     limits = [
         INF if share == INF else low + share * (high - low)
         for share, (low, high) in zip(shares, free.range(mask), strict=True)
     ]
-    return log_p, mask, Prices(free.names, free.units, costs, fixed, tensor(limits))
+    return log_p, mask, free.limited(dict(zip(free.names, limits, strict=True)))
 
 
 @given(spaces())
 def test_decode_gives_all_networks_within_the_limits_in_the_order_of_probability(
-    space: tuple[Tensor, Tensor, Prices],
+    space: tuple[Tensor, Tensor, Costs],
 ) -> None:
     """Against enumeration: the same set, each once, the same Σ log p at every place."""
     log_p, mask, table = space
@@ -221,18 +222,18 @@ def test_decode_gives_all_networks_within_the_limits_in_the_order_of_probability
 def test_decode_ends_when_every_network_was_given() -> None:
     mask = mask_of([2, 3])
     log_p = torch.log_softmax(torch.randn(2, 3).double().masked_fill(~mask, -INF), 1)
-    assert len(list(decode(log_p, mask, Prices.free(2, 3)))) == 6
+    assert len(list(decode(log_p, mask, Costs.free(2, 3)))) == 6
 
 
 def test_decode_gives_nothing_where_no_network_keeps_the_limits() -> None:
     """Each limit alone can be kept, both together cannot."""
-    table = prices([[[1.0, 2.0]], [[2.0, 1.0]]], [1.5, 1.5])
+    table = costs_of([[[1.0, 2.0]], [[2.0, 1.0]]], [1.5, 1.5])
     assert list(decode(torch.zeros(1, 2).double(), mask_of([2]), table)) == []
 
 
 def test_the_most_probable_network_needs_no_limit() -> None:
     log_p = tensor([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1]]).log()
-    assert next(decode(log_p, mask_of([3, 3]), Prices.free(2, 3))) == (1, 0)
+    assert next(decode(log_p, mask_of([3, 3]), Costs.free(2, 3))) == (1, 0)
 
 
 def test_ties_go_to_the_earlier_candidates() -> None:
@@ -240,32 +241,32 @@ def test_ties_go_to_the_earlier_candidates() -> None:
     mask = torch.ones(4, 8, dtype=torch.bool)
     mask[:, 0] = False
     log_p = torch.full((4, 8), -math.log(7)).double()
-    assert next(decode(log_p, mask, Prices.free(4, 8))) == (1, 1, 1, 1)
+    assert next(decode(log_p, mask, Costs.free(4, 8))) == (1, 1, 1, 1)
 
 
 def test_a_network_exactly_at_its_limit_is_within() -> None:
-    table = prices([[[0.1, 0.2], [0.2, 0.4]]], [math.fsum([0.2, 0.4])])
+    table = costs_of([[[0.1, 0.2], [0.2, 0.4]]], [math.fsum([0.2, 0.4])])
     log_p = tensor([[0.1, 0.9], [0.1, 0.9]]).log()
     assert next(decode(log_p, mask_of([2, 2]), table)) == (1, 1)
 
 
 def test_the_limit_is_checked_by_plain_summation() -> None:
     """Over by a part in 10^9, far under the solver's tolerance."""
-    table = prices([[[1.0, 2.0]]], [2.0 * (1 - 1e-9)])
+    table = costs_of([[[1.0, 2.0]]], [2.0 * (1 - 1e-9)])
     assert list(decode(tensor([[0.1, 0.9]]).log(), mask_of([2]), table)) == [(0,)]
 
 
 def test_forbidden_candidates_are_not_decoded() -> None:
     mask = torch.tensor([[True, False, True]])
     log_p = tensor([[0.2, 0.7, 0.1]]).log()
-    assert list(decode(log_p, mask, Prices.free(1, 3))) == [(0,), (2,)]
+    assert list(decode(log_p, mask, Costs.free(1, 3))) == [(0,), (2,)]
 
 
 # --- uniform networks within the limits ---
 
 
 def test_sample_within_is_uniform_among_the_networks_within() -> None:
-    table = prices([[[1.0, 2.0, 3.0], [1.0, 2.0]]], [4.0])
+    table = costs_of([[[1.0, 2.0, 3.0], [1.0, 2.0]]], [4.0])
     mask = mask_of([3, 2])
     within = set(by_brute_force(torch.zeros(2, 3), mask, table))
     assert len(within) == 5
@@ -276,6 +277,6 @@ def test_sample_within_is_uniform_among_the_networks_within() -> None:
 
 
 def test_sample_within_ends_where_no_network_is_within() -> None:
-    table = prices([[[1.0, 2.0]]], [0.5])
+    table = costs_of([[[1.0, 2.0]]], [0.5])
     generator = torch.Generator().manual_seed(0)
     assert list(sample_within(mask_of([2]), table, generator, draws=10_000)) == []

@@ -29,7 +29,7 @@ def test_a_few_steps_towards_80_ms_on_the_pixel_1(objective: str) -> None:
     supernet = build_supernet("mobile")
     pricing = Pricing(supernet=supernet, example_inputs=(torch.randn(1, 3, 224, 224),))
     pricing.published = published_cost(supernet, table)
-    prices = pricing.prices(Limits(latency="80ms"))
+    costs = pricing.costs(Limits(latency="80ms"))
     settings = SearchSettings(
         warmup_epochs=0,
         epochs=2,
@@ -43,8 +43,8 @@ def test_a_few_steps_towards_80_ms_on_the_pixel_1(objective: str) -> None:
         task=Task.classification(0.1),
         train=LoaderBatches([batch], name="train"),
         valid=LoaderBatches([batch], name="valid"),
-        prices=prices,
-        objective=make_objective(settings, prices, 2),
+        costs=costs,
+        objective=make_objective(settings, costs, 2),
         estimator=make_estimator("two_path"),
         settings=settings,
     )
@@ -54,6 +54,6 @@ def test_a_few_steps_towards_80_ms_on_the_pixel_1(objective: str) -> None:
     assert (supernet.alpha != before).any()
     estimate = job.seen.estimate
     assert estimate is not None
-    latency = prices.names.index("latency")
-    assert prices.limits[latency] == 80
+    latency = costs.index("latency")
+    assert costs.limits[latency] == 80
     assert 60 < estimate.expected[latency] < 140  # near uniform: the mean of the space

@@ -67,7 +67,7 @@ def test_zero_gets_credit_for_the_time_it_saves(estimator: TwoPath | FullPath) -
     task = problem(
         supernet,
         lambda m: 0.0 * m(x).sum(),
-        prices=priced(supernet, [[5.0, 9.0, 0.0]]),
+        costs=priced(supernet, [[5.0, 9.0, 0.0]]),
         objective=Linear(1.0),
     )
     gradient = estimator.step(task, seeded()).gradient
@@ -95,7 +95,7 @@ def test_the_expected_latency_covers_all_candidates() -> None:
     task = problem(
         supernet,
         lambda m: m(torch.ones(1).double()).sum(),
-        prices=priced(supernet, [[1.0, 10.0, 100.0, 1000.0]], fixed=5.0),
+        costs=priced(supernet, [[1.0, 10.0, 100.0, 1000.0]], fixed=5.0),
     )
     values = {TwoPath().step(task, seeded(i)).expected[0] for i in range(6)}
     assert [round(v, 9) for v in values] == [5.0 + 0.4 + 3.0 + 20.0 + 100.0]
@@ -232,9 +232,9 @@ def test_the_constraint_pulls_the_derived_network_under_its_limit(name: str) -> 
         job = make_search(
             Sum(), name, warmup_epochs=0, epochs=25, objective=Constraint(limits, rate=0.3)
         )
-        job.prices = priced(job.supernet, [[4.0, 2.0], [4.0, 2.0]])
+        job.costs = priced(job.supernet, [[4.0, 2.0], [4.0, 2.0]])
         within: list[bool] = []
-        job.run(lambda j: within.append(j.prices.of(j.most_probable())[0] <= 7.0))
+        job.run(lambda j: within.append(j.costs.of(j.most_probable())[0] <= 7.0))
         half = within[len(within) // 2 :]
         return sum(half) / len(half)
 

@@ -301,7 +301,7 @@ def test_the_constraint_sees_the_network_that_would_be_derived_now() -> None:
             self.seen.append(list(costs))
 
     job = make_search(Planted(), objective=Spy())  # type: ignore[arg-type]
-    job.prices = priced(job.supernet, [[1.0, 2.0, 4.0], [8.0, 16.0]], fixed=32.0)
+    job.costs = priced(job.supernet, [[1.0, 2.0, 4.0], [8.0, 16.0]], fixed=32.0)
     with torch.no_grad():
         job.supernet.alpha.copy_(torch.tensor([[0.0, 0.0, 9.0], [9.0, 0.0, 0.0]]))
     job.architecture_step()

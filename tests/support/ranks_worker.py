@@ -59,8 +59,8 @@ def searched(estimator: str, ranks: Ranks) -> dict[str, Any]:
     task = Task(loss=nn.functional.mse_loss, correct=lambda out, y: (out * y > 0)[:, 0].sum())
     job = make_search(model, kind, data=doubles(8, 8, 4), task=task, ranks=ranks, epochs=2)
     if estimator == "two_path":  # an objective whose slope in E holds the loss
-        prices = priced(job.supernet, [[1.0, 2.0, 3.0], [1.0, 4.0]], fixed=1.0)
-        job.prices, job.objective = prices, MulLog(4.0)
+        costs = priced(job.supernet, [[1.0, 2.0, 3.0], [1.0, 4.0]], fixed=1.0)
+        job.costs, job.objective = costs, MulLog(4.0)
     job.run()
     return {
         "alpha": numbers([job.supernet.alpha]),

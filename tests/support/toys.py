@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from proxylessnas.config import SearchSettings
-from proxylessnas.core.costs import Prices
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import Estimator, Problem, make_estimator
 from proxylessnas.core.objective import Constraint, Linear, Objective
 from proxylessnas.core.parts import take_apart
@@ -89,23 +89,23 @@ def log_of(p: Sequence[float]) -> list[float]:
     return torch.tensor(p, dtype=torch.float64).log().tolist()
 
 
-def free(supernet: Supernet) -> Prices:
-    return Prices.free(*supernet.mask.shape)
+def free(supernet: Supernet) -> Costs:
+    return Costs.free(*supernet.mask.shape)
 
 
-def priced(supernet: Supernet, costs: Sequence[Sequence[float]], fixed: float = 0.0) -> Prices:
+def priced(supernet: Supernet, costs: Sequence[Sequence[float]], fixed: float = 0.0) -> Costs:
     """One cost, "latency", without a limit."""
     matrix = torch.zeros(supernet.mask.shape, dtype=torch.float64)
     for m, row in enumerate(costs):
         matrix[m, : len(row)] = torch.tensor(row, dtype=torch.float64)
-    return Prices.one("latency", matrix, fixed=fixed, unit="ms")
+    return Costs.one("latency", matrix, fixed=fixed, unit="ms")
 
 
 def problem(
     supernet: Supernet,
     loss: Callable[[nn.Module], Tensor],
     *,
-    prices: Prices | None = None,
+    costs: Costs | None = None,
     objective: Objective | None = None,
     accuracy: Callable[[nn.Module], Tensor] | None = None,
 ) -> Problem:
@@ -117,8 +117,8 @@ def problem(
     return Problem(
         supernet=supernet,
         parts=take_apart(supernet),
-        prices=prices or free(supernet),
-        objective=objective or (Linear(1.0) if prices else Constraint([], rate=1.0)),
+        costs=costs or free(supernet),
+        objective=objective or (Linear(1.0) if costs else Constraint([], rate=1.0)),
         evaluate=evaluate,
     )
 
@@ -139,7 +139,7 @@ def make_search(
     *,
     data: Any = None,
     task: Task | None = None,
-    prices: Prices | None = None,
+    costs: Costs | None = None,
     objective: Objective | None = None,
     seed: int = 0,
     machine: Any = None,
@@ -149,7 +149,7 @@ def make_search(
     """A search over a list of batches; by default 2 epochs of warm-up and 3 of search."""
     data = regression() if data is None else data
     supernet = Supernet(model)
-    prices = free(supernet) if prices is None else prices
+    costs = free(supernet) if costs is None else costs
     if isinstance(estimator, str):
         both_ends = estimator in BOTH_ENDS
         name = estimator.partition(",")[0]
@@ -161,7 +161,7 @@ def make_search(
         task=task or Task(loss=nn.functional.mse_loss),
         train=LoaderBatches(data, name="train"),
         valid=LoaderBatches(data, name="valid"),
-        prices=prices,
+        costs=costs,
         objective=objective or Constraint([], rate=1.0),
         estimator=estimator,
         settings=SearchSettings(**given),

@@ -10,7 +10,7 @@ import torch
 
 from proxylessnas import recipes
 from proxylessnas.config import RunConfig
-from proxylessnas.core.costs import Prices
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import make_estimator
 from proxylessnas.core.objective import Linear, make_objective
 from proxylessnas.core.search import Search
@@ -56,18 +56,14 @@ def test_two_steps(name: str) -> None:
         task=Task.classification(config.search.label_smoothing),
         train=batches,
         valid=batches,
-        prices=Prices(
-            ("latency",),
-            ("ms",),
-            supernet.mask[None].double(),
-            torch.ones(1),
-            torch.tensor([len(supernet.mixed) + 2.0]),
+        costs=Costs.one(
+            "latency", supernet.mask.double(), fixed=1.0, limit=len(supernet.mixed) + 2.0, unit="ms"
         ),
         objective=Linear(0.0),
         estimator=make_estimator(config.search.estimator),
         settings=config.search,
     )
-    search.objective = make_objective(config.search, search.prices, search.plan.arch_steps)
+    search.objective = make_objective(config.search, search.costs, search.plan.arch_steps)
     search.model.train()
     before = supernet.alpha.detach().clone()
     search.weight_step()

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from proxylessnas.core.costs import Prices
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import RewardOf, estimator_of
 from proxylessnas.core.objective import make_objective
 from proxylessnas.core.search import ARCH_TRAVEL, Search
@@ -28,7 +28,7 @@ RECALLED = 1e-3  # of the most probable candidate's: the least with which one le
 @torch.enable_grad()
 def learned_on(
     search: Search,
-    prices: Prices,
+    costs: Costs,
     *,
     steps: int,
     reward: RewardOf | None = None,
@@ -48,12 +48,12 @@ def learned_on(
     supernet = Supernet(mine.model, space=mine.space, settings=mine.settings, input=mine.input)
     supernet.mask = mine.mask.clone()
     # The rates are those of so many steps, whatever the search's own were.
-    objective = make_objective(replace(settings, dual_rate=None), prices, steps) if steps else None
-    estimator = estimator_of(settings, prices, reward) if steps else None
+    objective = make_objective(replace(settings, dual_rate=None), costs, steps) if steps else None
+    estimator = estimator_of(settings, costs, reward) if steps else None
     other = replace(
         search,
         supernet=supernet,
-        prices=prices,
+        costs=costs,
         objective=objective or search.objective,
         estimator=estimator or search.estimator,
         machine=replace(search.machine, compile=False),  # minutes, for a few hundred steps

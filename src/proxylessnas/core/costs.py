@@ -1,23 +1,34 @@
-"""What candidates cost, and how much a network may: E[cost] = fixed + Σ p·cost (paper eq. 2)."""
+"""Costs of networks, and how much a network may cost: E[cost] = fixed + Σ p·cost (eq. 2).
+
+A cost is a number that adds up over the choices of a network: its latency (a model of it, see
+`hardware.costs`), its MACs, its parameters, or whatever else a user can put a number to. The
+search only ever sees this sum, so that every cost is differentiable in the probabilities and
+linear in the one-hot vectors of an integer programme.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from proxylessnas.errors import LimitError
+from proxylessnas.errors import LimitError, MeasurementError
 
 
-@dataclass(frozen=True, eq=False)
-class Prices:
-    """What candidates cost, and how much a network may.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Costs:
+    """K named costs of every candidate, and a limit of each.
 
-    names, units: [costs]. per_candidate: [costs, mixed operations, candidates] float64, 0 at
-    pads. fixed: [costs]. limits: [costs], in the same units; inf where there is none.
+    names, units: one a cost; the unit of a count is empty.
+    per_candidate: [costs, choices, candidates] float64, 0 at pads.
+    fixed: [costs], the part that all networks share.
+    limits: [costs], in the cost's unit; inf where there is none.
+    space: which networks at which input these are the costs of, see `hardware.costs.space_id`.
+    fit: how the latency was corrected to whole networks, see `hardware.fit.Fit`.
     """
 
     names: tuple[str, ...]
@@ -25,11 +36,17 @@ class Prices:
     per_candidate: Tensor
     fixed: Tensor
     limits: Tensor
+    space: str = ""
+    fit: Any = None
+
+    # --- making them ---
 
     @staticmethod
-    def free(mixed: int, candidates: int) -> Prices:
+    def free(choices: int, candidates: int) -> Costs:
         """No cost matters."""
-        return Prices((), (), torch.zeros(0, mixed, candidates).double(), *[torch.zeros(0)] * 2)
+        nothing = torch.zeros(0, dtype=torch.float64)
+        per_candidate = torch.zeros(0, choices, candidates, dtype=torch.float64)
+        return Costs(names=(), units=(), per_candidate=per_candidate, fixed=nothing, limits=nothing)
 
     @staticmethod
     def one(
@@ -39,22 +56,104 @@ class Prices:
         fixed: float = 0.0,
         limit: float = math.inf,
         unit: str = "",
-    ) -> Prices:
-        """One cost alone. per_candidate: [mixed operations, candidates]."""
-        bound, rest = (torch.tensor([v], dtype=torch.float64) for v in (limit, fixed))
-        return Prices((name,), (unit,), per_candidate[None].double(), rest, bound)
+        space: str = "",
+        fit: Any = None,
+    ) -> Costs:
+        """One cost alone. per_candidate: [choices, candidates]."""
+        return Costs(
+            names=(name,),
+            units=(unit,),
+            per_candidate=per_candidate[None].double(),
+            fixed=torch.tensor([fixed], dtype=torch.float64),
+            limits=torch.tensor([limit], dtype=torch.float64),
+            space=space,
+            fit=fit,
+        )
+
+    @staticmethod
+    def join(*costs: Costs) -> Costs:
+        """The costs of several, side by side."""
+        names = tuple(name for c in costs for name in c.names)
+        assert len(set(names)) == len(names), names
+        return Costs(
+            names=names,
+            units=tuple(unit for c in costs for unit in c.units),
+            per_candidate=torch.cat([c.per_candidate for c in costs]),
+            fixed=torch.cat([c.fixed for c in costs]),
+            limits=torch.cat([c.limits for c in costs]),
+            space=next((c.space for c in costs if c.space), ""),
+            fit=next((c.fit for c in costs if c.fit is not None), None),
+        )
+
+    def limited(self, limits: Mapping[str, float]) -> Costs:
+        """The same costs under these limits alone; a cost without an entry has none.
+
+        Raises:
+            LimitError: there is no cost of a name.
+        """
+        for name in limits:
+            if name not in self.names:
+                known = ", ".join(self.names) or "none"
+                raise LimitError(f"there is no cost {name!r} to limit; there are: {known}")
+        values = [limits.get(name, math.inf) for name in self.names]
+        return replace(self, limits=torch.tensor(values, dtype=torch.float64))
+
+    def scaled(self, name: str, factor: float) -> Costs:
+        """One cost multiplied by what a measurement said of it, its limit as before.
+
+        Raises:
+            MeasurementError: the factor is not a positive number.
+        """
+        if not 0 < factor < math.inf:
+            raise MeasurementError(f"the cost {name} cannot be corrected by a factor of {factor}")
+        factors = torch.ones(len(self.names), dtype=torch.float64)
+        factors[self.index(name)] = factor
+        per_candidate = self.per_candidate * factors[:, None, None]
+        return replace(self, per_candidate=per_candidate, fixed=self.fixed * factors)
+
+    # --- reading them ---
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def index(self, name: str) -> int:
+        """The position of a cost."""
+        return self.names.index(name)
+
+    def limit(self, name: str) -> float:
+        """The limit of a cost; inf where there is none, or no such cost."""
+        return float(self.limits[self.index(name)]) if name in self else math.inf
 
     def expected(self, probabilities: Tensor) -> Tensor:
-        """E[cost] over the full softmax, [costs]; differentiable in the probabilities."""
-        return self.fixed + (self.per_candidate * probabilities).sum((1, 2))
+        """E[cost] over the full softmax, [costs]; differentiable in the probabilities.
+
+        probabilities: [choices, candidates]. Choices are independent, and a sum's expectation is
+        the sum of expectations: no network has to be drawn for it.
+        """
+        per_candidate = self.per_candidate.to(probabilities)
+        return self.fixed.to(probabilities) + (per_candidate * probabilities).sum((1, 2))
 
     def of(self, indices: Sequence[int]) -> list[float]:
-        """The costs of one network, by plain summation."""
+        """The costs of one network, summed exactly: a limit must not be kept by rounding alone."""
         rows = self.per_candidate.tolist()
         return [
             float(fixed) + math.fsum(row[i] for row, i in zip(cost, indices, strict=True))
             for cost, fixed in zip(rows, self.fixed.tolist(), strict=True)
         ]
+
+    def cost_of(self, name: str, indices: Sequence[int]) -> float:
+        """One cost of one network."""
+        return self.of(indices)[self.index(name)]
+
+    def extremes(self, name: str, mask: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The networks of the least and of the greatest cost, the first among equals.
+
+        mask: [choices, candidates], True where a candidate may be chosen.
+        """
+        cost = self.per_candidate[self.index(name)]
+        least = cost.masked_fill(~mask, math.inf).argmin(1)
+        most = cost.masked_fill(~mask, -math.inf).argmax(1)
+        return tuple(least.tolist()), tuple(most.tolist())
 
     def range(self, mask: Tensor) -> list[tuple[float, float]]:
         """The least and the most that a network can cost, for each cost."""

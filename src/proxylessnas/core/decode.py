@@ -11,24 +11,24 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from proxylessnas.core.costs import Prices
+from proxylessnas.core.costs import Costs
 
 
 def sample_within(
-    mask: Tensor, prices: Prices, generator: torch.Generator, *, draws: int = 200_000
+    mask: Tensor, costs: Costs, generator: torch.Generator, *, draws: int = 200_000
 ) -> Iterator[tuple[int, ...]]:
     """Uniform networks among those within the limits, by rejection; repeats are possible."""
     chunk = 5_000
     for _ in range(draws // chunk):
         drawn = torch.multinomial(mask.double(), chunk, replacement=True, generator=generator)
-        picked = drawn.expand(len(prices.fixed), *drawn.shape)
-        costs = prices.per_candidate.gather(2, picked).sum(1) + prices.fixed[:, None]
-        kept = (costs <= prices.limits[:, None]).all(0).nonzero()[:, 0]
+        picked = drawn.expand(len(costs.names), *drawn.shape)
+        sums = costs.per_candidate.gather(2, picked).sum(1) + costs.fixed[:, None]
+        kept = (sums <= costs.limits[:, None]).all(0).nonzero()[:, 0]
         for column in kept.tolist():
             yield tuple(drawn[:, column].tolist())
 
 
-def decode(log_p: Tensor, mask: Tensor, prices: Prices) -> Iterator[tuple[int, ...]]:
+def decode(log_p: Tensor, mask: Tensor, costs: Costs) -> Iterator[tuple[int, ...]]:
     """The networks within the limits, the most probable first.
 
     Each maximises Σ log p exactly among those not given before: an integer programme with
@@ -38,8 +38,8 @@ def decode(log_p: Tensor, mask: Tensor, prices: Prices) -> Iterator[tuple[int, .
 
     log_p: [mixed operations, candidates], finite where `mask` is True.
     """
-    bounded = [k for k, limit in enumerate(prices.limits.tolist()) if math.isfinite(limit)]
-    limits = [float(prices.limits[k]) for k in bounded]
+    bounded = [k for k, limit in enumerate(costs.limits.tolist()) if math.isfinite(limit)]
+    limits = [float(costs.limits[k]) for k in bounded]
     where = mask.nonzero().tolist()
     rows = np.array([m for m, _ in where])
     count, size = mask.shape[0], len(where)
@@ -51,8 +51,8 @@ def decode(log_p: Tensor, mask: Tensor, prices: Prices) -> Iterator[tuple[int, .
     constraints = [scipy.optimize.LinearConstraint(one_each, 1, 1)]
     for k, limit in zip(bounded, limits, strict=True):
         scale = abs(limit) or 1.0
-        scaled = np.array([float(prices.per_candidate[k, m, j]) for m, j in where]) / scale
-        room = (limit - float(prices.fixed[k])) / scale
+        scaled = np.array([float(costs.per_candidate[k, m, j]) for m, j in where]) / scale
+        room = (limit - float(costs.fixed[k])) / scale
         constraints.append(scipy.optimize.LinearConstraint(scaled[None], -np.inf, room))
     cuts: list[np.ndarray] = []
     while True:
@@ -61,8 +61,8 @@ def decode(log_p: Tensor, mask: Tensor, prices: Prices) -> Iterator[tuple[int, .
             return
         cuts.append(chosen)
         indices = tuple(where[i][1] for i in np.flatnonzero(chosen))
-        costs = prices.of(indices)
-        if all(costs[k] <= limit for k, limit in zip(bounded, limits, strict=True)):
+        values = costs.of(indices)
+        if all(values[k] <= limit for k, limit in zip(bounded, limits, strict=True)):
             yield indices
 
 

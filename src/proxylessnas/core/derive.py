@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from proxylessnas.config import DeriveSettings
-from proxylessnas.core.costs import Prices
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import decode, sample_within
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import LimitError
@@ -31,7 +31,7 @@ ATTEMPTS = 100  # random decodes, some of them repeats, where uniform draws do n
 class Proposal:
     """One network that was looked at.
 
-    costs: predicted, in the order of the prices. score: accuracy on the validation part in
+    costs: predicted, in the order of the costs. score: accuracy on the validation part in
     [0, 1] (or the negative loss). parts: the same of each batch. measured_ms: on the device,
     where it came to that; noise: standard error of it, as a share of it.
     """
@@ -47,17 +47,17 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Choice:
-    """The network that was chosen, all that were looked at, and the corrected prices."""
+    """The network that was chosen, all that were looked at, and the corrected costs."""
 
     chosen: Proposal
     proposals: tuple[Proposal, ...]
-    prices: Prices
+    costs: Costs
     rounds: int
 
 
 def choose(
     supernet: Supernet,
-    prices: Prices,
+    costs: Costs,
     settings: DeriveSettings,
     *,
     score: Callable[[Indices], tuple[float, tuple[float, ...]]],
@@ -81,11 +81,11 @@ def choose(
     scores: dict[Indices, tuple[float, tuple[float, ...]]] = {}
     seen: dict[Indices, Proposal] = {}
     measured: dict[Indices, Proposal] = {}
-    limit = _limit(prices, "latency")
+    limit = costs.limit("latency")
     measure = measure if math.isfinite(limit) else None
     for round_ in range(1, settings.rounds + 1):
         try:
-            proposed = propose(supernet, prices, settings, learned=learned, seed=seed)
+            proposed = propose(supernet, costs, settings, learned=learned, seed=seed)
         except LimitError:
             if not measured:
                 raise
@@ -96,32 +96,32 @@ def choose(
                 # A network whose loss is no number is worth nothing, and says nothing of others.
                 scores[indices] = (value, parts) if math.isfinite(value) else (-math.inf, ())
             progress(done + 1, len(proposed))
-            seen[indices] = Proposal(indices, log_p, tuple(prices.of(indices)), *scores[indices])
+            seen[indices] = Proposal(indices, log_p, tuple(costs.of(indices)), *scores[indices])
         # Where α never learned, log p is the noise it began with.
         believed = (
             beliefs(list(seen.values())) if learned else {i: p.score for i, p in seen.items()}
         )
         ranked = sorted((seen[i] for i, _ in proposed), key=lambda p: -believed[p.indices])
         if measure is None:
-            return Choice(ranked[0], tuple(seen.values()), prices, round_)
+            return Choice(ranked[0], tuple(seen.values()), costs, round_)
         best = ranked[: settings.measure_best]
         now = [
             replace(p, measured_ms=ms, noise=noise)
             for p, (ms, noise) in zip(best, measure([p.indices for p in best]), strict=True)
         ]
         measured |= {p.indices: p for p in now}
-        ratio = _ratio(now, prices.names.index("latency"))
+        ratio = _ratio(now, costs.index("latency"))
         close = abs(ratio - 1) <= TOLERANCE
         if round_ == settings.rounds or (close and any(_kept(p, limit) for p in now)):
             break
-        prices = corrected(prices, "latency", ratio)
+        costs = costs.scaled("latency", ratio)
     # Whatever round measured it: the best that keeps the limit, or else the fastest.
     keeping = [p for p in measured.values() if _kept(p, limit)]
     if keeping:
         chosen = max(keeping, key=lambda p: believed[p.indices])
     else:
         chosen = min(measured.values(), key=lambda p: p.measured_ms or 0.0)
-    return Choice(chosen, tuple((seen | measured).values()), prices, round_)
+    return Choice(chosen, tuple((seen | measured).values()), costs, round_)
 
 
 def beliefs(proposals: Sequence[Proposal]) -> dict[Indices, float]:
@@ -181,21 +181,8 @@ def _trust(noise: float, seen: float) -> float:
     return 1 - noise / seen if seen > noise else 0.0
 
 
-def _limit(prices: Prices, name: str) -> float:
-    return float(prices.limits[prices.names.index(name)]) if name in prices.names else math.inf
-
-
-def corrected(prices: Prices, name: str, ratio: float) -> Prices:
-    """One cost scaled by what a measurement said of it."""
-    k = prices.names.index(name)
-    per_candidate, fixed = prices.per_candidate.clone(), prices.fixed.clone()
-    per_candidate[k] *= ratio
-    fixed[k] *= ratio
-    return replace(prices, per_candidate=per_candidate, fixed=fixed)
-
-
 def propose(
-    supernet: Supernet, prices: Prices, settings: DeriveSettings, *, learned: bool, seed: int
+    supernet: Supernet, costs: Costs, settings: DeriveSettings, *, learned: bool, seed: int
 ) -> list[tuple[Indices, float]]:
     """Up to `top_k` networks within the limits, with their Σ log p.
 
@@ -209,12 +196,12 @@ def propose(
     """
     log_p = supernet.log_probabilities()
     found: list[Indices] = []
-    used, share = to_be_used(supernet, prices), settings.use
+    used, share = to_be_used(supernet, costs), settings.use
     # Of a latency even one network that takes it is worth more than ten that leave a tenth.
     enough = 1 if used == "latency" else settings.top_k
     shares = (share, 0.9 * share, 0.0) if used == "latency" else (min(share, USE_COUNT), 0.0)
     for share in shares if used else (0.0,):
-        bounded = _at_least(prices, used, share)
+        bounded = _at_least(costs, used, share)
         stream = (
             decode(log_p, supernet.mask, bounded) if learned else _uniform(supernet, bounded, seed)
         )
@@ -222,43 +209,44 @@ def propose(
         if len(found) >= enough:
             break
     if not found:
-        prices.check_reachable(supernet.mask)
+        costs.check_reachable(supernet.mask)
         raise LimitError(
             "no network of this space keeps all limits at once: "
-            + ", ".join(f"{n} {v:g}" for n, v in zip(prices.names, prices.limits, strict=True))
+            + ", ".join(f"{n} {v:g}" for n, v in zip(costs.names, costs.limits, strict=True))
         )
     return [(i, math.fsum(float(log_p[m, j]) for m, j in enumerate(i))) for i in found]
 
 
-def to_be_used(supernet: Supernet, prices: Prices) -> str:
+def to_be_used(supernet: Supernet, costs: Costs) -> str:
     """The cost that a network should come near the limit of: latency, or else the only one.
 
     "" where there is none, several compete, or the limit excludes nothing.
     """
-    limited = [n for n, v in zip(prices.names, prices.limits.tolist(), strict=True) if v < math.inf]
+    limited = [n for n, v in zip(costs.names, costs.limits.tolist(), strict=True) if v < math.inf]
     if "latency" in limited:
         return "latency"
     if len(limited) != 1:
         return ""
-    k = prices.names.index(limited[0])
-    return limited[0] if float(prices.limits[k]) < prices.range(supernet.mask)[k][1] else ""
+    k = costs.index(limited[0])
+    return limited[0] if float(costs.limits[k]) < costs.range(supernet.mask)[k][1] else ""
 
 
-def _at_least(prices: Prices, name: str, share: float) -> Prices:
-    """Prices with one more cost: minus the named one, limited to minus a share of its limit."""
+def _at_least(costs: Costs, name: str, share: float) -> Costs:
+    """Costs with one more cost: minus the named one, limited to minus a share of its limit."""
     if not share:
-        return prices
-    k = prices.names.index(name)
-    return Prices(
-        names=(*prices.names, f"{name} left"),
-        units=(*prices.units, prices.units[k]),
-        per_candidate=torch.cat([prices.per_candidate, -prices.per_candidate[k : k + 1]]),
-        fixed=torch.cat([prices.fixed, -prices.fixed[k : k + 1]]),
-        limits=torch.cat([prices.limits, -share * prices.limits[k : k + 1]]),
+        return costs
+    k = costs.index(name)
+    left = Costs.one(
+        f"{name} left",
+        -costs.per_candidate[k],
+        fixed=-float(costs.fixed[k]),
+        limit=-share * float(costs.limits[k]),
+        unit=costs.units[k],
     )
+    return Costs.join(costs, left)
 
 
-def _uniform(supernet: Supernet, prices: Prices, seed: int) -> Iterator[Indices]:
+def _uniform(supernet: Supernet, costs: Costs, seed: int) -> Iterator[Indices]:
     """Distinct uniform networks within the limits.
 
     Where uniform draws do not find enough of them, decoding random probabilities does: no
@@ -268,9 +256,9 @@ def _uniform(supernet: Supernet, prices: Prices, seed: int) -> Iterator[Indices]
     seen: set[Indices] = set()
     decoded = (
         next(decode(torch.randn(supernet.mask.shape, generator=generator).double(), *rest), None)
-        for rest in itertools.repeat((supernet.mask, prices), ATTEMPTS)
+        for rest in itertools.repeat((supernet.mask, costs), ATTEMPTS)
     )
-    drawn = sample_within(supernet.mask, prices, generator)
+    drawn = sample_within(supernet.mask, costs, generator)
     for indices in itertools.chain(drawn, itertools.takewhile(bool, decoded)):
         if indices is not None and indices not in seen:
             seen.add(indices)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from proxylessnas.config import SearchSettings
-from proxylessnas.core.costs import Prices
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.gates import Binary, Gate, Mixture, Path
 from proxylessnas.core.objective import Objective, make_reward
 from proxylessnas.core.parts import Parts
@@ -51,7 +51,7 @@ class Problem:
 
     supernet: Supernet
     parts: Parts
-    prices: Prices
+    costs: Costs
     objective: Objective
     evaluate: Callable[[], tuple[Tensor, Tensor | None]]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -150,7 +150,7 @@ def through_gates(
     the values seen. E is the closed form over the full softmax, whatever runs.
     """
     p = problem.supernet.probabilities()
-    expected = problem.prices.expected(p).detach().requires_grad_()
+    expected = problem.costs.expected(p).detach().requires_grad_()
     with frozen(problem.parts.of(path)), problem.supernet.gated(gates):
         loss, _ = problem.evaluate()
         total = problem.objective(loss, expected)
@@ -168,7 +168,7 @@ def through_gates(
 
 def _cost(problem: Problem, grad_expected: Tensor | None) -> Tensor:
     """Σ_k ∂/∂E_k·cost_k of every candidate; zeros where no expected cost enters."""
-    per_candidate = problem.prices.per_candidate
+    per_candidate = problem.costs.per_candidate
     if grad_expected is None:
         return torch.zeros(per_candidate.shape[1:], dtype=torch.float64)
     return torch.einsum("k,kmn->mn", grad_expected.to(per_candidate), per_candidate)
@@ -293,7 +293,7 @@ class Reinforce(_Plain):
     def step(self, problem: Problem, generator: torch.Generator) -> Estimate:
         supernet = problem.supernet
         p = supernet.probabilities()
-        expected = problem.prices.expected(p).detach().requires_grad_()
+        expected = problem.costs.expected(p).detach().requires_grad_()
         draws = torch.multinomial(p, self.samples, replacement=True, generator=generator)
         rows = draws.T.tolist()
         seen = torch.zeros(self.samples, 2, dtype=p.dtype)  # loss and accuracy of each network
@@ -368,13 +368,13 @@ def make_estimator(
 
 
 def estimator_of(
-    settings: SearchSettings, prices: Prices, reward: RewardOf | None = None
+    settings: SearchSettings, costs: Costs, reward: RewardOf | None = None
 ) -> Estimator:
     """The estimator that the settings name; a reward of one's own comes before theirs."""
     return make_estimator(
         settings.estimator,
         samples=settings.reinforce_samples,
-        reward=reward or make_reward(settings, prices),
+        reward=reward or make_reward(settings, costs),
         both_ends=settings.both_ends,
     )
 

@@ -1,6 +1,6 @@
 """Task loss and expected cost to one scalar, and decoding under limits.
 
-The costs that a search minds (latency, parameters, MACs) are a `Prices`: one matrix a cost
+The costs that a search minds (latency, parameters, MACs) are a `Costs`: one matrix a cost
 over [mixed operations, candidates] and a fixed part, so that E[cost] = fixed + Σ p·cost
 (paper eq. 2 and 3). An objective is a function of the loss and of the expected costs.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from proxylessnas.config import SearchSettings
-from proxylessnas.core.costs import Prices
+from proxylessnas.core.costs import Costs
 from proxylessnas.errors import ConfigError
 
 # --- objectives ---
@@ -145,7 +145,7 @@ def check_objective(settings: SearchSettings, target_latency: str | None) -> Non
         raise ConfigError(f"the objective {name} needs a target latency (--target-latency)")
 
 
-def make_objective(settings: SearchSettings, prices: Prices, arch_steps: int) -> Objective:
+def make_objective(settings: SearchSettings, costs: Costs, arch_steps: int) -> Objective:
     """The objective that the settings name.
 
     Raises:
@@ -156,12 +156,12 @@ def make_objective(settings: SearchSettings, prices: Prices, arch_steps: int) ->
         return Alone()  # the latency is in the reward
     if name == "constraint":
         rate = settings.dual_rate or DUAL_TRAVEL / max(1, arch_steps)
-        return Constraint(prices.limits.tolist(), rate=rate)
+        return Constraint(costs.limits.tolist(), rate=rate)
     if name == "linear":
         if weight is None:
             raise ConfigError("the objective linear needs a cost_weight, per millisecond")
-        return Linear(weight, index=prices.names.index("latency"))
-    target = float(prices.limits[prices.names.index("latency")])
+        return Linear(weight, index=costs.index("latency"))
+    target = float(costs.limits[costs.index("latency")])
     if not math.isfinite(target):
         raise ConfigError(f"the objective {name} needs --target-latency")
     if name == "mul_log":
@@ -170,7 +170,7 @@ def make_objective(settings: SearchSettings, prices: Prices, arch_steps: int) ->
 
 
 def make_reward(
-    settings: SearchSettings, prices: Prices
+    settings: SearchSettings, costs: Costs
 ) -> Callable[[float, Sequence[int]], float] | None:
     """ACC·(T/LAT)^w on predicted latency, for the objective `reward`.
 
@@ -184,14 +184,14 @@ def make_reward(
             f"the objective reward has no gradient: it needs --search.estimator reinforce, "
             f"not {settings.estimator}"
         )
-    latency = prices.names.index("latency")
-    target = float(prices.limits[latency])
+    latency = costs.index("latency")
+    target = float(costs.limits[latency])
     if not math.isfinite(target):
         raise ConfigError("the objective reward needs --target-latency")
     power = 0.1 if settings.cost_weight is None else settings.cost_weight
 
     def of(accuracy: float, indices: Sequence[int]) -> float:
-        return reward(accuracy, prices.of(indices)[latency], target, power)
+        return reward(accuracy, costs.of(indices)[latency], target, power)
 
     return of
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from proxylessnas.config import SearchSettings
-from proxylessnas.core.costs import Prices
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import Estimate, Estimator, Problem, TwoPath
 from proxylessnas.core.gates import Path
 from proxylessnas.core.objective import Objective
@@ -95,7 +95,7 @@ class Search:
     task: Task
     train: Batches
     valid: Batches
-    prices: Prices
+    costs: Costs
     objective: Objective
     estimator: Estimator
     settings: SearchSettings
@@ -253,7 +253,7 @@ class Search:
                 self._report("architecture", False, estimate.active)
                 return
         self._report("architecture", True, estimate.active)
-        self.objective.observe(self.prices.of(self.most_probable()))
+        self.objective.observe(self.costs.of(self.most_probable()))
 
     def problem(self, batch: Any) -> Problem:
         """The architecture step's problem on one validation batch."""
@@ -272,7 +272,7 @@ class Search:
         return Problem(
             supernet=self.supernet,
             parts=self.parts,
-            prices=self.prices,
+            costs=self.costs,
             objective=self.objective,
             evaluate=evaluate,
             device=self.machine.device,

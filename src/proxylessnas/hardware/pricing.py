@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from proxylessnas.config import parse_latency
-from proxylessnas.core.costs import Prices
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import LimitError
 from proxylessnas.hardware.cost import Cost, latency_cost, macs_cost, parameters_cost
@@ -125,7 +125,7 @@ class Pricing:
                 f"{needed:.4g} MiB"
             )
 
-    def prices(self, limits: Limits) -> Prices:
+    def costs(self, limits: Limits) -> Costs:
         """All costs, limited or not.
 
         Raises:
@@ -136,7 +136,7 @@ class Pricing:
         if self.latency is not None:
             costs.insert(0, self.latency)
             bounds.insert(0, None if limits.latency is None else self.milliseconds(limits.latency))
-        prices = Prices(
+        joined = Costs(
             names=tuple(cost.name for cost in costs),
             units=tuple(cost.unit for cost in costs),
             per_candidate=torch.stack([cost.per_candidate for cost in costs]),
@@ -145,5 +145,5 @@ class Pricing:
                 [math.inf if bound is None else bound for bound in bounds], dtype=torch.float64
             ),
         )
-        prices.check_reachable(self.supernet.mask)
-        return prices
+        joined.check_reachable(self.supernet.mask)
+        return joined

@@ -27,7 +27,7 @@ from proxylessnas.config import (
     from_namespace,
     parse_minutes,
 )
-from proxylessnas.core.costs import Prices
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import Random
 from proxylessnas.core.objective import Alone
 from proxylessnas.core.search import Plan, Search
@@ -179,7 +179,7 @@ def _on_copies(
             task=own,
             train=one,
             valid=one,
-            prices=Prices.free(*supernet.mask.shape),
+            costs=Costs.free(*supernet.mask.shape),
             objective=Alone(),
             estimator=Random(),
             settings=settings,
@@ -196,7 +196,7 @@ def _probe(run: Run, config: RunConfig, ranks: Ranks) -> Search:
     probe.__dict__["data"] = run.data
     settings = replace(config.search, objective="constraint")
     probe.config = replace(config, search=settings)
-    return search_with(probe, Prices.free(*probe.supernet.mask.shape))
+    return search_with(probe, Costs.free(*probe.supernet.mask.shape))
 
 
 def fit_budget(run: Run) -> RunConfig:

@@ -155,7 +155,7 @@ def go(run: Run) -> dict[str, Any]:
         epochs = f"{s.warmup_epochs} + {s.epochs} epochs of search, {t.epochs} of training"
         run.reporter.say(f"a budget of {asked} is {epochs}")
         record(run, f"# Fitted to a budget of {asked}.\n")
-    run.prices  # noqa: B018  # an impossible limit is refused before anything is spent on it
+    run.costs  # noqa: B018  # an impossible limit is refused before anything is spent on it
     for name, stage in (
         ("search", stages.search),
         ("derive", stages.derive),

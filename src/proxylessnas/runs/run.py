@@ -1,4 +1,4 @@
-"""One run's parts, each made once when it is first needed: data, supernet, table, prices."""
+"""One run's parts, each made once when it is first needed: data, supernet, table, costs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from proxylessnas.architecture import Architecture, InputInfo
 from proxylessnas.config import RunConfig
-from proxylessnas.core.costs import Prices
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data import Batches, ImageData, load_data
 from proxylessnas.errors import ConfigError, RunError
@@ -193,8 +193,8 @@ class Run:
         )
 
     @cached_property
-    def prices(self) -> Prices:
-        return self.priced.prices(self.limits)
+    def costs(self) -> Costs:
+        return self.priced.costs(self.limits)
 
     @property
     def target_ms(self) -> float | None:

@@ -100,10 +100,10 @@ def _blocks(run: Run, architecture: Architecture, indices: tuple[int, ...]) -> l
 def _baseline(run: Run, name: str, export: dict[str, Any]) -> dict[str, Any]:
     architecture = Architecture.load(run.directory.file(f"architecture-{name}.json"))
     indices = run.supernet.indices(architecture)
-    latency = run.prices.names.index("latency")
+    latency = run.costs.index("latency")
     return {
         "test_accuracy": _record(run, f"evaluate-{name}")["accuracy"],
-        "predicted_latency_ms": run.prices.of(indices)[latency],
+        "predicted_latency_ms": run.costs.of(indices)[latency],
         "measured_latency_ms": export["baselines_ms"].get(name),
         "parameters": round(run.priced.parameters.of(indices)),
         "macs": round(run.priced.macs.of(indices)),

@@ -122,14 +122,14 @@ def baselines(run: Run) -> None:
 def _random_network(run: Run) -> Indices:
     """Uniform among the networks within 5 % under the limit; without a limit, among all."""
     generator = torch.Generator().manual_seed(derive_seed(run.config.seed, "random baseline"))
-    prices = run.prices
-    used = to_be_used(run.supernet, prices)
-    k = prices.names.index(used or "latency")
-    low, high = prices.range(run.supernet.mask)[k]
+    costs = run.costs
+    used = to_be_used(run.supernet, costs)
+    k = costs.index(used or "latency")
+    low, high = costs.range(run.supernet.mask)[k]
     for share in (0.05, 0.2, 1.0) if used else (1.0,):
-        least = (1 - share) * min(float(prices.limits[k]), high)
-        for indices in sample_within(run.supernet.mask, prices, generator):
-            if prices.of(indices)[k] >= max(least, low):
+        least = (1 - share) * min(float(costs.limits[k]), high)
+        for indices in sample_within(run.supernet.mask, costs, generator):
+            if costs.of(indices)[k] >= max(least, low):
                 return indices
     raise RunError("no random network keeps the limit: the limit is at the space's very edge")
 
@@ -152,7 +152,7 @@ def export(run: Run) -> dict[str, Any]:
             others = {name: trained_network(run, name).cpu() for name in ("largest", "random")}
         report = measure_final(run, path, network, others) if run.device_is_here else NOT_HERE
         facts |= {"largest_difference": difference.relative, **report}
-        facts["predicted_ms"] = run.prices.of(indices)[run.prices.names.index("latency")]
+        facts["predicted_ms"] = run.costs.of(indices)[run.costs.index("latency")]
         facts["files"] = ["model.onnx"]
     return facts
 

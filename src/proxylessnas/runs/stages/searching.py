@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.config import DeriveSettings, parse_latency
 from proxylessnas.core.adapt import learned_on
-from proxylessnas.core.costs import Prices
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.derive import Choice, Indices, choose
 from proxylessnas.core.estimators import estimator_of
 from proxylessnas.core.objective import make_objective
@@ -25,10 +24,10 @@ LOG_EVERY = 20  # steps
 
 def make_search(run: Run) -> Search:
     """The search of this run, at its first step."""
-    return search_with(run, run.prices)
+    return search_with(run, run.costs)
 
 
-def search_with(run: Run, prices: Prices) -> Search:
+def search_with(run: Run, costs: Costs) -> Search:
     s = run.config.search
     train = run.batches("search", s.batch_size, augment=True, shuffle=True)
     arch_steps = Plan.of(s, len(train)).arch_steps
@@ -37,9 +36,9 @@ def search_with(run: Run, prices: Prices) -> Search:
         task=run.task,
         train=train,
         valid=run.batches("valid", s.valid_batch_size or s.batch_size, augment=True, shuffle=True),
-        prices=prices,
-        objective=make_objective(s, prices, arch_steps),
-        estimator=estimator_of(s, prices),
+        costs=costs,
+        objective=make_objective(s, costs, arch_steps),
+        estimator=estimator_of(s, costs),
         settings=s,
         seed=run.config.seed,
         machine=run.machine,
@@ -80,7 +79,7 @@ def _log_search(run: Run, job: Search) -> None:
         fields["loss"] = float(seen.weight_loss)
     if seen.estimate is not None:
         fields["valid_loss"] = seen.estimate.loss
-        names = (f"expected_{name}" for name in job.prices.names)
+        names = (f"expected_{name}" for name in job.costs.names)
         fields |= dict(zip(names, seen.estimate.expected, strict=False))
         fields["multipliers"] = job.objective.state()
         fields["entropy"] = job.entropy()
@@ -136,7 +135,7 @@ def choose_network(run: Run, job: Search, settings: DeriveSettings) -> Choice:
     with run.reporter.bar("scoring") as update:
         return choose(
             job.supernet,
-            job.prices,
+            job.costs,
             settings,
             score=score,
             measure=(lambda n: run.ranks.of_main(lambda: measured(n)))
@@ -149,16 +148,16 @@ def choose_network(run: Run, job: Search, settings: DeriveSettings) -> Choice:
 
 
 def choice_facts(run: Run, choice: Choice) -> dict[str, Any]:
-    names = choice.prices.names
+    names = choice.costs.names
     return {
-        "predicted": dict(zip(names, choice.prices.of(choice.chosen.indices), strict=True)),
+        "predicted": dict(zip(names, choice.costs.of(choice.chosen.indices), strict=True)),
         "measured_ms": choice.chosen.measured_ms,
         "noise_pct": 100 * choice.chosen.noise,
         "score": choice.chosen.score,
         "log_p": choice.chosen.log_p,
         "rounds": choice.rounds,
-        "correction": float(choice.prices.fixed[0]) / float(run.prices.fixed[0])
-        if float(run.prices.fixed[0])
+        "correction": float(choice.costs.fixed[0]) / float(run.costs.fixed[0])
+        if float(run.costs.fixed[0])
         else 1.0,
         "proposals": [
             {
@@ -193,7 +192,7 @@ def derive_limits(
         parse_latency(limit)  # all are understood before the first is derived
     within = {limit: run.priced.milliseconds(limit) for limit in limits}
     for limit_ms in within.values():
-        _within(job.prices, limit_ms).check_reachable(job.supernet.mask)
+        _within(job.costs, limit_ms).check_reachable(job.supernet.mask)
     for limit, limit_ms in within.items():
         with run.stage(f"derive-{limit}", f"within {limit_ms:.4g} ms") as facts:
             adapted = _adapted(run, job, limit_ms, settings.arch_steps)
@@ -211,11 +210,10 @@ def _adapted(run: Run, job: Search, limit_ms: float, steps: int) -> Search:
     """The search with α learned on under that limit, where it is another one."""
     steps = 0 if limit_ms == run.target_ms else steps
     with run.reporter.bar("learning alpha under this limit") as update:
-        return learned_on(job, _within(job.prices, limit_ms), steps=steps, progress=update)
+        return learned_on(job, _within(job.costs, limit_ms), steps=steps, progress=update)
 
 
-def _within(prices: Prices, limit_ms: float) -> Prices:
+def _within(costs: Costs, limit_ms: float) -> Costs:
     """The same costs with another latency limit."""
-    limits = prices.limits.clone()
-    limits[prices.names.index("latency")] = limit_ms
-    return replace(prices, limits=limits)
+    limits = dict(zip(costs.names, costs.limits.tolist(), strict=True))
+    return costs.limited({**limits, "latency": limit_ms})
