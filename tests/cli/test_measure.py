@@ -141,19 +141,6 @@ def test_what_is_no_table_is_not_replaced(capsys: pytest.CaptureFixture[str]) ->
     assert "mine" in Path("t.json").read_text()
 
 
-def test_a_table_from_a_profile(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--method=profile", "--out=p.json"]
-    assert measure(*words, runtime="onnxruntime") == 0
-    table = LatencyTable.load("p.json")
-    assert table.device["method"] == "profile" and table.complete
-    assert table.validation is not None and table.validation["networks"] == 3
-    assert measure(*words, runtime="onnxruntime") == 0
-    again = LatencyTable.load("p.json")
-    assert again.entries == table.entries
-    line = fails(capsys, "measure", *SPACE, *FEW, "--out=p.json")
-    assert "method 'profile', not 'blocks'" in line
-
-
 def test_tables_of_one_device_are_merged(capsys: pytest.CaptureFixture[str]) -> None:
     wide = json.dumps({**SIZES, "widths": [24]})
     assert measure("--out=a.json") == 0
@@ -288,8 +275,6 @@ def test_a_list_of_runtimes() -> None:
         (["--out=t.json", "--search.epochs=3"], "--search has no meaning"),
         (["--out=nowhere/t.json"], "there is no directory nowhere"),
         (["--out=t.json", "--plot=t.png"], ".svg"),
-        (["--out=t.json", "--method=fast"], "allowed: blocks, profile"),
-        (["--out=t.json", "--method=profile", "--runtime=torch"], "--runtime torch has none"),
         (["--out=t.json", "--space=mobil"], "did you mean mobile?"),
         (["--out=t.json", "--image-size=8", "--space-settings={input_shape: [3, 9, 9]}"], "one"),
         (["--out=t.json", "--runtime=onnx"], "onnxruntime"),

@@ -43,7 +43,7 @@ STAGES = ("measure", "search", "derive", "train", "evaluate", "export")
 # Options that set nothing of a run; the second line's are the verb measure's.
 OWN = (
     *("directory", "out", "resume", "quiet", "limits", "format", "force"),
-    *("plot", "method", "export_kit", "import_kit", "merge"),
+    *("plot", "export_kit", "import_kit", "merge"),
 )
 VERBS = ("run", *STAGES, "predict", "zoo")
 

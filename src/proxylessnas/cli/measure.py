@@ -23,9 +23,8 @@ from proxylessnas.errors import ConfigError, MeasurementError
 from proxylessnas.hardware.kit import export_kit, import_kit
 from proxylessnas.hardware.measure import measure_table
 from proxylessnas.hardware.pricing import Pricing
-from proxylessnas.hardware.profile import profile_table
 from proxylessnas.hardware.runtimes import make, split
-from proxylessnas.hardware.table import BLOCKS, LatencyTable
+from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.hardware.timing import disturbance
 from proxylessnas.hardware.validate import validate
 from proxylessnas.io.console import Reporter, duration, output
@@ -93,9 +92,8 @@ def _check_run(own: Values, given: Values, words: list[str]) -> None:
     """A run's stage takes one directory, and none of this verb's own options but --force."""
     if len(words) > 1:
         raise ConfigError(f"a run has one directory; {len(words)} are given: {', '.join(words)}")
-    for name in ("plot", "method"):
-        if own[name]:
-            raise ConfigError(f"{_option(name)} goes with a table of its own: --out table.json")
+    if own["plot"]:
+        raise ConfigError("--plot goes with a table of its own: --out table.json")
     if given.get("data"):
         return
     if words and not Path(words[0]).is_dir():
@@ -117,20 +115,20 @@ def _option(name: str) -> str:
 def _measure_table(own: Values, given: Values, reporter: Reporter) -> None:
     out, drawn = _writable(own["out"]), _drawable(own["plot"])
     settings = from_namespace(MeasureSettings, {**HERE, **given.get("measure", {})})
-    name, method = given.get("runtime", DEFAULT), own["method"] or BLOCKS
-    if method not in (BLOCKS, "profile"):
-        raise ConfigError(f"--method is {method!r}; allowed: {BLOCKS}, profile")
-    if method == "profile" and name != "onnxruntime":
-        raise ConfigError(f"--method profile is ONNX Runtime's own; --runtime {name} has none")
-    runtime = make(name, threads=settings.threads)
+    runtime = make(given.get("runtime", DEFAULT), threads=settings.threads)
     supernet, inputs = _supernet(given, settings.batch)
     start = time.monotonic()
-    how: dict[str, Any] = {"seed": given.get("seed", 0), "path": out, "force": bool(own["force"])}
     with reporter.bar("measuring") as update:
-        if method == "profile":
-            table = profile_table(supernet, inputs, settings, progress=update, **how)
-        else:
-            table = measure_table(supernet, runtime, inputs, settings, progress=update, **how)
+        table = measure_table(
+            supernet,
+            runtime,
+            inputs,
+            settings,
+            seed=given.get("seed", 0),
+            progress=update,
+            path=out,
+            force=bool(own["force"]),
+        )
     pricing = Pricing(supernet=supernet, example_inputs=inputs, table=table)
     _finish(pricing, out, drawn, f" in {duration(time.monotonic() - start)}")
 
@@ -295,9 +293,7 @@ def _drawable(path: str | None) -> Path | None:
     return _writable(path)
 
 
-TABLE = Form(
-    "--out table.json", ("out", "plot", "method", "force", "resume"), SPACE, _measure_table
-)
+TABLE = Form("--out table.json", ("out", "plot", "force", "resume"), SPACE, _measure_table)
 EXPORT = Form("--export-kit", ("export_kit",), SPACE, _export_kit)
 IMPORT = Form("--import-kit", ("import_kit", "out", "plot", "force"), ("space",), _import_kit)
 MERGE = Form("--merge", ("merge", "out", "force"), (), _merge)

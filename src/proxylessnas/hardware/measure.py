@@ -28,7 +28,7 @@ from proxylessnas.hardware.plan import (
     on_device,
 )
 from proxylessnas.hardware.runtimes.base import Runtime, Session
-from proxylessnas.hardware.table import ALIKE, BLOCKS, LatencyTable, Scalar
+from proxylessnas.hardware.table import ALIKE, LatencyTable, Scalar
 from proxylessnas.hardware.timing import Measurement, Progress, measure_all
 from proxylessnas.hardware.trace import Trace, trace
 
@@ -270,14 +270,13 @@ def earlier(
 
     Raises:
         MeasurementError: it is no table, or one of another device or of another version of the
-            runtime, whose samples would be mixed, or made in another way.
+            runtime, whose samples would be mixed.
     """
     if path is None or not path.exists():
         return None
     table = LatencyTable.load(path)
     for name in ALIKE:
-        usual = BLOCKS if name == "method" else None
-        there, here = table.device.get(name, usual), device.get(name, usual)
+        there, here = table.device.get(name), device.get(name)
         if there != here:
             if force:
                 return None

@@ -23,8 +23,7 @@ SCHEMA = 1
 MAX_FILE_BYTES = 64 << 20
 MAX_SAMPLES = 100_000
 SAME = ("runtime", "precision", "threads", "device")  # what makes another device of it
-ALIKE = (*SAME, "version", "batch", "method")  # what samples of one table must share
-BLOCKS = "blocks"  # the method of a table that names none: every candidate measured alone
+ALIKE = (*SAME, "version", "batch")  # what samples of one table must share
 
 Role = Literal["fit", "validation", "canary"]
 Scalar = str | int | float
@@ -53,7 +52,7 @@ class LatencyTable:
     """Latencies on one device.
 
     device: runtime, version, precision, threads, device (its model), batch, input_shapes,
-        cores, system, versions of libraries; method, where it is not `blocks`.
+        cores, system, versions of libraries.
     entries: key (see `trace.Unit`) -> measurement. networks: whole networks.
     validation: the cost model's error on unseen networks, see `validate.validate`.
     complete: whether all visits that were planned were done.
