@@ -92,9 +92,9 @@ def loop(rounds: int) -> list[tuple[str, str]]:
 def tree(rounds: int) -> list[tuple[str, str]]:
     batch = torch.randn(8, 3, 32, 32), torch.arange(8)
     supernet = build_supernet("tree", {})
-    network = build(supernet.architecture([0] * len(supernet.mixed)))
+    network = build(supernet.architecture([0] * len(supernet.names)))
     search = make_search(supernet, batch, Machine())
-    search.weight_gates = lambda: [0] * len(supernet.mixed)  # type: ignore[method-assign]
+    search.weight_gates = lambda: [0] * len(supernet.names)  # type: ignore[method-assign]
     ms = in_turn({"plain": plain_step(network, batch), **search_steps(search)}, rounds)
     return [
         ("tree, 648 mixed operations, batch 8: plain step of one path", f"{ms['plain']:.0f} ms"),

@@ -195,7 +195,7 @@ def _supernet(w: Workload, count: int) -> Supernet:
 
 def _architecture(w: Workload, shift: int) -> Architecture:
     supernet = build_supernet(w.space, w.settings)
-    indices = [(layer + shift) % w.kinds for layer in range(len(supernet.mixed))]
+    indices = [(layer + shift) % w.kinds for layer in range(len(supernet.names))]
     return supernet.architecture(indices)
 
 

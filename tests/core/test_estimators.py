@@ -72,7 +72,7 @@ def through_soft_gates(supernet: Supernet, active: tuple[int, ...]) -> Tensor:
     onehot = nn.functional.one_hot(torch.tensor(active), p.shape[1]).double()
     g = onehot + p - p.detach()
     x = batch()
-    for gates, mixed in zip(g, supernet.mixed, strict=True):
+    for gates, mixed in zip(g, supernet.paths, strict=True):
         candidates = mixed.candidates.values()
         x = torch.tanh(sum(gate * c(x) for gate, c in zip(gates, candidates, strict=False)))
     (grad,) = torch.autograd.grad(((x - 0.3) ** 2).sum(), [alpha])
@@ -113,7 +113,7 @@ def test_full_path_equals_autograd_through_soft_gates_for_every_architecture() -
 def active_of(supernet: Supernet, log: list[tuple[tuple[int, int], bool]]) -> tuple[int, ...]:
     """Of the candidates that ran, those that autograd recorded: the active ones, in order."""
     chosen = dict(name for name, recording in log if recording)
-    return tuple(chosen[m] for m in range(len(supernet.mixed)))
+    return tuple(chosen[m] for m in range(len(supernet.names)))
 
 
 def recorded_chain(sizes: tuple[int, ...]) -> tuple[Supernet, list[tuple[tuple[int, int], bool]]]:
@@ -519,7 +519,7 @@ def test_darts_is_the_gradient_through_the_mixture() -> None:
     supernet = chain()
     alpha = supernet.alpha.detach().clone().requires_grad_()
     x = batch()
-    for weights, mixed in zip(softmax(alpha, supernet.mask), supernet.mixed, strict=True):
+    for weights, mixed in zip(softmax(alpha, supernet.mask), supernet.paths, strict=True):
         candidates = mixed.candidates.values()
         x = torch.tanh(sum(w * c(x) for w, c in zip(weights, candidates, strict=False)))
     (expected,) = torch.autograd.grad(((x - 0.3) ** 2).sum(), [alpha])
@@ -536,7 +536,7 @@ def test_gumbel_is_straight_through(temperature: float) -> None:
     soft = softmax((alpha + noise) / temperature, supernet.mask)
     g = nn.functional.one_hot(soft.argmax(1), 3).double() + soft - soft.detach()
     x = batch()
-    for gates, mixed in zip(g, supernet.mixed, strict=True):
+    for gates, mixed in zip(g, supernet.paths, strict=True):
         candidates = mixed.candidates.values()
         x = torch.tanh(sum(gate * c(x) for gate, c in zip(gates, candidates, strict=False)))
     (expected,) = torch.autograd.grad(((x - 0.3) ** 2).sum(), [alpha])
@@ -610,7 +610,7 @@ def test_two_path_gives_the_expected_cost_to_its_pair() -> None:
 def test_the_expected_cost_reaches_alpha_while_zero_is_active(name: str) -> None:
     """Zero dominates, so it is what runs; cheaper than its rivals, it still gets its credit."""
     task, ran = costly((0.01, 0.01, 0.98)), []
-    zero = task.supernet.mixed[0].candidates["zero"]
+    zero = task.supernet.positions[0][0].candidates["zero"]
     zero.register_forward_hook(lambda *_: ran.append(torch.is_grad_enabled()))
     gradient = make_estimator(name, samples=1).step(task, seeded()).gradient
     assert gradient is not None and ran == [name != "reinforce"]

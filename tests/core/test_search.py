@@ -188,11 +188,11 @@ def test_momentum_and_decay_pass_an_inactive_candidate_over() -> None:
     )
     job.weight_gates = lambda: [0]  # type: ignore[method-assign]
     job.weight_step()
-    left = job.supernet.mixed[0].candidates["0"].weight.detach().clone()
+    left = job.supernet.positions[0][0].candidates["0"].weight.detach().clone()
     job.weight_gates = lambda: [1]  # type: ignore[method-assign]
     for _ in range(3):
         job.weight_step()
-    assert torch.equal(job.supernet.mixed[0].candidates["0"].weight, left)
+    assert torch.equal(job.supernet.positions[0][0].candidates["0"].weight, left)
 
 
 def test_no_gradient_is_left_behind() -> None:

@@ -196,7 +196,7 @@ def test_gates_are_put_back_after_an_error() -> None:
     supernet = Supernet(nn.Sequential(MixedOp([Scale(2.0), nn.Linear(3, 3)])))
     with pytest.raises(RuntimeError), supernet.active([1]) as model:
         model(torch.ones(7))
-    gate = supernet.mixed[0].gate
+    gate = supernet.positions[0][0].gate
     assert isinstance(gate, Path) and gate.active == 0
 
 
@@ -204,7 +204,7 @@ def test_a_row_of_the_wrong_length_changes_nothing() -> None:
     supernet = Supernet(nn.Sequential(MixedOp([Scale(2.0)] * 2), MixedOp([Scale(3.0)] * 2)))
     with pytest.raises(ValueError), supernet.active([1]):
         pass
-    assert [m.gate.active for m in supernet.mixed if isinstance(m.gate, Path)] == [0, 0]
+    assert [m.gate.active for m in supernet.paths if isinstance(m.gate, Path)] == [0, 0]
 
 
 # --- Zero and the shortcut ---
@@ -272,7 +272,7 @@ def test_derived_is_plain_and_holds_the_chosen_candidates_alone() -> None:
     assert all(p.grad is not None for p in derived.parameters())
     theirs = {p.data_ptr() for p in supernet.model.parameters()}
     assert theirs.isdisjoint(p.data_ptr() for p in derived.parameters())
-    chosen = supernet.mixed[0].candidates["a"]
+    chosen = supernet.positions[0][0].candidates["a"]
     assert torch.equal(derived.sequence[0].linear.weight, chosen.linear.weight)
 
 

@@ -24,7 +24,7 @@ def bottlenecks(mixed: MixedOp) -> list[nn.Module]:
 @pytest.mark.parametrize("space", ["mobile", "macro"])
 def test_candidates_begin_as_one_function(space: str) -> None:
     supernet = build_supernet(space, SMALL[space])
-    for mixed in supernet.mixed:
+    for mixed in supernet.paths:
         blocks = bottlenecks(mixed)
         for block in blocks:
             nn.init.ones_(block[-1][1].weight)  # residual branches begin at zero
@@ -38,7 +38,7 @@ def test_candidates_begin_as_one_function(space: str) -> None:
 def test_a_bottleneck_begins_as_the_convolution_in_the_shortcuts_place() -> None:
     """As far as the batch's statistics of x and of −x agree."""
     supernet = build_supernet("macro", SMALL["macro"])
-    stage_first = [m for m in supernet.mixed if isinstance(m.candidates["identity"], ConvBN)]
+    stage_first = [m for m in supernet.paths if isinstance(m.candidates["identity"], ConvBN)]
     assert len(stage_first) == 2
     for mixed in stage_first:
         linear, *blocks = mixed.candidates.values()
@@ -81,7 +81,7 @@ def test_every_weight_learns_soon(space: str) -> None:
 
 def test_independent_beginnings_can_be_asked_for() -> None:
     supernet = build_supernet("mobile", {**SMALL["mobile"], "alike": False})
-    first, second, *_ = bottlenecks(supernet.mixed[0])
+    first, second, *_ = bottlenecks(supernet.positions[0][0])
     x = torch.randn(2, first[0][0].in_channels, 8, 8)
     assert not torch.allclose(first(x), second(x), atol=1e-3)
 

@@ -76,7 +76,7 @@ def test_a_step_of_each_kind(small: Supernet) -> None:
     row = list(small.indices(small.sample(torch.Generator().manual_seed(1))))
     with small.gated([Path(j) for j in row]) as model:
         functional.cross_entropy(model(x), y).backward()
-    for mixed, j in zip(small.mixed, row, strict=True):
+    for mixed, j in zip(small.paths, row, strict=True):
         for k, candidate in enumerate(mixed.candidates.values()):
             assert all((p.grad is not None) == (k == j) for p in candidate.parameters())
     gates = [torch.zeros(7, requires_grad=True) for _ in row]
@@ -90,7 +90,7 @@ def test_a_step_of_each_kind(small: Supernet) -> None:
 
 
 def test_no_candidate_changes_its_input(small: Supernet) -> None:
-    for mixed in small.mixed[:12]:
+    for mixed in list(small.paths)[:12]:
         for candidate in mixed.candidates.values():
             x = torch.randn(2, 18, 8, 8)
             before = x.clone()

@@ -12,9 +12,8 @@ from proxylessnas.config import SearchSettings
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import Estimator, Problem, make_estimator
 from proxylessnas.core.objective import Constraint, Linear, Objective
-from proxylessnas.core.parts import take_apart
 from proxylessnas.core.search import Search
-from proxylessnas.core.supernet import MixedOp, Supernet
+from proxylessnas.core.supernet import MixedOp, Supernet, collect_tensors
 from proxylessnas.data.batches import LoaderBatches
 from proxylessnas.training.ranks import ALONE, Ranks
 from proxylessnas.training.task import Task
@@ -116,7 +115,7 @@ def problem(
 
     return Problem(
         supernet=supernet,
-        parts=take_apart(supernet),
+        tensors=collect_tensors(supernet),
         costs=costs or free(supernet),
         objective=objective or (Linear(1.0) if costs else Constraint([], rate=1.0)),
         evaluate=evaluate,

@@ -24,7 +24,7 @@ from proxylessnas.errors import UserError
 from proxylessnas.training import faults as recovery
 from proxylessnas.training.device import Machine
 from proxylessnas.training.faults import Recovery
-from proxylessnas.training.freezing import Kept
+from proxylessnas.training.freezing import BufferSnapshot
 from proxylessnas.training.task import Task
 from proxylessnas.training.train import Training
 
@@ -146,13 +146,13 @@ def test_it_reads_in_order_and_one_step_late() -> None:
 def test_buffers_are_put_back_unless_the_step_was_taken(taken: bool, replaces: bool) -> None:
     module = nn.BatchNorm1d(2)
     before = {k: v.clone() for k, v in module.named_buffers()}
-    kept = Kept(module._buffers)
+    kept = BufferSnapshot(module._buffers)
     if replaces:
         module.running_mean = torch.full((2,), torch.nan)
     else:
         module.running_mean.fill_(torch.nan)  # type: ignore[union-attr]
     module.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-    kept.put_back(unless=torch.tensor(taken))
+    kept.restore(unless=torch.tensor(taken))
     for name, buffer in module.named_buffers():
         same = torch.equal(buffer, before[name])
         assert same is (not taken or name == "running_var")

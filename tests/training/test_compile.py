@@ -77,7 +77,7 @@ def test_compiled_candidates_learn_the_same(estimator: type[TwoPath | FullPath])
 
 
 def states(job: Search) -> tuple[bool, ...]:
-    candidates = [c for mixed in job.supernet.mixed for c in mixed.candidates.values()]
+    candidates = [c for mixed in job.supernet.paths for c in mixed.candidates.values()]
     return tuple(c._compiled_call_impl is not None for c in candidates)
 
 
@@ -93,7 +93,7 @@ def test_a_copy_of_a_compiled_candidate_is_plain() -> None:
 
 def test_what_its_owner_compiled_stays_so() -> None:
     job = make(Machine(compile=True), TwoPath())
-    own = job.supernet.mixed[0].candidates["one"]
+    own = job.supernet.positions[0][0].candidates["one"]
     own.compile()
     before = own._compiled_call_impl
     job.prepare()()

@@ -9,8 +9,7 @@ from torch.nn.utils import spectral_norm
 from torch.nn.utils.parametrizations import spectral_norm as parametrized_spectral_norm
 from toys import changed, snapshot
 
-from proxylessnas.core.parts import take_apart
-from proxylessnas.core.supernet import MixedOp, Supernet
+from proxylessnas.core.supernet import MixedOp, Supernet, collect_tensors
 from proxylessnas.training.freezing import frozen
 
 
@@ -91,7 +90,7 @@ def test_frozen_changes_nothing_and_computes_the_same(layer: str, training: bool
     before, twin = snapshot(model), model_with(layer).train(training)
     twin.load_state_dict(before)
     identities = {k: id(b) for k, b in model.named_buffers()}
-    with frozen(take_apart(supernet).of([[0, 1]])):
+    with frozen(collect_tensors(supernet).of([[0, 1]])):
         torch.manual_seed(1)
         y = model(x)
         assert not y.requires_grad
@@ -114,7 +113,7 @@ def test_outside_of_frozen_the_same_layers_do_change(layer: str) -> None:
 def test_everything_is_put_back_after_an_error() -> None:
     model = nn.Sequential(nn.BatchNorm1d(4), Writes(), MixedOp([nn.Linear(4, 4)]))
     before = snapshot(model)
-    with pytest.raises(RuntimeError), frozen(take_apart(Supernet(model)).of([[0]])):
+    with pytest.raises(RuntimeError), frozen(collect_tensors(Supernet(model)).of([[0]])):
         model(torch.randn(3, 4))
         raise RuntimeError
     assert changed(model, before) == set()
@@ -127,7 +126,7 @@ def test_what_did_not_learn_before_does_not_learn_after() -> None:
     model[0].weight.requires_grad_(False)
     untracked = nn.BatchNorm1d(4, track_running_stats=False)
     model.append(untracked)
-    with frozen(take_apart(Supernet(model)).of([[0]])):
+    with frozen(collect_tensors(Supernet(model)).of([[0]])):
         pass
     assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["0.weight"]
     assert not untracked.track_running_stats
@@ -135,9 +134,9 @@ def test_what_did_not_learn_before_does_not_learn_after() -> None:
 
 def test_parts_tell_the_fixed_modules_from_each_candidate() -> None:
     model = nn.Sequential(nn.Linear(4, 4), MixedOp([nn.Linear(4, 4), nn.Linear(4, 4)]))
-    parts = take_apart(Supernet(model))
+    tensors = collect_tensors(Supernet(model))
     names = {id(p): n for n, p in model.named_parameters()}
-    found = [{names[id(p)] for p in part.parameters} for part in parts.of([[1]])]
+    found = [{names[id(p)] for p in part.parameters} for part in tensors.of([[1]])]
     assert found == [
         {"0.weight", "0.bias"},
         {"1.candidates.1.weight", "1.candidates.1.bias"},
@@ -149,6 +148,6 @@ def test_a_module_shared_by_a_candidate_and_the_fixed_part_is_in_both() -> None:
     norm = nn.BatchNorm1d(4)
     model = nn.Sequential(norm, MixedOp([nn.Sequential(norm), nn.Identity()]))
     before = snapshot(model)
-    with frozen(take_apart(Supernet(model)).of([[1]])):
+    with frozen(collect_tensors(Supernet(model)).of([[1]])):
         model(torch.randn(6, 4))
     assert changed(model, before) == set()

@@ -57,7 +57,7 @@ def test_two_steps(name: str) -> None:
         train=batches,
         valid=batches,
         costs=Costs.one(
-            "latency", supernet.mask.double(), fixed=1.0, limit=len(supernet.mixed) + 2.0, unit="ms"
+            "latency", supernet.mask.double(), fixed=1.0, limit=len(supernet.names) + 2.0, unit="ms"
         ),
         objective=Linear(0.0),
         estimator=make_estimator(config.search.estimator),

@@ -31,8 +31,7 @@ from proxylessnas.config import SearchSettings
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.gates import Binary, Gate, Mixture, Path
 from proxylessnas.core.objective import Objective, make_reward
-from proxylessnas.core.parts import Parts
-from proxylessnas.core.supernet import Supernet, softmax
+from proxylessnas.core.supernet import Supernet, SupernetTensors, softmax
 from proxylessnas.errors import ConfigError, did_you_mean
 from proxylessnas.training.freezing import frozen
 
@@ -50,7 +49,7 @@ class Problem:
     """
 
     supernet: Supernet
-    parts: Parts
+    tensors: SupernetTensors
     costs: Costs
     objective: Objective
     evaluate: Callable[[], tuple[Tensor, Tensor | None]]
@@ -151,7 +150,7 @@ def through_gates(
     """
     p = problem.supernet.probabilities()
     expected = problem.costs.expected(p).detach().requires_grad_()
-    with frozen(problem.parts.of(path)), problem.supernet.gated(gates):
+    with frozen(problem.tensors.of(path)), problem.supernet.gated(gates):
         loss, _ = problem.evaluate()
         total = problem.objective(loss, expected)
         grad_gates, grad_expected = torch.autograd.grad(total, [leaf, expected], allow_unused=True)
@@ -298,8 +297,8 @@ class Reinforce(_Plain):
         rows = draws.T.tolist()
         seen = torch.zeros(self.samples, 2, dtype=p.dtype)  # loss and accuracy of each network
         for i, row in enumerate(rows):
-            gates, parts = [Path(j) for j in row], problem.parts.of([[j] for j in row])
-            with frozen(parts), supernet.gated(gates), torch.no_grad():
+            gates, tensors = [Path(j) for j in row], problem.tensors.of([[j] for j in row])
+            with frozen(tensors), supernet.gated(gates), torch.no_grad():
                 loss, accuracy = problem.evaluate()
             if self.reward is not None and accuracy is None:
                 raise ConfigError("this reward needs an accuracy: give the task its `correct`")

@@ -24,14 +24,13 @@ from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import Estimate, Estimator, Problem, TwoPath
 from proxylessnas.core.gates import Path
 from proxylessnas.core.objective import Objective
-from proxylessnas.core.parts import take_apart
-from proxylessnas.core.supernet import Supernet
+from proxylessnas.core.supernet import Supernet, collect_tensors
 from proxylessnas.data.batches import Batches, Stream
 from proxylessnas.errors import ConfigError, SupernetError
 from proxylessnas.seeds import derive_seed
 from proxylessnas.training.device import Machine
 from proxylessnas.training.faults import Anchors, Memory, Recovery, finite, guarded, named, steps
-from proxylessnas.training.freezing import Kept, Part
+from proxylessnas.training.freezing import BufferSnapshot, ModuleTensors
 from proxylessnas.training.optimizers import (
     cosine,
     gradients,
@@ -110,7 +109,7 @@ class Search:
         self.plan = Plan.of(s, len(self.train))
         self.model = self.machine.place(self.supernet.model)
         self.ranks.copy_main(list(self.model.state_dict().values()))
-        self.parts = take_apart(self.supernet)
+        self.tensors = collect_tensors(self.supernet)
         self.step, self.seen, self.recovery = 0, Progress(), Recovery()
         self.batch: Any = None
         self._again: Callable[[Any], Any] = lambda _: None  # the latest step, on another batch
@@ -158,8 +157,8 @@ class Search:
 
     def prepare(self) -> Callable[[], None]:
         """Let the model compute as the machine does best; returns what undoes it."""
-        mixed = self.supernet.mixed
-        return self.machine.prepare(self.model, [c for m in mixed for c in m.candidates.values()])
+        candidates = [c for mixed in self.supernet.paths for c in mixed.candidates.values()]
+        return self.machine.prepare(self.model, candidates)
 
     def retry(self, batch: Any) -> Any:
         """The latest step's computation on another batch; what it leaves behind is of no use."""
@@ -175,21 +174,21 @@ class Search:
     def weight_step(self) -> None:
         """SGD on the weights of one sampled path; α and everything else stay."""
         choice = self.weight_gates()
-        active = list(self.parts.of([[j] for j in choice]))
+        active = list(self.tensors.of([[j] for j in choice]))
         for group in self.weight_optimizer.param_groups:
             group["lr"] = self.recovery.factor * self.weight_rate()
         self.batch = self.machine.put(self.train_stream.take())
         self.machine.seed(derive_seed(self.seed, "dropout", self.step, *self.ranks.stream))
-        kept = [
-            Kept(m._buffers) for part in active for m in (*part.batch_norms, *part.with_buffers)
+        snapshots = [
+            BufferSnapshot(m._buffers) for t in active for m in (*t.batch_norms, *t.with_buffers)
         ]
         self._again = partial(self._weight_gradients, choice)
         loss = self._again(self.batch)
         self.seen.weight_loss = loss = self.ranks.average_step(active, loss)
         # Parameters without a gradient are passed over: no decay, no momentum.
-        parameters = [p for part in active for p in part.parameters]
+        parameters = [p for tensors in active for p in tensors.parameters]
         later = self.machine.is_apart
-        taken = guarded(self.weight_optimizer, parameters, loss, kept, later=later)
+        taken = guarded(self.weight_optimizer, parameters, loss, snapshots, later=later)
         self._report("weight", taken, choice)
         _drop_gradients(active)
 
@@ -271,7 +270,7 @@ class Search:
 
         return Problem(
             supernet=self.supernet,
-            parts=self.parts,
+            tensors=self.tensors,
             costs=self.costs,
             objective=self.objective,
             evaluate=evaluate,
@@ -364,7 +363,7 @@ def mean_entropy(supernet: Supernet) -> float:
     return float((entropy[several] / most[several]).mean())
 
 
-def _drop_gradients(parts: list[Part]) -> None:
-    for part in parts:
-        for parameter in part.parameters:
+def _drop_gradients(active: list[ModuleTensors]) -> None:
+    for tensors in active:
+        for parameter in tensors.parameters:
             parameter.grad = None

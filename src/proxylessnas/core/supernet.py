@@ -1,9 +1,14 @@
-"""A model that holds mixed operations, and one path through it.
+"""The over-parameterised network (paper section 3.1): mixed operations, α, and one path.
 
-`MixedOp` is a module that holds several candidates and runs them through the gate it is
-given. `Supernet` finds the mixed operations of any model, owns their architecture
-parameters α as one matrix, and turns an `Architecture` into an active path or into a
-plain module.
+`MixedOp` is a module that holds several candidates and runs them through its gate.
+`Supernet` finds the mixed operations of any model, groups them into choices, owns the
+architecture parameters α as one matrix with a row per choice, and turns an `Architecture`
+into an active path or into a plain module.
+
+A *choice* is what the search decides; a *position* is a mixed operation that follows it. Most
+mixed operations are choices of their own, named by their module paths. Those that name one
+`choice=` (an edge of a cell that is repeated, the width of a whole stage) share a row of α and
+one draw of gates, and keep weights of their own.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,21 +26,37 @@ from proxylessnas.architecture import Architecture, InputInfo
 from proxylessnas.core import gates
 from proxylessnas.core.gates import Gate, Path
 from proxylessnas.errors import ArchitectureError, LimitError, SupernetError, did_you_mean
+from proxylessnas.training.freezing import ModuleTensors
 
 
 class MixedOp(nn.Module):
     """Several candidates at one position, of which a gate lets one (or a mixture) through.
 
     candidates: name -> module, or a list (then named "0", "1", ...). All take the same
-    arguments and return the same structure and shapes; tuples, dicts and keyword arguments
-    are fine. Outside of a search a mixed operation runs its first candidate.
+        arguments and return the same structure and shapes; tuples, dicts and keyword
+        arguments are fine. Outside of a search a mixed operation runs its first candidate.
+    choice: the name of a choice that several positions share: the same candidate is chosen at
+        all of them, each with weights of its own, and the costs of all add up. Such positions
+        have equal candidate names in equal order; their modules may differ (in channels or
+        stride, say). None: this mixed operation is a choice of its own.
 
     Raises:
-        SupernetError: there is no candidate, or a name cannot name a submodule.
+        SupernetError: there is no candidate, a name cannot name a submodule, or `choice` is
+            not a name.
     """
 
-    def __init__(self, candidates: Mapping[str, nn.Module] | Sequence[nn.Module]) -> None:
+    def __init__(
+        self,
+        candidates: Mapping[str, nn.Module] | Sequence[nn.Module],
+        *,
+        choice: str | None = None,
+    ) -> None:
         super().__init__()
+        if choice is not None and not (isinstance(choice, str) and choice):
+            raise SupernetError(
+                f"a MixedOp's choice is {choice!r}: it must be a string that is not empty, the "
+                "same at every position that shares it; leave it out where none does"
+            )
         if not isinstance(candidates, Mapping):
             candidates = {str(i): candidate for i, candidate in enumerate(candidates)}
         if not candidates:
@@ -43,6 +65,7 @@ class MixedOp(nn.Module):
             self.candidates = nn.ModuleDict(dict(candidates))
         except (KeyError, TypeError) as error:
             raise SupernetError(f"a MixedOp's candidates cannot be named so: {error}") from None
+        self.choice = choice
         self.gate: Gate = Path(0)
 
     @property
@@ -73,6 +96,11 @@ class Residual(nn.Module):
 
     The shortcut belongs to this block: a candidate's latency includes the addition, and
     where Zero is chosen the whole block derives to the identity, whose latency is 0.
+
+    The paper's "skip this block" candidate can be written as Zero beside a shortcut or as
+    Identity instead of the whole residual block. Both give α the same gradient: eq. 4 sees
+    ∂L/∂g_j only in differences, and with y the block's output ⟨∂L/∂y, x + o_j(x)⟩ exceeds
+    ⟨∂L/∂y, o_j(x)⟩ by ⟨∂L/∂y, x⟩ for every candidate alike, the identity (o_j = 0) included.
     """
 
     def __init__(self, branch: nn.Module) -> None:
@@ -81,6 +109,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.branch
+        # A path through Zero is the shortcut alone: no zeros are made to be added. Binary gates
+        # go through the branch, because ∂L/∂g needs its output there.
         if isinstance(branch, MixedOp) and isinstance(branch.gate, Path):
             if isinstance(branch.candidates[branch.names[branch.gate.active]], Zero):
                 return x
@@ -89,15 +119,21 @@ class Residual(nn.Module):
 
 
 class Supernet:
-    """A model's mixed operations, their architecture parameters, and paths through them.
+    """A model's choices, their architecture parameters, and paths through the model.
 
     model: any module with at least one `MixedOp`; it is used, not copied.
     space, settings: how the model is built again; kept in the architectures that come out.
-    alpha: [mixed operations, candidates] float64 on the CPU, padded to the widest operation.
+
+    names: of the choices, in the order of their first positions in the model.
+    candidates: the candidates' names of every choice.
+    positions: the mixed operations of every choice, one or several.
+    paths: the module path of every mixed operation.
+    alpha: [choices, candidates] float64 on the CPU, padded to the widest choice.
     mask: the same shape, True where there is a candidate.
 
     Raises:
-        SupernetError: no mixed operation, or one inside another's candidate.
+        SupernetError: no mixed operation, one inside another's candidate, or positions that
+            cannot share their choice.
     """
 
     def __init__(
@@ -108,24 +144,17 @@ class Supernet:
         settings: Mapping[str, Any] | None = None,
         input: InputInfo | None = None,
     ) -> None:
-        found = {n: m for n, m in model.named_modules() if isinstance(m, MixedOp)}
-        if not found:
-            raise SupernetError(
-                f"{type(model).__name__} holds no MixedOp: there is nothing to search"
-            )
-        for name, mixed in found.items():
-            inner = next((m for m in mixed.candidates.modules() if isinstance(m, MixedOp)), None)
-            if inner is not None:
-                raise SupernetError(
-                    f"the MixedOp {name!r} has another MixedOp inside a candidate: nested mixed "
-                    "operations cannot be searched, because their cost is not Σ p·cost; put them "
-                    "one after the other, or list the combinations as candidates"
-                )
+        choices = _choices(model)
         self.model = model
         self.space, self.settings, self.input = space, dict(settings or {}), input
-        self.names: tuple[str, ...] = tuple(found)
-        self.mixed: tuple[MixedOp, ...] = tuple(found.values())
-        self.candidates: tuple[tuple[str, ...], ...] = tuple(m.names for m in self.mixed)
+        self.names: tuple[str, ...] = tuple(choices)
+        self.positions: tuple[tuple[MixedOp, ...], ...] = tuple(
+            tuple(positions.values()) for positions in choices.values()
+        )
+        self.paths: Mapping[MixedOp, str] = {
+            mixed: path for positions in choices.values() for path, mixed in positions.items()
+        }
+        self.candidates: tuple[tuple[str, ...], ...] = tuple(p[0].names for p in self.positions)
         widest = max(map(len, self.candidates))
         self.mask = torch.tensor([[j < len(c) for j in range(widest)] for c in self.candidates])
         self.alpha = nn.Parameter(torch.zeros(self.mask.shape, dtype=torch.float64))
@@ -133,7 +162,7 @@ class Supernet:
     # --- probabilities and architectures ---
 
     def probabilities(self) -> Tensor:
-        """p = softmax(α) of every mixed operation, [mixed operations, candidates]; pads are 0."""
+        """p = softmax(α) of every choice, [choices, candidates]; pads are 0."""
         return softmax(self.alpha.detach(), self.mask)
 
     def log_probabilities(self) -> Tensor:
@@ -144,7 +173,7 @@ class Supernet:
         """Take candidates out of the search; `candidates` is bool, shaped as `mask`.
 
         Raises:
-            LimitError: an operation would be left without any.
+            LimitError: a choice would be left without any.
         """
         left = self.mask & ~candidates
         empty = (~left.any(1)).nonzero()[:, 0].tolist()
@@ -160,21 +189,21 @@ class Supernet:
         p = softmax(torch.zeros_like(self.alpha), self.mask) if uniform else self.probabilities()
         return self.architecture(torch.multinomial(p, 1, generator=generator)[:, 0].tolist())
 
-    def architecture(self, choice: Sequence[int]) -> Architecture:
-        """The architecture of one candidate index for each mixed operation."""
+    def architecture(self, indices: Sequence[int]) -> Architecture:
+        """The architecture of one candidate index for each choice."""
         chosen = {
             name: candidates[index]
-            for name, candidates, index in zip(self.names, self.candidates, choice, strict=True)
+            for name, candidates, index in zip(self.names, self.candidates, indices, strict=True)
         }
         return Architecture(
             space=self.space, settings=self.settings, choices=chosen, input=self.input
         )
 
     def indices(self, architecture: Architecture | Sequence[int]) -> tuple[int, ...]:
-        """The chosen candidate's index for each mixed operation.
+        """The chosen candidate's index for each choice.
 
         Raises:
-            ArchitectureError: an operation or a candidate is unknown or left out.
+            ArchitectureError: a choice or a candidate is unknown or left out.
         """
         if not isinstance(architecture, Architecture):
             return tuple(architecture)
@@ -206,23 +235,76 @@ class Supernet:
 
     @contextmanager
     def gated(self, row: Sequence[Gate]) -> Iterator[nn.Module]:
-        """Within the block every mixed operation has its gate of `row`."""
-        before = [mixed.gate for mixed in self.mixed]
+        """Within the block every position has the gate that `row` holds for its choice."""
+        before = [(mixed, mixed.gate) for positions in self.positions for mixed in positions]
         try:
-            self._set(row)
+            for positions, gate in zip(self.positions, row, strict=True):
+                for mixed in positions:
+                    # Past nn.Module's __setattr__, which looks for parameters: several times
+                    # the price.
+                    mixed.__dict__["gate"] = gate
             yield self.model
         finally:
-            self._set(before)
-
-    def _set(self, row: Sequence[Gate]) -> None:
-        for mixed, gate in zip(self.mixed, row, strict=True):
-            # Past nn.Module's __setattr__, which looks for parameters: several times the price.
-            mixed.__dict__["gate"] = gate
+            for mixed, gate in before:
+                mixed.__dict__["gate"] = gate
 
     def derive(self, architecture: Architecture | Sequence[int]) -> nn.Module:
         """A plain copy of the model with the chosen candidates alone; weights are inherited."""
-        chosen = dict(zip(self.mixed, self.indices(architecture), strict=True))
-        return derive(self.model, chosen)
+        rows = zip(self.positions, self.indices(architecture), strict=True)
+        return derive(self.model, {mixed: index for row, index in rows for mixed in row})
+
+
+# --- choices and their positions ---
+
+
+def _choices(model: nn.Module) -> dict[str, dict[str, MixedOp]]:
+    """Choice -> module path -> mixed operation, in the model's order."""
+    mixed_ops = {path: m for path, m in model.named_modules() if isinstance(m, MixedOp)}
+    if not mixed_ops:
+        raise SupernetError(f"{type(model).__name__} holds no MixedOp: there is nothing to search")
+    choices: dict[str, dict[str, MixedOp]] = {}
+    for path, mixed in mixed_ops.items():
+        if any(isinstance(module, MixedOp) for module in mixed.candidates.modules()):
+            raise SupernetError(
+                f"the MixedOp {path!r} has another MixedOp inside a candidate: nested mixed "
+                "operations cannot be searched, because their cost is not Σ p·cost; put them "
+                "one after the other, or list the combinations as candidates"
+            )
+        name = path if mixed.choice is None else mixed.choice
+        if name in mixed_ops and mixed_ops[name].choice != mixed.choice:
+            raise SupernetError(
+                f"the choice {name!r} of the MixedOp {path!r} is the module path of another "
+                "MixedOp, which does not share it: give the choice another name"
+            )
+        choices.setdefault(name, {})[path] = mixed
+    for name, positions in choices.items():
+        _check_alike(name, positions)
+    return choices
+
+
+def _check_alike(choice: str, positions: Mapping[str, MixedOp]) -> None:
+    """All positions of a choice have equal candidate names in equal order: one row of α.
+
+    Raises:
+        SupernetError: two do not; it names them and the candidates that differ.
+    """
+    (first, model), *others = positions.items()
+    for path, mixed in others:
+        if mixed.names == model.names:
+            continue
+        alone = {
+            first: set(model.names) - set(mixed.names),
+            path: set(mixed.names) - set(model.names),
+        }
+        words = [f"{where!r} alone has {sorted(names)}" for where, names in alone.items() if names]
+        raise SupernetError(
+            f"the positions {first!r} and {path!r} of the choice {choice!r} have different "
+            f"candidates ({', '.join(words) or f'in the orders {model.names} and {mixed.names}'}): "
+            "all must have the same names in the same order"
+        )
+
+
+# --- plain networks ---
 
 
 def derive(module: nn.Module, chosen: Mapping[MixedOp, int]) -> nn.Module:
@@ -234,25 +316,68 @@ def derive(module: nn.Module, chosen: Mapping[MixedOp, int]) -> nn.Module:
     memo: dict[int, Any] = {}
     for mixed, index in chosen.items():
         memo[id(mixed)] = copy.deepcopy(mixed.candidates[mixed.names[index]], memo)
-    return settle(copy.deepcopy(module, memo))
+    return collapse_residuals(copy.deepcopy(module, memo))
 
 
-def settle(module: nn.Module) -> nn.Module:
+def collapse_residuals(module: nn.Module) -> nn.Module:
     """Replace every `Residual` whose branch became Zero by the identity, inside out."""
     for name, child in module.named_children():
-        settled = settle(child)
-        if settled is not child:
-            setattr(module, name, settled)
+        collapsed = collapse_residuals(child)
+        if collapsed is not child:
+            setattr(module, name, collapsed)
     if isinstance(module, Residual) and isinstance(module.branch, Zero):
         return nn.Identity()
     return module
 
 
+# --- what learns in a step, and what must stay ---
+
+
+@dataclass(frozen=True, eq=False)
+class SupernetTensors:
+    """Parameters and buffers: of what always runs, and of every candidate.
+
+    candidates: of every choice; a candidate's are those of all positions together, because
+        they run, learn and are frozen together.
+    """
+
+    fixed: ModuleTensors
+    candidates: tuple[tuple[ModuleTensors, ...], ...]
+
+    def of(self, path: Sequence[Sequence[int]]) -> Iterator[ModuleTensors]:
+        """The fixed part's and, for each choice, those of the candidates listed in `path`."""
+        yield self.fixed
+        for tensors, indices in zip(self.candidates, path, strict=True):
+            for index in indices:
+                yield tensors[index]
+
+
+def collect_tensors(supernet: Supernet) -> SupernetTensors:
+    """Walk the model once; steps then find their tensors without a walk of their own."""
+    candidates = {c for mixed in supernet.paths for c in mixed.candidates.values()}
+    # `memo` holds what the walk has visited already: it does not enter the candidates. A module
+    # that a candidate shares with the rest always runs, and is part of both.
+    fixed = [module for _, module in supernet.model.named_modules(memo=set(candidates))]
+    return SupernetTensors(
+        fixed=ModuleTensors.of(fixed),
+        candidates=tuple(
+            tuple(
+                ModuleTensors.of(m for mixed in positions for m in mixed.candidates[name].modules())
+                for name in names
+            )
+            for names, positions in zip(supernet.candidates, supernet.positions, strict=True)
+        ),
+    )
+
+
+# --- probabilities ---
+
+
 def softmax(alpha: Tensor, mask: Tensor) -> Tensor:
     """Row-wise softmax over the entries where `mask` is True; elsewhere exactly 0.
 
-    By hand: torch's own wakes its threads for every matrix, however small, which takes longer
-    than the sums.
+    Written out because torch's own wakes its threads for every matrix, however small, which
+    takes longer than the sums.
     """
     alpha = alpha.masked_fill(~mask, -torch.inf)
     weights = (alpha - alpha.amax(1, keepdim=True)).exp()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.core.supernet import Supernet
@@ -83,18 +83,22 @@ def macs_cost(supernet: Supernet, trace: Trace) -> Cost:
     """Multiply-adds of the example inputs' batch; a shared mixed operation counts each call."""
     count = {k: count_macs(u.module, u.inputs, u.kwargs) for k, u in trace.units.items()}
     per_candidate = _per_candidate(supernet, trace, lambda unit: float(count[unit.key]))
-    reference = [0] * len(supernet.mixed)
+    reference = [0] * len(supernet.names)
     whole = count_macs(supernet.derive(reference).eval(), trace.inputs)
     return _counted("macs", supernet, trace, per_candidate, reference, whole)
 
 
 def parameters_cost(supernet: Supernet, trace: Trace) -> Cost:
-    """Parameters; a shared mixed operation counts once."""
+    """Parameters, at all positions; a mixed operation that is called twice counts once."""
     per_candidate = torch.zeros(supernet.mask.shape, dtype=torch.float64)
-    for m, mixed in enumerate(supernet.mixed):
-        for j, candidate in enumerate(mixed.candidates.values()):
-            per_candidate[m, j] = count_parameters(candidate)
-    reference = [0] * len(supernet.mixed)
+    for m, (names, positions) in enumerate(
+        zip(supernet.candidates, supernet.positions, strict=True)
+    ):
+        for j, name in enumerate(names):
+            # In one list, parameters that two positions share count once, as in the network.
+            modules = nn.ModuleList(mixed.candidates[name] for mixed in positions)
+            per_candidate[m, j] = count_parameters(modules)
+    reference = [0] * len(supernet.names)
     whole = count_parameters(supernet.derive(reference))
     return _counted("parameters", supernet, trace, per_candidate, reference, whole)
 
@@ -139,7 +143,7 @@ def space_id(supernet: Supernet, trace: Trace) -> str:
 
     Networks measured in one space say nothing about another that has the same names.
     """
-    fixed = fingerprint(supernet.derive([0] * len(supernet.mixed)))
+    fixed = fingerprint(supernet.derive([0] * len(supernet.names)))
     text = json.dumps([supernet.names, supernet.candidates, trace.keys, fixed])
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 

@@ -57,24 +57,27 @@ def check_shapes(supernet: Supernet, trace: Trace) -> None:
     Raises:
         SupernetError: they do not, or one of them fails on its input.
     """
-    shapes: dict[str, Any] = {}
-    for m, (operation, names) in enumerate(zip(supernet.names, supernet.candidates, strict=True)):
-        found: dict[str, Any] = {}  # candidate -> shapes at each call
-        for name, keys in zip(names, trace.keys[m], strict=True):
-            for key in keys:
-                if key not in shapes:
-                    shapes[key] = _output_shapes(trace.units[key], f"{name!r} of {operation!r}")
-            if keys:
-                found[name] = [shapes[key] for key in keys]
-            elif isinstance(supernet.mixed[m].candidates[name], nn.Identity):
-                sibling = next((k for k in trace.keys[m] if k), ())
-                found[name] = [_shapes(trace.units[key].inputs) for key in sibling]
-        first, *others = found.items() or [("", None)]
+    output_shapes: dict[str, Any] = {}
+    operations = {path: mixed for mixed, path in supernet.paths.items()}
+    for call in (call for calls in trace.calls for call in calls):
+        shapes: dict[str, Any] = {}  # of the candidates whose output's are known
+        for (name, candidate), key in zip(
+            operations[call.path].candidates.items(), call.keys, strict=True
+        ):
+            if key is not None:
+                if key not in output_shapes:
+                    words = f"{name!r} of {call.path!r}"
+                    output_shapes[key] = _output_shapes(trace.units[key], words)
+                shapes[name] = output_shapes[key]
+            elif isinstance(candidate, nn.Identity):
+                sibling = next((k for k in call.keys if k is not None), None)
+                shapes[name] = sibling and _shapes(trace.units[sibling].inputs)
+        first, *others = shapes.items() or [("", None)]
         for name, other in others:
             if first[1] and other and other != first[1]:
                 raise SupernetError(
                     f"the candidates {first[0]!r} and {name!r} of the mixed operation "
-                    f"{operation!r} return the shapes {first[1]} and {other}; all must return "
+                    f"{call.path!r} return the shapes {first[1]} and {other}; all must return "
                     "the same"
                 )
 

@@ -114,7 +114,7 @@ def export_kit(
                 if progress is not None:
                     progress(i + 1, len(plan.visits))
             manifest = _manifest(plan, described, settings, example_inputs, runtime, seed)
-            model = supernet.architecture([0] * len(supernet.mixed))
+            model = supernet.architecture([0] * len(supernet.names))
             manifest["model"] = {"space": model.space, "settings": dict(model.settings)}
             _write_scripts(kit, manifest, path.name)
         partial.replace(path)

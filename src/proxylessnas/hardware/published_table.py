@@ -140,14 +140,14 @@ def published_cost(supernet: Supernet, table: PublishedTable) -> Cost:
             f"not {supernet.space}"
         )
     per_candidate = torch.zeros(supernet.mask.shape, dtype=torch.float64)
-    row = {mixed: m for m, mixed in enumerate(supernet.mixed)}
+    row = {mixed: m for m, positions in enumerate(supernet.positions) for mixed in positions}
     fixed = 0.0
     for place, keys in _layers(model, tuple(supernet.settings["input_shape"][1:]), table.channels):
         for j, key in enumerate(keys):
             if place is None:
                 fixed += table[key]
             elif key:
-                per_candidate[row[place], j] = table[key]
+                per_candidate[row[place], j] += table[key]
     return Cost(name="latency", unit="ms", per_candidate=per_candidate, fixed=fixed, fit=None)
 
 

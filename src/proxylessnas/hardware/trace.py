@@ -1,6 +1,6 @@
-"""One forward pass on example inputs finds every distinct candidate and what it is fed.
+"""One forward pass on example inputs finds every distinct candidate and its inputs.
 
-The priced unit of a mixed operation is the operation itself, or the `Residual` that owns
+The measured unit of a mixed operation is the operation itself, or the `Residual` that owns
 it as its branch: a candidate's cost includes the shortcut's addition. Identity and Zero
 cost exactly 0 and are not measured. The batch dimension is part of a key's shape: a key
 is one amount of work.
@@ -51,27 +51,40 @@ class Unit:
         return call.eval(), call.tensors
 
 
+@dataclass(frozen=True, kw_only=True)
+class PositionCall:
+    """One call of a mixed operation in the forward pass.
+
+    path: its module path. keys: one per candidate; None where the candidate costs nothing.
+    """
+
+    path: str
+    keys: tuple[str | None, ...]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trace:
-    """What the forward pass found.
+    """The units of a model, and its calls of them in one forward pass.
 
     units: key -> unit, every distinct one once, in the order of the first call.
-    keys: keys[m][j] are the keys of candidate j of mixed operation m at each call of m;
+    calls: calls[m] are the calls of choice m, in order, at all its positions.
+    keys: keys[m][j] are the keys of candidate j at each of these calls, whose costs add up;
         empty where the candidate costs nothing.
     inputs: the example inputs of the whole model.
     """
 
     units: Mapping[str, Unit]
+    calls: tuple[tuple[PositionCall, ...], ...]
     keys: tuple[tuple[tuple[str, ...], ...], ...]
     inputs: tuple[Any, ...]
 
 
 def trace(supernet: Supernet, example_inputs: tuple[Any, ...]) -> Trace:
-    """Run the model once in eval mode and record what every mixed operation is fed.
+    """Run the model once in eval mode and record the inputs of every mixed operation.
 
     Also sets the shape of every `Zero` without a shortcut whose siblings change the shape.
-    A mixed operation that is called several times costs each of its calls; one that is
-    never called costs nothing, with a warning.
+    A mixed operation that is called several times costs each of its calls, and a choice those
+    of all its positions; a position that is never called costs nothing, with a warning.
 
     Raises:
         SupernetError: the model fails, or a Zero would need different shapes at different calls.
@@ -88,27 +101,38 @@ def trace(supernet: Supernet, example_inputs: tuple[Any, ...]) -> Trace:
                 f"the model fails on the example inputs ({shapes}): {type(error).__name__}: "
                 f"{' '.join(str(error).split())[:160]}"
             ) from error
-    found = recorder.priced()  # only now: a copy made in between would have our hooks
-    for name, calls in zip(supernet.names, recorder.calls, strict=True):
-        if not calls:
-            warnings.warn(
-                f"the forward pass on the example inputs never runs the mixed operation "
-                f"{name!r}: all its candidates cost 0",
-                stacklevel=2,
-            )
+    calls = recorder.position_calls()  # only now: a copy made in between would have our hooks
+    _warn_of_idle_positions(supernet, calls)
     keys = tuple(
         tuple(
-            tuple(key for call in calls if (key := found[call[j]]) is not None)
+            tuple(key for call in row if (key := call.keys[j]) is not None)
             for j in range(len(candidates))
         )
-        for candidates, calls in zip(supernet.candidates, recorder.calls, strict=True)
+        for candidates, row in zip(supernet.candidates, calls, strict=True)
     )
-    return Trace(units=recorder.units, keys=keys, inputs=tuple(example_inputs))
+    return Trace(units=recorder.units, calls=calls, keys=keys, inputs=tuple(example_inputs))
+
+
+def _warn_of_idle_positions(
+    supernet: Supernet, calls: tuple[tuple[PositionCall, ...], ...]
+) -> None:
+    called = {call.path for row in calls for call in row}
+    for path in supernet.paths.values():
+        if path not in called:
+            warnings.warn(
+                f"the forward pass on the example inputs never runs the mixed operation "
+                f"{path!r}: all its candidates cost 0",
+                stacklevel=3,
+            )
+
+
+# Input shapes and structural hash: what two calls of equal candidates have in common.
+_Identity = tuple[str, str]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Found:
-    """A distinct candidate as it stood when it was first called."""
+class _FirstCall:
+    """The first call of a distinct candidate: its unit, and the unit's arguments."""
 
     unit: nn.Module
     chosen: tuple[MixedOp, int]
@@ -118,20 +142,17 @@ class _Found:
 
 
 class _Recorder:
-    """Hooks on every unit; at each call, what identifies every candidate."""
+    """Hooks on every unit; at each call, the identities of all candidates."""
 
     def __init__(self, supernet: Supernet) -> None:
-        self.mixed = supernet.mixed
-        self.names = supernet.names
-        self.model = supernet.model
+        self.supernet = supernet
         self.units: dict[str, Unit] = {}
-        self.calls: list[list[list[tuple[str, str]]]] = [[] for _ in supernet.mixed]
-        self.found: dict[tuple[str, str], _Found] = {}
-        self.shaped: dict[Zero, torch.Size] = {}
+        self.calls: list[tuple[MixedOp, list[_Identity]]] = []
+        self.first_calls: dict[_Identity, _FirstCall] = {}
+        self.zero_shapes: dict[Zero, torch.Size] = {}
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        index = {mixed: m for m, mixed in enumerate(self.mixed)}
         handles = []
         inside: set[MixedOp] = set()  # an owner is running: its branch's call is the same call
 
@@ -140,7 +161,7 @@ class _Recorder:
             assert isinstance(mixed, MixedOp)
             if unit is mixed and mixed in inside:
                 return
-            self.record(index[mixed], unit, args, kwargs)
+            self.record(mixed, unit, args, kwargs)
             if unit is not mixed:
                 inside.add(mixed)
 
@@ -149,7 +170,7 @@ class _Recorder:
             inside.discard(owner.branch)
 
         try:
-            for module in self.model.modules():
+            for module in self.supernet.model.modules():
                 owner = isinstance(module, Residual) and isinstance(module.branch, MixedOp)
                 if owner or isinstance(module, MixedOp):
                     handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
@@ -161,63 +182,73 @@ class _Recorder:
                 handle.remove()
 
     def record(
-        self, m: int, unit: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self, mixed: MixedOp, unit: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        mixed = self.mixed[m]
         if unit is mixed:
-            self.shape_zeros(m, args, kwargs)
+            self.shape_zeros(mixed, args, kwargs)
         shapes = _shapes(args, kwargs)
-        call: list[tuple[str, str]] = []
+        identities: list[_Identity] = []
         for j, candidate in enumerate(mixed.candidates.values()):
             identity = (shapes, fingerprint(unit, {mixed: candidate}))
-            call.append(identity)
-            if identity not in self.found:
-                self.found[identity] = _Found(
+            identities.append(identity)
+            if identity not in self.first_calls:
+                self.first_calls[identity] = _FirstCall(
                     unit=unit, chosen=(mixed, j), shapes=shapes, args=args, kwargs=kwargs
                 )
-        self.calls[m].append(call)
+        self.calls.append((mixed, identities))
 
-    def priced(self) -> dict[tuple[str, str], str | None]:
-        """The key of every distinct candidate; None where it costs nothing."""
-        return {identity: self.add(found) for identity, found in self.found.items()}
+    def position_calls(self) -> tuple[tuple[PositionCall, ...], ...]:
+        """The calls of every choice; makes the units."""
+        keys = {identity: self.add_unit(call) for identity, call in self.first_calls.items()}
+        rows: list[list[PositionCall]] = [[] for _ in self.supernet.names]
+        row_of = {
+            mixed: row
+            for positions, row in zip(self.supernet.positions, rows, strict=True)
+            for mixed in positions
+        }
+        for mixed, identities in self.calls:
+            path = self.supernet.paths[mixed]
+            row_of[mixed].append(PositionCall(path=path, keys=tuple(map(keys.get, identities))))
+        return tuple(map(tuple, rows))
 
-    def add(self, found: _Found) -> str | None:
-        module = derive(found.unit, dict([found.chosen]))
+    def add_unit(self, call: _FirstCall) -> str | None:
+        """The key of a distinct candidate; None where it costs nothing."""
+        module = derive(call.unit, dict([call.chosen]))
         if isinstance(module, nn.Identity | Zero):
             return None
         name = label(module)
-        key = f"{name} [{found.shapes}] {fingerprint(module)[:10]}"
+        key = f"{name} [{call.shapes}] {fingerprint(module)[:10]}"
         if key not in self.units:
             module.eval().requires_grad_(False)
             noise = torch.Generator().manual_seed(derive_seed(0, "unit", key))
             inputs, options = pytree.tree_map_only(
-                Tensor, lambda t: _stand_in(t, noise), (found.args, dict(found.kwargs))
+                Tensor, lambda t: _stand_in(t, noise), (call.args, dict(call.kwargs))
             )
             self.units[key] = Unit(
                 key=key, label=name, module=module, inputs=inputs, kwargs=options
             )
         return key
 
-    def shape_zeros(self, m: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def shape_zeros(self, mixed: MixedOp, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Give this operation's Zeros the shape that a sibling returns."""
-        candidates = list(self.mixed[m].candidates.values())
+        candidates = list(mixed.candidates.values())
         zeros = [c for c in candidates if isinstance(c, Zero)]
         sibling = next((c for c in candidates if not isinstance(c, Zero)), None)
         if not zeros or sibling is None:
             return
         output = sibling(*args, **kwargs)
-        given = args[0] if args else next(iter(kwargs.values()), None)
-        if not isinstance(output, Tensor) or not isinstance(given, Tensor):
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        if not isinstance(output, Tensor) or not isinstance(first, Tensor):
             return
         for zero in zeros:
             shape = output.shape[1:]
-            if self.shaped.setdefault(zero, shape) != shape:
+            if self.zero_shapes.setdefault(zero, shape) != shape:
                 raise SupernetError(
-                    f"the mixed operation {self.names[m]!r} is called with different shapes, so "
-                    f"its Zero would have to return {tuple(self.shaped[zero])} and "
+                    f"the mixed operation {self.supernet.paths[mixed]!r} is called with different "
+                    f"shapes, so its Zero would have to return {tuple(self.zero_shapes[zero])} and "
                     f"{tuple(shape)}: use one mixed operation for each shape"
                 )
-            if zero.shape is None and shape != given.shape[1:]:
+            if zero.shape is None and shape != first.shape[1:]:
                 zero.shape = tuple(shape)
 
 

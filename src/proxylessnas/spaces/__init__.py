@@ -21,7 +21,7 @@ from torch import nn
 
 from proxylessnas.architecture import Architecture, InputInfo
 from proxylessnas.config import parse_settings
-from proxylessnas.core.supernet import Supernet, settle
+from proxylessnas.core.supernet import Supernet, collapse_residuals
 from proxylessnas.errors import ArchitectureError, ConfigError, did_you_mean
 from proxylessnas.spaces import macro, mobile, tree
 
@@ -107,7 +107,7 @@ def build(architecture: Architecture, *, allow: Collection[str] = ()) -> nn.Modu
             f"the architecture chooses for {next(iter(choices))!r}, which the space {name} "
             "with these settings does not have"
         )
-    return settle(model)
+    return collapse_residuals(model)
 
 
 def list_of(value: Any) -> Any:

@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 
 from proxylessnas.errors import DataError, UserError
 from proxylessnas.training import optimizers
-from proxylessnas.training.freezing import Kept
+from proxylessnas.training.freezing import BufferSnapshot
 from proxylessnas.training.task import batch_size
 
 MAX_BAD_STEPS = 5  # in a row, of one kind
@@ -171,13 +171,13 @@ def guarded(
     optimizer: torch.optim.SGD,
     active: Sequence[nn.Parameter],
     loss: Tensor,
-    kept: Iterable[Kept],
+    snapshots: Iterable[BufferSnapshot],
     *,
     later: bool,
 ) -> bool | Tensor:
     """`optimizers.step` where the loss and all gradients are finite; else nothing moves.
 
-    kept: the buffers as they were before the step; put back where it is not taken.
+    snapshots: the buffers before the step; restored where the step is not taken.
     later: do not wait for the device; whether the step was taken is then its tensor.
     """
     gradients = [p.grad for p in active]
@@ -185,14 +185,14 @@ def guarded(
     fused = all(group["fused"] for group in optimizer.param_groups)
     if later and fused and not any(g is not None and g.is_sparse for g in gradients):
         optimizers.step(optimizer, active, taken=taken)
-        for buffers in kept:
-            buffers.put_back(unless=taken)
+        for snapshot in snapshots:
+            snapshot.restore(unless=taken)
         return taken
     if bool(taken):
         optimizers.step(optimizer, active)
         return True
-    for buffers in kept:
-        buffers.put_back()
+    for snapshot in snapshots:
+        snapshot.restore()
     return False
 
 

@@ -1,4 +1,10 @@
-"""The architecture step changes α alone: weights take no gradient, no buffer moves."""
+"""What must not change in a step: weights without gradients, buffers that stay.
+
+Batch normalisation uses batch statistics in an architecture step, as published, but its
+running statistics stay: with `track_running_stats` off a module in training mode computes the
+same output and touches nothing. Buffers of any other module are copied before and restored
+afterwards.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +18,39 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """The parameters and the buffers of some modules, collected once."""
+class ModuleTensors:
+    """The parameters of some modules and the modules among them with buffers, found once.
+
+    batch_norms: the library's own batch normalisations. with_buffers: all others that have
+        buffers.
+    """
 
     parameters: tuple[nn.Parameter, ...]
     batch_norms: tuple[_BatchNorm, ...]
     with_buffers: tuple[nn.Module, ...]
 
+    @staticmethod
+    def of(modules: Iterable[nn.Module]) -> ModuleTensors:
+        """Of these modules, without their submodules; what is shared counts once."""
+        parameters: dict[int, nn.Parameter] = {}
+        batch_norms, with_buffers = [], []
+        for module in dict.fromkeys(modules):
+            parameters |= {id(p): p for p in module.parameters(recurse=False)}
+            # A subclass may do anything in its forward; only the library's own is known.
+            if isinstance(module, _BatchNorm) and type(module).__module__.startswith("torch."):
+                batch_norms.append(module)
+            elif module._buffers:
+                with_buffers.append(module)
+        return ModuleTensors(tuple(parameters.values()), tuple(batch_norms), tuple(with_buffers))
+
 
 @contextmanager
-def frozen(parts: Iterable[Part]) -> Iterator[None]:
-    """Within the block these parts compute as usual, but nothing in them changes."""
-    parts = list(parts)
-    learning = {id(p): p for part in parts for p in part.parameters if p.requires_grad}
-    norms = {id(n): n for part in parts for n in part.batch_norms if n.track_running_stats}
-    kept = [Kept(m._buffers) for part in parts for m in part.with_buffers]
+def frozen(tensors: Iterable[ModuleTensors]) -> Iterator[None]:
+    """Within the block the modules compute as usual, but nothing in them changes."""
+    tensors = list(tensors)
+    learning = {id(p): p for t in tensors for p in t.parameters if p.requires_grad}
+    norms = {id(n): n for t in tensors for n in t.batch_norms if n.track_running_stats}
+    snapshots = [BufferSnapshot(m._buffers) for t in tensors for m in t.with_buffers]
     try:
         for parameter in learning.values():
             parameter.requires_grad_(False)
@@ -39,22 +63,28 @@ def frozen(parts: Iterable[Part]) -> Iterator[None]:
             parameter.requires_grad_(True)
         for norm in norms.values():
             norm.track_running_stats = True
-        for buffers in kept:
-            buffers.put_back()
+        for snapshot in snapshots:
+            snapshot.restore()
 
 
-class Kept:
-    """A module's buffers as they were, whether it writes into them or replaces them."""
+class BufferSnapshot:
+    """A module's buffers at one moment, whether the module writes into them or replaces them.
+
+    buffers: the module's own dict of buffers, which `restore` writes to.
+    """
 
     def __init__(self, buffers: dict[str, Tensor | None]) -> None:
         self.buffers, self.tensors = buffers, dict(buffers)
         self.values = [(b, b.clone()) for b in buffers.values() if b is not None]
 
     @torch.no_grad()
-    def put_back(self, unless: Tensor | None = None) -> None:
-        """unless: a bool on the buffers' device; where it is true they stay as they are now."""
+    def restore(self, unless: Tensor | None = None) -> None:
+        """unless: a bool on the buffers' device; where True the buffers stay as they are now.
+
+        The device itself decides, so that the host need not wait for it.
+        """
         if unless is not None and any(self.buffers[n] is not t for n, t in self.tensors.items()):
-            if bool(unless):  # replaced ones cannot be chosen between there
+            if bool(unless):  # between tensors that were replaced the device cannot choose
                 return
             unless = None
         self.buffers.update(self.tensors)
@@ -64,7 +94,7 @@ class Kept:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; every submodule's training mode is put back."""
+    """Eval mode without gradients; afterwards every submodule has its mode again."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -28,7 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from proxylessnas.errors import ConfigError, RankError
-from proxylessnas.training.freezing import Part
+from proxylessnas.training.freezing import ModuleTensors
 
 T = TypeVar("T")
 # Rank 0 measures and exports while the others wait; that one of them died is noticed at once.
@@ -146,7 +146,7 @@ class Ranks:
 
     # --- training ---
 
-    def average_step(self, active: Sequence[Part], loss: Tensor) -> Tensor:
+    def average_step(self, active: Sequence[ModuleTensors], loss: Tensor) -> Tensor:
         """The mean over the ranks of all that a weight step leaves, in one call.
 
         These are the gradients of the active path, its BN statistics and the loss (returned,
@@ -156,12 +156,12 @@ class Ranks:
         loss = loss.detach().clone()
         if self.world == 1:
             return loss
-        parameters = [p for part in active for p in part.parameters if p.requires_grad]
+        parameters = [p for t in active for p in t.parameters if p.requires_grad]
         took_part = loss.new_tensor([p.grad is not None for p in parameters])
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        statistics = [s for part in active for s in running_statistics(part.batch_norms)]
+        statistics = [s for t in active for s in running_statistics(t.batch_norms)]
         gradients = [p.grad for p in parameters if p.grad is not None]
         self.average([*gradients, *statistics, loss, took_part])
         for parameter, took in zip(parameters, took_part.tolist(), strict=True):

@@ -15,7 +15,7 @@ from proxylessnas.seeds import derive_seed
 from proxylessnas.training.device import Machine
 from proxylessnas.training.evaluate import batch_norms
 from proxylessnas.training.faults import Anchors, Memory, Recovery, guarded, steps
-from proxylessnas.training.freezing import Kept
+from proxylessnas.training.freezing import BufferSnapshot
 from proxylessnas.training.optimizers import (
     cosine,
     gradients,
@@ -89,11 +89,11 @@ class Training:
         self.batch = self.machine.put(self.stream.take())
         dropout = derive_seed(self.seed, "training dropout", self.step, *self.ranks.stream)
         self.machine.seed(dropout)
-        kept = [Kept(m._buffers) for m in self.model.modules() if m._buffers]
+        snapshots = [BufferSnapshot(m._buffers) for m in self.model.modules() if m._buffers]
         self.loss = self._gradients(self.batch)
         self.ranks.average([self.loss, *self.statistics])  # the gradients are averaged already
         parameters, later = list(self.model.parameters()), self.machine.is_apart
-        taken = guarded(self.optimizer, parameters, self.loss, kept, later=later)
+        taken = guarded(self.optimizer, parameters, self.loss, snapshots, later=later)
         self.recovery.report("training", self.step, taken)
         self.optimizer.zero_grad(set_to_none=True)
 
