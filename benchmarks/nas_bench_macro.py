@@ -3,7 +3,7 @@
     python benchmarks/nas_bench_macro.py [--data ../shared/data/cifar10]
         [--table ../shared/data/nas-bench-macro/nas-bench-macro_cifar10.json]
         [--out runs/nas_bench_macro] [--seed 0] [--epochs 8] [--arch-steps 300]
-        [--joint-epochs 0] [--no-both-ends] [--learn-on 0 200]
+        [--joint-epochs 0] [--no-reinmax] [--learn-on 0 200]
         [--estimators two_path full_path reinforce random] [--limits 35 45 55 65 80 none]
 
 One set of shared weights is trained on CIFAR-10 with uniform, strictly fair gates; several
@@ -15,9 +15,9 @@ the weights for --joint-epochs, whose paths are drawn from what α has learned; 
 networks within the limit are scored on the validation part with renewed BN statistics, and the
 best of them is looked up in the table. `random` draws its paths uniformly in these epochs and
 spends the budget of its architecture steps on scoring more networks. The two estimators with
-gates take their slopes at both ends, unless --no-both-ends asks for the published rule.
+gates take their slopes at both ends, unless --no-reinmax asks for the published rule.
 --learn-on decodes each limit from one search without any, as it is (0 steps) or after α has
-learned on under that limit, as `proxylessnas derive --limits` does. At the end: Kendall's τ of
+learned on under that limit, as `proxylessnas derive --latencies` does. At the end: Kendall's τ of
 the score, by the shared weights, with the table's accuracy.
 
 Finished parts are kept in --out, so an interrupted run goes on. The table's figures beside
@@ -159,7 +159,7 @@ class Bench:
         warmup: int | None = None,
     ) -> Search:
         warmup = epochs - 1 if warmup is None else warmup
-        both_ends = self.args.both_ends and estimator in WITH_GATES
+        reinmax = self.args.reinmax and estimator in WITH_GATES
         settings = SearchSettings(
             warmup_epochs=warmup,
             epochs=epochs - warmup,
@@ -169,7 +169,7 @@ class Bench:
             label_smoothing=0.0,
             weight_decay=1e-4,
             estimator=estimator,  # type: ignore[arg-type]
-            both_ends=both_ends,
+            reinmax=reinmax,
             arch_learning_rate=10.0 / max(1, arch_steps),
             reinforce_samples=SAMPLES,
         )
@@ -182,7 +182,7 @@ class Bench:
             valid=self.data.batches("valid", 64, augment=True, shuffle=True, seed=seed),
             costs=costs,
             objective=make_objective(settings, costs, arch_steps),
-            estimator=make_estimator(estimator, samples=SAMPLES, both_ends=both_ends),
+            estimator=make_estimator(estimator, samples=SAMPLES, reinmax=reinmax),
             settings=settings,
             seed=seed,
             machine=self.machine,
@@ -262,7 +262,7 @@ class Bench:
         }
 
     def learned_on(self, limit: float, steps: int) -> dict[str, Any]:
-        """From the α of no limit by so many steps, as `proxylessnas derive --limits` does it."""
+        """From the α of no limit by so many steps, as `proxylessnas derive --latencies` does it."""
         job, start = self.unlimited, time.time()
         costs = replace(job.costs, limits=torch.tensor([limit], dtype=torch.float64))
         return self.chosen(learned_on(job, costs, steps=steps), "two_path", limit, start)
@@ -358,7 +358,7 @@ def main() -> None:
         for estimator in args.estimators:
             millions = float(limit) * 1e6 if limit != "none" else float("inf")
             name = f"{estimator}_{limit}_steps{args.arch_steps}"
-            if args.both_ends and estimator in WITH_GATES:
+            if args.reinmax and estimator in WITH_GATES:
                 name += "_both"
             if args.joint_epochs:
                 name += f"_joint{args.joint_epochs}"
@@ -376,7 +376,7 @@ def main() -> None:
     for limit in args.limits if args.learn_on else []:
         for steps in args.learn_on if limit != "none" else []:
             make = partial(bench.learned_on, float(limit) * 1e6, steps)
-            name = f"on_{limit}_steps{args.arch_steps}-{steps}" + "_both" * args.both_ends
+            name = f"on_{limit}_steps{args.arch_steps}-{steps}" + "_both" * args.reinmax
             result = bench.kept(name, make)
             means = statistics.mean(truth.accuracy[c] for c, *_ in result["proposals"])
             console.print(
@@ -422,7 +422,7 @@ def _arguments() -> argparse.Namespace:
         metavar="STEPS",
         help="also let the α of no limit learn on for so many steps under each limit",
     )
-    parser.add_argument("--both-ends", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--reinmax", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--estimators", nargs="+", default=list(BUDGET), choices=list(BUDGET))
     parser.add_argument("--limits", nargs="+", default=["35", "45", "55", "65", "80", "none"])
     parser.add_argument("--tau", type=int, default=500, help="networks; 0: leave it out")

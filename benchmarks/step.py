@@ -14,7 +14,8 @@ hit both sides.
 time, memory: ratio to the baseline. memory is the peak of live tensors during a step, above what
 is there between steps (parameters, momentum). cl: time beside the plain step in channels_last.
 layout: cont. and cl are the memory formats; with "fast" depthwise convolutions take their weight
-gradient in strips and batch normalisation is fused with its activation (`machine.split`, `.fuse`).
+gradient in strips (`machine.depthwise_strips`) and batch normalisation is fused with its activation
+(`machine.fused_batch_norm`).
 rss: peak resident MB of a process that takes only this step (long form).
 --compile adds steps whose candidates torch.compile has compiled (minutes, before the rounds).
 """
@@ -83,7 +84,7 @@ class Row:
     step: str
     candidates: int
     channels_last: bool = True
-    fast: bool = True  # strips and fused normalisation, `machine.split` and `machine.fuse`
+    fast: bool = True  # `machine.depthwise_strips` and `machine.fused_batch_norm`
     compiled: bool = False
 
     @property
@@ -160,7 +161,10 @@ def search_row(w: Workload, row: Row) -> Callable[[], object]:
     torch.manual_seed(0)
     estimator: Estimator = FullPath() if row.step == "full_path" else TwoPath()
     machine = Machine(
-        channels_last=row.channels_last, compile=row.compiled, split=row.fast, fuse=row.fast
+        channels_last=row.channels_last,
+        compile=row.compiled,
+        depthwise_strips=row.fast,
+        fused_batch_norm=row.fast,
     )
     search = make_search(_supernet(w, row.candidates), _batch(w), machine, estimator)
     search.prepare()

@@ -5,7 +5,7 @@
 --run: a run whose search is finished (`proxylessnas search ...`); without it a search of the
 demo's recipe is made in --out (runs/targets) first, or gone on with. Other options are the
 search's: `--image-size 96 --space-settings '{}'` makes networks of milliseconds of the demo's
-fractions of one. For every target a network is derived (`proxylessnas derive --limits`:
+fractions of one. For every target a network is derived (`proxylessnas derive --latencies`:
 decoded, scored, measured, corrected). Then all of them are measured anew, in the same rounds
 and beside the table's canary, whose drift is taken out. A target counts as kept if this last
 measurement is at most 2 % over it, or the noise if that is larger, and at most 5 % under it:

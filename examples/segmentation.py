@@ -99,7 +99,7 @@ def main() -> None:
         valid=DataLoader(scenes(size // 2, seed=2), batch_size=16, shuffle=True),
         loss=dice,
         example_inputs=(torch.zeros(1, 1, SIZE, SIZE),),
-        max_macs=2_000_000,
+        limits={"macs": 2_000_000},
         settings=SearchSettings(warmup_epochs=1, epochs=1 if quick else 3, label_smoothing=0.0),
         derive=DeriveSettings(top_k=2 if quick else 5),
         machine=MachineSettings(threads=1),

@@ -86,7 +86,7 @@ def main() -> None:
         loss=nn.functional.cross_entropy,
         correct=lambda output, target: (output.argmax(1) == target).sum(),
         example_inputs=(torch.zeros(1, LENGTH, dtype=torch.int64),),
-        max_parameters=16_000,
+        limits={"parameters": 16_000},
         settings=SearchSettings(warmup_epochs=1, epochs=1 if quick else 4, learning_rate=0.1),
         derive=DeriveSettings(top_k=2 if quick else 10),
         machine=MachineSettings(threads=1),

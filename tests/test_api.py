@@ -35,7 +35,7 @@ def called(model: Any = None, **changes: Any) -> Any:
 
 def test_a_peak_memory_that_the_shared_layers_exceed() -> None:
     with pytest.raises(LimitError, match="layers that all share need"):
-        called(max_peak_memory=1e-5)
+        called(limits={"peak_memory": 1e-5})
 
 
 @pytest.mark.parametrize(
@@ -44,9 +44,10 @@ def test_a_peak_memory_that_the_shared_layers_exceed() -> None:
         ({"example_inputs": torch.zeros(2, 4)}, r"example_inputs is Tensor.*write \(x,\)"),
         ({"example_inputs": ()}, "example_inputs is tuple"),
         ({"target_latency": 0.6}, "the latency 0.6 is not understood"),
-        ({"max_macs": "1M"}, "max_macs is '1M'"),
-        ({"max_parameters": -5}, "max_parameters is -5"),
-        ({"max_peak_memory": float("nan")}, "max_peak_memory is nan"),
+        ({"limits": {"macs": "1M"}}, "limits.macs is '1M'"),
+        ({"limits": {"parameters": -5}}, "limits.parameters is -5"),
+        ({"limits": {"mac": 5}}, "no limit 'mac'; did you mean macs"),
+        ({"limits": {"peak_memory": float("nan")}}, "limits.peak_memory is nan"),
         ({"reward": lambda accuracy, _: accuracy}, "is for the estimator reinforce"),
         (
             {
@@ -155,7 +156,7 @@ def test_another_latency_keeps_the_other_limits() -> None:
     model = nn.Sequential(*(MixedOp([nn.Linear(4, 4), nn.Identity()]) for _ in range(3)))
     table = measure_table(Supernet(model), FakeRuntime(device="x"), inputs, measure, seed=0)
     how = DeriveSettings(top_k=1, arch_steps=0)
-    result = called(model, table=table, target_latency="1x", max_parameters=45, derive=how)
+    result = called(model, table=table, target_latency="1x", limits={"parameters": 45}, derive=how)
     with torch.no_grad():  # α asks for all three
         result.supernet.alpha.copy_(torch.tensor([[5.0, -5.0]] * 3))
     network = result.derive("2x")

@@ -74,7 +74,7 @@ def test_settings_are_frozen_and_survive_plain_values(cls: type[Any]) -> None:
         (SearchSettings, "learning_rate", float("nan")),
         (SearchSettings, "cost_weight", -1.0),
         (DeriveSettings, "top_k", 0),
-        (DeriveSettings, "use", 1.0),
+        (DeriveSettings, "min_limit_share", 1.0),
         (TrainSettings, "momentum", 1.0),
         (TrainSettings, "learning_rate", -0.1),
         (MachineSettings, "device", "tpu"),
@@ -83,7 +83,6 @@ def test_settings_are_frozen_and_survive_plain_values(cls: type[Any]) -> None:
         (RunConfig, "image_size", 0),
         (RunConfig, "target_latency", "fast"),
         (RunConfig, "budget", "forever"),
-        (RunConfig, "max_macs", -1),
     ],
 )
 def test_a_value_out_of_range_is_named(cls: type[Any], name: str, value: Any) -> None:
@@ -145,10 +144,10 @@ def test_nested_plain_values_become_nested_settings() -> None:
     assert config.train == TrainSettings()
 
 
-def test_both_ends_is_refused_where_there_are_no_slopes() -> None:
-    assert SearchSettings(estimator="full_path", both_ends=True).both_ends
+def test_reinmax_is_refused_where_there_are_no_slopes() -> None:
+    assert SearchSettings(estimator="full_path", reinmax=True).reinmax
     with pytest.raises(ConfigError, match="two_path and full_path, not reinforce"):
-        SearchSettings(estimator="reinforce", both_ends=True)
+        SearchSettings(estimator="reinforce", reinmax=True)
 
 
 @pytest.mark.parametrize(
@@ -187,3 +186,33 @@ def test_settings_need_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"macs": -1}, "limits.macs is -1; it must be"),
+        ({"macs": float("nan")}, "limits.macs is nan"),
+        ({"mac": 5}, "did you mean macs"),
+    ],
+)
+def test_limits_are_positive_and_known(limits: dict[str, float], message: str) -> None:
+    assert RunConfig(limits={"macs": 3e6, "peak_memory": 0.5}).limits["macs"] == 3e6
+    with pytest.raises(ConfigError, match=message):
+        RunConfig(limits=limits)
+
+
+@pytest.mark.parametrize(
+    ("given", "now"),
+    [
+        ({"max_macs": 5}, "limits.macs"),
+        ({"search": {"both_ends": True}}, "search.reinmax"),
+        ({"search": {"dual_rate": 0.1}}, "search.multiplier_learning_rate"),
+        ({"machine": {"split": True}}, "machine.depthwise_strips"),
+        ({"machine": {"fuse": True}}, "machine.fused_batch_norm"),
+        ({"derive": {"use": 0.9}}, "derive.min_limit_share"),
+    ],
+)
+def test_an_old_name_is_refused_with_the_new(given: dict[str, Any], now: str) -> None:
+    with pytest.raises(ConfigError, match=f"is now {now}"):
+        parse_settings(RunConfig, given, "config")

@@ -8,7 +8,7 @@ net = result.derive()          # plain PyTorch, with the weights the search trai
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from proxylessnas.config import (
     MachineSettings,
     MeasureSettings,
     SearchSettings,
+    check_limits,
     check_seed,
     parse_latency,
 )
@@ -170,9 +171,7 @@ def search(
     loss: Callable[[Any, Any], Tensor],
     example_inputs: Sequence[Any],
     target_latency: str | None = None,
-    max_parameters: int | None = None,
-    max_macs: int | None = None,
-    max_peak_memory: float | None = None,
+    limits: Mapping[str, float] | None = None,
     runtime: str | Runtime = "onnxruntime",
     table: str | Path | LatencyTable | None = None,
     correct: Callable[[Any, Any], Tensor] | None = None,
@@ -193,6 +192,8 @@ def search(
     example_inputs: the arguments of one forward pass; their shapes are what is measured.
     target_latency: `12ms`, `800us`, or `0.6x` of the largest network; measured on `runtime`
         unless `table` is given.
+    limits: further limits by name, as {"macs": 2e6}: parameters and macs are counts of one example,
+        peak_memory is MiB of activations.
     table: a latency table, of these inputs' batch. Where it was measured on `runtime`, on this
         machine and with as many threads, the last candidates are measured too and correct its
         predictions; the table of another device is used as it is, and nothing is measured here.
@@ -208,12 +209,7 @@ def search(
     """
     settings, measure = settings or SearchSettings(), measure or MeasureSettings()
     _check(model, loss, example_inputs, runtime, table, seed)
-    for name, limit in (
-        ("max_parameters", max_parameters),
-        ("max_macs", max_macs),
-        ("max_peak_memory", max_peak_memory),
-    ):
-        _check_limit(name, limit)
+    limits = check_limits(limits or {})
     if target_latency is not None:
         parse_latency(target_latency)
     check_objective(settings, target_latency)
@@ -230,7 +226,7 @@ def search(
     supernet = Supernet(model)
     pricing = Pricing(supernet=supernet, example_inputs=tuple(example_inputs))
     check_shapes(supernet, pricing.trace)
-    pricing.forbid_over(max_peak_memory)
+    pricing.forbid_over(limits.get("peak_memory"))
     device = make(runtime, threads=measure.threads) if isinstance(runtime, str) else runtime
     if isinstance(table, str | Path):
         table = LatencyTable.load(table)
@@ -240,8 +236,8 @@ def search(
     here = table is not None and _is_here(table, device, pricing.example_inputs, ranks)
     if table is not None and not here:
         reporter.say(f"the latency table is of {table.device.get('device')}: it is used as it is")
-    limits = Limits(latency=target_latency, macs=max_macs, parameters=max_parameters)
-    costs = pricing.costs(limits)
+    bounds = Limits(latency=target_latency, **limits)
+    costs = pricing.costs(bounds)
     task = Task(loss=loss, correct=correct)
     machine = settled(
         machine, supernet, task, training, settings, seed=seed, reporter=reporter, ranks=ranks
@@ -274,14 +270,14 @@ def search(
         reward=reward,
         reporter=reporter,
     )
-    choice = derivation.choose(limits)
+    choice = derivation.choose(bounds)
     names = choice.costs.names
     return Result(
         architecture=supernet.architecture(choice.chosen.indices),
         predicted=dict(zip(names, choice.costs.of(choice.chosen.indices), strict=True)),
         measured_ms=choice.chosen.measured_ms,
         machine=machine,
-        limits=limits,
+        limits=bounds,
         job=job,
         pricing=pricing,
         _derivation=derivation,
@@ -345,12 +341,6 @@ def _measured_table(
     with reporter.bar("measuring") as update:
         content = ranks.of_main(lambda: measure_table(*given, seed=seed, progress=update).to_json())
     return LatencyTable.from_dict(json.loads(content))
-
-
-def _check_limit(name: str, limit: Any) -> None:
-    number = isinstance(limit, int | float) and not isinstance(limit, bool)
-    if limit is not None and not (number and limit > 0):
-        raise ConfigError(f"{name} is {limit!r}; it must be a positive number")
 
 
 __all__ = ["Result", "search"]

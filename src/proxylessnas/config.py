@@ -106,7 +106,7 @@ class SearchSettings:
     batch_size: of the weight steps. valid_batch_size: of the architecture steps.
     learning_rate, momentum, weight_decay, label_smoothing: of the weight steps; cosine decay.
     estimator: how alpha learns.
-    both_ends: two_path and full_path take what one candidate is worth more than another from the
+    reinmax: two_path and full_path take what one candidate is worth more than another from the
         loss's slopes at both, not at the active one alone as published.
     arch_every: weight steps to one architecture step.
     arch_delay_epochs: epochs after the warm-up without architecture steps.
@@ -116,7 +116,8 @@ class SearchSettings:
     uniform_share: share of weight steps on uniform gates after the warm-up, decaying to 0.
     objective: constraint keeps the limit; the others are the paper's and its code's.
     cost_weight: the objective's weight of the expected latency.
-    dual_rate: step of the constraint's multiplier; default: fitted to the number of steps.
+    multiplier_learning_rate: step of the constraint's multiplier; default: fitted to the number
+        of steps.
     reinforce_samples: networks an update.
     """
 
@@ -131,7 +132,7 @@ class SearchSettings:
     estimator: Literal["two_path", "full_path", "reinforce", "darts", "gumbel", "random"] = (
         "two_path"
     )
-    both_ends: bool = False
+    reinmax: bool = False
     arch_every: int = 1
     arch_delay_epochs: int = 0
     warmup_learning_rate: float | None = None
@@ -140,16 +141,16 @@ class SearchSettings:
     uniform_share: float = 0.0
     objective: Literal["constraint", "linear", "mul_log", "add_linear", "reward"] = "constraint"
     cost_weight: float | None = None
-    dual_rate: float | None = None
+    multiplier_learning_rate: float | None = None
     reinforce_samples: int = 10
 
     def __post_init__(self) -> None:
         _positive(self, "epochs", "batch_size", "valid_batch_size", "learning_rate", "arch_every")
-        _positive(self, "warmup_learning_rate", "arch_learning_rate", "dual_rate")
+        _positive(self, "warmup_learning_rate", "arch_learning_rate", "multiplier_learning_rate")
         _positive(self, "reinforce_samples")
-        if self.both_ends and self.estimator not in ("two_path", "full_path"):
+        if self.reinmax and self.estimator not in ("two_path", "full_path"):
             raise ConfigError(
-                f"both_ends is for the estimators two_path and full_path, not {self.estimator}: "
+                f"reinmax is for the estimators two_path and full_path, not {self.estimator}: "
                 "the others take no slope at a gate"
             )
         if not 0 <= self.arch_beta1 < 1:
@@ -161,7 +162,7 @@ class SearchSettings:
                 f"than epochs ({self.epochs}): alpha would never learn"
             )
         _at_most(self, 1000, "learning_rate", "warmup_learning_rate", "weight_decay")
-        _at_most(self, 1000, "arch_learning_rate", "dual_rate", "cost_weight")
+        _at_most(self, 1000, "arch_learning_rate", "multiplier_learning_rate", "cost_weight")
         for name in ("momentum", "label_smoothing", "uniform_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1]")
@@ -174,8 +175,9 @@ class DeriveSettings:
     top_k: most probable networks within the limit that are scored on the validation part.
     measure_best: of those, how many of the best are measured on the device.
     rounds: corrections of the cost model by a measurement that misses the limit.
-    use: share of a latency limit that the network should take at least, where possible; of
-        another limit, if it is the only one, 0.9 at most. 0 leaves it to the objective.
+    min_limit_share: share of a latency limit that the network should take at least, where
+        possible; of another limit, if it is the only one, 0.9 at most. 0 leaves it to the
+        objective.
     arch_steps: architecture steps in which alpha learns on, from where the search left it, under
         a further limit, before that one's networks are decoded (objective constraint).
     recalibrate_images: training images that renew the BN statistics before a score.
@@ -185,7 +187,7 @@ class DeriveSettings:
     top_k: int = 10
     measure_best: int = 3
     rounds: int = 3
-    use: float = 0.98
+    min_limit_share: float = 0.98
     arch_steps: int = 200
     recalibrate_images: int = 2000
     score_images: int | None = None
@@ -196,8 +198,8 @@ class DeriveSettings:
             raise ConfigError(
                 f"arch_steps is {self.arch_steps}; it must be a whole number, 0 or more"
             )
-        if not 0 <= self.use < 1:
-            raise ConfigError(f"use is {self.use}; it must be in [0, 1)")
+        if not 0 <= self.min_limit_share < 1:
+            raise ConfigError(f"min_limit_share is {self.min_limit_share}; it must be in [0, 1)")
 
 
 REGULARISERS = ("dropout", "path_drop", "cell_drop")  # of a space; they shape no weight
@@ -249,11 +251,11 @@ class MachineSettings:
     autocast: bfloat16 mixed precision; default: on a GPU where it is faster, else float32.
     compile: search with candidates compiled by torch.compile, each by itself; default: on a GPU
         where a search without a budget is so long that it saves more than it takes, else not.
-    split: depthwise convolutions with wide kernels take their weight gradient in strips; CPU only;
-        default: where that is faster.
-    fuse: batch normalisation and the activation after it run as one kernel, which torch.compile
-        makes in seconds; CPU and channels_last only; default: where it is faster and the search
-        takes minutes.
+    depthwise_strips: depthwise convolutions with wide kernels take their weight gradient in strips;
+        CPU only; default: where that is faster.
+    fused_batch_norm: batch normalisation and the activation after it run as one kernel, which
+        torch.compile makes in seconds; CPU and channels_last only; default: where it is
+        faster and the search takes minutes.
     """
 
     device: str = "auto"
@@ -261,18 +263,19 @@ class MachineSettings:
     threads: int | None = None
     autocast: bool | None = None
     compile: bool | None = None
-    split: bool | None = None
-    fuse: bool | None = None
+    depthwise_strips: bool | None = None
+    fused_batch_norm: bool | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "threads")
         _at_most(self, 1024, "threads")
-        for name in ("autocast", "compile", "split", "fuse"):
+        for name in ("autocast", "compile", "depthwise_strips", "fused_batch_norm"):
             if getattr(self, name) not in (None, True, False):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be true or false")
-        if self.fuse and self.memory_format == "contiguous":
+        if self.fused_batch_norm and self.memory_format == "contiguous":
             raise ConfigError(
-                "fuse is true, but memory_format is contiguous; it works in channels_last alone"
+                "fused_batch_norm is true, but memory_format is contiguous; it works in "
+                "channels_last alone"
             )
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device is {self.device!r}; it must be auto, cpu, cuda or cuda:N")
@@ -287,7 +290,7 @@ class RunConfig:
     space: mobile, macro, tree, or module:factory for your own model.
     space_settings: settings of the space, as {name: value}.
     target_latency: 12ms, 800us, or 0.6x of the space's largest network; default: no limit.
-    max_parameters, max_macs, max_peak_memory: further limits; count, count, MiB.
+    limits: further limits by name: parameters and macs (counts), peak_memory (MiB of activations).
     runtime: what the latency is measured on: onnxruntime, torch, litert, openvino.
     table: latency table of a device that is not here, instead of measuring: one of ours, or a
         published one (mobile_trim.yaml, note10_*.yaml).
@@ -301,9 +304,7 @@ class RunConfig:
     space: str = "mobile"
     space_settings: dict[str, Any] = field(default_factory=dict)
     target_latency: str | None = None
-    max_parameters: int | None = None
-    max_macs: int | None = None
-    max_peak_memory: float | None = None
+    limits: dict[str, float] = field(default_factory=dict)
     runtime: str = "onnxruntime"
     table: str | None = None
     seed: int = 0
@@ -318,12 +319,41 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _at_most(self, 4096, "image_size")
-        _positive(self, "image_size", "max_parameters", "max_macs", "max_peak_memory")
+        _positive(self, "image_size")
+        check_limits(self.limits)
         if self.target_latency is not None:
             parse_latency(self.target_latency)
         if self.budget is not None:
             parse_minutes(self.budget)
         check_seed(self.seed)
+
+
+LIMITS = ("parameters", "macs", "peak_memory")
+# Settings that had another name: a leaf of the name -> its place now.
+RENAMED = {
+    "both_ends": "search.reinmax",
+    "dual_rate": "search.multiplier_learning_rate",
+    "use": "derive.min_limit_share",
+    "split": "machine.depthwise_strips",
+    "fuse": "machine.fused_batch_norm",
+    "max_parameters": "limits.parameters",
+    "max_macs": "limits.macs",
+    "max_peak_memory": "limits.peak_memory",
+}
+
+
+def check_limits(limits: Mapping[str, float]) -> dict[str, float]:
+    """Limits by name, each a positive number.
+
+    Raises:
+        ConfigError: a name is unknown, or a value is not positive.
+    """
+    for name, limit in limits.items():
+        if name not in LIMITS:
+            raise ConfigError(f"there is no limit {name!r}; {did_you_mean(name, LIMITS)}")
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0:
+            raise ConfigError(f"limits.{name} is {limit!r}; it must be a positive number")
+    return dict(limits)
 
 
 def check_seed(seed: Any) -> None:
@@ -410,6 +440,8 @@ def _check_keys(cls: type[Any], given: Mapping[str, Any], what: str, prefix: str
     hints = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]
     for key, value in given.items():
+        if key in RENAMED and key not in names:
+            raise ConfigError(f"{what}: {prefix + key} is now {RENAMED[key]}")
         if key not in names:
             raise ConfigError(
                 f"{what} has no setting {prefix + str(key)!r}; {did_you_mean(str(key), names)}"

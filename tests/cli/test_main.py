@@ -101,7 +101,7 @@ def test_wrong_input_gets_one_clear_line(
         ("--space-settings={width: [8]}", "did you mean widths"),
         ("--runtime=onnx", "onnxruntime"),
         ("--target-latency=0.0001ms", "reachable range"),
-        ("--max-macs=10", "reachable range"),
+        ("--limit=macs=10", "reachable range"),
         ("--space=nowhere:factory", "nowhere"),
     ],
 )
@@ -243,7 +243,7 @@ def test_a_space_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_networks_for_other_limits_from_one_search(finished: Path) -> None:
-    assert main(["derive", str(finished), "--limits", "0.5x,0.9x", "--quiet"]) == 0
+    assert main(["derive", str(finished), "--latencies", "0.5x,0.9x", "--quiet"]) == 0
     small, large = (
         json.loads((finished / "stages" / f"derive-{limit}.json").read_text())
         for limit in ("0.5x", "0.9x")
@@ -257,7 +257,7 @@ def test_settings_of_deriving_are_those_of_these_limits(
 ) -> None:
     own = ["--derive.arch-steps", "3", "--derive.top-k", "2"]
     config = (finished / "config.yaml").read_text()
-    assert main(["derive", str(finished), "--limits", "0.7x", *own, "--quiet"]) == 0
+    assert main(["derive", str(finished), "--latencies", "0.7x", *own, "--quiet"]) == 0
     facts = json.loads((finished / "stages" / "derive-0.7x.json").read_text())
     assert len(facts["proposals"]) == 2
     assert (finished / "config.yaml").read_text() == config
@@ -268,7 +268,7 @@ def test_settings_of_deriving_are_those_of_these_limits(
 def test_a_limit_out_of_reach_is_refused_before_any_other_is_derived(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["derive", str(finished), "--limits", "0.8x,0.001us", "--quiet"]) == 2
+    assert main(["derive", str(finished), "--latencies", "0.8x,0.001us", "--quiet"]) == 2
     assert "reachable range" in capsys.readouterr().err
     assert not (finished / "stages" / "derive-0.8x.json").exists()
 

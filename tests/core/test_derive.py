@@ -92,7 +92,7 @@ def test_the_only_limit_of_another_cost_is_used_too_by_nine_tenths() -> None:
     alpha = [[1.0, 0.6, 0.0], [1.13, 0.55, 0.0], [0.9, 0.71, 0.05]]
     supernet = supernet_with(space().model, alpha)
     costs = replace(limited(supernet, 10.0), names=("macs",))
-    every = propose(supernet, costs, settings(use=0.0, top_k=40), learned=True, seed=0)
+    every = propose(supernet, costs, settings(min_limit_share=0.0, top_k=40), learned=True, seed=0)
     assert min(cost(i) for i, _ in every[:5]) < 9.0
     used = propose(supernet, costs, settings(), learned=True, seed=0)
     assert used == [(i, p) for i, p in every if cost(i) >= 9.0][:5]
@@ -136,7 +136,7 @@ def test_limits_that_exclude_each_other_are_named_together() -> None:
 
 def test_what_did_not_learn_proposes_distinct_random_networks_within_the_limit() -> None:
     supernet = space()
-    costs, how = limited(supernet, 9.0), settings(use=0.0)
+    costs, how = limited(supernet, 9.0), settings(min_limit_share=0.0)
     found = [
         [i for i, _ in propose(supernet, costs, how, learned=False, seed=s)] for s in (0, 0, 1)
     ]

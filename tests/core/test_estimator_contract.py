@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import BOTH_ENDS, ESTIMATORS, LEARNING, Planted, Scale, make_search, priced
+from toys import ESTIMATORS, LEARNING, REINMAX, Planted, Scale, make_search, priced
 
 from proxylessnas.core.estimators import make_estimator
 from proxylessnas.core.objective import Constraint
@@ -18,7 +18,7 @@ from proxylessnas.core.supernet import MixedOp, Zero
 from proxylessnas.training.device import Machine
 from proxylessnas.training.task import Task
 
-pytestmark = pytest.mark.parametrize("name", [*ESTIMATORS, *BOTH_ENDS])
+pytestmark = pytest.mark.parametrize("name", [*ESTIMATORS, *REINMAX])
 
 
 class Rich(nn.Module):
@@ -247,6 +247,6 @@ def test_alpha_alone_moves_in_an_architecture_step(name: str) -> None:
 
 
 def test_settings_name_every_estimator(name: str) -> None:
-    estimator = make_estimator(name.partition(",")[0], both_ends=name in BOTH_ENDS)
-    assert estimator.learns == (name in [*LEARNING, *BOTH_ENDS])
+    estimator = make_estimator(name.partition(",")[0], reinmax=name in REINMAX)
+    assert estimator.learns == (name in [*LEARNING, *REINMAX])
     estimator.load(json.loads(json.dumps(estimator.state())))

@@ -32,10 +32,10 @@ from proxylessnas.core.estimators import (
     Reinforce,
     TwoPath,
     binary_gates,
-    both_ends,
     draw_pair,
     eq4,
     make_estimator,
+    reinmax,
     through_gates,
 )
 from proxylessnas.core.objective import Linear, MulLog
@@ -213,19 +213,19 @@ def exact_mean(task: Problem, of: Callable[[Tensor], Tensor], outputs: tuple[flo
     return gradient
 
 
-def test_both_ends_is_the_exact_gradient_for_one_operation_and_a_quadratic_loss() -> None:
+def test_reinmax_is_the_exact_gradient_for_one_operation_and_a_quadratic_loss() -> None:
     def of(y: Tensor) -> Tensor:
         return (y - 1) ** 2 + 0.3 * y
 
     outputs = (0.0, 0.9, 1.1)
     task = scalar(of, outputs)
     exact = exact_mean(task, of, outputs)
-    torch.testing.assert_close(mean_by_active(task, FullPath(both_ends=True)), exact)
+    torch.testing.assert_close(mean_by_active(task, FullPath(reinmax=True)), exact)
     one_end = mean_by_active(task, FullPath())
     assert float((one_end - exact).norm()) > 0.1 * float(exact.norm())
 
 
-def test_both_ends_within_pairs_is_their_exact_gradient_for_a_quadratic_loss() -> None:
+def test_reinmax_within_pairs_is_their_exact_gradient_for_a_quadratic_loss() -> None:
     """Σ over pairs of P(pair)·∇ of the mean loss under the pair's own q."""
 
     def of(y: Tensor) -> Tensor:
@@ -239,10 +239,10 @@ def test_both_ends_within_pairs_is_their_exact_gradient_for_a_quadratic_loss() -
         value = q * (1 - q) * ((outputs[i] - 1) ** 2 - (outputs[j] - 1) ** 2)
         expected[0, i] += pair_probability(P, i, j) * value
         expected[0, j] -= pair_probability(P, i, j) * value
-    torch.testing.assert_close(mean_by_active(task, TwoPath(both_ends=True)), expected)
+    torch.testing.assert_close(mean_by_active(task, TwoPath(reinmax=True)), expected)
 
 
-def test_both_ends_still_learns_where_one_end_takes_it_for_settled() -> None:
+def test_reinmax_still_learns_where_one_end_takes_it_for_settled() -> None:
     """The loss is flat at the probable candidate, whose slope says that nothing is gained by it.
 
     Half of the slope at the other end counts, however rarely that is active; eq. 4 gives it
@@ -262,14 +262,14 @@ def test_both_ends_still_learns_where_one_end_takes_it_for_settled() -> None:
         gates = binary_gates(task.supernet.mask, torch.tensor([a]), leaf)
         grad, _, _ = through_gates(task, gates, leaf, [range(3)])
         mean[False] += p[0, a] * eq4(p, grad)
-        mean[True] += p[0, a] * both_ends(p, grad, torch.tensor([a]))
+        mean[True] += p[0, a] * reinmax(p, grad, torch.tensor([a]))
     exact = exact_mean(task, of, outputs)
     assert float(exact[0, 0]) > 0
     torch.testing.assert_close(mean[True], exact)
     assert float(mean[False].norm()) < 0.01 * float(exact.norm())
 
 
-def test_both_ends_is_nearer_to_the_gradient_of_a_whole_network() -> None:
+def test_reinmax_is_nearer_to_the_gradient_of_a_whole_network() -> None:
     """Four operations of a block and none, and a loss that is no polynomial: all 81 listed."""
     torch.manual_seed(0)
     supernet = supernet_with(Chain((3, 3, 3, 3)), torch.randn(4, 3).tolist())
@@ -285,7 +285,7 @@ def test_both_ends_is_nearer_to_the_gradient_of_a_whole_network() -> None:
         grad, _, seen = through_gates(task, gates, leaf, [range(3)] * 4)
         chance = probability(supernet, architecture)
         one += chance * eq4(p, grad)
-        two += chance * both_ends(p, grad, active)
+        two += chance * reinmax(p, grad, active)
         mean_loss = mean_loss + q.gather(1, active[:, None]).prod() * seen.loss
     (exact,) = torch.autograd.grad(mean_loss, [alpha])
     error = [float((mean - exact).norm() / exact.norm()) for mean in (one, two)]
@@ -295,7 +295,7 @@ def test_both_ends_is_nearer_to_the_gradient_of_a_whole_network() -> None:
 @given(
     st.lists(st.floats(-5, 5), min_size=1, max_size=12), st.integers(0, 2**31), st.integers(0, 11)
 )
-def test_both_ends_sums_to_nothing_and_leaves_what_has_no_chance(
+def test_reinmax_sums_to_nothing_and_leaves_what_has_no_chance(
     alpha: list[float], seed: int, active: int
 ) -> None:
     row = torch.tensor([alpha], dtype=torch.float64)
@@ -303,7 +303,7 @@ def test_both_ends_sums_to_nothing_and_leaves_what_has_no_chance(
     active %= len(alpha)
     mask[0, active] = True
     slopes = torch.randn(row.shape, dtype=torch.float64, generator=seeded(seed))
-    gradient = both_ends(softmax(row, mask), slopes, torch.tensor([active]))
+    gradient = reinmax(softmax(row, mask), slopes, torch.tensor([active]))
     assert float(gradient.sum()) == pytest.approx(0, abs=1e-12)
     assert bool((gradient[~mask] == 0).all())
 

@@ -87,8 +87,10 @@ def test_a_damaged_config_or_table_on_the_command_line(
     [
         (["--space-settings={stem: null}"], "stem is empty"),
         (["--space-settings={widths: [1000000000], depths: [1]}"], "parameters"),
-        (["--max-peak-memory=nan"], "nan is not of the type float"),
-        (["--max-macs=1M"], "1M is not of the type int"),
+        (["--limit=peak_memory=nan"], "limits.peak_memory is nan"),
+        (["--limit=macs=1M"], "limits.macs is '1M'"),
+        (["--limit=macs"], "NAME=VALUE"),
+        (["--max-macs=5"], "--max-macs is now --limit macs="),
         (["--table=no/such/table.json"], "cannot read no/such/table.json: No such file"),
         (["--table=no/such/table.yaml"], "no/such/table.yaml: No such file"),
         (["--search.objective=linear"], "needs cost_weight"),
@@ -109,7 +111,7 @@ def test_what_was_found_in_attacks(
 
 
 def test_no_limit_is_no_list_of_limits(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["derive", str(finished), "--limits", "", "--quiet"]) == 2
+    assert main(["derive", str(finished), "--latencies", "", "--quiet"]) == 2
     assert "the latency '' is not understood" in capsys.readouterr().err
 
 

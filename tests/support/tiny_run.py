@@ -14,7 +14,7 @@ WORDS = [
     "--derive.top-k=3",
     "--loading.limit=400",
     "--machine.memory-format=contiguous",
-    "--machine.split=false",
+    "--machine.depthwise_strips=false",
     "--machine.threads=1",
     "--quiet",
 ]

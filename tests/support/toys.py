@@ -20,7 +20,7 @@ from proxylessnas.training.task import Task
 
 ESTIMATORS = ("two_path", "full_path", "reinforce", "darts", "gumbel", "random")
 LEARNING = ESTIMATORS[:-1]
-BOTH_ENDS = ("two_path, both ends", "full_path, both ends")
+REINMAX = ("two_path, both ends", "full_path, both ends")
 
 
 class Scale(nn.Module):
@@ -150,10 +150,10 @@ def make_search(
     supernet = Supernet(model)
     costs = free(supernet) if costs is None else costs
     if isinstance(estimator, str):
-        both_ends = estimator in BOTH_ENDS
+        reinmax = estimator in REINMAX
         name = estimator.partition(",")[0]
-        settings |= {"estimator": name, "both_ends": both_ends}
-        estimator = make_estimator(name, samples=4, both_ends=both_ends)
+        settings |= {"estimator": name, "reinmax": reinmax}
+        estimator = make_estimator(name, samples=4, reinmax=reinmax)
     given = {"warmup_epochs": 2, "epochs": 3, "learning_rate": 0.01, **settings}
     return Search(
         supernet=supernet,

@@ -133,7 +133,7 @@ def test_candidates_that_a_limit_forbids_are_not_tried() -> None:
     def big() -> nn.Module:
         return nn.Sequential(Big(scale_factor=20), nn.Conv2d(3, 4, 1), nn.AvgPool2d(20))
 
-    searched(big, max_peak_memory=0.1)
+    searched(big, limits={"peak_memory": 0.1})
     assert set(Big.ran) == {1}  # the example input alone
     Big.ran.clear()
     searched(big)

@@ -61,7 +61,7 @@ def outcome(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 def assert_the_same(module: nn.Module, x: Tensor, *, tolerance: float = 1e-4) -> None:
     plain, fast = copy.deepcopy(module), module
-    undo = speed_up(fast.modules(), split=True, fuse=True)
+    undo = speed_up(fast.modules(), depthwise_strips=True, fused_batch_norm=True)
     found, expected = outcome(fast, x), outcome(plain, x)
     undo()
     assert found.keys() == expected.keys()
@@ -120,7 +120,7 @@ def other_convolutions() -> list[nn.Module]:
 @pytest.mark.parametrize("module", other_convolutions(), ids=str)
 def test_other_convolutions_stay_as_they_are(module: nn.Module) -> None:
     assert gains([module]) == (False, False)
-    undo = speed_up([module], split=True, fuse=True)
+    undo = speed_up([module], depthwise_strips=True, fused_batch_norm=True)
     assert module._compiled_call_impl is None
     undo()
 
@@ -199,7 +199,7 @@ def test_contiguous_images_evaluation_and_frozen_statistics_are_eager(uncompiled
 def test_a_mean_far_from_zero_does_not_drown_the_variance(uncompiled: None) -> None:
     norm = nn.BatchNorm2d(3)
     x = images(16, 3, 20, 20) + 1000.0
-    speed_up([norm], split=False, fuse=True)
+    speed_up([norm], depthwise_strips=False, fused_batch_norm=True)
     y = norm(x.to(memory_format=CHANNELS_LAST))
     wide = x.double()
     expected = (wide - wide.mean((0, 2, 3), keepdim=True)) / (
@@ -210,7 +210,7 @@ def test_a_mean_far_from_zero_does_not_drown_the_variance(uncompiled: None) -> N
 
 def test_a_loss_that_is_not_finite_is_not_hidden(uncompiled: None) -> None:
     layer = block(nn.ReLU6())
-    speed_up(layer.modules(), split=False, fuse=True)
+    speed_up(layer.modules(), depthwise_strips=False, fused_batch_norm=True)
     x = images(2, 4, 5, 5)
     x[0, 0, 2, 2] = torch.inf
     assert not layer(x).isfinite().all()
@@ -223,7 +223,7 @@ def test_one_pixel_far_off_does_not_either(where: tuple[int, ...], uncompiled: N
     x[where] = 0.0
     wide = x.double()
     expected = nn.functional.batch_norm(wide, None, None, training=True, eps=norm.eps)
-    speed_up([norm], split=False, fuse=True)
+    speed_up([norm], depthwise_strips=False, fused_batch_norm=True)
     torch.testing.assert_close(norm(x).double(), expected, atol=1e-2, rtol=1e-3)
 
 
@@ -268,7 +268,7 @@ def test_norms_that_lack_something(norm: nn.Module, uncompiled: None) -> None:
     "module", [nn.Conv2d(4, 4, 5, groups=4), nn.BatchNorm2d(4), block(nn.ReLU())]
 )
 def test_keyword_arguments(module: nn.Module, uncompiled: None) -> None:
-    undo = speed_up(list(module.modules()), split=True, fuse=True)
+    undo = speed_up(list(module.modules()), depthwise_strips=True, fused_batch_norm=True)
     x = images(3, 4, 6, 5)
     fast_one = module(input=x)
     undo()
@@ -294,7 +294,7 @@ def test_a_sequence_with_a_forward_of_its_own_decides_itself(uncompiled: None) -
 
 def test_hooks_are_heard(uncompiled: None) -> None:
     layer, heard = nn.Sequential(*block(nn.ReLU()), nn.Conv2d(6, 6, 5, groups=6)), []
-    speed_up(layer.modules(), split=True, fuse=True)
+    speed_up(layer.modules(), depthwise_strips=True, fused_batch_norm=True)
     for module in layer:
         module.register_forward_hook(lambda m, _, out: heard.append((type(m).__name__, out.min())))
     layer(images(2, 4, 7, 7))
@@ -305,7 +305,7 @@ def test_hooks_are_heard(uncompiled: None) -> None:
 
 def test_hooks_on_every_module_are_heard(uncompiled: None) -> None:
     layer, heard = block(nn.ReLU()), []
-    speed_up(layer.modules(), split=True, fuse=True)
+    speed_up(layer.modules(), depthwise_strips=True, fused_batch_norm=True)
     remove = nn.modules.module.register_module_forward_hook(lambda m, *_: heard.append(m))
     layer(images(2, 4, 7, 7))
     remove.remove()
@@ -315,7 +315,7 @@ def test_hooks_on_every_module_are_heard(uncompiled: None) -> None:
 def test_copies_pickles_and_states_are_plain(uncompiled: None) -> None:
     layer = nn.Sequential(block(nn.ReLU()), nn.Conv2d(6, 6, 5, groups=6))
     keys = list(layer.state_dict())
-    undo = speed_up(layer.modules(), split=True, fuse=True)
+    undo = speed_up(layer.modules(), depthwise_strips=True, fused_batch_norm=True)
     assert [fast(m) for m in layer] == [True, True]
     stored = io.BytesIO()
     torch.save(layer, stored)
@@ -341,8 +341,10 @@ def test_a_kernel_that_cannot_be_built_is_said_in_one_line(
         return call
 
     monkeypatch.setattr(normalise, "_compiled", broken)
-    with pytest.raises(ConfigError, match=r"machine\.fuse is true.*\(no C\+\+ compiler\); install"):
-        speed_up([nn.BatchNorm2d(3)], split=False, fuse=True)
+    with pytest.raises(
+        ConfigError, match=r"fused_batch_norm is true.*\(no C\+\+ compiler\); install"
+    ):
+        speed_up([nn.BatchNorm2d(3)], depthwise_strips=False, fused_batch_norm=True)
 
 
 # --- in a search ---
@@ -391,7 +393,7 @@ def make(machine: Machine) -> Search:
 
 
 PLAIN = Machine(channels_last=True)
-FAST = Machine(channels_last=True, split=True, fuse=True)
+FAST = Machine(channels_last=True, depthwise_strips=True, fused_batch_norm=True)
 
 
 @pytest.mark.slow
@@ -418,7 +420,7 @@ def test_kernels_serve_every_shape_without_another_compilation() -> None:
     normalise.kernels.cache_clear()
     layer = block(nn.ReLU6(), channels=24)
     layer[0] = nn.Identity()
-    undo = speed_up(layer.modules(), split=False, fuse=True)
+    undo = speed_up(layer.modules(), depthwise_strips=False, fused_batch_norm=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for shape in [(2, 24, 3, 2), (9, 24, 5, 7), (1, 24, 40, 40), (64, 24, 90, 8)]:
             outcome(layer, images(*shape))
@@ -434,7 +436,9 @@ def test_kernels_serve_every_shape_without_another_compilation() -> None:
     ]:
         change()
         try:
-            undo = speed_up(layer.modules(), split=False, fuse=True)  # compiles again, if at all
+            undo = speed_up(
+                layer.modules(), depthwise_strips=False, fused_batch_norm=True
+            )  # compiles again
             with torch._dynamo.config.patch(error_on_recompile=True):
                 outcome(layer, images(2, 24, 6, 5).float())
             undo()
@@ -478,19 +482,20 @@ def test_a_search_goes_on_to_the_last_bit(uncompiled: None) -> None:
 class Steps:
     """Weight steps of set lengths: eager, with strips, with fused layers."""
 
-    def __init__(self, eager: float, split: float, fuse: float, *, fails: bool = False) -> None:
-        self.eager, self.split, self.fuse, self.fails = eager, split, fuse, fails
+    def __init__(self, eager: float, strips: float, fused: float, *, fails: bool = False) -> None:
+        self.eager, self.strips, self.fused, self.fails = eager, strips, fused, fails
         self.tried: set[tuple[bool | None, bool | None]] = set()
 
     def __call__(self, on: MachineSettings) -> Any:
-        self.tried.add((on.split, on.fuse))
+        self.tried.add((on.depthwise_strips, on.fused_batch_norm))
 
         def prepare() -> None:
-            if on.fuse and self.fails:
+            if on.fused_batch_norm and self.fails:
                 raise ConfigError("no compiler")
 
         def step() -> None:
-            time.sleep(self.fuse if on.fuse else self.split if on.split else self.eager)
+            strips = self.strips if on.depthwise_strips else self.eager
+            time.sleep(self.fused if on.fused_batch_norm else strips)
 
         return SimpleNamespace(step=0, weight_step=step, prepare=prepare)
 
@@ -513,12 +518,12 @@ def test_what_is_faster_is_chosen_where_the_search_is_long_enough(
     probe: Steps, seconds: float, chosen: tuple[bool, bool]
 ) -> None:
     found = layers(OPEN, probe, lasts=lambda _: seconds)
-    assert (found.split, found.fuse) == chosen
+    assert (found.depthwise_strips, found.fused_batch_norm) == chosen
 
 
 def test_what_is_set_by_hand_is_not_tried() -> None:
     never = Steps(0.0, 0.0, 0.0)
-    settings = MachineSettings(device="cpu", split=True, fuse=False)
+    settings = MachineSettings(device="cpu", depthwise_strips=True, fused_batch_norm=False)
     assert layers(settings, never, lasts=lambda _: 1e9) == settings
     assert not never.tried
 
@@ -528,7 +533,7 @@ def test_what_is_set_by_hand_is_not_tried() -> None:
     [
         ({}, "cpu", Net(), (None, None)),
         ({}, "cuda", Net(), (False, False)),
-        ({"fuse": True}, "cpu", Net(), (None, True)),
+        ({"fused_batch_norm": True}, "cpu", Net(), (None, True)),
         ({"memory_format": "contiguous"}, "cpu", Net(), (None, False)),
         ({"autocast": True}, "cpu", Net(), (False, False)),
         ({"compile": True}, "cpu", Net(), (False, False)),
@@ -539,14 +544,15 @@ def test_what_has_nothing_to_work_on_is_off(
     given: dict[str, Any], device: str, model: nn.Module, found: tuple[bool | None, bool | None]
 ) -> None:
     settings = _explicit(MachineSettings(**given), torch.device(device), Supernet(model))
-    assert (settings.split, settings.fuse) == found
+    assert (settings.depthwise_strips, settings.fused_batch_norm) == found
 
 
 def test_fused_is_channels_last() -> None:
-    with pytest.raises(ConfigError, match="fuse is true, but memory_format is contiguous"):
-        MachineSettings(fuse=True, memory_format="contiguous")
-    assert make_machine(MachineSettings(fuse=True)).channels_last
-    assert [m.memory_format for m in variants_of(MachineSettings(fuse=True))] == ["channels_last"]
+    with pytest.raises(ConfigError, match="is true, but memory_format is contiguous"):
+        MachineSettings(fused_batch_norm=True, memory_format="contiguous")
+    settings = MachineSettings(fused_batch_norm=True)
+    assert make_machine(settings).channels_last
+    assert [m.memory_format for m in variants_of(settings)] == ["channels_last"]
 
 
 def test_trials_do_not_compile_candidates() -> None:
@@ -561,7 +567,7 @@ def test_trials_do_not_compile_candidates() -> None:
     assert seen and not any(seen)
 
 
-@pytest.mark.parametrize("switch", ["split", "fuse"])
+@pytest.mark.parametrize("switch", ["depthwise_strips", "fused_batch_norm"])
 def test_on_a_gpu_it_is_refused(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     settings = MachineSettings(device="cuda", **{switch: True})  # type: ignore[arg-type]

@@ -42,7 +42,7 @@ usage: proxylessnas VERB [options]          proxylessnas VERB --help for the opt
 STAGES = ("measure", "search", "derive", "train", "evaluate", "export")
 # Options that set nothing of a run; the second line's are the verb measure's.
 OWN = (
-    *("directory", "out", "resume", "quiet", "limits", "format", "force"),
+    *("directory", "out", "resume", "quiet", "latencies", "format", "force"),
     *("plot", "export_kit", "import_kit", "merge"),
 )
 VERBS = ("run", *STAGES, "predict", "zoo")
@@ -115,12 +115,17 @@ def _parser(verb: str) -> ArgumentParser:
     )
     if verb == "derive":
         parser.add_argument(
-            "--limits", help="one network for each of these latencies, as 8ms,10ms,12ms"
+            "--latencies", help="one network for each of these latencies, as 8ms,10ms,12ms"
         )
     if verb == "export":
         parser.add_argument(
             "--format", type=str, help="onnx (the default), torch (.pt2) or python (network.py)"
         )
+    parser.add_argument(
+        "--limit",
+        action="append",
+        help="NAME=VALUE: a limit on parameters, macs (counts) or peak_memory (MiB); repeatable",
+    )
     add_options(parser, RunConfig)
     return parser
 
@@ -139,7 +144,21 @@ def parse(parser: ArgumentParser, words: list[str]) -> dict[str, Any]:
         given = parser.parse_args(words, defaults=False).as_dict()
     except (argparse.ArgumentError, argparse.ArgumentTypeError, TypeError, ValueError) as error:
         raise ConfigError(_plainly(one_line(error), parser)) from None
-    return {key: value for key, value in given.items() if value is not None}
+    given = {key: value for key, value in given.items() if value is not None}
+    if "limit" in given:
+        given["limits"] = dict(map(_limit, given.pop("limit")))
+    return given
+
+
+def _limit(words: str) -> tuple[str, Any]:
+    """NAME=VALUE to a pair; what is no number is left to the check of the limits."""
+    name, equals, value = words.partition("=")
+    if not equals:
+        raise ConfigError(f"--limit {words}: write NAME=VALUE, as --limit macs=300e6")
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value
 
 
 def _plainly(message: str, parser: ArgumentParser) -> str:
@@ -149,6 +168,13 @@ def _plainly(message: str, parser: ArgumentParser) -> str:
         if message.startswith(opening):
             word = message[len(opening) :].split()[0].split("=")[0]
             if word.startswith("-"):
+                from proxylessnas.config import RENAMED
+
+                new = RENAMED.get(word.rpartition(".")[2].lstrip("-").replace("-", "_"), "")
+                if new.startswith("limits."):
+                    return f"{word} is now --limit {new.removeprefix('limits.')}=VALUE"
+                if new:
+                    return f"{word} is now --{new.replace('_', '-')}"
                 return f"there is no option {word}; {_near(word, options)}"
             return f"the argument {word!r} is not understood; options start with --"
     if message.startswith("Option '") and "is not accepted" in message:
@@ -189,8 +215,8 @@ def _stages(verb: str, words: list[str], signal: Signal) -> int:
     from proxylessnas.errors import RunError
     from proxylessnas.training.ranks import open_ranks
 
-    if verb == "derive" and own["limits"] is not None:
-        own["deriving"] = given.pop("derive", {})  # of these limits alone; the run keeps its own
+    if verb == "derive" and own["latencies"] is not None:
+        own["deriving"] = given.pop("derive", {})  # of these latencies alone; the run keeps its own
     path = _directory(own, given)
     if verb not in ("run", "measure") and not (path / "config.yaml").exists():
         raise RunError(f"{path} holds no run: begin with proxylessnas run or measure")
@@ -307,9 +333,11 @@ def _do(verb: str, run: Run, own: Mapping[str, Any]) -> int:
         if run.ranks.is_main:
             summary.show(facts, str(run.directory.path), output())
         return 0
-    if verb == "derive" and own["limits"] is not None:
+    if verb == "derive" and own["latencies"] is not None:
         settings = replace(run.config.derive, **own["deriving"])
-        stages.derive_limits(run, [limit.strip() for limit in own["limits"].split(",")], settings)
+        stages.derive_limits(
+            run, [limit.strip() for limit in own["latencies"].split(",")], settings
+        )
         return 0
     if verb == "export" and own["format"] not in (None, "onnx"):
         run.by_main(lambda run: stages.export_as(run, own["format"]))

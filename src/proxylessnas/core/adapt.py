@@ -48,7 +48,11 @@ def learned_on(
     supernet = Supernet(mine.model, space=mine.space, settings=mine.settings, input=mine.input)
     supernet.mask = mine.mask.clone()
     # The rates are those of so many steps, whatever the search's own were.
-    objective = make_objective(replace(settings, dual_rate=None), costs, steps) if steps else None
+    objective = (
+        make_objective(replace(settings, multiplier_learning_rate=None), costs, steps)
+        if steps
+        else None
+    )
     estimator = estimator_of(settings, costs, reward) if steps else None
     other = replace(
         search,

@@ -186,8 +186,8 @@ def propose(
 ) -> list[tuple[Indices, float]]:
     """Up to `top_k` networks within the limits, with their Σ log p.
 
-    They use at least the share `settings.use` of a latency limit where such networks exist:
-    who grants 12 ms is served best by a network that takes them. The only limit of another
+    They use at least the share `settings.min_limit_share` of a latency limit where such networks
+    exist: who grants 12 ms is served best by a network that takes them. The only limit of another
     cost is no deadline to come close to, but what it allows is worth having too: 0.9 of it
     (the most probable networks far under it are worse on NAS-Bench-Macro, see `docs/log.md`).
 
@@ -196,7 +196,7 @@ def propose(
     """
     log_p = supernet.log_probabilities()
     found: list[Indices] = []
-    used, share = to_be_used(supernet, costs), settings.use
+    used, share = to_be_used(supernet, costs), settings.min_limit_share
     # Of a latency even one network that takes it is worth more than ten that leave a tenth.
     enough = 1 if used == "latency" else settings.top_k
     shares = (share, 0.9 * share, 0.0) if used == "latency" else (min(share, USE_COUNT), 0.0)

@@ -2,7 +2,7 @@
 
 All share one protocol and one equation. `eq4` is the paper's equation 4; an estimator
 decides which candidates' gates it looks at, and with which probabilities. It takes a
-candidate's worth from one end, the slope where another one ran; `both_ends` takes the mean of
+candidate's worth from one end, the slope where another one ran; `reinmax` takes the mean of
 the slopes at both:
 
     TwoPath     a pair drawn without replacement, eq. 4 within the pair (section 3.2.1)
@@ -91,7 +91,7 @@ def eq4(q: Tensor, grad_gates: Tensor) -> Tensor:
     return q * (grad_gates - (q * grad_gates).sum(1, keepdim=True))
 
 
-def both_ends(q: Tensor, grad_gates: Tensor, active: Tensor) -> Tensor:
+def reinmax(q: Tensor, grad_gates: Tensor, active: Tensor) -> Tensor:
     """∂L/∂α by half of a candidate's slope now, and half of that when it is the active one.
 
     ∇E[L] is made of L(i) − L(j), which eq. 4 replaces by the slope at the active one. With
@@ -193,15 +193,15 @@ class _Plain:
 
 
 class _Gated(_Plain):
-    """both_ends: whether slopes at both ends count, or eq. 4's alone."""
+    """reinmax: whether slopes at both ends count, or eq. 4's alone."""
 
-    def __init__(self, *, both_ends: bool = False) -> None:
-        self.both_ends = both_ends
+    def __init__(self, *, reinmax: bool = False) -> None:
+        self.reinmax = reinmax
 
     def _gradient(self, q: Tensor, grad_gates: Tensor, cost: Tensor, active: Tensor) -> Tensor:
         """Of the loss, and of the expected costs, which are linear in p."""
-        if self.both_ends:
-            return both_ends(q, grad_gates, active) + eq4(q, cost)
+        if self.reinmax:
+            return reinmax(q, grad_gates, active) + eq4(q, cost)
         return eq4(q, grad_gates + cost)
 
 
@@ -350,12 +350,12 @@ class Random(_Plain):
 
 
 def make_estimator(
-    name: str, *, samples: int = 10, reward: RewardOf | None = None, both_ends: bool = False
+    name: str, *, samples: int = 10, reward: RewardOf | None = None, reinmax: bool = False
 ) -> Estimator:
     """An estimator by its name in the settings; the rest is for those that it concerns."""
     makers: dict[str, Callable[[], Estimator]] = {
-        "two_path": partial(TwoPath, both_ends=both_ends),
-        "full_path": partial(FullPath, both_ends=both_ends),
+        "two_path": partial(TwoPath, reinmax=reinmax),
+        "full_path": partial(FullPath, reinmax=reinmax),
         "reinforce": lambda: Reinforce(samples, reward=reward),
         "darts": Darts,
         "gumbel": Gumbel,
@@ -374,7 +374,7 @@ def estimator_of(
         settings.estimator,
         samples=settings.reinforce_samples,
         reward=reward or make_reward(settings, costs),
-        both_ends=settings.both_ends,
+        reinmax=settings.reinmax,
     )
 
 

@@ -155,7 +155,7 @@ def make_objective(settings: SearchSettings, costs: Costs, arch_steps: int) -> O
     if name == "reward":
         return Alone()  # the latency is in the reward
     if name == "constraint":
-        rate = settings.dual_rate or DUAL_TRAVEL / max(1, arch_steps)
+        rate = settings.multiplier_learning_rate or DUAL_TRAVEL / max(1, arch_steps)
         return Constraint(costs.limits.tolist(), rate=rate)
     if name == "linear":
         if weight is None:

@@ -103,8 +103,8 @@ def _explicit(
     fuses = fuses and machine.memory_format != "contiguous"
     return replace(
         machine,
-        split=machine.split if splits else bool(machine.split),
-        fuse=machine.fuse if fuses else bool(machine.fuse),
+        depthwise_strips=machine.depthwise_strips if splits else bool(machine.depthwise_strips),
+        fused_batch_norm=machine.fused_batch_norm if fuses else bool(machine.fused_batch_norm),
     )
 
 
@@ -130,8 +130,8 @@ def settled(
     plain = replace(
         variants[0],
         compile=bool(machine.compile),
-        split=bool(machine.split),
-        fuse=bool(machine.fuse),
+        depthwise_strips=bool(machine.depthwise_strips),
+        fused_batch_norm=bool(machine.fused_batch_norm),
     )
     steps = Plan.of(settings, len(training)).total
     if _settled(machine) or steps < WORTH_A_TRIAL * len(variants) * (widest + 1):

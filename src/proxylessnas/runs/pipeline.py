@@ -21,8 +21,7 @@ from proxylessnas.training.ranks import ALONE, Ranks
 FIRST_STAGE = {
     "search": "search",
     "target_latency": "search",
-    "max_parameters": "search",
-    "max_macs": "search",
+    "limits": "search",
     "derive": "derive",
     "train": "train",
 }
@@ -93,11 +92,8 @@ def _merge(run: Run, stored: RunConfig, given: Mapping[str, Any]) -> RunConfig:
     """The stored config with given settings that no finished stage depends on."""
     changes: dict[str, Any] = {}
     for key, value in given.items():
-        if key == "space_settings":
-            same = all(stored.space_settings.get(k) == v for k, v in value.items())
-            value = stored.space_settings if same else value
         before = getattr(stored, key)
-        after = value
+        after = {**before, **value} if isinstance(before, dict) else value
         if dataclasses.is_dataclass(before) and not isinstance(before, type):
             after = dataclasses.replace(before, **value)
         if after == before or key in ("budget", "baselines"):
@@ -117,6 +113,9 @@ def _merge(run: Run, stored: RunConfig, given: Mapping[str, Any]) -> RunConfig:
 
 def _difference(key: str, before: Any, after: Any) -> tuple[str, Any, Any]:
     """The first setting that is another one: its name and its two values."""
+    if isinstance(before, dict):
+        changed = next(name for name, new in after.items() if before.get(name) != new)
+        return f"{key}.{changed}", before.get(changed), after[changed]
     if dataclasses.is_dataclass(before):
         for field in dataclasses.fields(before):
             old, new = getattr(before, field.name), getattr(after, field.name)

@@ -127,7 +127,7 @@ class Run:
     def pricing(self) -> Pricing:
         """What networks cost, before anything is measured; `table` is set when it is."""
         pricing = Pricing(supernet=self.supernet, example_inputs=self.example())
-        pricing.forbid_over(self.config.max_peak_memory)
+        pricing.forbid_over(self.config.limits.get("peak_memory"))
         return pricing
 
     def example(self) -> tuple[Tensor, ...]:
@@ -184,13 +184,7 @@ class Run:
 
     @property
     def limits(self) -> Limits:
-        c = self.config
-        return Limits(
-            latency=c.target_latency,
-            macs=c.max_macs,
-            parameters=c.max_parameters,
-            peak_memory=c.max_peak_memory,
-        )
+        return Limits(latency=self.config.target_latency, **self.config.limits)
 
     @cached_property
     def costs(self) -> Costs:

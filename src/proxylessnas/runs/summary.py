@@ -146,7 +146,7 @@ def show(facts: dict[str, Any], directory: str, console: Console) -> None:
     console.print(
         f"\nnext:  proxylessnas predict {directory} IMAGE...      classify images with it\n"
         f"       {directory}/model.onnx                 deploy it\n"
-        f"       proxylessnas derive {directory} --limits ...   other latencies, same search",
+        f"       proxylessnas derive {directory} --latencies ...   other latencies, same search",
         highlight=False,
         markup=False,
     )

@@ -79,7 +79,7 @@ def variants_of(machine: MachineSettings) -> list[MachineSettings]:
     """What `quickest` can choose where the settings leave something open; the plainest first."""
     variants = [replace(machine, autocast=bool(machine.autocast))]
     if machine.memory_format == "auto":
-        formats = FORMATS[1:] if machine.fuse else FORMATS
+        formats = FORMATS[1:] if machine.fused_batch_norm else FORMATS
         variants = [replace(m, memory_format=layout) for layout in formats for m in variants]
     if machine.autocast is None and machine.device.startswith("cuda"):
         variants += [replace(m, autocast=True) for m in variants]
@@ -93,20 +93,24 @@ def layers(
     lasts: Callable[[float], float],
     rounds: int = PROBE_STEPS,
 ) -> MachineSettings:
-    """The settings with `split` and `fuse` decided: what makes weight steps faster here.
+    """The settings with `depthwise_strips` and `fused_batch_norm` decided: what makes steps faster.
 
     lasts: seconds of the whole search, of the seconds of a weight step; where it is shorter than
     what makes a trial worth it, nothing is tried. rounds: as in `quickest`.
     """
-    found = replace(machine, split=bool(machine.split), fuse=bool(machine.fuse))
+    found = replace(
+        machine,
+        depthwise_strips=bool(machine.depthwise_strips),
+        fused_batch_norm=bool(machine.fused_batch_norm),
+    )
     if not may_speed_up(machine):
         return found
     length = lasts(_timed({"": Trial(_uncompiled(probe, found))})[""])
-    if machine.split is None and length >= WORTH_SPLITTING:
-        found = _faster(found, replace(found, split=True), probe, rounds)
+    if machine.depthwise_strips is None and length >= WORTH_SPLITTING:
+        found = _faster(found, replace(found, depthwise_strips=True), probe, rounds)
     fuses = machine.memory_format == "channels_last" and length >= WORTH_FUSING
-    if machine.fuse is None and fuses:
-        found = _faster(found, replace(found, fuse=True), probe, rounds)
+    if machine.fused_batch_norm is None and fuses:
+        found = _faster(found, replace(found, fused_batch_norm=True), probe, rounds)
     return found
 
 
@@ -126,7 +130,7 @@ def _uncompiled(probe: Probe, on: MachineSettings) -> Callable[[], Probed]:
 
 def may_speed_up(machine: MachineSettings) -> bool:
     """Whether something is left open."""
-    return machine.split is None or machine.fuse is None
+    return machine.depthwise_strips is None or machine.fused_batch_norm is None
 
 
 def may_compile(machine: MachineSettings) -> bool:

@@ -30,8 +30,8 @@ class Machine:
     channels_last: bool = False
     autocast: bool = False
     compile: bool = False
-    split: bool = False
-    fuse: bool = False
+    depthwise_strips: bool = False
+    fused_batch_norm: bool = False
 
     @property
     def is_apart(self) -> bool:
@@ -66,7 +66,9 @@ class Machine:
         compiled = self._compiled(candidates)
         inside = {m for candidate in compiled for m in candidate.modules()}
         others = [m for m in model.modules() if m not in inside]
-        slow_down = speed_up(others, split=self.split, fuse=self.fuse)
+        slow_down = speed_up(
+            others, depthwise_strips=self.depthwise_strips, fused_batch_norm=self.fused_batch_norm
+        )
         for candidate in compiled:
             candidate.compile(**apart())
 
@@ -113,7 +115,7 @@ def make_machine(settings: MachineSettings) -> Machine:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"machine.device is {name}, but torch sees no GPU; use cpu or auto")
-    for switch in ("split", "fuse"):
+    for switch in ("depthwise_strips", "fused_batch_norm"):
         if getattr(settings, switch) and not name.startswith("cpu"):
             raise ConfigError(
                 f"machine.{switch} is true, but it works on CPUs alone and machine.device is "
@@ -124,11 +126,11 @@ def make_machine(settings: MachineSettings) -> Machine:
     keep_heap()
     return Machine(
         device=torch.device(name),
-        channels_last=settings.memory_format == "channels_last" or bool(settings.fuse),
+        channels_last=settings.memory_format == "channels_last" or bool(settings.fused_batch_norm),
         autocast=bool(settings.autocast),
         compile=bool(settings.compile),
-        split=bool(settings.split),
-        fuse=bool(settings.fuse),
+        depthwise_strips=bool(settings.depthwise_strips),
+        fused_batch_norm=bool(settings.fused_batch_norm),
     )
 
 

@@ -1,7 +1,7 @@
 """Layers that compute what PyTorch's compute, to rounding, in less time on a CPU.
 
-    split   depthwise convolutions take their weight gradient in strips: `depthwise`
-    fuse    batch normalisation takes the activation after it along: `normalise`
+    depthwise_strips   depthwise convolutions take their weight gradient in strips: `depthwise`
+    fused_batch_norm   batch normalisation takes the activation after it along: `normalise`
 
 Both are found by trying whether they pay on this machine (`trials`). They stand in for the call
 of a module that is in the model and change nothing else about it: copies and pickles are plain.
@@ -18,7 +18,9 @@ from proxylessnas.training.kernels import depthwise, normalise
 __all__ = ["gains", "speed_up"]
 
 
-def speed_up(modules: Iterable[nn.Module], *, split: bool, fuse: bool) -> Callable[[], None]:
+def speed_up(
+    modules: Iterable[nn.Module], *, depthwise_strips: bool, fused_batch_norm: bool
+) -> Callable[[], None]:
     """Let these modules of a model compute faster, where they can; returns what undoes it.
 
     Raises:
@@ -26,9 +28,9 @@ def speed_up(modules: Iterable[nn.Module], *, split: bool, fuse: bool) -> Callab
     """
     free = [module for module in modules if module._compiled_call_impl is None]
     calls: dict[nn.Module, Callable[..., object]] = {}
-    if split:
+    if depthwise_strips:
         calls |= {m: depthwise.SplitCall(m) for m in free if depthwise.is_wide(m)}
-    if fuse:
+    if fused_batch_norm:
         calls |= normalise.calls(free)
     for module, call in calls.items():
         module._compiled_call_impl = call
@@ -41,6 +43,6 @@ def speed_up(modules: Iterable[nn.Module], *, split: bool, fuse: bool) -> Callab
 
 
 def gains(modules: Iterable[nn.Module]) -> tuple[bool, bool]:
-    """Whether there is anything to split, and anything to fuse."""
+    """Whether any depthwise convolution gains by strips, and any normalisation by fusing."""
     modules = list(modules)
     return any(map(depthwise.is_wide, modules)), any(map(normalise.is_norm, modules))

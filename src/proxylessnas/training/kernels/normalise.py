@@ -248,9 +248,9 @@ def ready(bounds: Bounds, eps: float) -> Kernels:
     except (RuntimeError, OSError) as error:
         why = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(
-            f"machine.fuse is true, but torch.compile cannot build a kernel here ({why[0]}); "
-            "install a C++ compiler (g++), or set fuse to false, in a run's config.yaml too: it "
-            "computes the same to rounding"
+            "machine.fused_batch_norm is true, but torch.compile cannot build a kernel here "
+            f"({why[0]}); install a C++ compiler (g++), or set fused_batch_norm to false, in a "
+            "run's config.yaml too: the network computes the same to rounding"
         ) from error
     finally:
         noise.setLevel(level)
