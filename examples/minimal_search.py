@@ -19,8 +19,7 @@ from proxylessnas.core.decode import decode, sample_within
 from proxylessnas.core.estimators import binary_gates, draw_pair, eq4
 from proxylessnas.core.gates import Path
 from proxylessnas.core.objective import Constraint
-from proxylessnas.core.parts import take_apart
-from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, softmax
+from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, collect_tensors, softmax
 from proxylessnas.training.freezing import frozen
 
 WARMUP, STEPS = 150, 300  # steps; the paper takes 40 and 120 epochs of ImageNet
@@ -65,11 +64,10 @@ model, alpha, mask = supernet.model, supernet.alpha, supernet.mask  # α: [posit
 
 # --- Costs: F(o) of every candidate (section 3.3.1), here the MACs of its kernels. Measured
 # milliseconds would stand in the same matrix; the loop below does not know the difference.
-positions = [64] * 3 + [16] * 3  # pixels at which each searched position works
 macs = torch.tensor(
     [
         [n * sum(p.numel() for p in c.parameters() if p.dim() == 4) for c in m.candidates.values()]
-        for n, m in zip(positions, supernet.mixed, strict=True)
+        for n, (m,) in zip([64] * 3 + [16] * 3, supernet.positions, strict=True)  # n pixels each
     ]
 )
 limit = 0.1 * float(macs.amax(1).sum())  # a tenth of the largest network
@@ -85,7 +83,7 @@ alpha_optimizer = torch.optim.Adam([alpha], lr=10 / STEPS, betas=(0.0, 0.999))
 # The paper adds λ·E[latency] to the loss, with λ chosen by hand. Here λ rises while the most
 # probable network breaks the limit and falls while there is room (dual ascent, as in LightNAS).
 constraint = Constraint([limit], rate=20 / STEPS)
-tensors = take_apart(supernet)
+tensors = collect_tensors(supernet)
 
 for step in range(WARMUP + STEPS):
     # Weight step: binary gates (eq. 2) let one candidate of each mixed operation run, so memory
