@@ -33,8 +33,9 @@ from proxylessnas.data import load_data
 from proxylessnas.hardware.measure import measure_table
 from proxylessnas.hardware.runtimes import make
 from proxylessnas.io.console import output
+from proxylessnas.io.process import keep_freed_memory
 from proxylessnas.spaces import build, build_supernet
-from proxylessnas.training.device import Machine, fastest, keep_heap
+from proxylessnas.training.device import Machine, fastest
 
 FIRST_STEP = """
 import torch
@@ -174,7 +175,7 @@ def main() -> None:
     parser.add_argument("--no-table", action="store_true", help="leave out the latency table")
     args = parser.parse_args()
     torch.set_num_threads(2)
-    keep_heap()
+    keep_freed_memory()
     shown = Table("what", "measured", title="What the tool itself costs")
     rows: list[Sequence[tuple[str, str]]] = [
         start(),

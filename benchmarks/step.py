@@ -52,8 +52,9 @@ from proxylessnas.core.supernet import MixedOp, Supernet
 from proxylessnas.data.batches import LoaderBatches
 from proxylessnas.hardware.host import cpu_model
 from proxylessnas.io.console import output
+from proxylessnas.io.process import keep_freed_memory
 from proxylessnas.spaces import build, build_supernet
-from proxylessnas.training.device import Machine, keep_heap
+from proxylessnas.training.device import Machine
 from proxylessnas.training.task import Task
 
 THREADS = 2
@@ -343,7 +344,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
 def main() -> None:
     args = _arguments()
     torch.set_num_threads(THREADS)
-    keep_heap()  # for the baseline too
+    keep_freed_memory()  # for the baseline too
     if args.resident:
         _only_resident(args.resident)
         return

@@ -103,7 +103,7 @@ class Breaks(FakeRuntime):
 
 
 def test_a_table_that_was_broken_off_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxylessnas.hardware.timing.SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr("proxylessnas.hardware.rounds.SAVE_EVERY_S", -1.0)
     monkeypatch.setattr(measure_verb, "make", lambda name, threads: Breaks(threads=threads))
     assert measure("--out=t.json") == 130
     part = LatencyTable.load("t.json")

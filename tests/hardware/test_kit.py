@@ -18,23 +18,28 @@ from proxylessnas.config import MeasureSettings
 from proxylessnas.core.supernet import MixedOp, Supernet
 from proxylessnas.errors import ExportError, MeasurementError
 from proxylessnas.hardware.cost import latency_cost
-from proxylessnas.hardware.kit import export_kit, import_kit
+from proxylessnas.hardware.kit import CARRIED, export_kit, import_kit
 from proxylessnas.hardware.trace import trace
 from proxylessnas.spaces import build_supernet
 
 SETTINGS = MeasureSettings(rounds=2, network_rounds=3, networks=3, validation=1, runs=1, warmup=0)
 INPUTS = (torch.zeros(1, 3, 16, 16),)
 
-# Runs the kit as `python kit.zip` does, where nothing of ours and no torch can be imported.
+# Runs the kit as `python kit.zip` does, where no torch and nothing of the package but the files
+# that the kit carries can be imported.
 BARE = """
 import runpy, sys
 class Nothing:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "proxylessnas", "onnx", "scipy", "rich"):
+        if name.split(".")[0] in ("torch", "onnx", "scipy", "rich"):
             raise ModuleNotFoundError("not on the device: " + name)
 sys.meta_path.insert(0, Nothing())
 sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    strangers = [m for n, m in sys.modules.items() if n.startswith("proxylessnas")]
+    assert strangers and all(m.__file__.startswith(sys.argv[0]) for m in strangers)
 """
 
 
@@ -79,19 +84,19 @@ def test_a_kit_measures_without_us_and_comes_back_as_a_table(results: Path) -> N
 
 
 FLUSHED = """
-import json, runpy, sys
+import json, sys
 import numpy as np
-kit = runpy.run_path(sys.argv[1], run_name="kit")
-entry = next(iter(json.loads(kit["read"]("manifest.json"))["files"].values()))
-feed = [kit["stand_in"](shape, dtype) for shape, dtype in entry["inputs"]]
+sys.path.insert(0, sys.argv[1])
+from proxylessnas.hardware.kit_main import load, read
+manifest = json.loads(read(sys.argv[1], "manifest.json"))
 tiny, one = np.full(4, 1e-40, np.float32), np.ones(4, np.float32)
 assert (tiny * one).any()
-kit["onnxruntime_network"](kit["read"](entry["file"]), feed, 1, False)()
+load(sys.argv[1], manifest, manifest["canary"])()
 assert not (tiny * one).any(), "denormals are not flushed"
 """
 
 
-def test_a_kit_flushes_denormals_as_the_protocol_does(kit: Path) -> None:
+def test_a_kit_flushes_denormals_on_the_calling_thread_too(kit: Path) -> None:
     command = [sys.executable, "-c", FLUSHED, str(kit)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -123,7 +128,7 @@ def test_what_is_in_a_kit(kit: Path) -> None:
         names = set(archive.namelist())
         manifest = json.loads(archive.read("manifest.json"))
         readme = archive.read("README.txt").decode()
-    assert {"__main__.py", "host.py", "rounds.py", "nodes.py", "README.txt"} <= names
+    assert {"__main__.py", "README.txt", *(f"proxylessnas/{file}" for file in CARRIED)} <= names
     assert {f["file"] for f in manifest["files"].values()} <= names
     assert "python kit.zip" in readme and "adb" not in readme
     assert [p.name for p in kit.parent.iterdir() if p.name.startswith(".")] == []

@@ -20,17 +20,17 @@ from proxylessnas.hardware import host as machine
 from proxylessnas.hardware import rounds
 from proxylessnas.hardware.cost import macs_cost, space_id
 from proxylessnas.hardware.measure import (
-    Measurement,
     canary_of,
-    choose_networks,
-    measure_all,
     measure_networks,
     measure_table,
 )
+from proxylessnas.hardware.plan import choose_networks
 from proxylessnas.hardware.pricing import Pricing
+from proxylessnas.hardware.rounds import Rounds
 from proxylessnas.hardware.runtimes.base import Session
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.hardware.table import LatencyTable
+from proxylessnas.hardware.timing import Measurement, measure_sessions
 from proxylessnas.hardware.trace import trace
 from proxylessnas.spaces import build_supernet
 
@@ -69,9 +69,9 @@ def test_a_visit_is_warmups_and_runs_and_its_median() -> None:
 
 
 def test_fast_sessions_are_looped() -> None:
-    assert rounds.settle(Scripted("slow", [], ms=5.0), 1) == 1
-    assert rounds.settle(Scripted("fast", [], ms=0.01), 1) == 10
-    assert rounds.settle(Scripted("nothing", [], ms=0.0), 1) == rounds.MOST_LOOPS
+    assert rounds.loops_of(Scripted("slow", [], ms=5.0), 1) == 1
+    assert rounds.loops_of(Scripted("fast", [], ms=0.01), 1) == 10
+    assert rounds.loops_of(Scripted("nothing", [], ms=0.0), 1) == rounds.MOST_LOOPS
 
 
 def test_every_round_visits_all_in_shuffled_order() -> None:
@@ -86,15 +86,17 @@ def test_every_round_visits_all_in_shuffled_order() -> None:
     assert many != rounds.orders(dict.fromkeys("abcdefgh", 3), seed=2)
 
 
-def test_measure_all_reports_progress_and_interleaves_the_canary() -> None:
+VISIT = MeasureSettings(runs=1, warmup=0)
+
+
+def test_sessions_are_measured_with_progress_and_the_canary_in_between() -> None:
     log: list[str] = []
     sessions = {name: Scripted(name, log, ms=i + 1.0) for i, name in enumerate("abcd")}
     seen: list[tuple[int, int]] = []
-    measured = measure_all(
+    measured = measure_sessions(
         sessions,
-        rounds=8,
-        runs=3,
-        warmup=0,
+        dict.fromkeys(sessions, 8),
+        MeasureSettings(runs=3, warmup=0),
         seed=0,
         canary="d",
         progress=lambda done, total: seen.append((done, total)),
@@ -112,22 +114,32 @@ def test_a_session_that_fails_is_one_line() -> None:
             raise RuntimeError("device lost\nat line 7")
 
     with pytest.raises(MeasurementError, match="device lost at line 7"):
-        measure_all({"a": Fails("a", [])}, rounds=1, runs=1, warmup=0, seed=0)
+        measure_sessions({"a": Fails("a", [])}, {"a": 1}, VISIT, seed=0)
 
 
 def test_what_is_known_is_not_measured_again() -> None:
     log: list[str] = []
-    measured = measure_all(
+    measured = measure_sessions(
         {"a": Scripted("a", log), "b": Scripted("b", log)},
-        rounds=2,
-        runs=1,
-        warmup=0,
+        {"a": 2, "b": 2},
+        VISIT,
         seed=0,
-        known={"a": [7.0, 7.0], "b": [9.0]},
+        earlier={"a": [7.0, 7.0], "b": [9.0]},
     )
     assert measured["a"].samples_ms == (7.0, 7.0)
     assert measured["b"].samples_ms == (9.0, 1.0)
     assert not [line for line in log if line.startswith("a")]
+
+
+def test_what_was_measured_is_saved_every_few_seconds_and_at_the_end() -> None:
+    clock = iter(range(0, 1000, 2))  # two seconds a look, and one look more at every save
+    saved: list[int] = []
+    measuring = Rounds(
+        {"a": Scripted("a", [])}, {"a": 10}, runs=1, warmup=0, seed=0, clock=lambda: next(clock)
+    )
+    measuring.run(save=lambda: saved.append(len(measuring.samples_ms["a"])))
+    assert saved == [3, 6, 9, 10]
+    assert set(measuring.environment) >= {"date", "pinned_core", "other_load_cores"}
 
 
 def test_spread_and_noise_are_robust() -> None:
@@ -143,11 +155,11 @@ def test_spread_and_noise_are_robust() -> None:
 def test_the_machine_is_put_back() -> None:
     before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     tiny = torch.tensor([1e-40])
-    measure_all({"a": Scripted("a", [])}, rounds=1, runs=1, warmup=0, seed=0, threads=1)
+    measure_sessions({"a": Scripted("a", [])}, {"a": 1}, VISIT, seed=0)
     if before is not None:
         assert os.sched_getaffinity(0) == before
     assert (tiny * 1.0).item() != 0
-    assert machine.cpu_model() and machine.cores() >= 1
+    assert machine.cpu_model()
     assert machine.OtherLoad().so_far() >= 0
 
 
@@ -202,7 +214,7 @@ class Breaks(FakeRuntime):
 def test_a_broken_measurement_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxylessnas.hardware.timing.SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr("proxylessnas.hardware.rounds.SAVE_EVERY_S", -1.0)
     supernet, path = small(), tmp_path / "table.json"
     with pytest.raises(KeyboardInterrupt):
         measure_table(supernet, Breaks(), INPUTS, SETTINGS, seed=0, path=path)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +18,9 @@ from torch import Tensor, nn
 from proxylessnas.core.supernet import Residual
 from proxylessnas.errors import MeasurementError, MissingDependency, UserError
 from proxylessnas.export.compare import eager_outputs
-from proxylessnas.export.onnx import to_onnx
+from proxylessnas.export.onnx import compare, to_onnx
 from proxylessnas.export.tflite import to_tflite
-from proxylessnas.hardware import runtimes
+from proxylessnas.hardware import kit_main, runtimes
 from proxylessnas.hardware.runtimes import Runtime, make
 from proxylessnas.spaces.blocks import ConvBN, Head, MBConv
 
@@ -184,6 +188,72 @@ def test_a_provider_that_does_not_start_is_not_the_cpu(monkeypatch: pytest.Monke
     assert make("onnxruntime").open(b"") is not None  # type: ignore[attr-defined]
     with pytest.raises(MeasurementError, match=f"could not start {cuda} .* on {cpu}"):
         make("onnxruntime:cuda").open(b"")  # type: ignore[attr-defined]
+
+
+def options_of(options: Any, keys: Sequence[str]) -> dict[str, object]:
+    plain = [n for n in dir(options) if not n.startswith("_") and not callable(getattr(options, n))]
+    values = {name: getattr(options, name) for name in plain}
+    for key in keys:
+        with contextlib.suppress(RuntimeError):  # not set
+            values[key] = options.get_session_config_entry(key)
+    return values
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_session_of_onnxruntime_has_the_same_options(
+    threads: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Here, in a kit and where an export is compared: other options would be other latencies."""
+    import onnxruntime as ort
+
+    opened: dict[str, ort.SessionOptions] = {}
+    where, session = "", ort.InferenceSession
+
+    def recorded(content: bytes, options: ort.SessionOptions, **more: Any) -> Any:
+        if not options.enable_profiling:
+            opened[where] = options
+        return session(content, options, **more)
+
+    monkeypatch.setattr(ort, "InferenceSession", recorded)
+    module, inputs = network(), (torch.randn(1, 3, 16, 16),)
+    where, content = "here", to_onnx(module, inputs)
+    make("onnxruntime", threads=threads).load(module, inputs)
+    where = "file"
+    (tmp_path / "net.onnx").write_bytes(content)
+    make("onnxruntime", threads=threads).load_file(tmp_path / "net.onnx")
+    where = "kit"
+    entry = {"file": "net.onnx", "inputs": [[[1, 3, 16, 16], "float32"]], "block": False}
+    manifest = {"runtime": "onnxruntime", "threads": threads, "files": {"net": entry}}
+    kit_main.load(str(tmp_path), manifest, "net")
+    if threads == 1:
+        where = "compare"
+        compare(module, content, inputs)
+    keys = ["session.set_denormal_as_zero", "session.intra_op.allow_spinning"]
+    keys += ["session.force_spinning_stop"]
+    options = {name: options_of(o, keys) for name, o in opened.items()}
+    assert set(options) == {"here", "file", "kit", *(["compare"] if threads == 1 else [])}
+    assert options["here"]["session.set_denormal_as_zero"] == "1"
+    assert options["here"]["intra_op_num_threads"] == threads
+    assert all(other == options["here"] for other in options.values())
+
+
+FIRST = """
+import sys, torch
+from proxylessnas.export.onnx import compare, to_onnx
+from proxylessnas.hardware.runtimes import make
+module, inputs = torch.nn.Linear(2, 2).eval(), (torch.randn(1, 2),)
+if sys.argv[1] == "load":
+    make("onnxruntime").load(module, inputs)()
+else:
+    compare(module, to_onnx(module, inputs), inputs)
+assert (torch.tensor([1e-40]) * 1.0).item() != 0
+"""
+
+
+@pytest.mark.parametrize("how", ["load", "compare"])
+def test_the_first_session_of_a_process_leaves_denormals_to_the_training(how: str) -> None:
+    done = subprocess.run([sys.executable, "-c", FIRST, how], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", ["litert", "openvino"])

@@ -19,7 +19,6 @@ from proxylessnas.data.decode import (
     look,
     make_plan,
     mean_and_std,
-    processors,
     read_headers,
     value_counts,
 )
@@ -29,6 +28,7 @@ from proxylessnas.data.source import Indices, Source
 from proxylessnas.data.sources import open_source
 from proxylessnas.data.splits import hold_out, spread
 from proxylessnas.errors import DataError
+from proxylessnas.io.process import usable_cpus
 
 PARTS = ("train", "search", "valid", "test")
 DAMAGED_SHARE = 0.01  # of the images; more than this is an error
@@ -214,7 +214,7 @@ def load_data(
             labels,
             plan.frame,
             share=plan.central_share,
-            workers=min(processors(), 8) if workers is None else workers,
+            workers=min(usable_cpus(), 8) if workers is None else workers,
             on_damaged=_record_into(skipped),
         )
     return ImageData(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch import Tensor
 from proxylessnas.data.images import DAMAGED, Frame, Header, cropped, header, reason
 from proxylessnas.data.source import Indices, Reader
 from proxylessnas.errors import DataError
+from proxylessnas.io.process import usable_cpus
 
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
@@ -25,13 +25,6 @@ MEMORY_BYTES = 2**30  # sets up to this size, decoded, are kept in memory
 SAMPLE = 4096  # images whose headers and pixels are looked at, where not all are
 PHOTO_SHARE = 0.875  # of a photo's shorter side is seen in evaluation
 _BLOCK = 128  # images a thread decodes at a time
-
-
-def processors() -> int:
-    """Processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -198,7 +191,7 @@ def _in_blocks(count: int, work: Callable[[range], T], progress: Progress | None
     """`work` over 0..count-1 in blocks and threads; results in order of the blocks."""
     blocks = [range(at, min(at + _BLOCK, count)) for at in range(0, count, _BLOCK)]
     done = 0
-    with ThreadPoolExecutor(min(processors(), 8)) as pool:
+    with ThreadPoolExecutor(min(usable_cpus(), 8)) as pool:
         futures = {pool.submit(work, block): block for block in blocks}
         try:
             for future in as_completed(futures):

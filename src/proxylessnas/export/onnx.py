@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 
 from proxylessnas.errors import ExportError, one_line
 from proxylessnas.export.compare import TOLERANCE, Difference, difference, eager_outputs
-from proxylessnas.export.quiet import _quietly, stderr_away
+from proxylessnas.export.onnx_session import feed_of, open_session
+from proxylessnas.export.quiet import _quietly, denormal_mode, stderr_away
 from proxylessnas.io.files import write_atomic
 
 
@@ -90,14 +91,11 @@ def compare(
         ExportError: the outputs differ by more than `tolerance` of the largest output, in
             shape, or in being finite.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    arrays = [x.detach().cpu().numpy() for x in inputs]
-    feed = dict(zip([i.name for i in session.get_inputs()], arrays, strict=False))
-    return difference(eager_outputs(module, inputs), session.run(None, feed), tolerance=tolerance)
+    with denormal_mode():
+        session = open_session(content)
+        feed = feed_of(session, [x.detach().cpu().numpy() for x in inputs])
+        outputs = session.run(None, feed)
+    return difference(eager_outputs(module, inputs), outputs, tolerance=tolerance)
 
 
 def _names(base: str, count: int) -> list[str]:

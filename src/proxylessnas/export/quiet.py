@@ -41,6 +41,22 @@ def one_thread() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def denormal_mode(*, flushed: bool | None = None) -> Iterator[None]:
+    """How the calling thread treats denormal numbers, put back to the mode before.
+
+    flushed: whether they become 0 meanwhile; None leaves the mode as it is. The first session that
+    ONNX Runtime opens in a process sets the mode of the calling thread, and for good.
+    """
+    before = bool((torch.tensor([1e-40]) * 1.0 == 0).item())
+    if flushed is not None:
+        torch.set_flush_denormal(flushed)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+@contextlib.contextmanager
 def stderr_away() -> Iterator[None]:
     """Native code's log lines, which Python's logging cannot stop, go nowhere meanwhile."""
     sys.stderr.flush()

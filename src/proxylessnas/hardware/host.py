@@ -7,7 +7,6 @@ library: a kit carries this file along.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import platform
 import time
@@ -24,13 +23,6 @@ def cpu_model() -> str:
             if line.startswith(("model name", "Hardware")):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine() or "unknown"
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class OtherLoad:
@@ -86,15 +78,6 @@ def _idlest(allowed: set[int]) -> int:
     time.sleep(0.1)
     after = _ticks()
     return min(allowed, key=lambda c: (after.get(c, 0) - before.get(c, 0), -c))
-
-
-def keep_memory() -> None:
-    """Ask glibc to keep freed memory: giving it back and faulting it in again is 2-8 % noise."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        trim_threshold, mmap_threshold = -1, -3
-        libc.mallopt(trim_threshold, 1 << 30)
-        libc.mallopt(mmap_threshold, 1 << 30)
 
 
 def _ticks() -> dict[int, int]:

@@ -27,13 +27,18 @@ from proxylessnas.errors import ExportError, MeasurementError, one_line
 from proxylessnas.export.onnx import to_onnx
 from proxylessnas.export.quiet import one_thread
 from proxylessnas.export.tflite import channels_last, to_tflite
-from proxylessnas.hardware.measure import module_of
-from proxylessnas.hardware.plan import REPEAT, Plan, PlannedNetwork, assemble, make_plan
+from proxylessnas.hardware.plan import (
+    REPEAT,
+    Measurable,
+    MeasurementPlan,
+    PlannedNetwork,
+    assemble,
+    plan_measurement,
+)
 from proxylessnas.hardware.rounds import orders
 from proxylessnas.hardware.runtimes.base import is_activation
 from proxylessnas.hardware.table import LatencyTable, decode, list_of, object_of, scalars_of
-from proxylessnas.hardware.timing import Measurement, Progress
-from proxylessnas.hardware.trace import trace
+from proxylessnas.hardware.timing import Measurement, ProgressCallback
 
 SCHEMA = 1
 MAX_FILE_BYTES = 64 << 20
@@ -44,6 +49,17 @@ FIELDS = (
     *("schema", "runtime", "threads", "batch", "input_shapes", "runs", "warmup", "seed"),
     *("canary", "space", "model", "files", "networks"),
 )
+
+# The kit's script: these files of the package, and no other, under the names that they have here.
+CARRIED = (
+    "io/process.py",
+    "export/onnx_session.py",
+    *(f"hardware/{name}.py" for name in ("host", "rounds", "networks", "kit_main")),
+)
+MAIN = """import os, sys
+from proxylessnas.hardware.kit_main import main
+sys.exit(main(os.path.dirname(os.path.abspath(__file__))))
+"""
 
 README = """A kit to measure {count} networks on another machine, made by proxylessnas.
 
@@ -75,7 +91,7 @@ def export_kit(
     *,
     seed: int,
     runtime: str = "onnxruntime",
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> None:
     """Write the kit.
 
@@ -89,21 +105,20 @@ def export_kit(
         raise MeasurementError(
             f"no kit can be made for {runtime!r}; allowed: {', '.join(sorted(FORMATS))}"
         )
-    with one_thread():
-        found = trace(supernet, example_inputs)
-        plan = make_plan(supernet, found, settings, seed=seed)
-    described: dict[str, Any] = {}
+    planned = plan_measurement(supernet, example_inputs, settings, seed=seed)
+    plan, described = planned.plan, dict[str, Any]()
     path = Path(path)
     partial = path.with_name(f".{path.name}.part")
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as kit:
             for i, key in enumerate(plan.visits):
-                what, module, inputs = module_of(key, plan, supernet, found)
+                measurable = planned.measurable(key)
+                inputs = measurable.inputs
                 if key.endswith(REPEAT):  # the same file, loaded again
                     name = described[key.removesuffix(REPEAT)]["file"]
                 else:
                     name = f"networks/{i:04d}{FORMATS[runtime]}"
-                    kit.writestr(name, _exported(what, module, inputs, runtime))
+                    kit.writestr(name, _exported(measurable, runtime))
                 fed = channels_last(inputs) if runtime == "litert" else inputs
                 described[key] = {
                     "file": name,
@@ -158,17 +173,20 @@ def import_kit(path: str | Path) -> KitResults:
 # --- out ---
 
 
-def _exported(what: str, module: nn.Module, inputs: tuple[Tensor, ...], runtime: str) -> bytes:
+def _exported(measurable: Measurable, runtime: str) -> bytes:
     export = to_onnx if runtime == "onnxruntime" else to_tflite
+    assert isinstance(measurable.network, nn.Module)
     try:
         with one_thread():
-            return export(module, inputs)
+            return export(measurable.network, measurable.inputs)
     except ExportError as error:
-        raise ExportError(f"{what} cannot be put into a kit for {runtime}: {error}") from error
+        raise ExportError(
+            f"{measurable.label} cannot be put into a kit for {runtime}: {error}"
+        ) from error
 
 
 def _manifest(
-    plan: Plan,
+    plan: MeasurementPlan,
     described: Mapping[str, Any],
     settings: MeasureSettings,
     example_inputs: tuple[Tensor, ...],
@@ -195,10 +213,13 @@ def _manifest(
 
 
 def _write_scripts(kit: zipfile.ZipFile, manifest: dict[str, Any], name: str) -> None:
-    here = files(__package__ or "proxylessnas.hardware")
-    kit.writestr("__main__.py", here.joinpath("kit_main.py").read_text("utf-8"))
-    for module in ("host.py", "rounds.py", "nodes.py"):
-        kit.writestr(module, here.joinpath(module).read_text("utf-8"))
+    kit.writestr("__main__.py", MAIN)
+    for file in CARRIED:
+        kit.writestr(
+            f"proxylessnas/{file}", files("proxylessnas").joinpath(file).read_text("utf-8")
+        )
+    for package in sorted({parent for file in CARRIED for parent in Path(file).parents}):
+        kit.writestr(str("proxylessnas" / package / "__init__.py"), "")
     kit.writestr("manifest.json", json.dumps(manifest))
     visits = sum(f["visits"] for f in manifest["files"].values())
     android = ""
@@ -344,7 +365,7 @@ def _results(results: object) -> KitResults:
     )
 
 
-def _plan(manifest: Mapping[str, Any]) -> Plan:
+def _plan(manifest: Mapping[str, Any]) -> MeasurementPlan:
     networks = []
     for data in list_of(manifest["networks"], "networks"):
         n = object_of(data, "a network", ("name", "choices", "role", "macs"))
@@ -366,7 +387,7 @@ def _plan(manifest: Mapping[str, Any]) -> Plan:
         visits[key] = count
     if not isinstance(manifest["space"], str):
         raise MeasurementError("its space is not a string")
-    return Plan(
+    return MeasurementPlan(
         space=manifest["space"],
         units=tuple(k for k in visits if not k.startswith("network ")),
         networks=tuple(networks),

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from proxylessnas.config import MeasureSettings
 from proxylessnas.core.supernet import Supernet
-from proxylessnas.hardware.cost import Cost, macs_cost, space_id
+from proxylessnas.export.quiet import one_thread
+from proxylessnas.hardware.cost import Cost, indices_of, macs_cost, space_id
 from proxylessnas.hardware.table import LatencyTable, NetworkEntry, Role, Scalar
 from proxylessnas.hardware.timing import Measurement
-from proxylessnas.hardware.trace import Trace
+from proxylessnas.hardware.trace import Trace, trace
 from proxylessnas.seeds import derive_seed
 
 REPEAT = " again"  # the suffix of a network that is built and loaded a second time
@@ -34,7 +37,7 @@ class PlannedNetwork:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class MeasurementPlan:
     """space: see `cost.space_id`. visits: unit's key or network's name -> visits in all."""
 
     space: str
@@ -47,13 +50,53 @@ class Plan:
         return next(n.name for n in self.networks if n.role == "canary")
 
 
-def make_plan(supernet: Supernet, found: Trace, settings: MeasureSettings, *, seed: int) -> Plan:
+@dataclass(frozen=True)
+class Measurable:
+    """A module with its inputs, or an exported file; label: its name in messages."""
+
+    label: str
+    network: nn.Module | Path
+    inputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlannedModules:
+    """A plan, and the supernet and trace that its keys and names are of."""
+
+    plan: MeasurementPlan
+    supernet: Supernet
+    trace: Trace
+
+    def measurable(self, key: str) -> Measurable:
+        """The candidate of a key, or the whole network of a name."""
+        if key in self.trace.units:
+            unit = self.trace.units[key]
+            return Measurable(f"the candidate {unit.label!r}", *unit.plain())
+        name = key.removesuffix(REPEAT)
+        choices = next(n.choices for n in self.plan.networks if n.name == name)
+        module = self.supernet.derive(indices_of(self.supernet, choices)).eval()
+        return Measurable("a whole network", module, self.trace.inputs)
+
+
+def plan_measurement(
+    supernet: Supernet, example_inputs: tuple[Any, ...], settings: MeasureSettings, *, seed: int
+) -> PlannedModules:
+    """Trace the supernet and plan its table."""
+    with one_thread():
+        traced = trace(supernet, example_inputs)
+        plan = make_plan(supernet, traced, settings, seed=seed)
+    return PlannedModules(plan=plan, supernet=supernet, trace=traced)
+
+
+def make_plan(
+    supernet: Supernet, traced: Trace, settings: MeasureSettings, *, seed: int
+) -> MeasurementPlan:
     """Every distinct candidate, networks to fit the cost model to, and some to validate it.
 
     The canary is the middle one of the fitted networks. Validation networks are measured as
     two sessions, which tells the noise floor.
     """
-    macs = macs_cost(supernet, found)
+    macs = macs_cost(supernet, traced)
     count = settings.networks + settings.validation
     chosen = choose_networks(macs, supernet.mask, count, seed=seed)
     fitted = sorted(chosen[: settings.networks], key=macs.of)
@@ -68,14 +111,14 @@ def make_plan(supernet: Supernet, found: Trace, settings: MeasureSettings, *, se
                 macs=round(macs.of(indices)),
             )
         )
-    visits = dict.fromkeys(found.units, settings.rounds)
+    visits = dict.fromkeys(traced.units, settings.rounds)
     for network in networks:
         visits[network.name] = settings.network_rounds
         if network.role == "validation":
             visits[network.name + REPEAT] = settings.network_rounds
-    return Plan(
-        space=space_id(supernet, found),
-        units=tuple(found.units),
+    return MeasurementPlan(
+        space=space_id(supernet, traced),
+        units=tuple(traced.units),
         networks=tuple(networks),
         visits=visits,
     )
@@ -103,12 +146,12 @@ def choose_networks(cost: Cost, mask: Tensor, count: int, *, seed: int) -> list[
 
 
 def assemble(
-    plan: Plan,
+    plan: MeasurementPlan,
     device: Mapping[str, Scalar],
     measured: Mapping[str, Measurement],
     before: LatencyTable | None = None,
 ) -> LatencyTable:
-    """The table of what there is; what an earlier table had beside it stays."""
+    """The table of these measurements; what an earlier table had beside them stays."""
     measured = {key: on_device(device, m) for key, m in measured.items()}
     entries = dict(before.entries) if before else {}
     entries |= {key: measured[key] for key in plan.units if key in measured}
@@ -138,7 +181,9 @@ def assemble(
     return replace(table, complete=all(visits.get(k, 0) >= n for k, n in plan.visits.items()))
 
 
-def known_samples(table: LatencyTable | None, plan: Plan) -> dict[str, tuple[float, ...]]:
+def known_samples(
+    table: LatencyTable | None, plan: MeasurementPlan
+) -> dict[str, tuple[float, ...]]:
     """The samples a table has, in ms, by the plan's keys and names."""
     if table is None:
         return {}

@@ -1,9 +1,9 @@
-"""Timing by rounds, and nothing but the standard library: a kit carries this file along.
+"""Timing by rounds, with the standard library alone: a kit carries this file along.
 
-A round visits sessions in shuffled order; a visit is a few warm-up inferences and some
-timed runs, of which the median is kept. Slow drift of the machine then falls on all
-sessions alike, and a burst of other load spoils single visits, which the median over
-visits ignores. A canary session is visited again and again in between and shows drift.
+A round visits networks in shuffled order; a visit is a few warm-up inferences and some timed
+runs, of which the median is kept. Slow drift of the machine then falls on all networks alike,
+and a burst of other load spoils single visits, which the median over visits ignores. A canary
+network is visited again and again in between and shows drift.
 """
 
 from __future__ import annotations
@@ -11,53 +11,115 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from itertools import chain
+
+from proxylessnas.hardware.host import OtherLoad, pinned, waited_s
+from proxylessnas.io.process import keep_freed_memory
 
 SHORTEST_S = 100e-6  # a timed run lasts at least this long, so that the timer means something
 MOST_LOOPS = 1000
 CANARY_EVERY = 8  # visits
+SAVE_EVERY_S = 5.0
 
 
-class Timed(Protocol):
-    """A loaded network."""
+class TimedNetwork:
+    """A loaded network with its input in place; calling it is one inference.
+
+    A call returns when the outputs are there (a GPU is synchronised).
+    """
 
     def __call__(self) -> None:
-        """One inference."""
+        raise NotImplementedError
 
     def timed(self, repeat: int) -> float:
-        """Seconds that `repeat` inferences take."""
-        ...
+        """Seconds that `repeat` inferences take, one after the other.
+
+        Less the time that the calling thread could have run and another program had its core,
+        where the kernel tells: on a shared machine that is most of the noise.
+        """
+        waited, start = waited_s(), time.perf_counter()
+        for _ in range(repeat):
+            self()
+        elapsed = time.perf_counter() - start
+        return max(elapsed - (waited_s() - waited), 0.0) or elapsed
 
 
-def run(
-    sessions: Mapping[str, Timed],
-    visits: Mapping[str, int],
-    *,
-    runs: int,
-    warmup: int,
-    seed: int,
-    canary: str | None,
-    note: Callable[[str, float], None],
-) -> list[float]:
-    """Visit every session so often; return the canary's extra visits, in ms.
+@dataclass
+class Rounds:
+    """Networks that are measured together, and their samples so far.
 
-    note: called after each visit with the session's name and the median of its runs in ms.
+    visits: name -> visits in all, those of an earlier call included.
+    runs, warmup: timed and untimed inferences a visit. seed: of the shuffles.
+    threads: of the runtime; with 1 the calling thread is pinned to a core.
+    canary: a network that is visited in between too.
+    samples_ms: name -> the median of every visit's timed runs, in the order of the rounds.
+    environment: date, other load, pinned core, canary drift.
+    clock: seconds, which tell when to save.
     """
-    loops = {key: settle(sessions[key], warmup) for key, n in visits.items() if n}
-    extra: list[float] = []
-    done = 0
-    for order in orders(visits, seed):
-        for key in order:
-            note(key, visit(sessions[key], loops[key], runs, warmup))
-            done += 1
-            if canary is not None and done % CANARY_EVERY == 0:
-                extra.append(visit(sessions[canary], 1, runs, warmup))
-    return extra
+
+    networks: Mapping[str, TimedNetwork]
+    visits: Mapping[str, int]
+    runs: int
+    warmup: int
+    seed: int
+    threads: int = 1
+    canary: str | None = None
+    samples_ms: dict[str, list[float]] = field(default_factory=dict)
+    environment: dict[str, str | int | float] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+
+    def missing(self) -> dict[str, int]:
+        """The visits that are still to be made, of the networks that lack some."""
+        left = {k: n - len(self.samples_ms.get(k, ())) for k, n in self.visits.items()}
+        return {key: n for key, n in left.items() if n > 0}
+
+    def run(
+        self,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        save: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Make the missing visits, on a quiet core.
+
+        progress: called with (visits done, visits to make) after each.
+        save: called every few seconds and at the end, with samples and environment up to date.
+        """
+        total, saved, load = sum(self.missing().values()), self.clock(), OtherLoad()
+        now = datetime.now(timezone.utc)  # noqa: UP017 - a kit may meet Python 3.10
+        self.environment["date"] = now.isoformat(timespec="seconds")
+        keep_freed_memory()
+        with pinned(self.threads == 1) as core:
+            self.environment["pinned_core"] = -1 if core is None else core
+            for done, _ in enumerate(self._visits(), start=1):
+                progress(done, total)
+                if self.clock() - saved > SAVE_EVERY_S:
+                    self.environment["other_load_cores"] = round(load.so_far(), 2)
+                    save()
+                    saved = self.clock()
+        self.environment["other_load_cores"] = round(load.so_far(), 2)
+        save()
+
+    def _visits(self) -> Iterator[None]:
+        wanted = self.missing()
+        loops = {key: loops_of(self.networks[key], self.warmup) for key in wanted}
+        canary_ms: list[float] = []
+        names = chain.from_iterable(orders(wanted, self.seed))
+        for done, key in enumerate(names, start=1):
+            ms = visit(self.networks[key], loops[key], self.runs, self.warmup)
+            # Rounded as in the file: a measurement that goes on has the same samples.
+            self.samples_ms.setdefault(key, []).append(float(f"{ms:.6g}"))
+            if self.canary is not None and done % CANARY_EVERY == 0:
+                canary_ms.append(visit(self.networks[self.canary], 1, self.runs, self.warmup))
+            yield
+        if len(canary_ms) >= 4:
+            self.environment["canary_drift_pct"] = round(drift_pct(canary_ms), 2)
 
 
 def orders(visits: Mapping[str, int], seed: int) -> list[list[str]]:
-    """Every round's shuffled order; a session with n of N visits is in n rounds, spread evenly."""
+    """Every round's shuffled order; a network with n of N visits is in n rounds, spread evenly."""
     most = max(visits.values(), default=0)
     rounds = []
     for r in range(most):
@@ -67,19 +129,19 @@ def orders(visits: Mapping[str, int], seed: int) -> list[list[str]]:
     return rounds
 
 
-def settle(session: Timed, warmup: int) -> int:
-    """Warm the session up (memory, code) and find how many inferences one timed run takes."""
+def loops_of(network: TimedNetwork, warmup: int) -> int:
+    """Warm the network up (memory, code) and find how many inferences a timed run takes."""
     for _ in range(max(warmup, 2)):
-        session()
-    fastest = min(session.timed(1) for _ in range(3))
+        network()
+    fastest = min(network.timed(1) for _ in range(3))
     return max(1, min(MOST_LOOPS, math.ceil(SHORTEST_S / max(fastest, 1e-9))))
 
 
-def visit(session: Timed, loops: int, runs: int, warmup: int) -> float:
+def visit(network: TimedNetwork, loops: int, runs: int, warmup: int) -> float:
     """The median of a visit's timed runs, in ms an inference."""
     for _ in range(warmup):
-        session()
-    return statistics.median(session.timed(loops) / loops for _ in range(runs)) * 1e3
+        network()
+    return statistics.median(network.timed(loops) / loops for _ in range(runs)) * 1e3
 
 
 def drift_pct(samples: Sequence[float]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +14,11 @@ from torch.utils import _pytree as pytree
 
 from proxylessnas.config import MachineSettings
 from proxylessnas.errors import ConfigError
+from proxylessnas.io.process import keep_freed_memory
 from proxylessnas.training.kernels import speed_up
 from proxylessnas.training.kernels.compiling import apart
 
 CPU = torch.device("cpu")
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def make_machine(settings: MachineSettings) -> Machine:
             )
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    keep_heap()
+    keep_freed_memory()
     return Machine(
         device=torch.device(name),
         channels_last=settings.memory_format == "channels_last" or bool(settings.fused_batch_norm),
@@ -132,20 +131,6 @@ def make_machine(settings: MachineSettings) -> Machine:
         depthwise_strips=bool(settings.depthwise_strips),
         fused_batch_norm=bool(settings.fused_batch_norm),
     )
-
-
-def keep_heap() -> None:
-    """Let malloc keep freed memory: activations come and go every step.
-
-    By default glibc maps each large tensor afresh and gives it back, and the page faults of
-    it cost 10 to 17 % of a CPU training step. Elsewhere than on glibc this does nothing.
-    """
-    try:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-    except (OSError, AttributeError):
-        return
 
 
 def wait() -> None:

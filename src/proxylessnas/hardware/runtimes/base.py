@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,35 +11,18 @@ import numpy as np
 from torch import Tensor, nn
 
 from proxylessnas.errors import MeasurementError
-from proxylessnas.hardware.host import waited_s
+from proxylessnas.hardware import networks
+from proxylessnas.hardware.rounds import TimedNetwork
 
 
-class Session(ABC):
-    """One loaded network with a preallocated input; calling it is one inference.
-
-    A call returns when the outputs are there (a GPU is synchronised).
-    """
-
-    @abstractmethod
-    def __call__(self) -> None: ...
+class Session(TimedNetwork, ABC):
+    """A loaded network of a runtime; calling it is one inference, see `TimedNetwork`."""
 
     @abstractmethod
     def outputs(self) -> tuple[np.ndarray[Any, Any], ...]:
         """What one inference computes, to be compared with eager."""
 
-    def timed(self, repeat: int) -> float:
-        """Seconds that `repeat` inferences take, one after the other.
-
-        Less the time that the calling thread could have run and another program had its
-        core, where the kernel tells: on a shared machine that is most of the noise.
-        """
-        waited, start = waited_s(), time.perf_counter()
-        for _ in range(repeat):
-            self()
-        elapsed = time.perf_counter() - start
-        return max(elapsed - (waited_s() - waited), 0.0) or elapsed
-
-    def close(self) -> None:  # noqa: B027 - most sessions have nothing to give back
+    def close(self) -> None:
         """Free what the session holds; it is not used afterwards."""
 
 
@@ -99,8 +81,8 @@ def full_name(base: str, options: tuple[str, ...]) -> str:
     return ":".join([base, ",".join(options)]) if options else base
 
 
-def stand_in(shape: list[Any], dtype: str, batch: int) -> np.ndarray[Any, Any]:
-    """An input for an exported file: normal noise, or zeros where numbers are no measurements.
+def stand_in(shape: Sequence[Any], dtype: str, batch: int) -> np.ndarray[Any, Any]:
+    """An input for an exported file, whose open dimensions become `batch`.
 
     Raises:
         MeasurementError: the file takes images in another batch, and no other.
@@ -110,10 +92,8 @@ def stand_in(shape: list[Any], dtype: str, batch: int) -> np.ndarray[Any, Any]:
         raise MeasurementError(
             f"the file takes a batch of {fixed}, not {batch}: ask for that batch, or export it anew"
         )
-    full = [int(d) if isinstance(d, int) and d > 0 else batch for d in shape]
-    if np.issubdtype(np.dtype(dtype), np.floating):
-        return np.random.default_rng(0).standard_normal(full).astype(dtype)
-    return np.zeros(full, dtype)
+    full = [d if isinstance(d, int) and d > 0 else batch for d in shape]
+    return networks.stand_in(full, dtype)
 
 
 def file_bytes(path: str | Path, suffix: str, runtime: str) -> bytes:

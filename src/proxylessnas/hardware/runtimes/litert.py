@@ -17,6 +17,7 @@ from proxylessnas.export.quiet import stderr_away
 from proxylessnas.export.tflite import channels_last, to_tflite
 from proxylessnas.hardware.fingerprint import fingerprint
 from proxylessnas.hardware.host import cpu_model
+from proxylessnas.hardware.networks import LiteRtNetwork
 from proxylessnas.hardware.runtimes.base import Session, file_bytes, flag_options, stand_in
 
 
@@ -39,9 +40,7 @@ class LiteRt:
 
     def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
         interpreter = self._open(self._converted(module, inputs))
-        session = _LiteRtSession(interpreter)
-        session.feed([x.cpu().numpy() for x in channels_last(inputs)])
-        return session
+        return _LiteRtSession(interpreter, [x.cpu().numpy() for x in channels_last(inputs)])
 
     def _converted(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
         """The same network twice in a row, as a validation network is, is converted once.
@@ -59,47 +58,34 @@ class LiteRt:
 
     def load_file(self, path: str | Path, *, batch: int = 1) -> Session:
         interpreter = self._open(file_bytes(path, ".tflite", "litert"), str(path), batch)
-        session = _LiteRtSession(interpreter)
-        session.feed(
-            [
-                stand_in([int(d) for d in given["shape"]], np.dtype(given["dtype"]).name, batch)
-                for given in interpreter.get_input_details()
-            ]
-        )
-        return session
+        details = sorted(interpreter.get_input_details(), key=lambda tensor: str(tensor["name"]))
+        arrays = [
+            stand_in([int(d) for d in tensor["shape"]], np.dtype(tensor["dtype"]).name, batch)
+            for tensor in details
+        ]
+        return _LiteRtSession(interpreter, arrays)
 
     def _open(self, model: bytes, what: str = "the network", batch: int | None = None) -> Any:
         try:
             with stderr_away():
                 interpreter = Interpreter(model_content=model, num_threads=self.threads)
-                for given in interpreter.get_input_details() if batch else ():
-                    if -1 in given["shape_signature"]:
-                        shape = [batch if d == -1 else int(d) for d in given["shape_signature"]]
-                        interpreter.resize_tensor_input(given["index"], shape)
+                for tensor in interpreter.get_input_details() if batch else ():
+                    signature = tensor["shape_signature"]
+                    if -1 in signature:
+                        shape = [batch if size == -1 else int(size) for size in signature]
+                        interpreter.resize_tensor_input(tensor["index"], shape)
                 interpreter.allocate_tensors()
             return interpreter
         except Exception as error:  # it raises ValueError and RuntimeError of its own choice
             raise MeasurementError(f"litert cannot load {what}: {one_line(error)}") from error
 
 
-class _LiteRtSession(Session):
-    def __init__(self, interpreter: Any) -> None:
-        self._interpreter = interpreter
-
-    def feed(self, arrays: list[np.ndarray[Any, Any]]) -> None:
-        """Inputs in the order of the module's; the file names them args_0, args_1, ..."""
-        details = sorted(self._interpreter.get_input_details(), key=lambda d: str(d["name"]))
-        for given, array in zip(details, arrays, strict=True):
-            self._interpreter.set_tensor(given["index"], array.astype(given["dtype"], copy=False))
-
-    def __call__(self) -> None:
-        self._interpreter.invoke()
-
+class _LiteRtSession(LiteRtNetwork, Session):
     def outputs(self) -> tuple[np.ndarray[Any, Any], ...]:
         self()
-        details = self._interpreter.get_output_details()
-        found = [self._interpreter.get_tensor(d["index"]) for d in details]
-        return tuple(a.transpose(0, 3, 1, 2) if a.ndim == 4 else a for a in found)
+        details = self.interpreter.get_output_details()
+        arrays = [self.interpreter.get_tensor(tensor["index"]) for tensor in details]
+        return tuple(a.transpose(0, 3, 1, 2) if a.ndim == 4 else a for a in arrays)
 
     def close(self) -> None:
-        self._interpreter = None
+        self.interpreter = None
