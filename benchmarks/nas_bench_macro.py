@@ -1,10 +1,12 @@
 """Does a search find good networks? Judged by NAS-Bench-Macro, where every answer is known.
 
-    python benchmarks/nas_bench_macro.py [--data ../shared/data/cifar10]
-        [--table ../shared/data/nas-bench-macro/nas-bench-macro_cifar10.json]
+    python benchmarks/nas_bench_macro.py [--data FOLDER/cifar10]
+        [--table FOLDER/nas-bench-macro/nas-bench-macro_cifar10.json]
         [--out runs/nas_bench_macro] [--seed 0] [--epochs 8] [--arch-steps 300]
         [--joint-epochs 0] [--no-reinmax] [--learn-on 0 200]
         [--estimators two_path full_path reinforce random] [--limits 35 45 55 65 80 none]
+
+FOLDER is $PROXYLESSNAS_DATA, or else `data`; CONTRIBUTING.md says what it holds.
 
 One set of shared weights is trained on CIFAR-10 with uniform, strictly fair gates; several
 numbers of epochs are periods of the cosine, each restarted on the weights of the one before
@@ -29,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -62,7 +65,7 @@ from proxylessnas.training.device import make_machine
 from proxylessnas.training.evaluate import Score, evaluate, recalibrate
 from proxylessnas.training.task import Task
 
-SHARED = Path("../shared/data")
+DATA = Path(os.environ.get("PROXYLESSNAS_DATA", "data"))
 TOP_K = 20
 ARCH_EVERY = 5  # weight steps, while both learn
 SAMPLES = 5  # networks a REINFORCE step
@@ -403,11 +406,11 @@ def _table(results: list[dict[str, Any]], truth: Truth, estimators: Sequence[str
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, default=SHARED / "cifar10")
+    parser.add_argument("--data", type=Path, default=DATA / "cifar10")
     parser.add_argument(
         "--table",
         type=Path,
-        default=SHARED / "nas-bench-macro" / "nas-bench-macro_cifar10.json",
+        default=DATA / "nas-bench-macro" / "nas-bench-macro_cifar10.json",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/nas_bench_macro"))
     parser.add_argument("--seed", type=int, default=0)

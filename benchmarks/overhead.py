@@ -170,7 +170,7 @@ def start() -> list[tuple[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", default="mnist5k", help="such as ../shared/data/cifar10")
+    parser.add_argument("--data", default="mnist5k", help="a data set, such as a folder of images")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--no-table", action="store_true", help="leave out the latency table")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What is wrong in the published implementations (facts.md, section 5), once each.
+"""What is wrong in the published implementations (docs/paper.md), once each.
 
 Every test is named after what it prevents, and stands beside the fuller tests of its room.
 """

@@ -13,7 +13,7 @@ from proxylessnas.spaces.blocks import ConvBN
 from proxylessnas.spaces.macro import from_code
 
 
-# NAS-Bench-Macro's `flops` (facts.md, section 2).
+# NAS-Bench-Macro's `flops` (docs/paper.md, "Golden figures").
 @pytest.mark.parametrize(("code", "macs"), [("00000000", 7_713_280), ("22222222", 105_660_928)])
 def test_golden_macs_of_nas_bench_macro(code: str, macs: int) -> None:
     network = build(Architecture(space="macro", choices=from_code(code)))

@@ -1,7 +1,8 @@
 """The authors' networks once more, independently of ours: their config as a function.
 
 Plain functional code on their JSON and a state dict under their keys, written from
-facts.md alone, to compare with. Nothing of `proxylessnas` is imported here.
+docs/paper.md ("Spaces", "The authors' files") alone, to compare with. Nothing of
+`proxylessnas` is imported here.
 """
 
 from __future__ import annotations

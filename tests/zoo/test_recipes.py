@@ -79,7 +79,7 @@ def test_two_steps(name: str) -> None:
 
 
 def test_published_settings() -> None:
-    """Against facts.md, section 3."""
+    """Against docs/paper.md, "Settings of the published search"."""
     search, train = recipes.imagenet_mobile().search, recipes.imagenet_mobile().train
     assert (search.warmup_epochs, search.epochs, search.arch_every) == (40, 120, 5)
     assert (search.warmup_learning_rate, search.learning_rate) == (0.05, 0.025)

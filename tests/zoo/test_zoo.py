@@ -21,7 +21,7 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "networks.json").read_te
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_golden(name: str) -> None:
-    """Parameters and MACs as published (facts.md, section 2); MobileNetV2's as torchvision's."""
+    """Parameters and MACs of docs/paper.md, "Golden figures"; MobileNetV2's are torchvision's."""
     golden, facts = GOLDEN[name], zoo.facts(name)
     with torch.device("meta"):
         network = build(zoo.load(name))
@@ -57,7 +57,7 @@ def test_a_point_of_its_space(name: str) -> None:
 
 
 def test_published_facts() -> None:
-    """Against facts.md, section 4."""
+    """Against docs/paper.md, "Golden figures"."""
     gpu, cpu, mobile = (zoo.facts(f"proxyless_{kind}") for kind in ("gpu", "cpu", "mobile"))
     assert (gpu.top1, cpu.top1, mobile.top1, mobile.top5) == (75.1, 75.3, 74.6, 92.2)
     assert gpu.latency_ms == {"gpu": 5.1, "cpu": 204.9, "mobile": 124.0}

@@ -1,7 +1,7 @@
 """Multiply-adds, parameters and peak activation memory of a module.
 
 The convention: one MAC is one multiply-add of a convolution, a linear layer or a matrix
-product. Bias, BN, activation, pooling and addition count nothing (facts.md, section 2).
+product. Bias, BN, activation, pooling and addition count nothing (docs/paper.md, "Golden figures").
 """
 
 from __future__ import annotations
