@@ -3,10 +3,10 @@
     latency = a·Σ block + b + d·(number of blocks)
 
 A block measured alone is biased (docs/paper.md, "Ideas from later papers"): a call has a price
-of its own, and in a network caches are fuller. a and b repair most of it. Whether each block is a little too dear
-or too cheap by itself, d, is worth asking where whole networks are few and noisy only with
-care: d is shrunk (ridge) by as much as predicts left-out networks best, and stays out unless
-that is better than the line, or if a block would become all but free.
+of its own, and in a network caches are fuller. a and b repair most of it. Whether each block is
+a little too dear or too cheap by itself, d, is worth asking where whole networks are few and
+noisy only with care: d is shrunk (ridge) by as much as predicts left-out networks best, and
+stays out unless that is better than the line, or if a block would become all but free.
 """
 
 from __future__ import annotations
