@@ -49,7 +49,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import kendalltau
 
 from proxylessnas.config import DeriveSettings, MachineSettings, SearchSettings
-from proxylessnas.core.adapt import learned_on
+from proxylessnas.core.adapt import adapt
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.derive import choose
 from proxylessnas.core.estimators import make_estimator
@@ -208,20 +208,20 @@ class Bench:
         # Every period draws its own batches and paths.
         seed = self.args.seed + 1000 * period
         job = self.search(float("inf"), "random", 1, self.args.epochs[period], seed)
-        self.console.print(f"period {period + 1}: {job.plan.total} uniform steps of 64 images")
+        self.console.print(f"period {period + 1}: {job.schedule.total} uniform steps of 64 images")
         start, losses = time.time(), list[float]()
         job.model.train()
-        for _ in track(range(job.plan.total), "training", console=self.console):
+        for _ in track(range(job.schedule.total), "training", console=self.console):
             job.weight_step()
             job.step += 1
-            assert job.seen.weight_loss is not None
-            losses.append(float(job.seen.weight_loss))
+            assert job.latest.weight_loss is not None
+            losses.append(float(job.latest.weight_loss))
             if job.step % 500 == 0:
                 self.console.print(
                     f"step {job.step}: loss {statistics.mean(losses[-500:]):.3f}, "
                     f"{time.time() - start:.0f} s"
                 )
-        took = {"seconds": time.time() - start, "steps": job.plan.total}
+        took = {"seconds": time.time() - start, "steps": job.schedule.total}
         self.file("weights", "json", period + 1).write_text(json.dumps(took))
 
     # --- one estimator under one limit ---
@@ -264,11 +264,11 @@ class Bench:
             "score_s": time.time() - searched,
         }
 
-    def learned_on(self, limit: float, steps: int) -> dict[str, Any]:
+    def adapt(self, limit: float, steps: int) -> dict[str, Any]:
         """From the α of no limit by so many steps, as `proxylessnas derive --latencies` does it."""
         job, start = self.unlimited, time.time()
         costs = replace(job.costs, limits=torch.tensor([limit], dtype=torch.float64))
-        return self.chosen(learned_on(job, costs, steps=steps), "two_path", limit, start)
+        return self.chosen(adapt(job, costs, steps=steps), "two_path", limit, start)
 
     @cached_property
     def unlimited(self) -> Search:
@@ -378,7 +378,7 @@ def main() -> None:
     console.print(_table(results, truth, args.estimators))
     for limit in args.limits if args.learn_on else []:
         for steps in args.learn_on if limit != "none" else []:
-            make = partial(bench.learned_on, float(limit) * 1e6, steps)
+            make = partial(bench.adapt, float(limit) * 1e6, steps)
             name = f"on_{limit}_steps{args.arch_steps}-{steps}" + "_both" * args.reinmax
             result = bench.kept(name, make)
             means = statistics.mean(truth.accuracy[c] for c, *_ in result["proposals"])

@@ -26,11 +26,11 @@ from proxylessnas.config import (
     check_seed,
     parse_latency,
 )
-from proxylessnas.core.adapt import learned_on
+from proxylessnas.core.adapt import adapt
 from proxylessnas.core.derive import Choice, Indices, choose
-from proxylessnas.core.estimators import RewardOf, estimator_of
-from proxylessnas.core.objective import check_objective, make_objective
-from proxylessnas.core.search import Plan, Search
+from proxylessnas.core.estimators import RewardOf
+from proxylessnas.core.objective import check_objective
+from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data.batches import LoaderBatches
 from proxylessnas.errors import ConfigError, LimitError
@@ -41,9 +41,11 @@ from proxylessnas.hardware.runtimes import Runtime, make
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.io.console import Reporter
 from proxylessnas.runs.calibrate import settled
+from proxylessnas.runs.stages.keeping import Progress
 from proxylessnas.seeds import derive_seed
 from proxylessnas.training.device import make_machine
 from proxylessnas.training.evaluate import evaluate, recalibrate
+from proxylessnas.training.loop import run_loop
 from proxylessnas.training.ranks import ALONE, Ranks
 from proxylessnas.training.task import Task
 
@@ -130,7 +132,8 @@ class _Derivation:
         if not torch.equal(costs.limits, job.costs.limits):
             steps = self.derive.arch_steps
             with self.reporter.bar("learning alpha under this limit") as update:
-                job = learned_on(job, costs, steps=steps, reward=self.reward, progress=update)
+                progress = [Progress(update)]
+                job = adapt(job, costs, steps=steps, reward=self.reward, callbacks=progress)
         return choose(
             job.supernet,
             costs,
@@ -243,22 +246,20 @@ def search(
         machine, supernet, task, training, settings, seed=seed, reporter=reporter, ranks=ranks
     )
     on = make_machine(machine)
-    arch_steps = Plan.of(settings, len(training)).arch_steps
-    job = Search(
+    job = Search.from_settings(
+        settings,
         supernet=supernet,
         task=task,
         train=training,
         valid=validation,
         costs=costs,
-        objective=make_objective(settings, costs, arch_steps),
-        estimator=estimator_of(settings, costs, reward),
-        settings=settings,
+        reward=reward,
         seed=seed,
         machine=on,
         ranks=ranks,
     )
     with reporter.bar("searching") as update:
-        job.run(lambda job: update(job.step, job.plan.total))
+        run_loop(job, callbacks=[Progress(update)])
 
     derivation = _Derivation(
         job=job,

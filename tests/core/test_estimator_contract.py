@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import ESTIMATORS, LEARNING, REINMAX, Planted, Scale, make_search, priced
+from toys import ESTIMATORS, LEARNING, REINMAX, After, Planted, Scale, make_search, priced
 
 from proxylessnas.core.estimators import make_estimator
 from proxylessnas.core.objective import Constraint
 from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import MixedOp, Zero
 from proxylessnas.training.device import Machine
+from proxylessnas.training.loop import run_loop
 from proxylessnas.training.task import Task
 
 pytestmark = pytest.mark.parametrize("name", [*ESTIMATORS, *REINMAX])
@@ -71,7 +72,7 @@ def assert_same(a: tuple[dict[str, Tensor], str], b: tuple[dict[str, Tensor], st
 def test_learns_the_planted_best_candidate(name: str) -> None:
     job = make_search(Planted(), name, warmup_epochs=0, epochs=12)
     start = job.supernet.alpha.detach().clone()
-    job.run()
+    run_loop(job)
     if name == "random":
         assert torch.equal(job.supernet.alpha, start)
         return
@@ -88,7 +89,7 @@ def test_learns_the_cheap_candidate_where_the_loss_does_not_care(name: str) -> N
     )
     job.costs = priced(job.supernet, [[2.0, 2.0, 2.0, 1.0, 2.0, 2.0, 2.0, 2.0]])
     start = job.supernet.alpha.detach().clone()
-    job.run()
+    run_loop(job)
     if name == "random":
         assert torch.equal(job.supernet.alpha, start)
     else:
@@ -98,7 +99,7 @@ def test_learns_the_cheap_candidate_where_the_loss_does_not_care(name: str) -> N
 def test_is_deterministic_under_a_seed(name: str) -> None:
     first, second, other = rich(name), rich(name), rich(name, seed=1)
     for job in (first, second, other):
-        job.run()
+        run_loop(job)
     assert_same(everything(first), everything(second))
     assert not torch.equal(first.supernet.alpha, other.supernet.alpha)
 
@@ -107,15 +108,15 @@ def test_is_deterministic_under_a_seed(name: str) -> None:
 def test_resumed_is_bit_identical_to_never_stopped(name: str, stop: int) -> None:
     """In the warm-up and in the middle of an epoch of the search."""
     whole = rich(name, arch_every=2)
-    whole.run()
+    run_loop(whole)
     stopped = rich(name, arch_every=2)
     with pytest.raises(InterruptedError):
-        stopped.run(_stop_at(stop))
+        run_loop(stopped, callbacks=[After(stopped, _stop_at(stop))])
     tensors, values = everything(stopped)
     resumed = rich(name, weights=1, arch_every=2)
     resumed.load(tensors, json.loads(values))
     assert_same(everything(resumed), (tensors, values))
-    resumed.run()
+    run_loop(resumed)
     assert_same(everything(resumed), everything(whole))
 
 
@@ -130,12 +131,12 @@ def _stop_at(step: int) -> Any:
 def test_a_state_given_out_does_not_change_when_loaded_elsewhere(name: str) -> None:
     """Loading copies: the resumed search does not write into the checkpoint."""
     job = rich(name)
-    job.run()
+    run_loop(job)
     tensors, values = everything(job)
     kept = copy.deepcopy(tensors)
     resumed = rich(name, epochs=5)
     resumed.load(tensors, json.loads(values))
-    resumed.run()
+    run_loop(resumed)
     assert resumed.step > job.step
     assert all(torch.equal(v, kept[k]) for k, v in tensors.items())
 
@@ -147,7 +148,7 @@ def test_any_number_of_candidates(name: str, count: int) -> None:
     )
     job = make_search(model, name)
     start = job.supernet.probabilities()
-    job.run()
+    run_loop(job)
     p = job.supernet.probabilities()
     assert bool(torch.isfinite(job.supernet.alpha).all())
     assert torch.equal(p == 0, ~job.supernet.mask)
@@ -156,7 +157,7 @@ def test_any_number_of_candidates(name: str, count: int) -> None:
 
 def test_a_supernet_with_one_candidate_everywhere(name: str) -> None:
     job = make_search(nn.Sequential(MixedOp([nn.Linear(4, 4)])), name)
-    job.run()
+    run_loop(job)
     assert job.supernet.probabilities().tolist() == [[1.0]]
 
 
@@ -167,7 +168,7 @@ def test_zero_is_active_all_the_time(name: str) -> None:
     )
     with torch.no_grad():
         job.supernet.alpha.copy_(torch.tensor([[-30.0, 30.0]]))
-    job.run()
+    run_loop(job)
     assert bool(torch.isfinite(job.supernet.alpha).all())
     assert job.most_probable() == [1]
 
@@ -188,7 +189,7 @@ def test_float32_and_bfloat16_autocast(name: str, autocast: bool) -> None:
         task=Task(loss=lambda y, target: nn.functional.mse_loss(y.float(), target)),
     )
     start = job.supernet.alpha.detach().clone()
-    job.run()
+    run_loop(job)
     # Inactive candidates, which run in the backward pass, compute in the same precision.
     assert dtypes == {torch.bfloat16 if autocast else torch.float32}
     assert bool(torch.isfinite(job.supernet.alpha).all())
@@ -225,7 +226,7 @@ class UsesStructure(nn.Module):
 def test_candidates_that_return_tuples_or_dicts_and_take_kwargs(name: str, as_dict: bool) -> None:
     job = make_search(UsesStructure(as_dict), name)
     start = job.supernet.alpha.detach().clone()
-    job.run()
+    run_loop(job)
     assert torch.equal(job.supernet.alpha, start) == (name == "random")
 
 
@@ -233,7 +234,7 @@ def test_alpha_alone_moves_in_an_architecture_step(name: str) -> None:
     """Invariant 2, every weight and buffer bit-identical."""
     job = rich(name)
     job.model.train()
-    job.step = job.plan.warmup
+    job.step = job.schedule.warmup
     for _ in range(2):  # momenta and statistics exist
         job.weight_step()
     tensors, _ = everything(job)

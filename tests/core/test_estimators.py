@@ -28,8 +28,8 @@ from proxylessnas.core.estimators import (
     Darts,
     FullPath,
     Gumbel,
-    Problem,
     Reinforce,
+    StepContext,
     TwoPath,
     binary_gates,
     draw_pair,
@@ -59,7 +59,7 @@ def squares(model: nn.Module) -> Tensor:
     return ((model(batch()) - 0.3) ** 2).sum()
 
 
-def tabular(losses: tuple[float, ...] = LOSSES, p: tuple[float, ...] = P) -> Problem:
+def tabular(losses: tuple[float, ...] = LOSSES, p: tuple[float, ...] = P) -> StepContext:
     """One mixed operation; the loss of candidate j is losses[j]."""
     supernet = supernet_with(MixedOp([Scale(v) for v in losses]), [log_of(p)])
     return problem(supernet, lambda model: model(torch.ones(1, dtype=torch.float64)).sum())
@@ -180,13 +180,13 @@ def test_full_path_is_the_exact_gradient_for_one_operation_and_an_affine_loss(ac
 # --- both ends ---
 
 
-def scalar(losses: Callable[[Tensor], Tensor], outputs: tuple[float, ...]) -> Problem:
+def scalar(losses: Callable[[Tensor], Tensor], outputs: tuple[float, ...]) -> StepContext:
     """One mixed operation; candidate j returns outputs[j], of which a loss is taken."""
     supernet = supernet_with(MixedOp([Scale(v) for v in outputs]), [log_of(P)])
     return problem(supernet, lambda model: losses(model(torch.ones(1, dtype=torch.float64)).sum()))
 
 
-def mean_by_active(task: Problem, estimator: FullPath | TwoPath) -> Tensor:
+def mean_by_active(task: StepContext, estimator: FullPath | TwoPath) -> Tensor:
     """The estimate's mean over what it draws: pairs and active candidates, found by many seeds.
 
     Of a pair {i, j} (of all three for the full path) each is active with its q.
@@ -205,7 +205,9 @@ def mean_by_active(task: Problem, estimator: FullPath | TwoPath) -> Tensor:
     return sum((w * g for w, g in found.values()), torch.zeros(1, 3).double())
 
 
-def exact_mean(task: Problem, of: Callable[[Tensor], Tensor], outputs: tuple[float, ...]) -> Tensor:
+def exact_mean(
+    task: StepContext, of: Callable[[Tensor], Tensor], outputs: tuple[float, ...]
+) -> Tensor:
     """∇E[L] by enumeration."""
     alpha = task.supernet.alpha.detach().clone().requires_grad_()
     losses = torch.stack([of(torch.tensor(v).double()) for v in outputs])
@@ -364,7 +366,7 @@ def test_two_path_keeps_the_unsampled_probabilities_through_adam(
     alpha.grad = estimate.gradient
     optimizer.step()
     with torch.no_grad():
-        estimator.settle(alpha, before, estimate)
+        estimator.restore_unsampled(alpha, before, estimate)
     assert estimate.support is not None
     assert estimate.support.sum(1).tolist() == [min(2, n) for n in sizes]
     unsampled = supernet.mask & ~estimate.support
@@ -383,7 +385,7 @@ def test_two_path_moves_its_pair() -> None:
     assert estimate.support is not None and bool(estimate.support[0, 0])
     with torch.no_grad():
         alpha -= estimate.gradient
-        TwoPath().settle(alpha, before, estimate)
+        TwoPath().restore_unsampled(alpha, before, estimate)
     assert float(task.supernet.probabilities()[0, 0]) < 0.5 - 1e-3
 
 
@@ -401,7 +403,7 @@ def test_pair_probabilities_do_not_underflow() -> None:
 
 
 def reinforce_mean(
-    monkeypatch: pytest.MonkeyPatch, task: Problem, make: object, baseline: float
+    monkeypatch: pytest.MonkeyPatch, task: StepContext, make: object, baseline: float
 ) -> Tensor:
     """The exact mean of its estimate: every architecture drawn once, weighted by p."""
     total = torch.zeros_like(task.supernet.alpha)
@@ -561,7 +563,7 @@ class WithZero(nn.Module):
         return 0.0 * self.second(self.first(x))
 
 
-def costly(first: tuple[float, ...] = P) -> Problem:
+def costly(first: tuple[float, ...] = P) -> StepContext:
     supernet = supernet_with(WithZero(), [log_of(first), log_of((0.4, 0.6))])
     costs = priced(supernet, COSTS, fixed=3.0)
     return problem(

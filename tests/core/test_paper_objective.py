@@ -16,6 +16,7 @@ from proxylessnas.data.batches import LoaderBatches
 from proxylessnas.hardware.pricing import Limits, Pricing
 from proxylessnas.hardware.published_table import published_cost, read_published_table
 from proxylessnas.spaces import build_supernet
+from proxylessnas.training.loop import run_loop
 from proxylessnas.training.task import Task
 
 DATA = os.environ.get("PROXYLESSNAS_DATA")
@@ -49,10 +50,10 @@ def test_a_few_steps_towards_80_ms_on_the_pixel_1(objective: str) -> None:
         settings=settings,
     )
     before = supernet.alpha.detach().clone()
-    job.run()
+    run_loop(job)
     assert job.step == 2
     assert (supernet.alpha != before).any()
-    estimate = job.seen.estimate
+    estimate = job.latest.estimate
     assert estimate is not None
     latency = costs.index("latency")
     assert costs.limits[latency] == 80

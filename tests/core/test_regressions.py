@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from toys import (
     ESTIMATORS,
+    After,
     Planted,
     Recorder,
     Scale,
@@ -34,6 +35,7 @@ from proxylessnas.core.estimators import FullPath, Reinforce, TwoPath
 from proxylessnas.core.objective import Constraint, Linear
 from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import MixedOp, Supernet, Zero
+from proxylessnas.training.loop import run_loop
 
 Log = list[tuple[Any, bool]]
 
@@ -83,7 +85,7 @@ def test_a_dominant_zero_does_not_lock_in() -> None:
     job = make_search(model, warmup_epochs=0, epochs=15, learning_rate=1e-6)
     with torch.no_grad():
         job.supernet.alpha.copy_(torch.tensor([[-2.0, 2.0]]))
-    job.run()
+    run_loop(job)
     assert job.most_probable() == [0]
 
 
@@ -147,7 +149,7 @@ def test_the_baseline_moves_by_one_minus_decay_to_the_newest_batch() -> None:
 
 def test_the_baseline_is_saved_with_the_search() -> None:
     job = make_search(Planted(), "reinforce")
-    job.run()
+    run_loop(job)
     values = json.loads(json.dumps(job.state()[1]))
     assert isinstance(values["estimator"]["baseline"], float)
     other = make_search(Planted(), "reinforce")
@@ -165,13 +167,13 @@ def test_a_search_resumes_inside_its_warm_up() -> None:
 
     whole, stopped, resumed = (make_search(Planted(), warmup_epochs=2) for _ in range(3))
     with pytest.raises(InterruptedError):
-        stopped.run(stop)
+        run_loop(stopped, callbacks=[After(stopped, stop)])
     resumed.load(*stopped.state())
-    assert resumed.step == 3 < resumed.plan.warmup
+    assert resumed.step == 3 < resumed.schedule.warmup
     torch.manual_seed(99)  # a clock would do as much
-    resumed.run()
+    run_loop(resumed)
     torch.manual_seed(7)
-    whole.run()
+    run_loop(whole)
     assert torch.equal(resumed.supernet.alpha, whole.supernet.alpha)
 
 
@@ -202,8 +204,8 @@ def test_inactive_candidates_do_not_run_in_weight_steps() -> None:
     log: Log = []
     job = make_search(recorded(4, log), warmup_epochs=1, epochs=1)
     job.architecture_step = lambda: None  # type: ignore[method-assign]
-    job.run()
-    assert len(log) == job.plan.total
+    run_loop(job)
+    assert len(log) == job.schedule.total
     assert len({name for name, _ in log[:4]}) == 4 and all(recording for _, recording in log)
 
 
@@ -234,7 +236,11 @@ def test_the_constraint_pulls_the_derived_network_under_its_limit(name: str) -> 
         )
         job.costs = priced(job.supernet, [[4.0, 2.0], [4.0, 2.0]])
         within: list[bool] = []
-        job.run(lambda j: within.append(j.costs.of(j.most_probable())[0] <= 7.0))
+
+        def look(j: Search) -> None:
+            within.append(j.costs.of(j.most_probable())[0] <= 7.0)
+
+        run_loop(job, callbacks=[After(job, look)])
         half = within[len(within) // 2 :]
         return sum(half) / len(half)
 

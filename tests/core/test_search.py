@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from toys import (
+    After,
     Planted,
     Scale,
     changed,
@@ -29,9 +30,12 @@ from toys import (
 from proxylessnas.config import SearchSettings
 from proxylessnas.core.estimators import TwoPath
 from proxylessnas.core.gates import Mixture
-from proxylessnas.core.search import Plan, Search, fair_gates, mean_entropy
+from proxylessnas.core.schedule import Schedule, fair_gates
+from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import MixedOp, Supernet, Zero
 from proxylessnas.errors import ConfigError, UserError
+from proxylessnas.training.callbacks import mean_entropy
+from proxylessnas.training.loop import run_loop
 from proxylessnas.training.task import Task
 
 # --- the plan ---
@@ -40,9 +44,9 @@ from proxylessnas.training.task import Task
 @pytest.mark.parametrize(("every", "steps"), [(1, 30), (2, 15), (4, 7), (31, 0)])
 def test_the_plan_counts_the_architecture_steps(every: int, steps: int) -> None:
     settings = SearchSettings(warmup_epochs=2, epochs=3, arch_every=every)
-    plan = Plan.of(settings, epoch_steps=10)
-    assert (plan.warmup, plan.total, plan.arch_steps) == (20, 50, steps)
-    due = [step for step in range(plan.total) if plan.arch_due(step)]
+    plan = Schedule.of(settings, epoch_steps=10)
+    assert (plan.warmup, plan.total, plan.architecture_steps) == (20, 50, steps)
+    due = [step for step in range(plan.total) if plan.architecture_due(step)]
     assert len(due) == steps
     assert all(step >= plan.warmup for step in due)
 
@@ -51,10 +55,10 @@ def test_the_loop_takes_the_steps_of_its_plan() -> None:
     job, log = make_search(Planted(), warmup_epochs=1, epochs=2, arch_every=3), []
     job.weight_step = lambda: log.append("w")  # type: ignore[method-assign]
     job.architecture_step = lambda: log.append("a")  # type: ignore[method-assign]
-    job.run()
+    run_loop(job)
     assert "".join(log) == "wwww" + "wwwa" * 2 + "ww"
     assert job.step == 12
-    job.run()  # nothing is left
+    run_loop(job)  # nothing is left
     assert len(log) == 14
 
 
@@ -69,7 +73,7 @@ def test_the_alpha_rate_follows_from_the_number_of_steps(epochs: int) -> None:
     """Rate x architecture steps is 10, unless it is set."""
     job = make_search(Planted(), epochs=epochs, arch_every=2)
     (group,) = job.arch_optimizer.param_groups
-    assert group["lr"] * job.plan.arch_steps == pytest.approx(10)
+    assert group["lr"] * job.schedule.architecture_steps == pytest.approx(10)
     assert group["betas"] == (0.0, 0.999) and group["weight_decay"] == 0
     job = make_search(Planted(), epochs=epochs, arch_learning_rate=0.125)
     assert job.arch_optimizer.param_groups[0]["lr"] == 0.125
@@ -130,9 +134,9 @@ def test_warm_up_is_fair_and_the_search_follows_the_probabilities() -> None:
     with torch.no_grad():
         job.supernet.alpha.copy_(torch.tensor([log_of((0.05, 0.9, 0.05)), [5.0, -5.0, 0.0]]))
     drawn: dict[str, Counter[int]] = {"warm-up": Counter(), "search": Counter()}
-    for step in range(job.plan.total):
+    for step in range(job.schedule.total):
         job.step = step
-        drawn["warm-up" if step < job.plan.warmup else "search"][job.weight_gates()[0]] += 1
+        drawn["warm-up" if step < job.schedule.warmup else "search"][job.weight_gates()[0]] += 1
     assert drawn["warm-up"] == {0: 4, 1: 4, 2: 4}
     assert drawn["search"][1] / 400 == pytest.approx(0.9, abs=0.05)
 
@@ -142,13 +146,13 @@ def test_a_uniform_share_decays_to_nothing() -> None:
     with torch.no_grad():
         job.supernet.alpha.copy_(torch.tensor([[-20.0, 20.0, -20.0], [20.0, -20.0, 0.0]]))
     off = []
-    for step in range(job.plan.total):
+    for step in range(job.schedule.total):
         job.step = step
         off.append(job.weight_gates()[0] != 1)
     early, late = sum(off[:400]) / 400, sum(off[400:]) / 400
     assert early == pytest.approx(0.75 * 2 / 3, abs=0.08)
     assert late == pytest.approx(0.25 * 2 / 3, abs=0.08)
-    job.step = job.plan.total
+    job.step = job.schedule.total
     assert job.uniform_share() == 0
 
 
@@ -160,7 +164,7 @@ def test_a_weight_step_changes_the_active_paths_alone() -> None:
     job = make_search(Busy(), warmup_epochs=8, epochs=2, weight_decay=0.1, momentum=0.9)
     job.model.train()
     active_before = {"first": set(), "branch": set()}
-    for _ in range(job.plan.total):
+    for _ in range(job.schedule.total):
         choice = job.weight_gates()
         before, alpha = snapshot(job.model), job.supernet.alpha.detach().clone()
         momenta = {k: v.clone() for k, v in job.state()[0].items() if k.startswith("weight_opt")}
@@ -197,7 +201,7 @@ def test_momentum_and_decay_pass_an_inactive_candidate_over() -> None:
 
 def test_no_gradient_is_left_behind() -> None:
     job = make_search(Busy())
-    job.run()
+    run_loop(job)
     assert all(p.grad is None for p in job.model.parameters())
     assert job.supernet.alpha.grad is None
 
@@ -213,7 +217,7 @@ def test_dropout_does_not_depend_on_what_ran_before() -> None:
             if stray:
                 torch.rand(7)
 
-        job.run(after)
+        run_loop(job, callbacks=[After(job, after)])
         return snapshot(job.model)
 
     quiet, noisy = weights(False), weights(True)
@@ -232,7 +236,7 @@ def test_frozen_weights_of_a_pretrained_model_stay_while_alpha_learns() -> None:
     model.requires_grad_(False)
     job = make_search(model, epochs=12)
     before = snapshot(model)
-    job.run()
+    run_loop(job)
     assert changed(model, before) == set()
     assert dict(job.supernet.most_probable().choices) == {"first": "right", "second": "right"}
 
@@ -257,7 +261,7 @@ def test_activation_checkpointing_recomputes_the_same_path() -> None:
     def run(kind: type[nn.Module]) -> tuple[dict[str, Tensor], Tensor]:
         torch.manual_seed(0)
         job = make_search(kind())
-        job.run()
+        run_loop(job)
         return snapshot(job.model), job.supernet.alpha.detach()
 
     (weights, alpha), (expected, expected_alpha) = run(Checkpointed), run(Plain)
@@ -285,7 +289,7 @@ def test_forbidden_and_missing_candidates_do_not_move() -> None:
     job = make_search(Planted(), "full_path")
     job.supernet.forbid(torch.tensor([[True, False, False], [False] * 3]), "test")
     before = job.supernet.alpha.detach().clone()
-    job.run()
+    run_loop(job)
     moved = job.supernet.alpha != before
     assert moved.tolist() == [[False, True, True], [True, True, False]]
 
@@ -318,7 +322,7 @@ def test_accuracy_is_a_share_of_the_examples_whatever_the_target_is_made_of() ->
             correct=lambda output, target: torch.tensor(3),
         ),
     )
-    _, accuracy = job.problem(data[0]).evaluate()
+    _, accuracy = job.context(data[0]).evaluate()
     assert accuracy is not None and accuracy.item() == 0.5
 
 
@@ -378,7 +382,7 @@ def test_too_many_in_a_row_go_back_with_a_lower_rate_and_then_give_up(kind: str)
     losses["train_loss" if kind == "weight" else "loss"] = bad
     job = make_search(Planted(), task=Task(**losses), warmup_epochs=0, epochs=9)
     with pytest.raises(UserError, match=f"{kind} step's value was not finite 5 times") as error:
-        job.run()
+        run_loop(job)
     assert "learning_rate (0.01)" in str(error.value) and "going back 3 times" in str(error.value)
     assert job.step == 4 and job.recovery.factor == 1 / 8
 
@@ -396,14 +400,14 @@ def test_a_lower_rate_saves_a_search_and_resuming_stays_exact(
         saved.append(({k: v.detach().clone() for k, v in tensors.items()}, json.dumps(values)))
 
     whole = explosive(monkeypatch)
-    whole.run(watch)
+    run_loop(whole, callbacks=[After(whole, watch)])
     assert whole.recovery.factor == 0.5 and steps.count(7) == 2 and steps.count(6) == 1
     expected = snapshot(whole.model)
     last_good = steps.index(12) + 1 + steps[steps.index(12) + 1 :].index(12)
     for at in (last_good, len(saved) - 3):  # after the return
         resumed = explosive(monkeypatch)
         resumed.load(saved[at][0], json.loads(saved[at][1]))
-        resumed.run()
+        run_loop(resumed)
         assert resumed.recovery.factor == 0.5
         assert changed(resumed.model, expected) == set()
         assert torch.equal(resumed.supernet.alpha, whole.supernet.alpha)
@@ -443,7 +447,7 @@ class Greedy(nn.Module):
 
 def test_out_of_memory_names_a_batch_that_fits() -> None:
     with pytest.raises(UserError, match="a batch of 8 needs too much memory: a batch of 2 fits"):
-        make_search(Greedy()).run()
+        run_loop(make_search(Greedy()))
 
 
 class Hungry(nn.Module):
@@ -464,7 +468,7 @@ def test_a_batch_that_fits_is_found_on_the_path_that_did_not() -> None:
     """The first candidate, which a model without gates runs, would fit any batch."""
     model = MixedOp([nn.Linear(4, 4), Hungry(most=1)])
     with pytest.raises(UserError, match="a batch of 8 needs too much memory: a batch of 1 fits"):
-        make_search(model).run()
+        run_loop(make_search(model))
 
 
 def test_a_batch_that_fits_is_found_for_an_architecture_step() -> None:
@@ -482,7 +486,7 @@ def test_a_batch_that_fits_is_found_for_an_architecture_step() -> None:
             return out
 
     with pytest.raises(UserError, match="a batch of 8 needs too much memory: a batch of 2 fits"):
-        make_search(Two(), "darts", warmup_epochs=0).run()
+        run_loop(make_search(Two(), "darts", warmup_epochs=0))
 
 
 def test_correct_may_count_in_plain_numbers() -> None:
@@ -491,8 +495,8 @@ def test_correct_may_count_in_plain_numbers() -> None:
 
     task = Task(loss=nn.functional.mse_loss, correct=correct)  # type: ignore[arg-type]
     job = make_search(Planted(), task=task, warmup_epochs=0)
-    job.run()
-    assert job.step == job.plan.total
+    run_loop(job)
+    assert job.step == job.schedule.total
 
 
 def test_another_error_of_the_model_keeps_its_traceback() -> None:
@@ -500,7 +504,7 @@ def test_another_error_of_the_model_keeps_its_traceback() -> None:
         raise RuntimeError("a bug of the user's own")
 
     with pytest.raises(RuntimeError, match="own"):
-        make_search(Planted(), task=Task(loss=broken)).run()
+        run_loop(make_search(Planted(), task=Task(loss=broken)))
 
 
 @pytest.mark.parametrize("name", ["two_path", "full_path", "reinforce", "darts", "gumbel"])
@@ -522,11 +526,15 @@ def test_an_architecture_step_that_is_not_finite_leaves_no_trace(name: str) -> N
 # --- what it knows ---
 
 
+def entropy(supernet: Supernet) -> float:
+    return mean_entropy(supernet.probabilities(), supernet.mask)
+
+
 def test_entropy_is_relative_to_the_number_of_candidates() -> None:
     model = nn.Sequential(*[MixedOp([Scale(1.0)] * n) for n in (2, 8, 1)])
-    assert mean_entropy(Supernet(model)) == pytest.approx(1.0)
+    assert entropy(Supernet(model)) == pytest.approx(1.0)
     decided = supernet_with(model, [[900.0], [900.0], [0.0]])
-    assert mean_entropy(decided) == pytest.approx(0.0)
+    assert entropy(decided) == pytest.approx(0.0)
     half = supernet_with(model, [[900.0], [0.0], [0.0]])
-    assert mean_entropy(half) == pytest.approx(0.5)
-    assert mean_entropy(Supernet(MixedOp([Scale(1.0)]))) == 0.0
+    assert entropy(half) == pytest.approx(0.5)
+    assert entropy(Supernet(MixedOp([Scale(1.0)]))) == 0.0

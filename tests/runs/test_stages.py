@@ -37,7 +37,7 @@ def test_killed_and_resumed_is_the_same_to_the_bit(
 ) -> None:
     """Killed a step after a checkpoint: what came after it is done again."""
     job = Search if kind == "search" else Training
-    take = job.weight_step if kind == "search" else job.train_step  # type: ignore[attr-defined]
+    take = job.weight_step if kind == "search" else job.take_step  # type: ignore[attr-defined]
 
     class Killed(BaseException):
         pass
@@ -47,7 +47,7 @@ def test_killed_and_resumed_is_the_same_to_the_bit(
             raise Killed
         take(self)
 
-    name = "weight_step" if kind == "search" else "train_step"
+    name = "weight_step" if kind == "search" else "take_step"
     monkeypatch.setattr(job, name, dying)
     monkeypatch.setattr(keeping, "CHECKPOINT_SECONDS", -1.0)
     out = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""Run by torchrun from test_ranks.py: the same calls on every rank, answers written to a file.
+"""What tests/test_ranks.py has torchrun start: the same calls on every rank, answers to a file.
 
 The functions take the ranks, so that a test can call them with `ALONE` and compare.
 """
@@ -28,6 +28,7 @@ from proxylessnas.data.batches import LoaderBatches
 from proxylessnas.errors import RankError
 from proxylessnas.runs.stages import keeping
 from proxylessnas.training.evaluate import evaluate, recalibrate
+from proxylessnas.training.loop import run_loop
 from proxylessnas.training.ranks import Ranks, open_ranks
 from proxylessnas.training.task import Task
 from proxylessnas.training.train import Training
@@ -61,12 +62,12 @@ def searched(estimator: str, ranks: Ranks) -> dict[str, Any]:
     if estimator == "two_path":  # an objective whose slope in E holds the loss
         costs = priced(job.supernet, [[1.0, 2.0, 3.0], [1.0, 4.0]], fixed=1.0)
         job.costs, job.objective = costs, MulLog(4.0)
-    job.run()
+    run_loop(job)
     return {
         "alpha": numbers([job.supernet.alpha]),
         "weights": numbers(model.parameters()),
-        "loss": float(job.seen.weight_loss),
-        "valid_loss": job.seen.estimate.loss,
+        "loss": float(job.latest.weight_loss),
+        "valid_loss": job.latest.estimate.loss,
         "most_probable": job.most_probable(),
     }
 
@@ -94,7 +95,7 @@ def statistics(ranks: Ranks) -> dict[str, Any]:
     first = model.op.candidates[str(active)][1]
     one = {"mean": numbers([first.running_mean]), "var": numbers([first.running_var])}
     job.step = 1
-    job.run()
+    run_loop(job)
     return {**one, "all": numbers(b.double() for b in model.buffers())}
 
 
@@ -115,7 +116,7 @@ def trained(ranks: Ranks, network: nn.Module, may_skip: bool = False) -> list[fl
     settings = TrainSettings(epochs=2, batch_size=8, learning_rate=0.1)
     data = LoaderBatches(doubles(8, 8, 4), name="train")
     job = Training(network, MSE, data, settings, ranks=ranks, may_skip=may_skip)
-    job.run()
+    run_loop(job)
     return [*numbers(network.parameters()), *numbers(b.double() for b in network.buffers())]
 
 
@@ -198,7 +199,7 @@ def drifting(ranks: Ranks) -> str:
     job.weight_step()
     job.supernet.alpha.data[0, 0] += 1e-12 * ranks.rank
     try:
-        job.run()
+        run_loop(job)
     except RankError as error:
         return f"step {job.step}: {error}"
     return ""
@@ -255,7 +256,7 @@ def disturb(signals: dict[str, dict[str, Any]]) -> None:
     if now is None or now["rank"] != int(os.environ["RANK"]):
         return
     job: Any = {"Search": loop.Search, "Training": Training}[now["job"]]
-    name = "weight_step" if now["job"] == "Search" else "train_step"
+    name = "weight_step" if now["job"] == "Search" else "take_step"
     take = getattr(job, name)
 
     def dying(self: Any) -> None:

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from proxylessnas.config import SearchSettings
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.estimators import Estimator, Problem, make_estimator
+from proxylessnas.core.estimators import Estimator, StepContext, make_estimator
 from proxylessnas.core.objective import Constraint, Linear, Objective
+from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import MixedOp, Supernet, collect_tensors
 from proxylessnas.data.batches import LoaderBatches
+from proxylessnas.training.callbacks import Callback, StepMetrics
 from proxylessnas.training.ranks import ALONE, Ranks
 from proxylessnas.training.task import Task
 
@@ -44,6 +46,16 @@ class Recorder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.log.append((self.name, torch.is_grad_enabled()))
         return self.inner(x)
+
+
+class After(Callback):
+    """Calls a function of the job after each of its steps."""
+
+    def __init__(self, job: Any, function: Callable[[Any], object]) -> None:
+        self.job, self.function = job, function
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        self.function(self.job)
 
 
 class Chain(nn.Module):
@@ -107,13 +119,13 @@ def problem(
     costs: Costs | None = None,
     objective: Objective | None = None,
     accuracy: Callable[[nn.Module], Tensor] | None = None,
-) -> Problem:
+) -> StepContext:
     """An architecture step's problem on a loss of the model."""
 
     def evaluate() -> tuple[Tensor, Tensor | None]:
         return loss(supernet.model), accuracy(supernet.model) if accuracy else None
 
-    return Problem(
+    return StepContext(
         supernet=supernet,
         tensors=collect_tensors(supernet),
         costs=costs or free(supernet),
@@ -154,7 +166,7 @@ def make_search(
         name = estimator.partition(",")[0]
         settings |= {"estimator": name, "reinmax": reinmax}
         estimator = make_estimator(name, samples=4, reinmax=reinmax)
-    given = {"warmup_epochs": 2, "epochs": 3, "learning_rate": 0.01, **settings}
+    given = SearchSettings(**{"warmup_epochs": 2, "epochs": 3, "learning_rate": 0.01, **settings})
     return Search(
         supernet=supernet,
         task=task or Task(loss=nn.functional.mse_loss),
@@ -163,7 +175,8 @@ def make_search(
         costs=costs,
         objective=objective or Constraint([], rate=1.0),
         estimator=estimator,
-        settings=SearchSettings(**given),
+        settings=given,
+        schedule=Schedule.of(given, len(data)),
         seed=seed,
         ranks=ranks,
         **({"machine": machine} if machine else {}),

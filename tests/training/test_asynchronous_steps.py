@@ -25,6 +25,7 @@ from proxylessnas.training import faults as recovery
 from proxylessnas.training.device import Machine
 from proxylessnas.training.faults import Recovery
 from proxylessnas.training.freezing import BufferSnapshot
+from proxylessnas.training.loop import run_loop
 from proxylessnas.training.task import Task
 from proxylessnas.training.train import Training
 
@@ -76,7 +77,7 @@ def heard(job: Any) -> tuple[dict[str, Tensor], Any, list[str]]:
     """Its state after all steps, and its warnings."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        job.run()
+        run_loop(job)
     tensors, values = job.state()
     return tensors, values, [str(w.message) for w in said]
 
@@ -104,7 +105,7 @@ def test_a_bad_step_leaves_no_trace(make: Any, apart: None) -> None:
     job = make(0)
     job.model.train()
     before = snapshot(job.model)
-    job.weight_step() if isinstance(job, Search) else job.train_step()
+    job.weight_step() if isinstance(job, Search) else job.take_step()
     assert changed(job.model, before) == set()
     assert not job.recovery.bad  # nobody has asked the device
     with pytest.warns(UserWarning, match="not finite at step 0"):
@@ -119,16 +120,16 @@ def test_too_many_in_a_row_still_go_back_and_give_up(
 ) -> None:
     monkeypatch.setattr(recovery, "ANCHOR_EVERY", 4)
     with pytest.raises(UserError, match=r"not finite 5 times in a row.*going back 3 times"):
-        make(*range(6, 99)).run()
+        run_loop(make(*range(6, 99)))
     job = make(*range(6, 11))  # the sixth is taken before the fifth is heard of
-    job.run()
+    run_loop(job)
     assert job.recovery.returns == 1 and job.step == 16
 
 
 def test_the_last_steps_are_heard_of_before_it_ends(apart: None) -> None:
     job = training(*range(12, 16))
     with pytest.warns(UserWarning, match="at step 15"):
-        job.run()
+        run_loop(job)
     assert not job.recovery.unread
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import make_search
+from toys import After, make_search
 
 from proxylessnas.config import MachineSettings, SearchSettings
 from proxylessnas.core.estimators import Estimator, FullPath, TwoPath
@@ -20,6 +20,7 @@ from proxylessnas.core.supernet import MixedOp, Supernet, Zero
 from proxylessnas.errors import ConfigError
 from proxylessnas.training.autotune import WORTH_COMPILING, compiling
 from proxylessnas.training.device import Machine
+from proxylessnas.training.loop import run_loop
 from proxylessnas.training.task import Task
 
 CUDA = MachineSettings(device="cuda:0", memory_format="contiguous", autocast=False)
@@ -67,7 +68,7 @@ def test_compiled_candidates_learn_the_same(estimator: type[TwoPath | FullPath])
     eager, compiled = (make(Machine(compile=on), estimator()) for on in (False, True))
     seen = []
     for job in (eager, compiled):
-        job.run(lambda job: seen.append(states(job)))
+        run_loop(job, callbacks=[After(job, lambda job: seen.append(states(job)))])
     assert set(seen) == {(False,) * 5, (True, True, False, True, True)}  # not Zero
     assert states(compiled) == (False,) * 5  # the model is the user's again
     torch.testing.assert_close(eager.supernet.alpha, compiled.supernet.alpha, rtol=1e-3, atol=1e-4)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diverging import explosive
-from toys import changed, snapshot
+from toys import After, changed, snapshot
 
 from proxylessnas.config import RunConfig
 from proxylessnas.core.search import Search
@@ -32,14 +32,14 @@ def stage(folder: Path, job: Search, die_at: int | None = None) -> None:
     keeping.resume(run, "search", job)
     steps = 0
 
-    def after(job: Search) -> None:
+    def after(_: Search) -> None:
         nonlocal steps
         steps += 1
         if steps == die_at:
             raise Killed
         run.directory.log(stage="search", step=job.step, rate_factor=job.recovery.factor)
 
-    keeping.Keeper(run, "search").drive(job, after)
+    keeping.Keeper(run, "search").drive(job, [After(job, after)])
 
 
 def lines(folder: Path) -> list[dict[str, float]]:

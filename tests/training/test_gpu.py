@@ -14,6 +14,7 @@ from proxylessnas.hardware.measure import measure_networks
 from proxylessnas.hardware.runtimes import make
 from proxylessnas.spaces import build_supernet
 from proxylessnas.training.device import Machine
+from proxylessnas.training.loop import run_loop
 from proxylessnas.training.task import Task
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
@@ -48,8 +49,8 @@ def search_on(estimator: str = "two_path", **machine: Any) -> Any:
 def test_a_search_runs_there(estimator: str, channels_last: bool, autocast: bool) -> None:
     device = torch.device("cuda")
     job = search_on(estimator, device=device, channels_last=channels_last, autocast=autocast)
-    job.run()
-    assert job.step == job.plan.total
+    run_loop(job)
+    assert job.step == job.schedule.total
     tensors = [*job.model.parameters(), *job.model.buffers()]
     assert all(t.is_cuda and bool(t.isfinite().all()) for t in tensors)
     assert not job.supernet.alpha.is_cuda and float(job.supernet.alpha.abs().max()) > 1e-2
@@ -57,8 +58,8 @@ def test_a_search_runs_there(estimator: str, channels_last: bool, autocast: bool
 
 def test_compiled_candidates_learn_there() -> None:
     job = search_on(device=torch.device("cuda"), compile=True)
-    job.run()
-    assert job.step == job.plan.total and float(job.supernet.alpha.abs().max()) > 1e-2
+    run_loop(job)
+    assert job.step == job.schedule.total and float(job.supernet.alpha.abs().max()) > 1e-2
     assert all(bool(p.isfinite().all()) for p in job.model.parameters())
 
 
@@ -71,7 +72,7 @@ def test_its_steps_are_those_of_the_cpu_but_for_rounding() -> None:
     theirs = dict(there.model.named_parameters())
     for name, parameter in here.model.named_parameters():
         torch.testing.assert_close(theirs[name].cpu(), parameter, atol=1e-3, rtol=1e-2)
-    assert there.seen.estimate.loss == pytest.approx(here.seen.estimate.loss, rel=1e-2)
+    assert there.latest.estimate.loss == pytest.approx(here.latest.estimate.loss, rel=1e-2)
 
 
 def test_weight_steps_never_wait_for_the_device() -> None:

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from toys import make_search
+from toys import After, make_search
 
 from proxylessnas.config import MachineSettings, SearchSettings
 from proxylessnas.core.objective import Alone
@@ -32,6 +32,7 @@ from proxylessnas.training.autotune import (
 )
 from proxylessnas.training.device import Machine, make_machine
 from proxylessnas.training.kernels import gains, normalise, speed_up
+from proxylessnas.training.loop import run_loop
 from proxylessnas.training.task import Task
 
 CHANNELS_LAST, CHOSEN = torch.channels_last, torch.get_default_dtype()
@@ -403,7 +404,10 @@ def test_a_search_learns_the_same() -> None:
     plain, quick = make(PLAIN), make(FAST)
     seen = []
     for job in (plain, quick):
-        job.run(lambda job: seen.append(any(map(fast, job.model.modules()))))
+        run_loop(
+            job,
+            callbacks=[After(job, lambda job: seen.append(any(map(fast, job.model.modules()))))],
+        )
     assert seen == [False] * 18 + [True] * 18
     assert not any(map(fast, quick.model.modules()))
     torch.testing.assert_close(plain.supernet.alpha, quick.supernet.alpha, rtol=1e-3, atol=1e-4)
@@ -461,16 +465,16 @@ def test_an_architecture_step_changes_no_weight_and_no_statistic(uncompiled: Non
 
 def test_a_search_goes_on_to_the_last_bit(uncompiled: None) -> None:
     whole, half, rest = make(FAST), make(FAST), make(FAST)
-    whole.run()
+    run_loop(whole)
     kept: list[Any] = []
 
     def keep(job: Search) -> None:
         if job.step == 9:
             kept.append(copy.deepcopy(job.state()))
 
-    half.run(keep)
+    run_loop(half, callbacks=[After(half, keep)])
     rest.load(*kept[0])
-    rest.run()
+    run_loop(rest)
     assert torch.equal(whole.supernet.alpha, rest.supernet.alpha)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, rest.model.state_dict()[name]), name

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import changed, regression, snapshot
+from toys import After, changed, regression, snapshot
 
 from proxylessnas.config import TrainSettings
 from proxylessnas.data.batches import LoaderBatches, Stream
 from proxylessnas.errors import DataError, UserError
 from proxylessnas.training.evaluate import evaluate, recalibrate
+from proxylessnas.training.loop import run_loop
 from proxylessnas.training.task import Task, batch_size, call, split
 from proxylessnas.training.train import Training, decay_groups
 
@@ -47,14 +48,14 @@ def assert_same(a: tuple[dict[str, Tensor], str], b: tuple[dict[str, Tensor], st
 def test_training_learns() -> None:
     job, batches = training(epochs=30), LoaderBatches(regression(), name="train")
     before = evaluate(job.network, job.task, batches).loss
-    job.run()
+    run_loop(job)
     assert evaluate(job.network, job.task, batches).loss < 0.5 * before
 
 
 def test_training_is_deterministic_under_its_seed() -> None:
     first, second, other = training(), training(), training(seed=1)
     for job in (first, second, other):
-        job.run()
+        run_loop(job)
     assert_same(everything(first), everything(second))
     assert changed(first.network, snapshot(other.network))  # another dropout
 
@@ -68,20 +69,20 @@ def test_resumed_training_is_bit_identical_to_never_stopped(stop: int) -> None:
             raise InterruptedError
 
     whole, stopped, resumed = training(), training(), training(weights=1)
-    whole.run()
+    run_loop(whole)
     with pytest.raises(InterruptedError):
-        stopped.run(interrupt)
+        run_loop(stopped, callbacks=[After(stopped, interrupt)])
     tensors, values = everything(stopped)
     resumed.load(tensors, json.loads(values))
-    resumed.run()
+    run_loop(resumed)
     assert_same(everything(resumed), everything(whole))
 
 
 def test_the_learning_rate_falls_as_a_cosine() -> None:
     rates: list[float] = []
-    training(epochs=2, learning_rate=0.4).run(
-        lambda job: rates.append(job.optimizer.param_groups[0]["lr"])
-    )
+    job = training(epochs=2, learning_rate=0.4)
+    after = After(job, lambda j: rates.append(j.optimizer.param_groups[0]["lr"]))
+    run_loop(job, callbacks=[after])
     assert rates[0] == 0.4 and rates[4] == pytest.approx(0.2)
     assert rates == sorted(rates, reverse=True)
 
@@ -95,7 +96,7 @@ def test_there_is_no_weight_decay_on_norms_and_biases() -> None:
 def test_the_training_loss_is_the_tasks_own_where_it_has_one() -> None:
     job = training()
     job.task = Task(loss=nn.functional.mse_loss, train_loss=lambda output, _: output.sum() * 0 + 7)
-    job.train_step()
+    job.take_step()
     assert job.loss is not None and job.loss.item() == 7
 
 
@@ -105,7 +106,7 @@ def test_a_loss_that_is_not_finite_updates_nothing_and_ends_after_five() -> None
     job.task = Task(loss=lambda output, _: output.sum() * float("nan"))
     before = snapshot(job.network)
     with pytest.raises(UserError, match=r"not finite 5 times.*training's learning_rate"):
-        job.run()
+        run_loop(job)
     assert changed(job.network, before) == set()  # the norm's statistics too
     assert job.recovery.returns == 3
 
@@ -116,7 +117,7 @@ def test_a_gradient_that_is_not_finite_updates_nothing() -> None:
     job.task = Task(loss=lambda output, _: (output.sum() * 0).sqrt())
     before = snapshot(job.network)
     with pytest.warns(UserWarning, match="training step's value was not finite at step 0"):
-        job.train_step()
+        job.take_step()
     assert job.loss is not None and job.loss == 0
     assert changed(job.network, before) == set()
 
@@ -132,7 +133,7 @@ def test_training_goes_on_with_half_the_rate_after_it_diverged() -> None:
         return nn.functional.mse_loss(output, target) * (float("nan") if bad else 1.0)
 
     job.task = Task(loss=loss)
-    job.run()
+    run_loop(job)
     assert job.step == job.total and job.recovery.factor == 0.5
     assert rates[8] == 0.5 * rates[0]
 
@@ -155,7 +156,7 @@ def test_a_loader_process_that_dies_is_one_line() -> None:
     with pytest.raises(
         DataError, match=r"process that loads data died.*number of workers"
     ) as error:
-        job.run()
+        run_loop(job)
     assert "\n" not in str(error.value)
 
 
@@ -168,7 +169,7 @@ def test_training_out_of_memory_names_a_batch_that_fits() -> None:
     job = training()
     job.task = Task(loss=greedy)
     with pytest.raises(UserError, match="a batch of 8 needs too much memory: a batch of 4 fits"):
-        job.run()
+        run_loop(job)
 
 
 # --- evaluating ---

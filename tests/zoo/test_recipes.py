@@ -13,10 +13,12 @@ from proxylessnas.config import RunConfig
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import make_estimator
 from proxylessnas.core.objective import Linear, make_objective
+from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.search import Search
 from proxylessnas.data.batches import LoaderBatches
 from proxylessnas.errors import ConfigError
 from proxylessnas.spaces import build, build_supernet
+from proxylessnas.training.loop import run_loop
 from proxylessnas.training.task import Task
 from proxylessnas.training.train import Training
 
@@ -59,11 +61,14 @@ def test_two_steps(name: str) -> None:
         costs=Costs.one(
             "latency", supernet.mask.double(), fixed=1.0, limit=len(supernet.names) + 2.0, unit="ms"
         ),
+        schedule=Schedule.of(config.search, 1),
         objective=Linear(0.0),
         estimator=make_estimator(config.search.estimator),
         settings=config.search,
     )
-    search.objective = make_objective(config.search, search.costs, search.plan.arch_steps)
+    search.objective = make_objective(
+        config.search, search.costs, search.schedule.architecture_steps
+    )
     search.model.train()
     before = supernet.alpha.detach().clone()
     search.weight_step()
@@ -74,7 +79,7 @@ def test_two_steps(name: str) -> None:
     settings = {**found.settings, **config.train.space_settings}
     network = build(replace(found, settings=settings))
     training = Training(network, Task.classification(), batches, replace(config.train, epochs=1))
-    training.run()
+    run_loop(training)
     assert training.loss is not None and training.loss.isfinite()
 
 

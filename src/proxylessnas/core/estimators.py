@@ -40,7 +40,7 @@ RewardOf = Callable[[float, Sequence[int]], float]
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class StepContext:
     """What an architecture step needs to know, besides α.
 
     evaluate: (loss, accuracy in [0, 1] or None) of the model on the current validation
@@ -73,13 +73,13 @@ class Estimate:
 
 class Estimator(Protocol):
     """learns: whether α moves. step: an estimate on one validation batch.
-    settle: puts α right after the optimiser moved it from `before`."""
+    restore_unsampled: puts α right after the optimiser moved it from `before`."""
 
     learns: bool
 
-    def step(self, problem: Problem, generator: torch.Generator) -> Estimate: ...
+    def step(self, context: StepContext, generator: torch.Generator) -> Estimate: ...
 
-    def settle(self, alpha: Tensor, before: Tensor, estimate: Estimate) -> None: ...
+    def restore_unsampled(self, alpha: Tensor, before: Tensor, estimate: Estimate) -> None: ...
 
     def state(self) -> dict[str, Any]: ...
 
@@ -141,40 +141,40 @@ def binary_gates(support: Tensor, active: Tensor, leaf: Tensor) -> list[Gate]:
 
 
 def through_gates(
-    problem: Problem, gates: Sequence[Gate], leaf: Tensor, path: Sequence[Sequence[int]]
+    context: StepContext, gates: Sequence[Gate], leaf: Tensor, path: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Tensor, Estimate]:
     """One forward and backward pass on a validation batch.
 
     Returns ∂L/∂g [mixed operations, candidates], the same shape's Σ_k ∂L/∂E_k·cost_k, and
     the values seen. E is the closed form over the full softmax, whatever runs.
     """
-    p = problem.supernet.probabilities()
-    expected = problem.costs.expected(p).detach().requires_grad_()
-    with frozen(problem.tensors.of(path)), problem.supernet.gated(gates):
-        loss, _ = problem.evaluate()
-        total = problem.objective(loss, expected)
+    p = context.supernet.probabilities()
+    expected = context.costs.expected(p).detach().requires_grad_()
+    with frozen(context.tensors.of(path)), context.supernet.gated(gates):
+        loss, _ = context.evaluate()
+        total = context.objective(loss, expected)
         grad_gates, grad_expected = torch.autograd.grad(total, [leaf, expected], allow_unused=True)
     grad_gates = torch.zeros_like(p) if grad_gates is None else grad_gates.to(p)
     # The slope of an objective in E may hold the loss, so each rank has its own.
     seen_loss = loss.detach().to(p)
     slopes = [] if grad_expected is None else [grad_expected]
-    problem.average([grad_gates, seen_loss, *slopes])
-    cost = _cost(problem, grad_expected)
+    context.average([grad_gates, seen_loss, *slopes])
+    cost = _cost(context, grad_expected)
     active = tuple(g.active for g in gates if isinstance(g, Binary))
     seen = Estimate(None, None, float(seen_loss), expected.detach().tolist(), active)
     return grad_gates, cost, seen
 
 
-def _cost(problem: Problem, grad_expected: Tensor | None) -> Tensor:
+def _cost(context: StepContext, grad_expected: Tensor | None) -> Tensor:
     """Σ_k ∂/∂E_k·cost_k of every candidate; zeros where no expected cost enters."""
-    per_candidate = problem.costs.per_candidate
+    per_candidate = context.costs.per_candidate
     if grad_expected is None:
         return torch.zeros(per_candidate.shape[1:], dtype=torch.float64)
     return torch.einsum("k,kmn->mn", grad_expected.to(per_candidate), per_candidate)
 
 
-def _leaf(problem: Problem, value: Tensor) -> Tensor:
-    return value.to(problem.device).requires_grad_()
+def _leaf(context: StepContext, value: Tensor) -> Tensor:
+    return value.to(context.device).requires_grad_()
 
 
 class _Plain:
@@ -182,7 +182,7 @@ class _Plain:
 
     learns = True
 
-    def settle(self, alpha: Tensor, before: Tensor, estimate: Estimate) -> None:
+    def restore_unsampled(self, alpha: Tensor, before: Tensor, estimate: Estimate) -> None:
         pass
 
     def state(self) -> dict[str, Any]:
@@ -208,17 +208,17 @@ class _Gated(_Plain):
 class TwoPath(_Gated):
     """Eq. 4 within a pair; the unsampled candidates keep their probabilities."""
 
-    def step(self, problem: Problem, generator: torch.Generator) -> Estimate:
-        alpha = problem.supernet.alpha.detach()
-        support, active = draw_pair(alpha, problem.supernet.mask, generator)
-        leaf = _leaf(problem, torch.zeros_like(alpha))
+    def step(self, context: StepContext, generator: torch.Generator) -> Estimate:
+        alpha = context.supernet.alpha.detach()
+        support, active = draw_pair(alpha, context.supernet.mask, generator)
+        leaf = _leaf(context, torch.zeros_like(alpha))
         path = [[j for j, on in enumerate(row) if on] for row in support.tolist()]
         gates = binary_gates(support, active, leaf)
-        grad, cost, seen = through_gates(problem, gates, leaf, path)
+        grad, cost, seen = through_gates(context, gates, leaf, path)
         gradient = self._gradient(softmax(alpha, support), grad, cost, active)
         return Estimate(gradient, support, seen.loss, seen.expected, seen.active)
 
-    def settle(self, alpha: Tensor, before: Tensor, estimate: Estimate) -> None:
+    def restore_unsampled(self, alpha: Tensor, before: Tensor, estimate: Estimate) -> None:
         """Shift the pair so that Σ e^α over it is what it was (section 3.2.1)."""
         assert estimate.support is not None
         out = ~estimate.support
@@ -230,13 +230,13 @@ class TwoPath(_Gated):
 class FullPath(_Gated):
     """Eq. 4 over all candidates; the activations of the active path alone are kept."""
 
-    def step(self, problem: Problem, generator: torch.Generator) -> Estimate:
-        p = problem.supernet.probabilities()
-        mask = problem.supernet.mask
+    def step(self, context: StepContext, generator: torch.Generator) -> Estimate:
+        p = context.supernet.probabilities()
+        mask = context.supernet.mask
         active = torch.multinomial(p, 1, generator=generator)[:, 0]
-        leaf = _leaf(problem, torch.zeros_like(p))
+        leaf = _leaf(context, torch.zeros_like(p))
         gates = binary_gates(mask, active, leaf)
-        grad, cost, seen = through_gates(problem, gates, leaf, _all(problem.supernet))
+        grad, cost, seen = through_gates(context, gates, leaf, _all(context.supernet))
         gradient = self._gradient(p, grad, cost, active)
         return Estimate(gradient, mask, seen.loss, seen.expected, seen.active)
 
@@ -244,14 +244,14 @@ class FullPath(_Gated):
 class Darts(_Plain):
     """The soft mixture Σ p_j·o_j(x) (Liu et al., 2019): memory grows with the candidates."""
 
-    def step(self, problem: Problem, generator: torch.Generator) -> Estimate:
-        p = problem.supernet.probabilities()
-        leaf = _leaf(problem, p.clone())
-        rows = zip(leaf.unbind(0), problem.supernet.candidates, strict=True)
+    def step(self, context: StepContext, generator: torch.Generator) -> Estimate:
+        p = context.supernet.probabilities()
+        leaf = _leaf(context, p.clone())
+        rows = zip(leaf.unbind(0), context.supernet.candidates, strict=True)
         gates = [Mixture(row[: len(names)]) for row, names in rows]
-        grad, cost, seen = through_gates(problem, gates, leaf, _all(problem.supernet))
+        grad, cost, seen = through_gates(context, gates, leaf, _all(context.supernet))
         return Estimate(
-            eq4(p, grad + cost), problem.supernet.mask, seen.loss, seen.expected, seen.active
+            eq4(p, grad + cost), context.supernet.mask, seen.loss, seen.expected, seen.active
         )
 
 
@@ -261,14 +261,14 @@ class Gumbel(_Plain):
     def __init__(self, temperature: float = 1.0) -> None:
         self.temperature = temperature
 
-    def step(self, problem: Problem, generator: torch.Generator) -> Estimate:
-        supernet = problem.supernet
+    def step(self, context: StepContext, generator: torch.Generator) -> Estimate:
+        supernet = context.supernet
         p, mask = supernet.probabilities(), supernet.mask
         noise = -torch.empty_like(p).exponential_(generator=generator).log()
         soft = softmax((supernet.alpha.detach() + noise) / self.temperature, mask)
-        leaf = _leaf(problem, torch.zeros_like(p))
+        leaf = _leaf(context, torch.zeros_like(p))
         gates = binary_gates(mask, soft.argmax(1), leaf)
-        grad, cost, seen = through_gates(problem, gates, leaf, _all(supernet))
+        grad, cost, seen = through_gates(context, gates, leaf, _all(supernet))
         gradient = eq4(soft, grad) / self.temperature + eq4(p, cost)
         return Estimate(gradient, mask, seen.loss, seen.expected, seen.active)
 
@@ -289,31 +289,31 @@ class Reinforce(_Plain):
         self.samples, self.reward, self.decay = samples, reward, decay
         self.baseline: float | None = None
 
-    def step(self, problem: Problem, generator: torch.Generator) -> Estimate:
-        supernet = problem.supernet
+    def step(self, context: StepContext, generator: torch.Generator) -> Estimate:
+        supernet = context.supernet
         p = supernet.probabilities()
-        expected = problem.costs.expected(p).detach().requires_grad_()
+        expected = context.costs.expected(p).detach().requires_grad_()
         draws = torch.multinomial(p, self.samples, replacement=True, generator=generator)
         rows = draws.T.tolist()
         seen = torch.zeros(self.samples, 2, dtype=p.dtype)  # loss and accuracy of each network
         for i, row in enumerate(rows):
-            gates, tensors = [Path(j) for j in row], problem.tensors.of([[j] for j in row])
+            gates, tensors = [Path(j) for j in row], context.tensors.of([[j] for j in row])
             with frozen(tensors), supernet.gated(gates), torch.no_grad():
-                loss, accuracy = problem.evaluate()
+                loss, accuracy = context.evaluate()
             if self.reward is not None and accuracy is None:
                 raise ConfigError("this reward needs an accuracy: give the task its `correct`")
             seen[i] = torch.stack((loss, loss if accuracy is None else accuracy)).to(seen)
-        problem.average([seen])
+        context.average([seen])
         rewards = -seen[:, 0]
         if self.reward is not None:
             scored = zip(seen[:, 1].tolist(), rows, strict=True)
             rewards = torch.tensor([self.reward(*one) for one in scored], dtype=p.dtype)
-            problem.average([rewards])  # a measured latency is each rank's own
+            context.average([rewards])  # a measured latency is each rank's own
         # Every objective is affine in the loss: a(E)·L + b(E). A reward is a loss with a minus.
         loss = -rewards.mean().requires_grad_()
-        total = problem.objective(loss, expected)
+        total = context.objective(loss, expected)
         slope, grad_expected = torch.autograd.grad(total, [loss, expected], allow_unused=True)
-        gradient = slope * self._score(p, draws, rewards) + eq4(p, _cost(problem, grad_expected))
+        gradient = slope * self._score(p, draws, rewards) + eq4(p, _cost(context, grad_expected))
         return Estimate(gradient, supernet.mask, float(seen[:, 0].mean()), expected.tolist())
 
     def _score(self, p: Tensor, draws: Tensor, rewards: Tensor) -> Tensor:
@@ -345,7 +345,7 @@ class Random(_Plain):
 
     learns = False
 
-    def step(self, problem: Problem, generator: torch.Generator) -> Estimate:
+    def step(self, context: StepContext, generator: torch.Generator) -> Estimate:
         return Estimate(None)
 
 

@@ -21,15 +21,24 @@ from torch import Tensor
 
 from proxylessnas.config import SearchSettings
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.estimators import Estimate, Estimator, Problem, TwoPath
+from proxylessnas.core.estimators import (
+    Estimate,
+    Estimator,
+    RewardOf,
+    StepContext,
+    TwoPath,
+    estimator_of,
+)
 from proxylessnas.core.gates import Path
-from proxylessnas.core.objective import Objective
+from proxylessnas.core.objective import Objective, make_objective
+from proxylessnas.core.schedule import Schedule, fair_gates
 from proxylessnas.core.supernet import Supernet, collect_tensors
 from proxylessnas.data.batches import Batches, Stream
 from proxylessnas.errors import ConfigError, SupernetError
 from proxylessnas.seeds import derive_seed
+from proxylessnas.training.callbacks import ArchitectureMetrics, StepMetrics, mean_entropy
 from proxylessnas.training.device import Machine
-from proxylessnas.training.faults import Anchors, Memory, Recovery, finite, guarded, named, steps
+from proxylessnas.training.faults import Recovery, finite, guarded, named
 from proxylessnas.training.freezing import BufferSnapshot, ModuleTensors
 from proxylessnas.training.optimizers import (
     cosine,
@@ -46,48 +55,26 @@ from proxylessnas.training.task import Task, batch_size, call, scalar, split
 ARCH_TRAVEL = 10.0  # rate x steps: how far α may go, whatever the number of steps
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What the steps of a search are, known before the first one."""
-
-    warmup: int
-    total: int
-    arch_every: int
-    arch_from: int
-
-    @staticmethod
-    def of(settings: SearchSettings, epoch_steps: int) -> Plan:
-        warmup = settings.warmup_epochs * epoch_steps
-        return Plan(
-            warmup=warmup,
-            total=warmup + settings.epochs * epoch_steps,
-            arch_every=settings.arch_every,
-            arch_from=warmup + settings.arch_delay_epochs * epoch_steps,
-        )
-
-    @property
-    def arch_steps(self) -> int:
-        return (self.total - self.arch_from) // self.arch_every
-
-    def arch_due(self, step: int) -> bool:
-        """Whether an architecture step follows weight step `step`."""
-        return step >= self.arch_from and (step - self.arch_from + 1) % self.arch_every == 0
-
-
 @dataclass
-class Progress:
-    """What the latest steps saw; tensors stay where they are until someone reads them."""
+class LatestStep:
+    """What the latest step of each kind returned; tensors stay on the device until read."""
 
     weight_loss: Tensor | None = None
     estimate: Estimate | None = None
+    estimated_at: int = -1  # the step of the estimate
 
 
 @dataclass
 class Search:
-    """One search: its parts, and the two steps.
+    """One search: its parts, and the two steps. `training.loop.run_loop` takes them.
 
     train, valid: the weight steps' and the architecture steps' batches; never the same images.
+    schedule: which steps there are.
     ranks: of several processes each takes its slice of every batch.
+
+    Raises:
+        SupernetError: the model has no parameter.
+        ConfigError: Adam's momentum is asked for with the two-path estimator.
     """
 
     supernet: Supernet
@@ -98,76 +85,133 @@ class Search:
     objective: Objective
     estimator: Estimator
     settings: SearchSettings
+    schedule: Schedule
     seed: int = 0
     machine: Machine = field(default_factory=Machine)
     ranks: Ranks = ALONE
+
+    @staticmethod
+    def from_settings(
+        settings: SearchSettings,
+        *,
+        costs: Costs,
+        train: Batches,
+        reward: RewardOf | None = None,
+        **parts: Any,
+    ) -> Search:
+        """The search that the settings describe, with their objective and their estimator.
+
+        reward: for the estimator `reinforce`, in place of the settings' own. parts: as `Search`.
+        """
+        schedule = Schedule.of(settings, len(train))
+        return Search(
+            costs=costs,
+            train=train,
+            settings=settings,
+            objective=make_objective(settings, costs, schedule.architecture_steps),
+            estimator=estimator_of(settings, costs, reward),
+            schedule=schedule,
+            **parts,
+        )
 
     def __post_init__(self) -> None:
         s = self.settings
         if not any(True for _ in self.supernet.model.parameters()):
             raise SupernetError("the model has no parameter: there are no weights to search with")
-        self.plan = Plan.of(s, len(self.train))
-        self.model = self.machine.place(self.supernet.model)
-        self.ranks.copy_main(list(self.model.state_dict().values()))
-        self.tensors = collect_tensors(self.supernet)
-        self.step, self.seen, self.recovery = 0, Progress(), Recovery()
-        self.batch: Any = None
-        self._again: Callable[[Any], Any] = lambda _: None  # the latest step, on another batch
-        self.streams_after(0, 0)
-        weights = {"params": list(self.model.parameters()), "weight_decay": s.weight_decay}
-        self.weight_optimizer = sgd([weights], rate=s.learning_rate, momentum=s.momentum)
-        self.arch_rate = s.arch_learning_rate or ARCH_TRAVEL / max(1, self.plan.arch_steps)
         if s.arch_beta1 > 0 and isinstance(self.estimator, TwoPath):
             raise ConfigError(
                 f"arch_beta1 is {s.arch_beta1}: Adam's momentum would move candidates that a "
                 "two-path step did not sample; use 0, or another estimator"
             )
-        # β1 = 0: an entry without a gradient does not move.
-        self.arch_optimizer = torch.optim.Adam(
-            [self.supernet.alpha], lr=self.arch_rate, betas=(s.arch_beta1, 0.999)
-        )
+        self.total, self.stopped = self.schedule.total, False
+        self.model = self.machine.place(self.supernet.model)
+        self.ranks.copy_main(list(self.model.state_dict().values()))
+        self.tensors = collect_tensors(self.supernet)
+        self.step, self.latest, self.recovery = 0, LatestStep(), Recovery()
+        self.batch: Any = None
+        self._again: Callable[[Any], Any] = lambda _: None  # the latest step, on another batch
+        self.streams_after(0, 0)
+        self._make_optimizers()
         with torch.no_grad():  # α ~ N(0, 1e-3), as published
             noise = torch.randn(self.supernet.alpha.shape, generator=self._generator("alpha"))
             self.supernet.alpha.copy_(1e-3 * noise)
 
-    # --- the loop ---
+    def _make_optimizers(self) -> None:
+        s = self.settings
+        weights = {"params": list(self.model.parameters()), "weight_decay": s.weight_decay}
+        self.weight_optimizer = sgd([weights], rate=s.learning_rate, momentum=s.momentum)
+        # The published rate suits 114,000 architecture steps; with a few hundred α would stay
+        # near uniform. So the rate follows from the number of steps unless it is set.
+        self.arch_rate = s.arch_learning_rate or ARCH_TRAVEL / max(
+            1, self.schedule.architecture_steps
+        )
+        # β1 = 0: an entry without a gradient does not move.
+        self.arch_optimizer = torch.optim.Adam(
+            [self.supernet.alpha], lr=self.arch_rate, betas=(s.arch_beta1, 0.999)
+        )
 
-    def run(
-        self,
-        after_step: Callable[[Search], None] = lambda _: None,
-        anchors: Anchors | None = None,
-    ) -> None:
-        """Take the steps that are left; `after_step` may look, log and save."""
-        self.model.train()
-        undo = self.prepare()
-        try:
-            for _ in steps(
-                self,
-                self.plan.total,
-                self._take,
-                anchors=anchors or Memory(),
-                rate=f"the search's learning_rate ({self.settings.learning_rate:g})",
-                retry=self.retry,
-            ):
-                if self.step % len(self.train) == 0:
-                    self.ranks.check_equal("alpha", self.supernet.alpha)
-                after_step(self)
-        finally:
-            undo()
+    # --- what the loop asks for, see `training.loop.Job` ---
+
+    @property
+    def rate(self) -> str:
+        return f"the search's learning_rate ({self.settings.learning_rate:g})"
 
     def prepare(self) -> Callable[[], None]:
-        """Let the model compute as the machine does best; returns what undoes it."""
+        """Training mode, and whatever lets the model compute fast here; returns what undoes it."""
+        modes = {module: module.training for module in self.model.modules()}
+        self.model.train()
         candidates = [c for mixed in self.supernet.paths for c in mixed.candidates.values()]
-        return self.machine.prepare(self.model, candidates)
+        undo = self.machine.prepare(self.model, candidates)
+
+        def put_back() -> None:
+            undo()
+            for module, training in modes.items():
+                module.training = training
+
+        return put_back
+
+    def take_step(self) -> None:
+        """A weight step, and the architecture step that follows it where one is due."""
+        if self.schedule.weights:
+            self.weight_step()
+        if self.schedule.architecture_due(self.step):
+            self.architecture_step()
+        if (self.step + 1) % len(self.train) == 0:
+            self.ranks.check_equal("alpha", self.supernet.alpha)
+
+    def stop(self) -> None:
+        """The latest step was the last one."""
+        self.total, self.stopped = self.step, True
 
     def retry(self, batch: Any) -> Any:
         """The latest step's computation on another batch; what it leaves behind is of no use."""
         return self._again(batch)
 
-    def _take(self) -> None:
-        self.weight_step()
-        if self.plan.arch_due(self.step):
-            self.architecture_step()
+    def metrics(self) -> StepMetrics | None:
+        schedule = self.schedule
+        start = 0 if schedule.weights else schedule.arch_from
+        return StepMetrics(
+            stage="search" if schedule.weights else "adapt",
+            step=self.step - start,
+            total=self.total - start,
+            phase="warm-up" if self.step <= schedule.warmup else "search",
+            loss=self.latest.weight_loss,
+            rate_factor=self.recovery.factor,
+        )
+
+    def architecture_metrics(self) -> ArchitectureMetrics | None:
+        estimate = self.latest.estimate
+        if estimate is None or self.latest.estimated_at != self.step - 1:
+            return None
+        return ArchitectureMetrics(
+            step=self.step,
+            total=self.total,
+            loss=estimate.loss,
+            expected=dict(zip(self.costs.names, estimate.expected, strict=False)),
+            multipliers=tuple(self.objective.state()),
+            probabilities=self.supernet.probabilities(),
+            mask=self.supernet.mask,
+        )
 
     # --- the weight step ---
 
@@ -184,7 +228,7 @@ class Search:
         ]
         self._again = partial(self._weight_gradients, choice)
         loss = self._again(self.batch)
-        self.seen.weight_loss = loss = self.ranks.average_step(active, loss)
+        self.latest.weight_loss = loss = self.ranks.average_step(active, loss)
         # Parameters without a gradient are passed over: no decay, no momentum.
         parameters = [p for tensors in active for p in tensors.parameters]
         later = self.machine.is_apart
@@ -198,7 +242,7 @@ class Search:
 
     def weight_gates(self) -> list[int]:
         """The candidate of every mixed operation for this weight step."""
-        if self.step < self.plan.warmup:
+        if self.step < self.schedule.warmup:
             return fair_gates(self.supernet, self.seed, self.step)
         if float(torch.rand((), generator=self._generator("uniform"))) < self.uniform_share():
             return fair_gates(self.supernet, self.seed, self.step)
@@ -210,17 +254,21 @@ class Search:
 
     def uniform_share(self) -> float:
         """Decays linearly to 0 over the joint phase."""
-        done = (self.step - self.plan.warmup) / max(1, self.plan.total - self.plan.warmup)
+        done = (self.step - self.schedule.warmup) / max(
+            1, self.schedule.total - self.schedule.warmup
+        )
         return self.settings.uniform_share * (1 - done)
 
     def weight_rate(self) -> float:
         """Cosine decay; the warm-up has its own where it has its own rate."""
-        s, plan = self.settings, self.plan
+        s, schedule = self.settings, self.schedule
         if s.warmup_learning_rate is None:
-            return cosine(s.learning_rate, self.step, plan.total)
-        if self.step < plan.warmup:
-            return cosine(s.warmup_learning_rate, self.step, plan.warmup)
-        return cosine(s.learning_rate, self.step - plan.warmup, plan.total - plan.warmup)
+            return cosine(s.learning_rate, self.step, schedule.total)
+        if self.step < schedule.warmup:
+            return cosine(s.warmup_learning_rate, self.step, schedule.warmup)
+        return cosine(
+            s.learning_rate, self.step - schedule.warmup, schedule.total - schedule.warmup
+        )
 
     # --- the architecture step ---
 
@@ -232,9 +280,9 @@ class Search:
         dropout = derive_seed(self.seed, "architecture dropout", self.step, *self.ranks.stream)
         self.machine.seed(dropout)
         generator = self._generator("architecture gates")
-        self._again = lambda batch: self.estimator.step(self.problem(batch), generator)
+        self._again = lambda batch: self.estimator.step(self.context(batch), generator)
         estimate = self._again(self.batch)
-        self.seen.estimate = estimate
+        self.latest.estimate, self.latest.estimated_at = estimate, self.step
         if estimate.gradient is None:
             return
         if not bool(finite(estimate.gradient)):
@@ -246,7 +294,7 @@ class Search:
         self.arch_optimizer.step()
         alpha.grad = None
         with torch.no_grad():
-            self.estimator.settle(alpha, before, estimate)
+            self.estimator.restore_unsampled(alpha, before, estimate)
             if not bool(finite(alpha)):
                 alpha.copy_(before)
                 self._report("architecture", False, estimate.active)
@@ -254,8 +302,8 @@ class Search:
         self._report("architecture", True, estimate.active)
         self.objective.observe(self.costs.of(self.most_probable()))
 
-    def problem(self, batch: Any) -> Problem:
-        """The architecture step's problem on one validation batch."""
+    def context(self, batch: Any) -> StepContext:
+        """What the estimator needs for an architecture step on one validation batch."""
         inputs, target = split(batch)
 
         def evaluate() -> tuple[Tensor, Tensor | None]:
@@ -268,7 +316,7 @@ class Search:
                 correct = torch.as_tensor(self.task.correct(output, target), device=loss.device)
             return loss, correct.float() / batch_size(target)
 
-        return Problem(
+        return StepContext(
             supernet=self.supernet,
             tensors=self.tensors,
             costs=self.costs,
@@ -284,7 +332,7 @@ class Search:
         return [int(j) for j in self.supernet.probabilities().argmax(1).tolist()]
 
     def entropy(self) -> float:
-        return mean_entropy(self.supernet)
+        return mean_entropy(self.supernet.probabilities(), self.supernet.mask)
 
     def _report(self, kind: str, taken: bool | Tensor, choice: Sequence[int]) -> None:
         def active() -> str:
@@ -315,6 +363,7 @@ class Search:
         tensors |= optimizer_tensors("arch_optimizer", self.arch_optimizer, names)
         values = {
             "step": self.step,
+            "stopped": self.stopped,
             "recovery": self.recovery.state(),
             "train_batches": self.train_stream.taken,
             "valid_batches": self.valid_stream.taken,
@@ -333,34 +382,11 @@ class Search:
             "arch_optimizer", self.arch_optimizer, {"alpha": self.supernet.alpha}, tensors
         )
         self.step, self.recovery = int(values["step"]), Recovery.of(values["recovery"])
+        if values["stopped"]:
+            self.stop()
         self.streams_after(int(values["train_batches"]), int(values["valid_batches"]))
         self.objective.load(values["objective"])
         self.estimator.load(values["estimator"])
-
-
-def fair_gates(supernet: Supernet, seed: int, step: int) -> list[int]:
-    """Uniform gates, strictly fair: each candidate once in every shuffled round (FairNAS)."""
-    allowed = [[j for j, on in enumerate(row) if on] for row in supernet.mask.tolist()]
-    choice = [0] * len(allowed)
-    for size in {len(candidates) for candidates in allowed}:
-        rows = [m for m, candidates in enumerate(allowed) if len(candidates) == size]
-        turn, position = divmod(step, size)
-        generator = torch.Generator().manual_seed(derive_seed(seed, "fair", size, turn))
-        order = torch.rand(len(rows), size, generator=generator).argsort(1)[:, position].tolist()
-        for row, candidate in zip(rows, order, strict=True):
-            choice[row] = allowed[row][candidate]
-    return choice
-
-
-def mean_entropy(supernet: Supernet) -> float:
-    """Mean over the mixed operations of H(p)/log N: 1 where nothing was learned, 0 decided."""
-    p = supernet.probabilities()
-    entropy = -(p * p.clamp_min(1e-300).log()).sum(1)
-    most = supernet.mask.sum(1).double().log()
-    several = most > 0
-    if not bool(several.any()):
-        return 0.0
-    return float((entropy[several] / most[several]).mean())
 
 
 def _drop_gradients(active: list[ModuleTensors]) -> None:

@@ -30,7 +30,8 @@ from proxylessnas.config import (
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import Random
 from proxylessnas.core.objective import Alone
-from proxylessnas.core.search import Plan, Search
+from proxylessnas.core.schedule import Schedule
+from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data.batches import LoaderBatches, Stream
 from proxylessnas.errors import ConfigError
@@ -69,7 +70,7 @@ def complete(run: Run) -> RunConfig:
 
     # A budget's epochs are not known yet, so neither is whether compiling would pay.
     steps = len(run.batches("search", config.search.batch_size))
-    steps = 0 if config.budget else Plan.of(config.search, steps).total
+    steps = 0 if config.budget else Schedule.of(config.search, steps).total
 
     def lasts(step: float) -> float:
         budget = 60 * parse_minutes(config.budget) if config.budget else 0.0
@@ -133,7 +134,7 @@ def settled(
         depthwise_strips=bool(machine.depthwise_strips),
         fused_batch_norm=bool(machine.fused_batch_norm),
     )
-    steps = Plan.of(settings, len(training)).total
+    steps = Schedule.of(settings, len(training)).total
     if _settled(machine) or steps < WORTH_A_TRIAL * len(variants) * (widest + 1):
         return plain
     with explained():
@@ -175,6 +176,7 @@ def _on_copies(
         copied.mask = supernet.mask.clone()
         one = LoaderBatches([pytree.tree_map_only(Tensor, Tensor.clone, batch)], name="train")
         return Search(
+            schedule=Schedule.of(settings, 1),
             supernet=copied,
             task=own,
             train=one,

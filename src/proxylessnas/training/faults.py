@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,37 +35,6 @@ LOWER = 0.5  # the rate after a return, as a share of the one before
 ANCHOR_EVERY = 500  # steps
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
-
-
-class Job(Protocol):
-    """What takes steps: a search, or a training. batch: the latest step's, None before it."""
-
-    step: int
-    recovery: Recovery
-    batch: Any
-
-    def state(self) -> State: ...
-
-    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None: ...
-
-
-class Anchors(Protocol):
-    """Where a job's anchors are kept."""
-
-    def keep(self, job: Job) -> None: ...
-
-    def back(self, job: Job) -> State: ...
-
-
-class Memory:
-    """Anchors in memory; of a search whose state is saved nowhere."""
-
-    def keep(self, job: Job) -> None:
-        tensors, values = job.state()
-        self.state = {k: v.detach().cpu().clone() for k, v in tensors.items()}, values
-
-    def back(self, job: Job) -> State:
-        return self.state
 
 
 @dataclass
@@ -109,7 +78,7 @@ class Recovery:
         )
 
     @property
-    def last(self) -> str:
+    def failure(self) -> str:
         """What was not finite most often in a row."""
         kind = max(self.bad, key=self.bad.__getitem__)
         return f"the {kind} step's value was not finite"
@@ -121,36 +90,33 @@ class Recovery:
 
     # --- anchors ---
 
-    def anchor(self, job: Job, anchors: Anchors) -> None:
-        """Keep the job's state, before a step at which that is due."""
-        if job.step % ANCHOR_EVERY:
-            return
-        self.read()
-        if not any(self.bad.values()) and job.step not in self.anchors:
-            self.anchors = [*self.anchors[-1:], job.step]
-            anchors.keep(job)
+    def anchor_due(self, step: int) -> bool:
+        """Whether the state before this step is to be kept; then it counts as kept.
 
-    def go_back(self, job: Job, anchors: Anchors, rate: str) -> None:
-        """Let the job be what it was at the last anchor, but for the rate.
+        The first step has one; the others lie at fixed steps, so that a run that was killed and
+        resumed returns to the same ones, and never in the middle of a series of bad steps.
+        """
+        if self.anchors and step % ANCHOR_EVERY:
+            return False
+        self.read()
+        due = not any(self.bad.values()) and step not in self.anchors
+        if due:
+            self.anchors = [*self.anchors[-1:], step]
+        return due
+
+    def count_return(self, step: int, rate: str) -> None:
+        """One more return, from a step.
 
         Raises:
-            UserError: it has gone back too often.
+            UserError: the job has gone back too often.
         """
         if self.returns >= MAX_RETURNS:
             raise UserError(
-                f"{self.last} {MAX_BAD_STEPS} times in a row, last at step {job.step}, also after "
+                f"{self.failure} {MAX_BAD_STEPS} times in a row, last at step {step}, also after "
                 f"going back {self.returns} times and lowering the rate to {self.factor:g} of what "
                 f"was asked: lower {rate}, or look at the loss and the data"
             )
         self.returns += 1
-        returns, step, last = self.returns, job.step, self.last
-        job.load(*anchors.back(job))
-        job.recovery.returns = returns
-        warnings.warn(
-            f"{last} {MAX_BAD_STEPS} times in a row: back from step {step} to step "
-            f"{job.step}, with {job.recovery.factor:g} of the learning rate",
-            stacklevel=2,
-        )
 
     # --- state ---
 
@@ -204,34 +170,6 @@ def finite(value: Tensor, gradients: Iterable[Tensor | None] = ()) -> Tensor:
     dense = [g._values() if g.is_sparse else g for g in gradients if g is not None]
     norms = torch._foreach_norm([value.detach(), *dense])
     return torch.stack([n.to(value.dtype) for n in norms]).isfinite().all()
-
-
-def steps(
-    job: Job,
-    total: int,
-    take: Callable[[], None],
-    *,
-    anchors: Anchors,
-    rate: str,
-    retry: Callable[[Any], object],
-) -> Iterator[None]:
-    """Take a job's steps up to `total`; goes to the caller after every one that counts.
-
-    take: one step. rate: the learning rate in words. retry: see `explained`.
-
-    Raises:
-        UserError: as `go_back` and `explained` do.
-    """
-    while job.step < total:
-        with explained(lambda: job.batch, retry):
-            job.recovery.anchor(job, anchors)
-            take()
-            job.recovery.read(but=1 if job.step + 1 < total else 0)
-            if job.recovery.lost:
-                job.recovery.go_back(job, anchors, rate)
-                continue
-            job.step += 1
-        yield
 
 
 # --- what a step may run into ---

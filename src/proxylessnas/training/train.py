@@ -12,9 +12,10 @@ from proxylessnas.config import TrainSettings
 from proxylessnas.data.batches import Batches, Stream
 from proxylessnas.errors import ConfigError
 from proxylessnas.seeds import derive_seed
+from proxylessnas.training.callbacks import StepMetrics
 from proxylessnas.training.device import Machine
 from proxylessnas.training.evaluate import batch_norms
-from proxylessnas.training.faults import Anchors, Memory, Recovery, guarded, steps
+from proxylessnas.training.faults import Recovery, guarded
 from proxylessnas.training.freezing import BufferSnapshot
 from proxylessnas.training.optimizers import (
     cosine,
@@ -33,8 +34,11 @@ from proxylessnas.training.task import Task
 class Training:
     """One network's training: SGD with Nesterov momentum and cosine decay.
 
+    `training.loop.run_loop` takes its steps.
+
     ranks: of several processes each takes its slice of every batch.
     may_skip: whether a batch may leave parameters out, as path drop does; for several ranks.
+    stage: the name of the run's stage, in metrics.
     """
 
     network: nn.Module
@@ -45,6 +49,7 @@ class Training:
     machine: Machine = field(default_factory=Machine)
     ranks: Ranks = ALONE
     may_skip: bool = False
+    stage: str = "train"
 
     def __post_init__(self) -> None:
         s = self.settings
@@ -53,7 +58,7 @@ class Training:
         self.model = self.machine.place(self.network)
         self.replica = self.ranks.replicate(self.model, may_skip=self.may_skip)
         self.statistics = running_statistics(batch_norms(self.model))
-        self.total = s.epochs * len(self.train)
+        self.total, self.stopped = s.epochs * len(self.train), False
         self.step, self.recovery = 0, Recovery()
         self.loss: Tensor | None = None
         self.batch: Any = None
@@ -61,44 +66,50 @@ class Training:
         groups = decay_groups(self.model, s.weight_decay)
         self.optimizer = sgd(groups, rate=s.learning_rate, momentum=s.momentum)
 
-    def run(
-        self,
-        after_step: Callable[[Training], None] = lambda _: None,
-        anchors: Anchors | None = None,
-    ) -> None:
-        """Take the steps that are left; `after_step` may look, log and save."""
-        self.model.train()
-        undo = self.machine.prepare(self.model)
-        try:
-            for _ in steps(
-                self,
-                self.total,
-                self.train_step,
-                anchors=anchors or Memory(),
-                rate=f"the training's learning_rate ({self.settings.learning_rate:g})",
-                retry=self._gradients,
-            ):
-                after_step(self)
-        finally:
-            undo()
+    # --- what the loop asks for, see `training.loop.Job` ---
 
-    def train_step(self) -> None:
+    @property
+    def rate(self) -> str:
+        return f"the training's learning_rate ({self.settings.learning_rate:g})"
+
+    def prepare(self) -> Callable[[], None]:
+        self.model.train()
+        return self.machine.prepare(self.model)
+
+    def stop(self) -> None:
+        """The latest step was the last one."""
+        self.total, self.stopped = self.step, True
+
+    def retry(self, batch: Any) -> Tensor:
+        return gradients(self.replica, self.task, self.machine, batch)
+
+    def metrics(self) -> StepMetrics | None:
+        return StepMetrics(
+            stage=self.stage,
+            step=self.step,
+            total=self.total,
+            phase="training",
+            loss=self.loss,
+            rate_factor=self.recovery.factor,
+        )
+
+    def architecture_metrics(self) -> None:
+        return None
+
+    def take_step(self) -> None:
         rate = self.recovery.factor * self.settings.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = cosine(rate, self.step, self.total)
         self.batch = self.machine.put(self.stream.take())
         dropout = derive_seed(self.seed, "training dropout", self.step, *self.ranks.stream)
         self.machine.seed(dropout)
-        snapshots = [BufferSnapshot(m._buffers) for m in self.model.modules() if m._buffers]
-        self.loss = self._gradients(self.batch)
+        kept = [BufferSnapshot(m._buffers) for m in self.model.modules() if m._buffers]
+        self.loss = self.retry(self.batch)
         self.ranks.average([self.loss, *self.statistics])  # the gradients are averaged already
         parameters, later = list(self.model.parameters()), self.machine.is_apart
-        taken = guarded(self.optimizer, parameters, self.loss, snapshots, later=later)
+        taken = guarded(self.optimizer, parameters, self.loss, kept, later=later)
         self.recovery.report("training", self.step, taken)
         self.optimizer.zero_grad(set_to_none=True)
-
-    def _gradients(self, batch: Any) -> Tensor:
-        return gradients(self.replica, self.task, self.machine, batch)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, plain values): all that changes while it trains."""
@@ -107,6 +118,7 @@ class Training:
         tensors |= optimizer_tensors("optimizer", self.optimizer, names)
         values = {
             "step": self.step,
+            "stopped": self.stopped,
             "recovery": self.recovery.state(),
             "batches": self.stream.taken,
         }
@@ -117,6 +129,8 @@ class Training:
         parameters = dict(self.model.named_parameters())
         load_optimizer("optimizer", self.optimizer, parameters, tensors)
         self.step, self.recovery = int(values["step"]), Recovery.of(values["recovery"])
+        if values["stopped"]:
+            self.stop()
         self.stream = Stream(self.train, int(values["batches"]), self.ranks.share)
 
 

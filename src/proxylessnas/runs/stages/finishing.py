@@ -17,13 +17,12 @@ from proxylessnas.export.onnx import compare, to_onnx
 from proxylessnas.export.python import to_python
 from proxylessnas.export.torch_export import to_torch_export
 from proxylessnas.runs.run import Run
-from proxylessnas.runs.stages.keeping import Keeper, resume
+from proxylessnas.runs.stages.keeping import Keeper, Progress, resume
 from proxylessnas.seeds import derive_seed
 from proxylessnas.spaces import build
+from proxylessnas.training.callbacks import MetricsLog
 from proxylessnas.training.evaluate import Score, evaluate
 from proxylessnas.training.train import Training
-
-LOG_EVERY = 20  # steps
 
 
 def train(run: Run) -> nn.Module:
@@ -52,6 +51,7 @@ def _train(run: Run, stage: str, network: nn.Module, file: str) -> None:
         seed=run.config.seed,
         machine=run.machine,
         ranks=run.ranks,
+        stage=stage,
         # Of the spaces here these run every layer on every batch; others may drop paths.
         may_skip=run.config.space not in ("mobile", "macro"),
     )
@@ -59,16 +59,7 @@ def _train(run: Run, stage: str, network: nn.Module, file: str) -> None:
         resume(run, stage, job)
         with run.reporter.bar("training") as update:
             keeper = Keeper(run, stage)
-
-            def after(job: Training) -> None:
-                if job.step % LOG_EVERY == 0 or job.step == job.total:
-                    loss = float("nan") if job.loss is None else float(job.loss)
-                    returned = job.recovery.returns > 0
-                    lower = {"rate_factor": job.recovery.factor} if returned else {}
-                    run.directory.log(stage=stage, step=job.step, loss=loss, **lower)
-                update(job.step, job.total)
-
-            keeper.drive(job, after)
+            keeper.drive(job, [MetricsLog(run.directory.log), Progress(update)])
         run.directory.save_tensors(file, network.state_dict())
         facts["files"] = [file]
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from proxylessnas.core.search import Search
 from proxylessnas.errors import RunError, UserError
 from proxylessnas.io.stopping import Stopped
 from proxylessnas.runs.directory import MALFORMED, checkpoint_name
 from proxylessnas.runs.run import Run
+from proxylessnas.training.callbacks import Callback, StepMetrics
 from proxylessnas.training.faults import State
+from proxylessnas.training.loop import run_loop
 from proxylessnas.training.train import Training
 
 CHECKPOINT_SECONDS = 30.0
-Job = TypeVar("Job", Search, Training)
 
 
 class Keeper:
@@ -25,17 +26,12 @@ class Keeper:
         self.run, self.stage, self.last = run, stage, ""
         self.saved = time.monotonic()
 
-    def drive(self, job: Job, after_step: Callable[[Job], None]) -> None:
+    def drive(self, job: Search | Training, callbacks: Sequence[Callback]) -> None:
         """Take the steps that are left."""
-
-        def after(job: Any) -> None:
-            after_step(job)
-            self._save_if_due(job)
-
         with self.run.signal.looked_at():
-            job.run(after, self)
+            run_loop(job, self, callbacks)
 
-    def _save_if_due(self, job: Search | Training) -> None:
+    def after_step(self, job: Any) -> None:
         if self.run.asked_to_stop():
             self.save(job)
             self.run.ranks.wait()  # torchrun ends all when the first has ended
@@ -63,6 +59,16 @@ class Keeper:
         directory.remove_checkpoints(self.stage, after=step)
         directory.log(stage=self.stage, step=job.step, back_to=step, rate_factor=recovery.factor)
         return state
+
+
+class Progress(Callback):
+    """A stage's steps as a progress bar."""
+
+    def __init__(self, update: Callable[..., None]) -> None:
+        self.update = update
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        self.update(metrics.step, metrics.total, metrics.phase)
 
 
 def load_finished(run: Run, stage: str, job: Search | Training) -> None:

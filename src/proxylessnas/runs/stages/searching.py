@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.config import DeriveSettings, parse_latency
-from proxylessnas.core.adapt import learned_on
+from proxylessnas.core.adapt import adapt
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.derive import Choice, Indices, choose
-from proxylessnas.core.estimators import estimator_of
-from proxylessnas.core.objective import make_objective
-from proxylessnas.core.search import Plan, Search
+from proxylessnas.core.search import Search
 from proxylessnas.report.draw import draw
 from proxylessnas.runs.run import Run
-from proxylessnas.runs.stages.keeping import Keeper, load_finished, resume
+from proxylessnas.runs.stages.keeping import Keeper, Progress, load_finished, resume
 from proxylessnas.seeds import derive_seed
+from proxylessnas.training.callbacks import MetricsLog
 from proxylessnas.training.evaluate import evaluate, recalibrate
-
-LOG_EVERY = 20  # steps
 
 
 def make_search(run: Run) -> Search:
@@ -29,17 +27,13 @@ def make_search(run: Run) -> Search:
 
 def search_with(run: Run, costs: Costs) -> Search:
     s = run.config.search
-    train = run.batches("search", s.batch_size, augment=True, shuffle=True)
-    arch_steps = Plan.of(s, len(train)).arch_steps
-    return Search(
+    return Search.from_settings(
+        s,
         supernet=run.supernet,
         task=run.task,
-        train=train,
+        train=run.batches("search", s.batch_size, augment=True, shuffle=True),
         valid=run.batches("valid", s.valid_batch_size or s.batch_size, augment=True, shuffle=True),
         costs=costs,
-        objective=make_objective(s, costs, arch_steps),
-        estimator=estimator_of(s, costs),
-        settings=s,
         seed=run.config.seed,
         machine=run.machine,
         ranks=run.ranks,
@@ -50,42 +44,22 @@ def search(run: Run) -> Search:
     """Warm-up, then weight and architecture steps in turn."""
     job = make_search(run)
     target = "no latency limit" if run.target_ms is None else f"limit {run.target_ms:.4g} ms"
-    title = f"{job.plan.total} weight and {job.plan.arch_steps} architecture steps, {target}"
+    schedule = job.schedule
+    title = (
+        f"{schedule.total} weight and {schedule.architecture_steps} architecture steps, {target}"
+    )
     with run.stage("search", title) as facts:
         resume(run, "search", job)
         with run.reporter.bar("searching") as update:
             keeper = Keeper(run, "search")
-
-            def after(job: Search) -> None:
-                if job.step % LOG_EVERY == 0 or job.step == job.plan.total:
-                    _log_search(run, job)
-                phase = "warm-up" if job.step <= job.plan.warmup else "search"
-                update(job.step, job.plan.total, phase)
-
-            keeper.drive(job, after)
+            keeper.drive(job, [MetricsLog(run.directory.log), Progress(update)])
             keeper.save(job)
         entropy = job.entropy()
         run.reporter.say(f"  mean entropy of alpha {entropy:.2f} (1: nothing decided)")
         facts |= {"entropy": entropy, "multipliers": job.objective.state()}
-        facts |= {"weight_steps": job.step, "architecture_steps": job.plan.arch_steps}
+        facts |= {"weight_steps": job.step, "architecture_steps": job.schedule.architecture_steps}
         facts["files"] = [keeper.last]
     return job
-
-
-def _log_search(run: Run, job: Search) -> None:
-    seen = job.seen
-    fields: dict[str, Any] = {"stage": "search", "step": job.step}
-    if seen.weight_loss is not None:
-        fields["loss"] = float(seen.weight_loss)
-    if seen.estimate is not None:
-        fields["valid_loss"] = seen.estimate.loss
-        names = (f"expected_{name}" for name in job.costs.names)
-        fields |= dict(zip(names, seen.estimate.expected, strict=False))
-        fields["multipliers"] = job.objective.state()
-        fields["entropy"] = job.entropy()
-    if job.recovery.returns:
-        fields["rate_factor"] = job.recovery.factor
-    run.directory.log(**fields)
 
 
 def _finished_search(run: Run) -> Search:
@@ -210,10 +184,12 @@ def _adapted(run: Run, job: Search, limit_ms: float, steps: int) -> Search:
     """The search with α learned on under that limit, where it is another one."""
     steps = 0 if limit_ms == run.target_ms else steps
     with run.reporter.bar("learning alpha under this limit") as update:
-        return learned_on(job, _within(job.costs, limit_ms), steps=steps, progress=update)
+        costs = _within(job.costs, limit_ms)
+        return adapt(job, costs, steps=steps, callbacks=[Progress(update)])
 
 
 def _within(costs: Costs, limit_ms: float) -> Costs:
     """The same costs with another latency limit."""
-    limits = dict(zip(costs.names, costs.limits.tolist(), strict=True))
-    return costs.limited({**limits, "latency": limit_ms})
+    limits = costs.limits.clone()
+    limits[costs.names.index("latency")] = limit_ms
+    return replace(costs, limits=limits)

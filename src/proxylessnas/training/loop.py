@@ -1,0 +1,154 @@
+"""The one loop under search and training: steps, checkpoints, recovery, callbacks.
+
+A `Job` knows what one step is and what its state is; the loop decides when to take steps, when
+to keep a state to go back to, what to do where numbers are not finite, and whom to tell. A
+search whose schedule has weight steps alone, or architecture steps alone, is a job as well.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from proxylessnas.training.callbacks import (
+    ArchitectureMetrics,
+    Callbacks,
+    StepMetrics,
+    StopStage,
+)
+from proxylessnas.training.faults import MAX_BAD_STEPS, Recovery, State, explained
+from proxylessnas.training.ranks import Ranks
+
+
+class Job(Protocol):
+    """What takes steps: a search, or a training.
+
+    step: steps taken, of `total`. batch: the latest step's; None before the first.
+    rate: the setting that every learning rate is in proportion to, in words.
+    """
+
+    step: int
+    total: int
+    batch: Any
+    recovery: Recovery
+    ranks: Ranks
+
+    @property
+    def rate(self) -> str: ...
+
+    def prepare(self) -> Callable[[], None]:
+        """Put the model into the state in which it takes steps; returns what undoes that."""
+
+    def take_step(self) -> None: ...
+
+    def retry(self, batch: Any) -> Any:
+        """The latest step's computation on another batch; what it leaves behind is of no use."""
+
+    def stop(self) -> None:
+        """The latest step was the last one."""
+
+    def metrics(self) -> StepMetrics | None:
+        """Of the latest weight step; None where the schedule has none."""
+
+    def architecture_metrics(self) -> ArchitectureMetrics | None:
+        """Of the latest step's architecture step, if it had one."""
+
+    def state(self) -> State: ...
+
+    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None: ...
+
+
+class Checkpoints(Protocol):
+    """Where a job's states are kept."""
+
+    def keep(self, job: Job) -> None:
+        """Keep an anchor: a state to go back to, see `faults.Recovery`."""
+
+    def back(self, job: Job) -> State:
+        """The state of the last anchor."""
+
+    def after_step(self, job: Job) -> None:
+        """Save if that is due; raises `Stopped` where the process was asked to stop."""
+
+
+class MemoryCheckpoints:
+    """The last anchor in memory, of a job whose state is saved nowhere."""
+
+    def keep(self, job: Job) -> None:
+        tensors, values = job.state()
+        self.state = {k: v.detach().cpu().clone() for k, v in tensors.items()}, values
+
+    def back(self, job: Job) -> State:
+        return self.state
+
+    def after_step(self, job: Job) -> None:
+        pass
+
+
+def run_loop(
+    job: Job, checkpoints: Checkpoints | None = None, callbacks: Sequence[Any] | Callbacks = ()
+) -> None:
+    """Take the steps that are left.
+
+    Raises:
+        UserError: numbers that are not finite again and again, or too little memory; both in
+            one line that says what to change.
+    """
+    checkpoints = checkpoints or MemoryCheckpoints()
+    callbacks = callbacks if isinstance(callbacks, Callbacks) else Callbacks(callbacks)
+    undo = job.prepare()
+    try:
+        while job.step < job.total:
+            if _step(job, checkpoints):
+                _tell(job, callbacks)
+                checkpoints.after_step(job)
+    finally:
+        undo()
+
+
+def _step(job: Job, checkpoints: Checkpoints) -> bool:
+    """One step; False where the job went back to an anchor instead."""
+    with explained(lambda: job.batch, job.retry):
+        recovery = job.recovery
+        if recovery.anchor_due(job.step):
+            checkpoints.keep(job)
+        job.take_step()
+        # A GPU's verdict on a step is read one step later, so that the host need not wait.
+        recovery.read(but=1 if job.step + 1 < job.total else 0)
+        if recovery.lost:
+            _go_back(job, checkpoints)
+            return False
+        job.step += 1
+    return True
+
+
+def _go_back(job: Job, checkpoints: Checkpoints) -> None:
+    """Let the job be what it was at its last anchor, but for the learning rate."""
+    recovery, step = job.recovery, job.step
+    recovery.count_return(step, job.rate)
+    job.load(*checkpoints.back(job))
+    job.recovery.returns = recovery.returns
+    warnings.warn(
+        f"{recovery.failure} {MAX_BAD_STEPS} times in a row: back from step {step} to step "
+        f"{job.step}, with {recovery.factor:g} of the learning rate",
+        stacklevel=2,
+    )
+
+
+def _tell(job: Job, callbacks: Callbacks) -> None:
+    """Call the callbacks; where one raises `StopStage`, this was the job's last step."""
+    if not callbacks:
+        return
+    stop = False
+    try:
+        if (architecture := job.architecture_metrics()) is not None:
+            callbacks.on_architecture_step(architecture)
+        if (metrics := job.metrics()) is not None:
+            callbacks.on_step(metrics)
+    except StopStage:
+        stop = True
+    if job.ranks.any(stop):  # all ranks take the same steps
+        job.stop()
