@@ -28,7 +28,7 @@ from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.hardware.timing import disturbance
 from proxylessnas.hardware.validate import validate
 from proxylessnas.io.console import Reporter, duration, output
-from proxylessnas.report.plot import plot
+from proxylessnas.report.plot import check_plot, plot, points
 from proxylessnas.seeds import derive_seed
 from proxylessnas.spaces import build_supernet
 
@@ -140,7 +140,8 @@ def _finish(pricing: Pricing, out: Path, drawn: Path | None, took: str = "") -> 
     report = validate(cost, supernet, table)
     replace(table, validation=report).save(out)
     if drawn is not None:
-        plot(cost, supernet, table, drawn)
+        title = f"{table.device.get('runtime')} on {table.device.get('device')}"
+        plot(points(cost, supernet, table), title, drawn)
     console, device = output(), table.device
 
     def say(text: str) -> None:
@@ -288,8 +289,7 @@ def _writable(path: str) -> Path:
 def _drawable(path: str | None) -> Path | None:
     if path is None:
         return None
-    if Path(path).suffix != ".svg":
-        raise ConfigError(f"--plot {path}: the name must end in .svg")
+    check_plot(path)
     return _writable(path)
 
 
