@@ -21,7 +21,9 @@ A table that was broken off goes on with the same command. --measure.networks an
 def add_measuring(parser: ArgumentParser) -> None:
     parser.usage = MEASURE
     parser.add_argument("directory", nargs="*", help="the run directory, or networks to measure")
-    parser.add_argument("--plot", help="write predicted against measured latency as this .svg, .png or .pdf file")
+    parser.add_argument(
+        "--plot", help="write predicted against measured latency as this .svg, .png or .pdf file"
+    )
     parser.add_argument("--export-kit", help="write a zip that measures --space on another device")
     parser.add_argument("--import-kit", help="what a kit wrote there, to become the table --out")
     parser.add_argument("--merge", nargs="+", help="tables of one device, to become one in --out")

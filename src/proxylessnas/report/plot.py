@@ -79,7 +79,9 @@ def plot(shown: Sequence[Point], title: str, path: str | Path) -> None:
         axes.legend()
     file, suffix = io.BytesIO(), Path(path).suffix[1:]
     # The same points give the same file.
-    undated = {"Date": None} if suffix == "svg" else {"CreationDate": None} if suffix == "pdf" else {}
+    undated = (
+        {"Date": None} if suffix == "svg" else {"CreationDate": None} if suffix == "pdf" else {}
+    )
     with matplotlib.rc_context({"svg.hashsalt": "proxylessnas", "svg.fonttype": "none"}):
         figure.savefig(file, format=suffix, metadata=undated)
     write_atomic(Path(path), file.getvalue())
