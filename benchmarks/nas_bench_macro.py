@@ -48,7 +48,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from scipy.stats import kendalltau
 
-from proxylessnas.config import DeriveSettings, MachineSettings, SearchSettings
+from proxylessnas.config import DataSettings, DeriveSettings, MachineSettings, SearchSettings
 from proxylessnas.core.adapt import adapt
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.derive import choose
@@ -144,7 +144,9 @@ class Bench:
         self.out = Path(args.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.machine = make_machine(MachineSettings(memory_format="channels_last"))
-        self.data = load_data(str(args.data), image_size=32, augment="crop+flip", seed=args.seed)
+        self.data = load_data(
+            str(args.data), DataSettings(augment="crop+flip"), image_size=32, seed=args.seed
+        )
         torch.manual_seed(args.seed)
         self.supernet = build_supernet("macro", {})
         self.macs = macs_cost(self.supernet, trace(self.supernet, (torch.zeros(1, 3, 32, 32),)))

@@ -117,7 +117,7 @@ def decoding(rounds: int) -> list[tuple[str, str]]:
 def data(spec: str, rounds: int) -> list[tuple[str, str]]:
     images = load_data(spec)
     batches = images.batches("train", 64, augment=True, shuffle=True)
-    settings = {"input_shape": list(images.info.input_shape), "classes": len(images.info.classes)}
+    settings = {"input_shape": list(images.info.shape), "classes": len(images.info.classes)}
     stream = iter(batches.epoch(0))
     batch = next(stream)
     machine = Machine(channels_last=True)

@@ -16,7 +16,7 @@ import torch
 from tiny_run import SAME, WORDS
 
 from proxylessnas.cli.main import main
-from proxylessnas.config import TrainSettings
+from proxylessnas.config import DataSettings, TrainSettings
 from proxylessnas.data import load_data
 from proxylessnas.data.batches import LoaderBatches, portion
 from proxylessnas.errors import ConfigError
@@ -53,7 +53,7 @@ def test_slices_of_a_batch_are_apart_and_of_one_size(size: int, ranks: int) -> N
 
 
 def test_ranks_see_together_what_one_sees() -> None:
-    data = load_data("digits", limit=100, augment="shift", seed=1)
+    data = load_data("digits", DataSettings(limit=100, augment="shift"), seed=1)
     batches = data.batches("search", 16, augment=True, shuffle=True, seed=1)
     whole = list(batches.epoch(2, 1))
     shares = [list(batches.epoch(2, 1, share=(r, 2))) for r in range(2)]

@@ -1,18 +1,37 @@
-"""Data sets, splits, batches and augmentation.
+"""From the data that a user brings to batches.
 
-sources.py   where images come from: a spec to something that opens image i
-images.py    one image: decoding, cropping, conversion
-decode.py    all images once: sizes, damage, pixels in memory, mean and deviation
-splits.py    stratified choices
-augment.py   augmentation of whole batches
-info.py      ImageInfo, and reading one image as evaluation sees it
-batches.py   the deterministic stream of batches
-dataset.py   load_data, ImageData
+spec.py            what may be given: a data spec to a `Source`
+folders.py         how a folder is read; huggingface.py, packaged.py: the other kinds of data set
+source.py          what every kind becomes: images that are opened by number, with labels
+splits.py          how a split is made
+decode.py          how an image is decoded
+survey.py          all images looked at once: sizes, damage, mean and deviation
+load.py            `load_data`: all of the above in order
+dataset.py         `ImageData`, its result, and the summary of what was read
+stores.py          where pixels come from: memory, or workers that decode files
+augment.py         what augmentation there is
+image_batches.py   how batches of images are made from all this
+batches.py         `Batches`, as search and training see them; a user's own loader as such
 """
 
-from proxylessnas.data.augment import Policy
-from proxylessnas.data.dataset import ImageData, load_data
-from proxylessnas.data.image_batches import Batches
-from proxylessnas.data.info import ImageInfo, read_image
+from proxylessnas.data.augment import Augmentation
+from proxylessnas.data.batches import WHOLE, Batches, LoaderBatches, Share, Stream, portion
+from proxylessnas.data.dataset import DataSummary, ImageData
+from proxylessnas.data.decode import read_image
+from proxylessnas.data.image_batches import ImageBatches
+from proxylessnas.data.load import load_data
 
-__all__ = ["Batches", "ImageData", "ImageInfo", "Policy", "load_data", "read_image"]
+__all__ = [
+    "WHOLE",
+    "Augmentation",
+    "Batches",
+    "DataSummary",
+    "ImageBatches",
+    "ImageData",
+    "LoaderBatches",
+    "Share",
+    "Stream",
+    "load_data",
+    "portion",
+    "read_image",
+]

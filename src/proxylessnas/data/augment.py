@@ -1,4 +1,4 @@
-"""Augmentation of whole batches, from tables of uniform numbers that are drawn once an epoch.
+"""What augmentation there is: of whole batches, from uniform numbers drawn once an epoch.
 
 Row i of the table belongs to sample i of its part, so what happens to a sample in an epoch
 depends on (seed, part, epoch, sample) and on nothing else: not on the batch size, the order, the
@@ -24,8 +24,8 @@ BRIGHTNESS, SATURATION = 32 / 255, 0.5  # how far from 1 the factors may go, as 
 
 
 @dataclass(frozen=True)
-class Policy:
-    """What is done to a training image; parsed from text such as "crop+flip+cutout16".
+class Augmentation:
+    """What is done to a training image; parsed from words such as "crop+flip+cutout16".
 
     move: "none", "shift" (by up to 1/14 of a side) or "crop" (small images: by up to 1/8 of a
         side, zeros shifted in; photos: a random box of 8 to 100 % of the area, resized).
@@ -40,17 +40,15 @@ class Policy:
     cutout: int = 0
 
     @classmethod
-    def parse(cls, text: str, *, channels: int, classes: Sequence[str], height: int) -> Policy:
-        """The policy `text` names; "auto" is crop+flip for colour and shift for gray images.
+    def parse(cls, text: str, *, shape: Sequence[int], classes: Sequence[str]) -> Augmentation:
+        """The augmentation that `text` says, for images of `shape` [channels, height, width].
 
-        Classes that are single characters are taken for digits or letters: those are not flipped.
+        Raises:
+            DataError: a word is unknown or stands twice, or a hole is larger than the image.
         """
         if text == "auto":
-            characters = all(len(name) == 1 for name in classes)
-            text = "shift" if channels == 1 else "crop" if characters else "crop+flip"
-        if text == "none":
-            return cls()
-        words = text.split("+")
+            text = _automatic(shape[0], classes)
+        words = [] if text == "none" else text.split("+")
         moves = [word for word in words if word in ("crop", "shift")]
         holes = [int(word[6:]) for word in words if re.fullmatch(r"cutout[1-9]\d*", word)]
         counts = [len(moves), words.count("flip"), words.count("jitter"), len(holes)]
@@ -59,8 +57,8 @@ class Policy:
                 f"unknown augmentation {text!r}; allowed: auto, none, or crop or shift, flip, "
                 "jitter and cutoutN (N pixels) joined by +, such as crop+flip+cutout16"
             )
-        if holes and holes[0] > height:
-            raise DataError(f"{words[-1]} is larger than the image ({height} pixels high)")
+        if holes and holes[0] > shape[1]:
+            raise DataError(f"{words[-1]} is larger than the image ({shape[1]} pixels high)")
         return cls(
             move=moves[0] if moves else "none",
             flip="flip" in words,
@@ -70,6 +68,7 @@ class Policy:
 
     @property
     def text(self) -> str:
+        """The words that `parse` reads."""
         words = [self.move] if self.move != "none" else []
         words += ["flip"] * self.flip + ["jitter"] * self.jitter
         words += [f"cutout{self.cutout}"] * bool(self.cutout)
@@ -88,6 +87,19 @@ class Policy:
         return {"none": 1.0, "shift": 0.7, "crop": 0.08}[self.move]
 
 
+NONE = Augmentation()
+
+
+def _automatic(channels: int, classes: Sequence[str]) -> str:
+    """crop+flip for colour and shift for gray images.
+
+    Classes that are single characters are taken for digits or letters, which are not mirrored.
+    """
+    if channels == 1:
+        return "shift"
+    return "crop" if all(len(name) == 1 for name in classes) else "crop+flip"
+
+
 def draw(samples: int, seed: int, part: str, epoch: int) -> Tensor:
     """The uniform numbers of an epoch, float32 [samples, 9] in [0, 1)."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "augment", part, epoch))
@@ -99,9 +111,9 @@ def boxes(uniforms: Tensor) -> Tensor:
     return uniforms[:, [_Y, _X, _AREA, _ASPECT]]
 
 
-def moved(images: Tensor, policy: Policy, uniforms: Tensor) -> Tensor:
+def moved(images: Tensor, augmentation: Augmentation, uniforms: Tensor) -> Tensor:
     """Small images shifted, with zeros following: [B, C, H, W] of any dtype."""
-    pad_y, pad_x = policy.padding(images.shape[2], images.shape[3])
+    pad_y, pad_x = augmentation.padding(images.shape[2], images.shape[3])
     if not (pad_y or pad_x):
         return images
     top = _integers(uniforms[:, _Y], 2 * pad_y + 1)
@@ -109,17 +121,17 @@ def moved(images: Tensor, policy: Policy, uniforms: Tensor) -> Tensor:
     return shifted(images, top, left, pad_y, pad_x)
 
 
-def flipped(images: Tensor, policy: Policy, uniforms: Tensor) -> Tensor:
-    """Every second image mirrored left to right, if the policy flips."""
-    if not policy.flip:
+def flipped(images: Tensor, augmentation: Augmentation, uniforms: Tensor) -> Tensor:
+    """Every second image mirrored left to right, where the augmentation flips."""
+    if not augmentation.flip:
         return images
     mirrored = uniforms[:, _FLIP] < 0.5
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
-def jittered(images: Tensor, policy: Policy, uniforms: Tensor) -> Tensor:
+def jittered(images: Tensor, augmentation: Augmentation, uniforms: Tensor) -> Tensor:
     """Values 0 to 255 [B, C, H, W] with other brightness and saturation, as float32."""
-    if not policy.jitter:
+    if not augmentation.jitter:
         return images
     factors = 2 * uniforms[:, [_BRIGHTNESS, _SATURATION], None, None, None] - 1
     brightness, saturation = 1 + BRIGHTNESS * factors[:, 0], 1 + SATURATION * factors[:, 1]
@@ -146,12 +158,12 @@ def shifted(images: Tensor, top: Tensor, left: Tensor, pad_y: int, pad_x: int) -
     return windows[torch.arange(batch), top, left]
 
 
-def cut_out_(images: Tensor, policy: Policy, uniforms: Tensor) -> Tensor:
+def cut_out_(images: Tensor, augmentation: Augmentation, uniforms: Tensor) -> Tensor:
     """A square of each normalised image set to 0 (the mean), in place; cut off at the borders."""
-    if policy.cutout:
+    if augmentation.cutout:
         height, width = images.shape[2:]
-        inside_y = _band(_integers(uniforms[:, _HOLE_Y], height), height, policy.cutout)
-        inside_x = _band(_integers(uniforms[:, _HOLE_X], width), width, policy.cutout)
+        inside_y = _band(_integers(uniforms[:, _HOLE_Y], height), height, augmentation.cutout)
+        inside_x = _band(_integers(uniforms[:, _HOLE_X], width), width, augmentation.cutout)
         images.masked_fill_((inside_y[:, :, None] & inside_x[:, None, :])[:, None], 0.0)
     return images
 
@@ -166,11 +178,3 @@ def _band(centre: Tensor, length: int, side: int) -> Tensor:
 def _integers(uniform: Tensor, count: int) -> Tensor:
     """Uniform numbers in [0, 1) to integers 0..count-1; the clamp is for float32 rounding up."""
     return (uniform * count).long().clamp_(max=count - 1)
-
-
-def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Values 0 to 255 [B, C, H, W] to float32 (value / 255 - mean) / std, in two passes."""
-    scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
-    shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
-    out = images.to(torch.float32)
-    return out.mul_(scale.float()[:, None, None]).add_(shift.float()[:, None, None])

@@ -1,4 +1,8 @@
-"""Batches of examples: a deterministic, resumable stream."""
+"""How batches are drawn: a deterministic stream that can be entered anywhere and shared.
+
+`ImageBatches` (image_batches.py) draws from a data set of images, `LoaderBatches` from whatever
+loader a user brings; search and training see only `Batches`.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +17,18 @@ from proxylessnas.errors import DataError
 from proxylessnas.seeds import derive_seed
 
 Share = tuple[int, int]  # which slice, of how many
-
-
 WHOLE: Share = (0, 1)
 
 
 class Batches(Protocol):
-    """A deterministic, resumable stream: the same epoch gives the same batches.
+    """The same epoch always gives the same batches.
 
-    Two ways to share it: every `step`-th batch from `start`, or a slice of each batch.
+    Ranks share an epoch in two ways: every `step`-th batch from `start`, or a slice of each.
     """
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        ...
 
     def epoch(
         self, epoch: int, start: int = 0, *, step: int = 1, share: Share = WHOLE
@@ -34,13 +38,14 @@ class Batches(Protocol):
 def portion(size: int, share: Share) -> slice:
     """One of several slices of a batch, all of one size, so that a mean of means is the mean.
 
-    What does not divide is left out: less than an example a slice, of the last batch of an
-    epoch. A batch with less than two examples a slice is not cut but handed out whole: one
-    example cannot be normalised.
+    The remainder of the division is left out: less than an example a slice, of the last batch of
+    an epoch. A batch with less than two examples a slice is not cut but handed out whole: a
+    single example cannot be normalised.
     """
-    index, of = share
-    each = size // of
-    return slice(0, size) if each < 2 or of == 1 else slice(index * each, (index + 1) * each)
+    index, slices = share
+    each = size // slices
+    whole = each < 2 or slices == 1
+    return slice(0, size) if whole else slice(index * each, (index + 1) * each)
 
 
 class LoaderBatches:
@@ -48,6 +53,9 @@ class LoaderBatches:
 
     Each batch is drawn with torch's generator seeded by (seed, name, epoch, index), so
     shuffling and augmentation repeat; `start` skips batches by drawing them.
+
+    Raises:
+        DataError: the loader has no length, or is empty.
     """
 
     def __init__(self, loader: Any, *, name: str, seed: int = 0) -> None:
@@ -74,10 +82,12 @@ class LoaderBatches:
             with torch.random.fork_rng(devices=[]):
                 seed = derive_seed(self.seed, "loader", self.name, epoch, index)
                 torch.default_generator.manual_seed(seed)
-                iterator = iterator or iter(self.loader)
-                batch = next(iterator, None)
-            if batch is None:
-                return
+                if iterator is None:  # its truth would be the user's own `__len__`
+                    iterator = iter(self.loader)
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    return
             if index >= start and (index - start) % step == 0:
                 yield batch if share == WHOLE else _cut(batch, share)
 
@@ -92,13 +102,14 @@ def _cut(batch: Any, share: Share) -> Any:
 
 
 class Stream:
-    """Batches epoch after epoch, or a slice of each; its state is how many were taken."""
+    """Batches, or a slice of each, epoch after epoch; `taken`, the batches so far, is its state."""
 
     def __init__(self, batches: Batches, taken: int = 0, share: Share = WHOLE) -> None:
         self.batches, self.taken, self.share = batches, taken, share
         self._iterator: Iterator[Any] | None = None
 
     def take(self) -> Any:
+        """The next batch; DataError where an epoch has fewer batches than its length."""
         epoch, start = divmod(self.taken, len(self.batches))
         if self._iterator is None or start == 0:
             self._iterator = self.batches.epoch(epoch, start, share=self.share)

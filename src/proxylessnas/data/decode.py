@@ -1,205 +1,206 @@
-"""Looking at all images once: what size they have, which are damaged, their pixels in memory."""
+"""How an image is decoded: opened, cropped to a box, resized, converted to pixels, normalised."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
-from typing import TypeVar
+import math
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from proxylessnas.data.images import DAMAGED, Frame, Header, cropped, header, reason
-from proxylessnas.data.source import Indices, Reader
+from proxylessnas.architecture import InputInfo
+from proxylessnas.data.source import ImageFiles, ImageReader
 from proxylessnas.errors import DataError
-from proxylessnas.io.process import usable_cpus
 
-Progress = Callable[[int, int], None]
-T = TypeVar("T")
+Pixels = NDArray[np.uint8]  # [channels, height, width]
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the file
 
-DEFAULT_SIZE = 224  # pixels; of images of mixed size, and of larger ones
-MEMORY_BYTES = 2**30  # sets up to this size, decoded, are kept in memory
-SAMPLE = 4096  # images whose headers and pixels are looked at, where not all are
-PHOTO_SHARE = 0.875  # of a photo's shorter side is seen in evaluation
-_BLOCK = 128  # images a thread decodes at a time
+# What PIL is known to raise on a damaged file, decompression bombs included.
+DAMAGED: tuple[type[Exception], ...] = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
 
-
-@dataclass(frozen=True)
-class Plan:
-    """How the images of a set become inputs of one shape."""
-
-    frame: Frame
-    central_share: float  # of the shorter side, in evaluation
-    in_memory: bool
-
-
-class Surprise(Exception):
-    """While decoding, an image that is not like those the plan was made for."""
-
-    def __init__(self, found: Header) -> None:
-        super().__init__(str(found))
-        self.header = found
-
-
-@dataclass
-class Survey:
-    """What decoding met: damaged images with the reason, and counts of pixel values."""
-
-    damaged: dict[int, str] = field(default_factory=dict)
-    counts: NDArray[np.int64] | int = 0  # [channels, 256]
+_GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSITIONS = {  # EXIF orientation -> how to set the image upright; from 5 on it lies
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def make_plan(headers: Collection[Header], images: int, image_size: int | None) -> Plan:
-    """Images of one small size keep it and stay in memory if they fit; others are 224 x 224."""
-    channels = max(found.channels for found in headers)
-    sizes = {(found.height, found.width) for found in headers}
-    height, width = next(iter(sizes))
-    small = len(sizes) == 1 and max(height, width) <= DEFAULT_SIZE
-    if image_size is not None:
-        frame = Frame(channels, image_size, image_size)
-    elif small:
-        frame = Frame(channels, height, width)
-    else:
-        frame = Frame(channels, DEFAULT_SIZE, DEFAULT_SIZE)
-    pixels = max(height * width, frame.height * frame.width)
-    return Plan(
-        frame=frame,
-        central_share=1.0 if small else PHOTO_SHARE,
-        in_memory=small and images * channels * pixels <= MEMORY_BYTES,
-    )
+class ImageShape(NamedTuple):
+    """Channels (1 for gray, 3 for RGB) and upright size in pixels, of a file or of an input."""
+
+    channels: int
+    height: int
+    width: int
 
 
-def evenly(numbers: Indices, count: int) -> Indices:
-    """At most `count` of the numbers, evenly spaced."""
-    if len(numbers) <= count:
-        return numbers
-    return numbers[np.linspace(0, len(numbers) - 1, count).round().astype(np.int64)]
+class DamagedImage(Exception):
+    """An image cannot be decoded; the message is the reason, short enough for a list."""
 
 
-def read_headers(reader: Reader, numbers: Indices) -> set[Header]:
-    """The distinct headers of a sample; DataError if no image of it has one."""
-    failed: dict[int, str] = {}
+@contextmanager
+def opened(reader: ImageReader, index: int) -> Iterator[Image.Image]:
+    """One image of a data set; whatever PIL raises within the block is a DamagedImage."""
+    try:
+        with reader.open(index) as image:
+            yield image
+    except DAMAGED as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        raise DamagedImage(reason) from error
 
-    def work(block: range) -> set[Header]:
-        found = set()
-        for number in sample[block.start : block.stop].tolist():
-            try:
-                with reader.open(number) as image:
-                    found.add(header(image))
-            except DAMAGED as error:
-                failed[number] = reason(error)
-        return found
 
-    sample = evenly(numbers, SAMPLE)
-    headers = set().union(*_in_blocks(len(sample), work, None))
-    if not headers:
-        first = min(failed)
-        raise DataError(f"no image can be opened: {reader.where(first)} ({failed[first]})")
-    return headers
+def shape_of(image: Image.Image) -> ImageShape:
+    """What the header says, nothing decoded; ValueError for a decompression bomb."""
+    width, height = image.size
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise ValueError(f"{width}x{height} pixels, more than {limit} (decompression bomb?)")
+    if width < 1 or height < 1:
+        raise ValueError("no pixels")
+    if _orientation(image) >= 5:
+        width, height = height, width
+    return ImageShape(1 if image.mode in _GRAY_MODES else 3, height, width)
 
 
 def decode(
-    reader: Reader,
-    numbers: Indices,
-    plan: Plan,
-    native: set[Header],
-    progress: Progress | None,
-) -> tuple[Tensor, Survey]:
-    """All images as uint8 [N, C, H, W]; the rows of damaged ones are zero.
+    image: Image.Image,
+    shape: ImageShape,
+    *,
+    central_share: float = 1.0,
+    uniforms: NDArray[np.float32] | None = None,
+    smallest_area: float = 1.0,
+) -> Pixels:
+    """A central box (or a random one, with `uniforms`) resized to `shape`, uint8 [C, H, W].
 
-    Raises Surprise at an image with another size than `native` or more channels than planned.
+    A large JPEG is decoded at the smallest scale that still has the pixels asked for.
     """
-    sizes = {(found.height, found.width) for found in native}
-    out = torch.zeros(len(numbers), *plan.frame, dtype=torch.uint8)
-    array = out.numpy()
-
-    def work(block: range) -> dict[int, str]:
-        damaged = {}
-        for place in block:
-            number = int(numbers[place])
-            try:
-                with reader.open(number) as image:
-                    found = header(image)
-                    if (found.height, found.width) not in sizes or (
-                        found.channels > plan.frame.channels
-                    ):
-                        raise Surprise(found)
-                    array[place] = cropped(image, plan.frame)
-            except DAMAGED as error:
-                damaged[number] = reason(error)
-        return damaged
-
-    survey = Survey()
-    for damaged in _in_blocks(len(numbers), work, progress):
-        survey.damaged.update(damaged)
-    return out, survey
+    shape_of(image)  # refuses what must not be decoded
+    orientation = _orientation(image)
+    # The box is cut from the file as it lies, and only the small result is set upright.
+    lying = ImageShape(shape.channels, shape.width, shape.height) if orientation >= 5 else shape
+    width, height = image.size
+    if uniforms is None:
+        box = central_box(width, height, lying, central_share)
+    else:
+        box = random_box(width, height, lying, uniforms, smallest_area)
+    shrink = min((box[2] - box[0]) / lying.width, (box[3] - box[1]) / lying.height)
+    if shrink >= 2:
+        image.draft(None, (int(width / shrink), int(height / shrink)))  # a no-op but for JPEG
+    box = _scaled(box, image.size[0] / width, image.size[1] / height, image.size)
+    image = _converted(image, shape.channels)
+    size = (lying.width, lying.height)
+    if image.size != size or box != (0.0, 0.0, float(size[0]), float(size[1])):
+        image = image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+    if orientation in _TRANSPOSITIONS:
+        image = image.transpose(_TRANSPOSITIONS[orientation])
+    array = np.array(image, dtype=np.uint8)
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def look(
-    reader: Reader,
-    numbers: Indices,
-    training: Indices,
-    plan: Plan,
-    progress: Progress | None,
-) -> Survey:
-    """Decodes images without keeping them: which are damaged, and the training ones' counts."""
-    counted = set(training.tolist())
-
-    def work(block: range) -> Survey:
-        part = Survey()
-        for number in numbers[block.start : block.stop].tolist():
-            try:
-                with reader.open(number) as image:
-                    header(image)
-                    array = cropped(image, plan.frame, share=plan.central_share)
-            except DAMAGED as error:
-                part.damaged[number] = reason(error)
-                continue
-            if number in counted:
-                part.counts = part.counts + value_counts(torch.from_numpy(array)[None])
-        return part
-
-    survey = Survey()
-    for part in _in_blocks(len(numbers), work, progress):
-        survey.damaged.update(part.damaged)
-        survey.counts = survey.counts + part.counts
-    return survey
+def central_box(width: int, height: int, shape: ImageShape, share: float) -> Box:
+    """The largest centred box of the shape's aspect ratio, each side times `share`."""
+    scale = min(width / shape.width, height / shape.height) * share
+    box_width, box_height = shape.width * scale, shape.height * scale
+    left, top = (width - box_width) / 2, (height - box_height) / 2
+    return left, top, left + box_width, top + box_height
 
 
-def value_counts(images: Tensor) -> NDArray[np.int64]:
-    """How often each value 0..255 occurs, [C, 256], in uint8 images [N, C, H, W]."""
-    channels = images.unbind(1)
-    return np.stack([np.bincount(c.numpy().ravel(), minlength=256) for c in channels])
+def random_box(
+    width: int,
+    height: int,
+    shape: ImageShape,
+    uniforms: NDArray[np.float32],
+    smallest_area: float,
+) -> Box:
+    """A random resized crop from 4 uniform numbers (y, x, area, aspect) in [0, 1).
+
+    The area is between `smallest_area` and 1 of the image's, the aspect ratio within 3/4 to 4/3
+    of the shape's; a side that does not fit is cut to the image's.
+    """
+    y, x, area, aspect = (float(u) for u in uniforms)
+    pixels = width * height * (smallest_area + (1 - smallest_area) * area)
+    ratio = shape.width / shape.height * math.exp((2 * aspect - 1) * math.log(4 / 3))
+    box_width = min(math.sqrt(pixels * ratio), float(width))
+    box_height = min(math.sqrt(pixels / ratio), float(height))
+    left, top = x * (width - box_width), y * (height - box_height)
+    return left, top, left + box_width, top + box_height
 
 
-def mean_and_std(
-    counts: NDArray[np.int64],
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per channel in [0, 1] from counts of values; a constant channel's deviation is 1/255."""
-    values = np.arange(256) / 255
-    total = counts.sum(axis=1)
-    mean = counts @ values / total
-    variance = (counts * (values[None] - mean[:, None]) ** 2).sum(axis=1) / total
-    std = np.maximum(np.sqrt(variance), 1 / 255)
-    return tuple(mean.tolist()), tuple(std.tolist())
+def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Values 0 to 255 [B, C, H, W] to float32 (value / 255 - mean) / std, in two passes."""
+    scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
+    shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
+    out = images.to(torch.float32)
+    return out.mul_(scale.float()[:, None, None]).add_(shift.float()[:, None, None])
 
 
-def _in_blocks(count: int, work: Callable[[range], T], progress: Progress | None) -> list[T]:
-    """`work` over 0..count-1 in blocks and threads; results in order of the blocks."""
-    blocks = [range(at, min(at + _BLOCK, count)) for at in range(0, count, _BLOCK)]
-    done = 0
-    with ThreadPoolExecutor(min(usable_cpus(), 8)) as pool:
-        futures = {pool.submit(work, block): block for block in blocks}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                done += len(futures[future])
-                if progress is not None:
-                    progress(done, count)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [future.result() for future in futures]
+def read_image(path: str | Path, info: InputInfo) -> Tensor:
+    """One image file as evaluation sees it: float32 [1, channels, height, width], normalised.
+
+    Raises:
+        DataError: the file is missing or not an image.
+    """
+    if not os.path.exists(path):
+        raise DataError(f"there is no image {path}")
+    channels, height, width = info.shape
+    shape = ImageShape(channels, height, width)
+    try:
+        with opened(ImageFiles((str(path),)), 0) as image:
+            pixels = decode(image, shape, central_share=info.central_share)
+    except DamagedImage as damage:
+        raise DataError(f"image {path} cannot be decoded: {damage}") from damage
+    return normalised(torch.from_numpy(pixels)[None], info.mean, info.std)
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format not in ("JPEG", "MPO", "WEBP", "TIFF"):
+        return 1
+    return int(image.getexif().get(_ORIENTATION_TAG, 1) or 1)
+
+
+def _scaled(box: Box, across: float, down: float, size: tuple[int, int]) -> Box:
+    """The box in pixels of the shrunk image, and within it whatever was rounded."""
+    left, top, right, bottom = box
+    return (
+        max(left * across, 0.0),
+        max(top * down, 0.0),
+        min(right * across, float(size[0])),
+        min(bottom * down, float(size[1])),
+    )
+
+
+def _converted(image: Image.Image, channels: int) -> Image.Image:
+    """Decoded and in mode L or RGB; 16-bit gray keeps its upper 8 bits, alpha is dropped."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        deep = np.asarray(image).astype(np.int64) >> 8
+        image = Image.fromarray(deep.clip(0, 255).astype(np.uint8))
+    if image.mode == "P":  # a palette may hold transparency, which convert() warns about
+        image = image.convert("RGBA")
+    return image.convert("L" if channels == 1 else "RGB")

@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from proxylessnas.data.source import SPLIT_ROLES, Part, Source, assemble
+from proxylessnas.data.source import SPLIT_ROLES, Indices, Source, SplitPart, assemble
 from proxylessnas.errors import DataError, MissingDependency
 
-_IMAGE_COLUMNS = ("img", "image", "images", "picture", "pixel_values")
 MAX_FOLDERS = 20_000  # that are looked into for parquet
+_IMAGE_COLUMNS = ("img", "image", "images", "picture", "pixel_values")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "category")
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """The image column of a `datasets.Dataset`; undecoded bytes, or a path beside the data."""
+class _ImageColumn:
+    """The image column of a `datasets.Dataset`: undecoded bytes, or paths beside the data."""
 
     name: str
     dataset: Any
@@ -41,7 +41,7 @@ class _Rows:
             raise ValueError("the image is missing")
         return Image.open(io.BytesIO(cell) if isinstance(cell, bytes) else cell)
 
-    def where(self, index: int) -> str:
+    def describe(self, index: int) -> str:
         return f"{self.name} row {index}"
 
 
@@ -58,135 +58,147 @@ def holds_parquet(root: Path) -> bool:
                             return True
                         if not entry.name.startswith(".") and entry.is_dir():
                             below.append(entry.path)
-            except OSError:  # what cannot be read holds nothing
+            except OSError:  # a folder that cannot be read holds nothing
                 continue
         level = below
     return False
 
 
 def parquet_source(root: Path) -> Source:
-    return _from_splits(str(root), _load_dataset(str(root), None, what=f"the parquet in {root}"))
+    """A local folder of parquet files."""
+    return _from_splits(str(root), _load_splits(str(root), None, f"the parquet in {root}"))
 
 
 def hub_source(spec: str) -> Source:
+    """A data set of the hub, owner/name[:config]."""
     name, _, config = spec.partition(":")
+    _check_reachable(spec)
+    return _from_splits(spec, _load_splits(name, config or None, f"{spec} on the hub"))
+
+
+def _check_reachable(spec: str) -> None:
+    """Fail at once where there is no network; `datasets` would retry for half a minute."""
     proxied = any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"))
-    offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in (
-        "1",
-        "ON",
-        "YES",
-        "TRUE",
-    )
-    if not proxied and not offline:
-        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        host, _, port = re.sub(r"^\w+://", "", endpoint).split("/")[0].partition(":")
-        default = 80 if endpoint.startswith("http://") else 443
-        try:  # fails at once; `datasets` would retry for half a minute
-            socket.create_connection((host, int(port or default)), timeout=10).close()
-        except OSError as error:
-            raise DataError(
-                f"there is no folder {spec}, and the Hugging Face hub ({host}) cannot be reached: "
-                f"{error.strerror or error}; give a local folder, or set HF_HUB_OFFLINE=1 to use "
-                "a copy downloaded before"
-            ) from error
-    return _from_splits(spec, _load_dataset(name, config or None, what=f"{spec} on the hub"))
+    offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
+    if proxied or offline:
+        return
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    host, _, port = re.sub(r"^\w+://", "", endpoint).split("/")[0].partition(":")
+    default = 80 if endpoint.startswith("http://") else 443
+    try:
+        socket.create_connection((host, int(port or default)), timeout=10).close()
+    except OSError as error:
+        raise DataError(
+            f"there is no folder {spec}, and the Hugging Face hub ({host}) cannot be reached: "
+            f"{error.strerror or error}; give a local folder, or set HF_HUB_OFFLINE=1 to use "
+            "a copy downloaded before"
+        ) from error
 
 
-def _load_dataset(path: str, config: str | None, *, what: str) -> dict[str, Any]:
+def _load_splits(path: str, config: str | None, purpose: str) -> dict[str, Any]:
     """The splits by name, memory-mapped from the cache of `datasets`, without progress bars."""
     try:
         import datasets
     except ImportError as error:
-        raise MissingDependency("datasets", "huggingface", what) from error
+        raise MissingDependency("datasets", "huggingface", purpose) from error
     cache = Path(os.path.expanduser(datasets.config.HF_DATASETS_CACHE))
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
     if not os.access(existing, os.W_OK):
         cache = Path(tempfile.gettempdir()) / f"proxylessnas-datasets-{getpass.getuser()}"
-    with _without_progress(datasets):
+    errors = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
+    with _without_progress_bars(datasets):
         try:
             return dict(datasets.load_dataset(path, config, cache_dir=str(cache)))
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-            datasets.exceptions.DatasetsError,
-        ) as error:
+        except errors as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            raise DataError(f"{what} cannot be loaded: {first}") from error
+            raise DataError(f"{purpose} cannot be loaded: {first}") from error
 
 
 @contextmanager
-def _without_progress(datasets: Any) -> Iterator[None]:
-    shown = not datasets.are_progress_bars_disabled()
+def _without_progress_bars(datasets: Any) -> Iterator[None]:
+    disabled = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        if shown:
+        if not disabled:
             datasets.enable_progress_bars()
 
 
-def _from_splits(name: str, splits: dict[str, Any]) -> Source:
-    """`datasets` splits to a source: train, validation and test by name, labels to numbers."""
+def _from_splits(name: str, splits: Mapping[str, Any]) -> Source:
+    """`datasets` splits to a source: the columns by type, labels to class numbers."""
+    roles = _split_roles(name, splits)
+    used = {role: splits[split] for role, split in roles.items()}
+    features = used["train"].features
+    image, label = _image_and_label_columns(name, features)
+    labels = {
+        role: _label_values(split, label) if label in split.features else [None] * len(split)
+        for role, split in used.items()
+    }
+    classes = getattr(features[label], "names", None)
+    if classes is None:
+        classes, labels = _classes_from_values(name, labels)
+    parts = {}
+    for role, split in used.items():
+        if image not in split.features:
+            raise DataError(f"{name}: split {roles[role]} has no column {image!r}")
+        reader = _ImageColumn(f"{name} {roles[role]}", split, image)
+        parts[role] = SplitPart(_label_numbers(labels[role]), reader)
+    unused = {f"row of split {s}": len(splits[s]) for s in splits if s not in roles.values()}
+    return assemble(name, classes, parts, unused)
+
+
+def _split_roles(name: str, splits: Mapping[str, Any]) -> dict[str, str]:
+    """Part -> the split's name; a single split is the training part, whatever its name."""
     roles = {SPLIT_ROLES[split]: split for split in splits if split in SPLIT_ROLES}
     if "train" not in roles and len(splits) == 1:
-        roles = {"train": next(iter(splits))}
+        return {"train": next(iter(splits))}
     if "train" not in roles:
-        raise DataError(f"{name} has no split called train; found: {', '.join(sorted(splits))}")
-    first = splits[roles["train"]]
-    image, label = _columns(name, first.features)
-    feature = first.features[label]
-    raw = {
-        role: _as_numbers_or_names(splits[split].data.column(label).to_pylist())
-        if label in splits[split].features
-        else [None] * len(splits[split])
-        for role, split in roles.items()
-    }
-    names = getattr(feature, "names", None)
-    if names is None:  # no class names in the schema: the distinct values are the classes
-        values = sorted({value for value in raw["train"] if value not in (None, -1)})
-        names, number = (
-            [str(value) for value in values],
-            {v: i for i, v in enumerate(values)},
+        raise DataError(
+            f"{name} has no split called train; its splits: {', '.join(sorted(splits))}"
         )
-        for role, labels in raw.items():
-            unknown = set(labels) - {None, -1} - set(number)
-            if unknown:
-                raise DataError(f"{name}: {role} has the label {unknown.pop()!r}, train has not")
-            raw[role] = [number.get(value, -1) for value in labels]
-    parts = {}
-    for role, split in roles.items():
-        if image not in splits[split].features:
-            raise DataError(f"{name}: split {split} has no column {image!r}")
-        numbers = np.array([-1 if v is None else v for v in raw[role]], dtype=np.int64)
-        parts[role] = Part(numbers, _Rows(f"{name} {split}", splits[split], image))
-    return assemble(name, names, parts)
+    return roles
 
 
-def _as_numbers_or_names(values: list[Any]) -> list[Any]:
+def _image_and_label_columns(name: str, features: Mapping[str, Any]) -> tuple[str, str]:
+    """The image and the label column, by type first and by name else."""
+
+    def pick(meaning: str, kind: str, usual: tuple[str, ...], expected: str) -> str:
+        typed = [column for column in features if type(features[column]).__name__ == kind]
+        named = [column for column in usual if column in features]
+        both = [column for column in named if column in typed]
+        for column in both or typed or named:
+            return column
+        raise DataError(
+            f"{name} has no {meaning} column (expected: {expected}); its columns: "
+            f"{', '.join(features)}"
+        )
+
+    image = pick("image", "Image", _IMAGE_COLUMNS, "img or image")
+    return image, pick("label", "ClassLabel", _LABEL_COLUMNS, "label")
+
+
+def _label_values(split: Any, column: str) -> list[int | str | None]:
+    values: list[Any] = split.data.column(column).to_pylist()
     for value in values:
         if not isinstance(value, int | str | None):
             raise DataError(f"a label is one number or name an image, not {value!r:.80}")
     return values
 
 
-def _columns(name: str, features: Any) -> tuple[str, str]:
-    """The image and the label column, by type first and by name else."""
+def _classes_from_values(
+    name: str, labels: Mapping[str, list[Any]]
+) -> tuple[list[str], dict[str, list[Any]]]:
+    """Without class names in the schema the distinct training labels are the classes, sorted."""
+    values = sorted({value for value in labels["train"] if value not in (None, -1)})
+    numbers = {value: number for number, value in enumerate(values)}
+    for role, part in labels.items():
+        unknown = set(part) - {None, -1} - set(numbers)
+        if unknown:
+            raise DataError(f"{name}: {role} has the label {unknown.pop()!r}, train has not")
+    numbered = {role: [numbers.get(v, -1) for v in part] for role, part in labels.items()}
+    return [str(value) for value in values], numbered
 
-    def pick(kind: str, usual: tuple[str, ...]) -> str | None:
-        typed = [column for column in features if type(features[column]).__name__ == kind]
-        named = [column for column in usual if column in features]
-        both = [column for column in named if column in typed]
-        return next(iter(both or typed or named), None)
 
-    image, label = pick("Image", _IMAGE_COLUMNS), pick("ClassLabel", _LABEL_COLUMNS)
-    for what, found, usual in (
-        ("image", image, "img or image"),
-        ("label", label, "label"),
-    ):
-        if found is None:
-            raise DataError(
-                f"{name} has no {what} column (expected: {usual}); found: {', '.join(features)}"
-            )
-    assert image is not None and label is not None
-    return image, label
+def _label_numbers(labels: list[Any]) -> Indices:
+    return np.array([-1 if label is None else label for label in labels], dtype=np.int64)

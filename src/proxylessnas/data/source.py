@@ -1,10 +1,11 @@
-"""A source of images: what every kind of data set becomes before anything is decoded."""
+"""`Source`: what every kind of data set becomes before any image is decoded."""
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from proxylessnas.errors import DataError
 
 Indices = NDArray[np.int64]
 
-SPLIT_ROLES = {  # the names of folders and splits
+SPLIT_ROLES = {  # what folders and splits may be called -> the part they become
     "train": "train",
     "training": "train",
     "val": "valid",
@@ -25,98 +26,131 @@ SPLIT_ROLES = {  # the names of folders and splits
 }
 
 
-class Reader(Protocol):
-    """Opens images by number; every one fails alone, with one of `images.DAMAGED`."""
+class ImageReader(Protocol):
+    """Opens the images of a data set by number."""
 
-    def open(self, index: int) -> Image.Image: ...
+    def open(self, index: int) -> Image.Image:
+        """The image, not yet decoded; a damaged one raises one of `decode.DAMAGED`."""
+        ...
 
-    def where(self, index: int) -> str:
-        """What to call the image in a message: its path, or its split and row."""
+    def describe(self, index: int) -> str:
+        """What a message calls the image: its path, or its split and row."""
         ...
 
 
 @dataclass(frozen=True)
-class Source:
-    """All labelled images of a data set; `train`, `valid`, `test` are disjoint image numbers.
+class ImageFiles:
+    """Reads images from files."""
 
-    `valid` and `test` are None where the data set has no such part of its own.
+    paths: tuple[str, ...]
+
+    def open(self, index: int) -> Image.Image:
+        return Image.open(self.paths[index])
+
+    def describe(self, index: int) -> str:
+        return self.paths[index]
+
+
+@dataclass(frozen=True)
+class SplitPart:
+    """One part of a data set as it was stored; labels are -1 where an image has none."""
+
+    labels: Indices  # [images of the part]
+    reader: ImageReader
+
+
+@dataclass(frozen=True)
+class Source:
+    """All images of a data set, numbered across its parts.
+
+    name: the data spec or folder.
+    classes: names in the order of the labels.
+    labels: [images], the class number of each; -1 where an image has none.
+    parts: "train", mostly "test" and sometimes "valid" -> disjoint numbers of labelled images.
+    left_out: reason -> files or images of the data set that are in no part.
     """
 
     name: str
     classes: tuple[str, ...]
-    labels: Indices  # [images], one class number each
-    reader: Reader
-    train: Indices
-    valid: Indices | None
-    test: Indices | None
+    labels: Indices
+    reader: ImageReader
+    parts: Mapping[str, Indices]
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Part:
-    labels: Indices  # [images of the part]; -1 where unlabelled
-    reader: Reader
+def assemble(
+    name: str,
+    classes: Sequence[str],
+    parts: Mapping[str, SplitPart],
+    left_out: Mapping[str, int] | None = None,
+) -> Source:
+    """One numbering over the parts, without the images that have no label.
 
+    A part without any label, such as the test split of a competition, does not count as a part;
+    where there is no test part, a validation part is the test part.
 
-def assemble(name: str, classes: Sequence[str], parts: dict[str, Part]) -> Source:
-    """One numbering over the parts, without the unlabelled rows.
-
-    A part without any label, such as a hub's test split, does not exist; where there is no test
-    part, a validation part is the test part.
+    Raises:
+        DataError: no labelled training image, fewer than 2 classes, or labels without a class.
     """
-    offset, labels, readers = 0, [], []
-    roles: dict[str, Indices] = {}
-    for role, part in parts.items():
-        known = np.flatnonzero(part.labels >= 0).astype(np.int64)
-        if len(known):
-            roles[role] = known + offset
-        offset += len(part.labels)
-        labels.append(part.labels)
-        readers.append(part.reader)
-    if "train" not in roles:
-        raise DataError(f"{name} has no labelled training images (parts found: {sorted(parts)})")
-    if "test" not in roles and "valid" in roles:
-        roles["test"] = roles.pop("valid")
-    joined = np.concatenate(labels).astype(np.int64)
-    if joined.max() >= len(classes):
-        raise DataError(f"{name} has a label {joined.max()} but only {len(classes)} class names")
-    present = np.unique(joined[roles["train"]])
-    if len(present) < 2:
-        raise DataError(
-            f"{name} has training images of {len(present)} class ({classes[present[0]]}); "
-            "at least 2 are needed"
-        )
-    for role in ("valid", "test"):
-        if role in roles and not np.isin(joined[roles[role]], present).all():
-            extra = np.setdiff1d(joined[roles[role]], present)[0]
-            raise DataError(f"{name}: class {classes[extra]!r} has no training image, only {role}")
-    ends = tuple(int(end) for end in np.cumsum([len(part.labels) for part in parts.values()]))
-    reader = readers[0] if len(readers) == 1 else _Joined(tuple(readers), ends)
+    labels = np.concatenate([part.labels for part in parts.values()]).astype(np.int64)
+    ends = np.cumsum([len(part.labels) for part in parts.values()]).tolist()
+    numbers: dict[str, Indices] = {}
+    missing: Counter[str] = Counter(left_out)
+    for (role, part), end in zip(parts.items(), ends, strict=True):
+        labelled = np.flatnonzero(part.labels >= 0).astype(np.int64)
+        if len(labelled):
+            numbers[role] = labelled + (end - len(part.labels))
+        missing[f"{role} image without a label"] += len(part.labels) - len(labelled)
+    if "test" not in numbers and "valid" in numbers:
+        numbers["test"] = numbers.pop("valid")
+    if "train" not in numbers:
+        raise DataError(f"{name} has no labelled training images (its parts: {sorted(parts)})")
+    _check_classes(name, classes, {role: labels[chosen] for role, chosen in numbers.items()})
+    readers = tuple(part.reader for part in parts.values())
     return Source(
         name=name,
         classes=tuple(classes),
-        labels=joined,
-        reader=reader,
-        train=roles["train"],
-        valid=roles.get("valid"),
-        test=roles.get("test"),
+        labels=labels,
+        reader=readers[0] if len(readers) == 1 else _JoinedReaders(readers, tuple(ends)),
+        parts=numbers,
+        left_out=+missing,  # without those that count 0
     )
 
 
+def _check_classes(name: str, classes: Sequence[str], labels: Mapping[str, Indices]) -> None:
+    """Every label has a class name, and every class of any part occurs in training."""
+    largest = max(int(part.max()) for part in labels.values())
+    if largest >= len(classes):
+        raise DataError(f"{name} has a label {largest} but only {len(classes)} class names")
+    trained = np.unique(labels["train"])
+    if len(trained) < 2:
+        raise DataError(
+            f"{name} has training images of {len(trained)} class ({classes[trained[0]]}); "
+            "at least 2 are needed"
+        )
+    for role, part in labels.items():
+        untrained = np.setdiff1d(part, trained)
+        if len(untrained):
+            raise DataError(
+                f"{name}: class {classes[untrained[0]]!r} has no training image, only {role}"
+            )
+
+
 @dataclass(frozen=True)
-class _Joined:
+class _JoinedReaders:
     """Readers one after the other; `ends` are the cumulated lengths."""
 
-    readers: tuple[Reader, ...]
+    readers: tuple[ImageReader, ...]
     ends: tuple[int, ...]
 
-    def _find(self, index: int) -> tuple[Reader, int]:
-        place = bisect.bisect_right(self.ends, index)
-        return self.readers[place], index - (self.ends[place - 1] if place else 0)
-
     def open(self, index: int) -> Image.Image:
-        reader, local = self._find(index)
+        reader, local = self._locate(index)
         return reader.open(local)
 
-    def where(self, index: int) -> str:
-        reader, local = self._find(index)
-        return reader.where(local)
+    def describe(self, index: int) -> str:
+        reader, local = self._locate(index)
+        return reader.describe(local)
+
+    def _locate(self, index: int) -> tuple[ImageReader, int]:
+        position = bisect.bisect_right(self.ends, index)
+        return self.readers[position], index - (self.ends[position - 1] if position else 0)

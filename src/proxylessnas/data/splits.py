@@ -1,34 +1,89 @@
-"""Stratified choices: which images are held out, which are kept under a limit."""
+"""How a split is made: stratified, and the test part does not depend on the user's seed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from proxylessnas.data.source import Indices, Source
 from proxylessnas.errors import DataError
 from proxylessnas.seeds import derive_seed
 
-Indices = NDArray[np.int64]
 
+def fixed_parts(source: Source, test_fraction: float) -> dict[str, Indices]:
+    """Image numbers of train, test and, where the data set has its own, valid.
 
-def spread(labels: Indices, count: int, *, seed: int, name: str, each: int) -> Indices:
-    """`count` sorted positions, at random, every class in proportion and with at least `each`.
-
-    Images are put in random order within their class; image r of n stands at (r + 1/2) / n, the
-    first `each` of a class before all others, and the `count` that stand first are taken.
+    test_fraction: held out of train where the data set has no test part; whatever the seed, so
+        that accuracies of several seeds are of the same images.
     """
-    stand = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        generator = torch.Generator().manual_seed(derive_seed(seed, name, int(label)))
-        order = torch.randperm(len(members), generator=generator).numpy()
-        place = (np.arange(len(members)) + 0.5) / len(members)
-        place[:each] -= 1
-        stand[members[order]] = place
-    return np.sort(np.argsort(stand, kind="stable")[:count]).astype(np.int64)
+    parts = {"train": source.parts["train"]}
+    if "test" in source.parts:
+        parts["test"] = source.parts["test"]
+    else:
+        rest, held_out = hold_out(
+            source.labels[parts["train"]],
+            test_fraction,
+            seed=0,
+            name="test",
+            classes=source.classes,
+            stay=1 if "valid" in source.parts else 2,  # one of these becomes validation
+        )
+        parts = {"train": parts["train"][rest], "test": parts["train"][held_out]}
+    if "valid" in source.parts:
+        parts["valid"] = source.parts["valid"]
+    return parts
+
+
+def limited_parts(
+    source: Source, parts: Mapping[str, Indices], limit: int | None
+) -> dict[str, Indices]:
+    """At most `limit` images of each part, the classes in proportion; whatever the seed."""
+    if limit is None:
+        return dict(parts)
+    least = 2 * len(source.classes)
+    if limit < least:
+        raise DataError(
+            f"limit {limit} is too small for {len(source.classes)} classes; at least {least}"
+        )
+    return {
+        role: numbers[
+            stratified_sample(
+                source.labels[numbers],
+                limit,
+                seed=0,
+                name=f"limit/{role}",
+                least=2 if role == "train" else 1,
+            )
+        ]
+        for role, numbers in parts.items()
+    }
+
+
+def with_validation(
+    parts: Mapping[str, Indices],
+    labels: Indices,
+    classes: Sequence[str],
+    fraction: float,
+    seed: int,
+) -> dict[str, Indices]:
+    """train = search + valid, and test.
+
+    The architecture parameters learn from valid, the weights from search (section 3.2 of the
+    paper); the derived network is trained on both. valid is the data set's own validation part,
+    or else `fraction` of the training images, chosen by `seed`.
+    """
+    train = parts["train"]
+    if "valid" in parts:
+        search, valid = train, parts["valid"]
+        train = np.concatenate([search, valid])
+    else:
+        rest, held_out = hold_out(
+            labels[train], fraction, seed=seed, name="valid", classes=classes, stay=1
+        )
+        search, valid = train[rest], train[held_out]
+    return {"train": train, "search": search, "valid": valid, "test": parts["test"]}
 
 
 def hold_out(
@@ -38,27 +93,44 @@ def hold_out(
     seed: int,
     name: str,
     classes: Sequence[str],
-    keep: int,
+    stay: int,
 ) -> tuple[Indices, Indices]:
-    """Positions (kept, held out): `fraction` of the images, stratified, 1 of each class at least.
+    """Sorted positions (that stay, held out): `fraction` of the images, stratified.
 
-    `keep` images of every class must stay; DataError names a class that has too few.
+    At least 1 image of every class is held out and at least `stay` stay.
+
+    Raises:
+        DataError: a class has fewer images than that.
     """
     numbers, sizes = np.unique(labels, return_counts=True)
-    if sizes.min() < keep + 1:
-        short = int(sizes.argmin())
+    if sizes.min() < stay + 1:
+        smallest = int(sizes.argmin())
         raise DataError(
-            f"class {classes[numbers[short]]!r} has {sizes[short]} training images; at least "
-            f"{keep + 1} are needed to hold out a {name} part (add images or remove the class)"
+            f"class {classes[numbers[smallest]]!r} has {sizes[smallest]} training images; at "
+            f"least {stay + 1} are needed to hold out a {name} part (add images or remove the "
+            "class)"
         )
     count = max(round(fraction * len(labels)), len(numbers))
-    held = spread(labels, count, seed=seed, name=f"split/{name}", each=1)
-    left = np.bincount(labels, minlength=numbers.max() + 1) - np.bincount(
-        labels[held], minlength=numbers.max() + 1
-    )
-    for number in numbers[
-        left[numbers] < keep
-    ]:  # only where the fraction is large and a class small
-        members = held[labels[held] == number]
-        held = np.setdiff1d(held, members[1 : 1 + keep - left[number]])
-    return np.setdiff1d(np.arange(len(labels)), held), held
+    held_out = stratified_sample(labels, count, seed=seed, name=f"split/{name}", least=1)
+    lacking = stay - np.bincount(labels) + np.bincount(labels[held_out], minlength=labels.max() + 1)
+    for number in numbers[lacking[numbers] > 0]:  # a large fraction of a small class
+        members = held_out[labels[held_out] == number]
+        held_out = np.setdiff1d(held_out, members[1 : 1 + lacking[number]])
+    return np.setdiff1d(np.arange(len(labels)), held_out), held_out
+
+
+def stratified_sample(labels: Indices, count: int, *, seed: int, name: str, least: int) -> Indices:
+    """`count` sorted positions, at random, every class in proportion and with at least `least`.
+
+    Images are put in random order within their class; image r of n gets the rank (r + 1/2) / n,
+    the first `least` of a class rank before all others, and the `count` lowest are taken.
+    """
+    rank = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        generator = torch.Generator().manual_seed(derive_seed(seed, name, int(label)))
+        order = torch.randperm(len(members), generator=generator).numpy()
+        within = (np.arange(len(members)) + 0.5) / len(members)
+        within[:least] -= 1
+        rank[members[order]] = within
+    return np.sort(np.argsort(rank, kind="stable")[:count]).astype(np.int64)

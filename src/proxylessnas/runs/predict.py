@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from proxylessnas.architecture import Architecture
-from proxylessnas.data import ImageInfo, read_image
+from proxylessnas.data import read_image
 from proxylessnas.errors import ConfigError, RunError
 from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.spaces import build
@@ -36,19 +36,9 @@ def predict(
     network = build(architecture, allow=[space] if space else [])
     directory.load_weights("weights.safetensors", network)
     network.eval()
-    reading = ImageInfo(
-        name=str(path),
-        channels=info.shape[0],
-        height=info.shape[1],
-        width=info.shape[2],
-        classes=info.classes,
-        mean=info.mean,
-        std=info.std,
-        central_share=info.central_share,
-    )
     for image in images:
         with torch.inference_mode():
-            logits = network(read_image(image, reading))
+            logits = network(read_image(image, info))
         values, order = logits.softmax(1)[0].topk(min(top, logits.shape[1]))
         named = len(info.classes) == logits.shape[1]
         names = (info.classes[i] if named else str(i) for i in order.tolist())

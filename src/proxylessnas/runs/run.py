@@ -69,34 +69,24 @@ class Run:
 
     @cached_property
     def data(self) -> ImageData:
-        config, loading = self.config, self.config.loading
+        config = self.config
         self.reporter.say(f"data: {config.data}")
         with self.reporter.bar("reading the data") as update:
             data = load_data(
                 config.data,
+                config.loading,
                 image_size=config.image_size,
-                valid_fraction=loading.valid_fraction,
-                test_fraction=loading.test_fraction,
-                workers=loading.workers,
-                limit=loading.limit,
-                augment=loading.augment,
                 seed=config.seed,
                 progress=update,
             )
+        self.reporter.say(f"  {data.summary}")
         if config.train.augment is not None:
-            data.policy(config.train.augment)  # for its error, before the search is paid for
+            data.parse(config.train.augment)  # for its error, before the search is paid for
         return data
 
     @property
     def input(self) -> InputInfo:
-        info = self.data.info
-        return InputInfo(
-            shape=info.input_shape,
-            mean=info.mean,
-            std=info.std,
-            classes=info.classes,
-            central_share=info.central_share,
-        )
+        return self.data.info
 
     @cached_property
     def machine(self) -> Machine:

@@ -1,10 +1,11 @@
-"""Where images come from: a data spec to a `Source`, which opens any image by its number.
+"""A data spec, which is what `--data` takes, to a `Source`.
 
-mnist5k, digits                   arrays that a package carries
-a folder                          one folder a class, with or without train/ val/ test/
-a folder holding *.parquet        Hugging Face layout, read by `datasets`
-owner/name[:config]               the Hugging Face hub
-torchvision:NAME                  a class of torchvision.datasets
+mnist5k, digits                   arrays that a package carries          packaged.py
+torchvision:NAME                  a class of torchvision.datasets        packaged.py
+a folder                          one folder a class, with or without
+                                  train/, val/, test/                    folders.py
+a folder holding *.parquet        the layout of Hugging Face             huggingface.py
+owner/name[:config]               a data set of the Hugging Face hub     huggingface.py
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ from proxylessnas.data.packaged import TORCHVISION, digits, mnist5k, torchvision
 from proxylessnas.data.source import Source
 from proxylessnas.errors import DataError, did_you_mean
 
+_BUNDLED = {"mnist5k": mnist5k, "digits": digits}
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
 
 
 def open_source(spec: str) -> Source:
-    """The data set a spec names, not yet decoded; DataError says what is wrong with it."""
-    if spec == "mnist5k":
-        return mnist5k()
-    if spec == "digits":
-        return digits()
+    """The data set that a spec names, no image decoded yet.
+
+    Raises:
+        DataError: there is no such data set, or its layout is not understood.
+    """
+    if spec in _BUNDLED:
+        return _BUNDLED[spec]()
     if spec.startswith("torchvision:"):
         return torchvision_source(spec)
     path = Path(spec).expanduser()
@@ -41,14 +45,14 @@ def open_source(spec: str) -> Source:
         return hub_source(spec)
     if "/" in spec or os.sep in spec or spec.startswith((".", "~")):
         raise DataError(f"there is no folder {spec} (looked for {path.absolute()})")
-    raise DataError(f"unknown data set {spec!r}: {_suggest(spec)}")
+    raise DataError(f"unknown data set {spec!r}: {_suggestion(spec)}")
 
 
-def _suggest(word: str) -> str:
-    near = {name.lower(): f"torchvision:{name}" for name in TORCHVISION}
-    if word.lower() in near:
-        return f"did you mean {near[word.lower()]}?"
+def _suggestion(word: str) -> str:
+    torchvision = {name.lower(): f"torchvision:{name}" for name in TORCHVISION}
+    if word.lower() in torchvision:
+        return f"did you mean {torchvision[word.lower()]}?"
     return (
-        f"{did_you_mean(word, ['mnist5k', 'digits'])} Or give a folder that exists, "
+        f"{did_you_mean(word, _BUNDLED)} Or give a folder that exists, "
         "a Hugging Face name (owner/name) or torchvision:NAME"
     )

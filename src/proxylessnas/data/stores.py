@@ -1,0 +1,161 @@
+"""Where the pixels of a batch come from: memory, or workers that decode image files.
+
+In memory a batch is a gather, a strided cut, a flip and a normalisation of whole tensors (some
+hundred microseconds for 64 images of 32 x 32: not worth a thread). Larger sets stream through
+the workers of a DataLoader, which only decode and crop boxes that were drawn beforehand.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from proxylessnas.data import augment
+from proxylessnas.data.augment import Augmentation
+from proxylessnas.data.decode import DamagedImage, ImageShape, Pixels, decode, opened
+from proxylessnas.data.source import ImageReader, Indices
+from proxylessnas.errors import DataError
+
+
+class BatchRequest(NamedTuple):
+    """A batch to load, with everything random about it.
+
+    rows: int64 [B], the images in the store's order.
+    uniforms: float32 [B, 9], see `augment.draw`; [B, 0] where nothing is augmented.
+    """
+
+    rows: Tensor
+    uniforms: Tensor
+
+
+class ImageStore(Protocol):
+    """The images of all parts of a data set that are not damaged."""
+
+    def load(
+        self, requests: Sequence[BatchRequest], augmentation: Augmentation
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """uint8 images [B, C, H, W], moved or cropped, and int64 labels [B] of each request."""
+        ...
+
+
+@dataclass(frozen=True)
+class PixelsInMemory:
+    """All images decoded: uint8 [N, C, H, W], and their labels, int64 [N]."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def load(
+        self, requests: Sequence[BatchRequest], augmentation: Augmentation
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows, uniforms in requests:
+            images = self.pixels.index_select(0, rows)
+            yield augment.moved(images, augmentation, uniforms), self.labels[rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamedImages:
+    """A set too large for memory: its batches come decoded and cropped from workers.
+
+    numbers: of the images, in the reader's numbering; labels: theirs.
+    damaged: images that turned out damaged while streaming, each with the reason.
+    """
+
+    reader: ImageReader
+    numbers: Indices
+    labels: Indices
+    shape: ImageShape
+    central_share: float
+    workers: int
+    damaged: list[str] = field(default_factory=list)
+
+    def load(
+        self, requests: Sequence[BatchRequest], augmentation: Augmentation
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """In the order of the requests, whatever the workers do."""
+        loader = DataLoader(
+            _BatchDecoder(self, augmentation.smallest_area),
+            batch_size=None,  # an item is a batch already
+            sampler=[_work_order(request, augmentation) for request in requests],
+            num_workers=self.workers,
+            generator=torch.Generator(),  # else the loader draws from the global one
+        )
+        for images, labels, damaged in loader:
+            self._note(damaged)
+            if not len(images):
+                raise DataError(f"no image of a batch can be decoded, beginning with {damaged[0]}")
+            yield images, labels
+
+    def _note(self, damaged: list[str]) -> None:
+        """Warns of each damaged image once."""
+        for image in damaged:
+            if image not in self.damaged:
+                self.damaged.append(image)
+                warnings.warn(f"image cannot be decoded and is left out: {image}", stacklevel=2)
+
+
+class _WorkOrder(NamedTuple):
+    """What a worker is told of a batch: rows [B]; 4 uniforms [B, 4] for each random box."""
+
+    rows: Indices
+    boxes: NDArray[np.float32] | None
+
+
+class _DecodedBatch(NamedTuple):
+    """What a worker answers: uint8 [B, C, H, W], int64 [B], images that cannot be decoded."""
+
+    images: Tensor
+    labels: Tensor
+    damaged: list[str]
+
+
+def _work_order(request: BatchRequest, augmentation: Augmentation) -> _WorkOrder:
+    rows, uniforms = request
+    boxes = augment.boxes(uniforms).numpy() if augmentation.move != "none" else None
+    return _WorkOrder(rows.numpy(), boxes)
+
+
+@dataclass(frozen=True)
+class _BatchDecoder(Dataset[_DecodedBatch]):
+    """Decodes whole batches in a worker; holds no random state."""
+
+    store: StreamedImages
+    smallest_area: float
+
+    def __getitem__(self, order: _WorkOrder) -> _DecodedBatch:
+        images: dict[int, Pixels] = {}  # place in the batch -> pixels
+        damaged = []
+        for place, row in enumerate(order.rows.tolist()):
+            try:
+                uniforms = None if order.boxes is None else order.boxes[place]
+                images[place] = self._decode(row, uniforms)
+            except DamagedImage as damage:
+                number = int(self.store.numbers[row])
+                damaged.append(f"{self.store.reader.describe(number)} ({damage})")
+        if not images:
+            return _DecodedBatch(torch.empty(0), torch.empty(0), damaged)
+        # In place of an image damaged since the survey, or not part of it, another image of the
+        # same batch is taken, so that the batch keeps its size.
+        first = next(iter(images))
+        places = [place if place in images else first for place in range(len(order.rows))]
+        pixels = np.stack([images[place] for place in places])
+        labels = self.store.labels[order.rows[places]]
+        return _DecodedBatch(torch.from_numpy(pixels), torch.from_numpy(labels), damaged)
+
+    def _decode(self, row: int, uniforms: NDArray[np.float32] | None) -> Pixels:
+        with opened(self.store.reader, int(self.store.numbers[row])) as image:
+            return decode(
+                image,
+                self.store.shape,
+                central_share=self.store.central_share,
+                uniforms=uniforms,
+                smallest_area=self.smallest_area,
+            )

@@ -1,0 +1,82 @@
+"""Augmentation of whole batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxylessnas.data import Augmentation, augment
+
+_tables = st.integers(0, 1000).map(lambda seed: augment.draw(6, seed, "train", 0))
+
+
+def numbered(height: int = 16, width: int = 24) -> torch.Tensor:
+    """[6, 2, H, W] with every value above 0 once."""
+    return torch.arange(1, 6 * 2 * height * width + 1).reshape(6, 2, height, width)
+
+
+@given(table=_tables)
+@settings(deadline=None, max_examples=25)
+def test_moving_keeps_values_in_their_image_and_order(table: torch.Tensor) -> None:
+    images = numbered()
+    moved = augment.moved(images, Augmentation("crop"), table)
+    for before, after in zip(images, moved, strict=True):
+        inside = after[0] > 0
+        height, width = int(inside.any(1).sum()), int(inside.any(0).sum())
+        assert height >= 14 and width >= 21  # at most 2 of 16 and 3 of 24 are lost
+        kept = after[:, inside.any(1)][:, :, inside.any(0)]
+        top, left = divmod(int(kept[0, 0, 0] - before[0, 0, 0]), 24)
+        assert torch.equal(kept, before[:, top : top + height, left : left + width])
+
+
+def test_every_shift_occurs() -> None:
+    images = numbered().repeat(100, 1, 1, 1)
+    table = augment.draw(600, 0, "train", 0)
+    augmentation = Augmentation("crop")
+    first = augment.moved(images, augmentation, table)[:, 0]
+    corners = {tuple((image > 0).nonzero()[0].tolist()) for image in first}
+    assert {y for y, _ in corners} == {0, 1, 2} and {x for _, x in corners} == {0, 1, 2, 3}
+    assert torch.equal(augment.moved(images, Augmentation(), table), images)
+
+
+@given(table=_tables)
+@settings(deadline=None, max_examples=25)
+def test_flipping_twice_is_nothing(table: torch.Tensor) -> None:
+    images, augmentation = numbered(), Augmentation(flip=True)
+    once = augment.flipped(images, augmentation, table)
+    assert torch.equal(augment.flipped(once, augmentation, table), images)
+    for before, after in zip(images, once, strict=True):
+        assert torch.equal(after, before) or torch.equal(after, before.flip(2))
+    assert torch.equal(augment.flipped(images, Augmentation(), table), images)
+
+
+@given(table=_tables, side=st.integers(1, 16))
+@settings(deadline=None, max_examples=25)
+def test_cutout_sets_one_square_to_the_mean(table: torch.Tensor, side: int) -> None:
+    images = numbered().float()
+    cut = augment.cut_out_(images.clone(), Augmentation(cutout=side), table)
+    for before, after in zip(images, cut, strict=True):
+        gone = (after == 0).all(0)
+        assert torch.equal(after[:, ~gone], before[:, ~gone])
+        height, width = int(gone.any(1).sum()), int(gone.any(0).sum())
+        assert int(gone.sum()) == height * width
+        assert side // 2 <= height <= side and side // 2 <= width <= side
+
+
+@pytest.mark.parametrize(
+    ("channels", "classes", "text"),
+    [
+        (3, ("cat", "dog"), "crop+flip"),
+        (3, ("0", "1"), "crop"),
+        (1, ("cat", "dog"), "shift"),
+    ],
+)
+def test_auto(channels: int, classes: tuple[str, ...], text: str) -> None:
+    assert Augmentation.parse("auto", shape=(channels, 32, 32), classes=classes).text == text
+
+
+@pytest.mark.parametrize("text", ["none", "crop", "shift", "crop+flip", "crop+flip+cutout16"])
+def test_policies_by_name(text: str) -> None:
+    assert Augmentation.parse(text, shape=(3, 32, 32), classes=("a", "b")).text == text
