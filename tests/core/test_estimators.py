@@ -20,6 +20,7 @@ from toys import (
     log_of,
     priced,
     problem,
+    row_of,
     seeded,
     supernet_with,
 )
@@ -47,8 +48,30 @@ LOSSES = (1.0, 0.0, 0.0)
 ALPHA = ((0.3, -0.5, 1.1), (0.2, 0.9))
 
 
-def chain(sizes: tuple[int, ...] = (3, 2), alpha: object = ALPHA) -> Supernet:
-    return supernet_with(Chain(sizes), alpha)
+# Each mixed operation a choice of its own, or the first and the last sharing one: two rows of α
+# in either case, and the same equations.
+both_kinds = pytest.mark.parametrize("shared", [False, True])
+
+
+def chain(
+    sizes: tuple[int, ...] = (3, 2), alpha: object = ALPHA, *, shared: bool = False
+) -> Supernet:
+    model = Chain((3, 2, 3), choices=("edge", None, "edge")) if shared else Chain(sizes)
+    return supernet_with(model, alpha)
+
+
+class Sum(nn.Module):
+    """Mixed operations side by side that share one choice."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.terms = nn.ModuleList(
+            MixedOp([nn.Linear(3, 3) for _ in range(3)], choice="edge") for _ in range(count)
+        )
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum((term(x) for term in self.terms), torch.zeros_like(x))
 
 
 def batch() -> Tensor:
@@ -71,12 +94,17 @@ def through_soft_gates(supernet: Supernet, active: tuple[int, ...]) -> Tensor:
     p = softmax(alpha, supernet.mask)
     onehot = nn.functional.one_hot(torch.tensor(active), p.shape[1]).double()
     g = onehot + p - p.detach()
-    x = batch()
-    for gates, mixed in zip(g, supernet.paths, strict=True):
-        candidates = mixed.candidates.values()
-        x = torch.tanh(sum(gate * c(x) for gate, c in zip(gates, candidates, strict=False)))
+    x = mixture(supernet, g, batch())
     (grad,) = torch.autograd.grad(((x - 0.3) ** 2).sum(), [alpha])
     return grad
+
+
+def mixture(supernet: Supernet, weights: Tensor, x: Tensor) -> Tensor:
+    """A chain's output where every candidate runs, weighted by its row of `weights`."""
+    for mixed in supernet.model.ops:
+        row, candidates = weights[row_of(supernet, mixed)], mixed.candidates.values()
+        x = torch.tanh(sum(w * c(x) for w, c in zip(row, candidates, strict=False)))
+    return x
 
 
 def architectures(supernet: Supernet) -> list[tuple[int, ...]]:
@@ -99,8 +127,9 @@ def test_eq4_is_the_gradient_through_the_softmax(alpha: list[float], seed: int) 
     torch.testing.assert_close(eq4(torch.softmax(row.detach(), 1), grad_gates), expected)
 
 
-def test_full_path_equals_autograd_through_soft_gates_for_every_architecture() -> None:
-    supernet = chain()
+@both_kinds
+def test_full_path_equals_autograd_through_soft_gates_for_every_architecture(shared: bool) -> None:
+    supernet = chain(shared=shared)
     task = problem(supernet, squares)
     for active in architectures(supernet):
         leaf = torch.zeros_like(supernet.alpha).requires_grad_()
@@ -112,21 +141,23 @@ def test_full_path_equals_autograd_through_soft_gates_for_every_architecture() -
 
 def active_of(supernet: Supernet, log: list[tuple[tuple[int, int], bool]]) -> tuple[int, ...]:
     """Of the candidates that ran, those that autograd recorded: the active ones, in order."""
-    chosen = dict(name for name, recording in log if recording)
-    return tuple(chosen[m] for m in range(len(supernet.names)))
+    ran = {name for name, recording in log if recording}
+    assert len(ran) == len(supernet.names)  # the same candidate at every position of a choice
+    return tuple(dict(ran)[m] for m in range(len(supernet.names)))
 
 
-def recorded_chain(sizes: tuple[int, ...]) -> tuple[Supernet, list[tuple[tuple[int, int], bool]]]:
+def recorded_chain(shared: bool) -> tuple[Supernet, list[tuple[tuple[int, int], bool]]]:
     log: list[tuple[tuple[int, int], bool]] = []
-    model = Chain(sizes)
-    for m, op in enumerate(model.ops):
+    supernet = chain(shared=shared)
+    for op in supernet.model.ops:
         for j, (name, candidate) in enumerate(list(op.candidates.items())):
-            op.candidates[name] = Recorder(candidate, (m, j), log)
-    return supernet_with(model, ALPHA), log
+            op.candidates[name] = Recorder(candidate, (row_of(supernet, op), j), log)
+    return supernet, log
 
 
-def test_full_path_step_equals_eq4_on_the_path_it_drew() -> None:
-    supernet, log = recorded_chain((3, 2))
+@both_kinds
+def test_full_path_step_equals_eq4_on_the_path_it_drew(shared: bool) -> None:
+    supernet, log = recorded_chain(shared)
     drawn = set()
     for seed in range(12):
         log.clear()
@@ -138,9 +169,10 @@ def test_full_path_step_equals_eq4_on_the_path_it_drew() -> None:
     assert len(drawn) > 2
 
 
-def test_two_path_step_equals_eq4_on_its_pair() -> None:
+@both_kinds
+def test_two_path_step_equals_eq4_on_its_pair(shared: bool) -> None:
     """q replaces p, and the gates of the pair alone count."""
-    supernet, log = recorded_chain((3, 2))
+    supernet, log = recorded_chain(shared)
     pairs = set()
     for seed in range(12):
         log.clear()
@@ -154,10 +186,13 @@ def test_two_path_step_equals_eq4_on_its_pair() -> None:
     assert len(pairs) > 1
 
 
+@both_kinds
 @pytest.mark.parametrize("active", [0, 1, 2])
-def test_full_path_is_the_exact_gradient_for_one_operation_and_an_affine_loss(active: int) -> None:
+def test_full_path_is_the_exact_gradient_for_one_choice_and_an_affine_loss(
+    active: int, shared: bool
+) -> None:
     """∇E[L] by enumeration; which candidate was active does not matter."""
-    supernet = supernet_with(MixedOp([nn.Linear(3, 3).double() for _ in range(3)]), [log_of(P)])
+    supernet = supernet_with(Sum(2 if shared else 1), [log_of(P)])
     weights = torch.randn(5, 3, dtype=torch.float64)
 
     def affine(model: nn.Module) -> Tensor:
@@ -418,12 +453,13 @@ def reinforce_mean(
     return total.detach()
 
 
+@both_kinds
 @pytest.mark.parametrize("baseline", [0.0, -3.7])
 def test_reinforce_is_the_gradient_of_the_mean_reward(
-    monkeypatch: pytest.MonkeyPatch, baseline: float
+    monkeypatch: pytest.MonkeyPatch, baseline: float, shared: bool
 ) -> None:
     """Minimising: −∇E[R]; whatever the baseline, as it does not depend on the draws."""
-    supernet = chain()
+    supernet = chain(shared=shared)
 
     def reward(accuracy: float, indices: object) -> float:
         return accuracy + sum(indices)  # type: ignore[call-overload, no-any-return]
@@ -517,30 +553,26 @@ def test_a_reward_without_an_accuracy_is_refused() -> None:
 # --- the others ---
 
 
-def test_darts_is_the_gradient_through_the_mixture() -> None:
-    supernet = chain()
+@both_kinds
+def test_darts_is_the_gradient_through_the_mixture(shared: bool) -> None:
+    supernet = chain(shared=shared)
     alpha = supernet.alpha.detach().clone().requires_grad_()
-    x = batch()
-    for weights, mixed in zip(softmax(alpha, supernet.mask), supernet.paths, strict=True):
-        candidates = mixed.candidates.values()
-        x = torch.tanh(sum(w * c(x) for w, c in zip(weights, candidates, strict=False)))
+    x = mixture(supernet, softmax(alpha, supernet.mask), batch())
     (expected,) = torch.autograd.grad(((x - 0.3) ** 2).sum(), [alpha])
     estimate = Darts().step(problem(supernet, squares), seeded())
     torch.testing.assert_close(estimate.gradient, expected)
 
 
+@both_kinds
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_gumbel_is_straight_through(temperature: float) -> None:
+def test_gumbel_is_straight_through(temperature: float, shared: bool) -> None:
     """Autograd through onehot + s − stopgrad(s), s the softmax of the perturbed α."""
-    supernet = chain()
+    supernet = chain(shared=shared)
     alpha = supernet.alpha.detach().clone().requires_grad_()
     noise = -torch.empty_like(supernet.alpha).exponential_(generator=seeded(3)).log()
     soft = softmax((alpha + noise) / temperature, supernet.mask)
     g = nn.functional.one_hot(soft.argmax(1), 3).double() + soft - soft.detach()
-    x = batch()
-    for gates, mixed in zip(g, supernet.paths, strict=True):
-        candidates = mixed.candidates.values()
-        x = torch.tanh(sum(gate * c(x) for gate, c in zip(gates, candidates, strict=False)))
+    x = mixture(supernet, g, batch())
     (expected,) = torch.autograd.grad(((x - 0.3) ** 2).sum(), [alpha])
     estimate = Gumbel(temperature).step(problem(supernet, squares), seeded(3))
     torch.testing.assert_close(estimate.gradient, expected)

@@ -59,12 +59,18 @@ class After(Callback):
 
 
 class Chain(nn.Module):
-    """Mixed operations one after the other, a tanh after each; float64."""
+    """Mixed operations one after the other, a tanh after each; float64.
 
-    def __init__(self, sizes: Sequence[int], width: int = 3) -> None:
+    choices: the choice of each, where they share some.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], width: int = 3, choices: Sequence[str | None] | None = None
+    ) -> None:
         super().__init__()
         self.ops = nn.ModuleList(
-            MixedOp([nn.Linear(width, width) for _ in range(n)]) for n in sizes
+            MixedOp([nn.Linear(width, width) for _ in range(n)], choice=choice)
+            for n, choice in zip(sizes, choices or [None] * len(sizes), strict=True)
         )
         self.double()
 
@@ -94,6 +100,11 @@ def supernet_with(model: nn.Module, alpha: Sequence[Sequence[float]] | None = No
         for row, values in zip(supernet.alpha, alpha or [], strict=bool(alpha)):
             row[: len(values)] = torch.tensor(values, dtype=torch.float64)
     return supernet
+
+
+def row_of(supernet: Supernet, mixed: MixedOp) -> int:
+    """The row of α that a mixed operation follows."""
+    return next(m for m, positions in enumerate(supernet.positions) if mixed in positions)
 
 
 def log_of(p: Sequence[float]) -> list[float]:
