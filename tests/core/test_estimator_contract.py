@@ -23,29 +23,40 @@ pytestmark = pytest.mark.parametrize("name", [*ESTIMATORS, *REINMAX])
 
 
 class Rich(nn.Module):
-    """Everything a step may disturb: momentum, batch norm, dropout, a Zero, ragged rows."""
+    """Everything a step may disturb: momentum, batch norm, dropout, a Zero, ragged rows.
 
-    def __init__(self) -> None:
+    count: how many mixed operations share the first choice.
+    """
+
+    def __init__(self, count: int = 1) -> None:
         super().__init__()
-        self.first = MixedOp(
-            {
-                "bn": nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)),
-                "dropout": nn.Sequential(nn.Dropout(0.3), nn.Linear(4, 4)),
-                "zero": Zero(),
-            }
-        )
+        self.first = nn.ModuleList(self.edge() for _ in range(count))
         self.norm = nn.BatchNorm1d(4)
         self.second = MixedOp([nn.Linear(4, 4), nn.Identity()])
 
+    @staticmethod
+    def edge() -> MixedOp:
+        candidates = {
+            "bn": nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)),
+            "dropout": nn.Sequential(nn.Dropout(0.3), nn.Linear(4, 4)),
+            "zero": Zero(),
+        }
+        return MixedOp(candidates, choice="edge")
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.norm(x + self.first(x)))
+        for edge in self.first:
+            x = self.norm(x + edge(x))
+        return self.second(x)
 
 
-def rich(name: str, seed: int = 0, weights: int = 0, **settings: Any) -> Search:
+several_positions = pytest.mark.parametrize("positions", [1, 2])
+
+
+def rich(name: str, seed: int = 0, weights: int = 0, positions: int = 1, **settings: Any) -> Search:
     """A search with a cost under a constraint that binds."""
     torch.manual_seed(weights)
     job = make_search(
-        Rich(),
+        Rich(positions),
         name,
         seed=seed,
         objective=Constraint([2.0], rate=0.5),
@@ -67,6 +78,32 @@ def assert_same(a: tuple[dict[str, Tensor], str], b: tuple[dict[str, Tensor], st
     assert a[0].keys() == b[0].keys()
     different = [k for k, v in a[0].items() if not torch.equal(v, b[0][k])]
     assert different == []
+
+
+class PlantedTwice(nn.Module):
+    """The target is the input; of three scales at two positions only 1 twice returns it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        scales = {"smaller": 0.5, "right": 1.0, "none": 0.0}
+        self.scale = nn.Parameter(torch.ones(()))
+        self.ops = nn.ModuleList(
+            MixedOp({k: Scale(v) for k, v in scales.items()}, choice="edge") for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for op in self.ops:
+            x = op(x)
+        return self.scale * x
+
+
+def test_learns_what_is_best_at_all_positions_together(name: str) -> None:
+    model = PlantedTwice()
+    model.scale.requires_grad_(False)
+    job = make_search(model, name, warmup_epochs=0, epochs=12)
+    run_loop(job)
+    assert job.supernet.names == ("edge",)
+    assert name == "random" or job.most_probable() == [1]
 
 
 def test_learns_the_planted_best_candidate(name: str) -> None:
@@ -96,24 +133,26 @@ def test_learns_the_cheap_candidate_where_the_loss_does_not_care(name: str) -> N
         assert job.most_probable() == [3]
 
 
-def test_is_deterministic_under_a_seed(name: str) -> None:
-    first, second, other = rich(name), rich(name), rich(name, seed=1)
+@several_positions
+def test_is_deterministic_under_a_seed(name: str, positions: int) -> None:
+    first, second, other = (rich(name, seed, positions=positions) for seed in (0, 0, 1))
     for job in (first, second, other):
         run_loop(job)
     assert_same(everything(first), everything(second))
     assert not torch.equal(first.supernet.alpha, other.supernet.alpha)
 
 
+@several_positions
 @pytest.mark.parametrize("stop", [3, 13])
-def test_resumed_is_bit_identical_to_never_stopped(name: str, stop: int) -> None:
+def test_resumed_is_bit_identical_to_never_stopped(name: str, stop: int, positions: int) -> None:
     """In the warm-up and in the middle of an epoch of the search."""
-    whole = rich(name, arch_every=2)
+    whole = rich(name, positions=positions, arch_every=2)
     run_loop(whole)
-    stopped = rich(name, arch_every=2)
+    stopped = rich(name, positions=positions, arch_every=2)
     with pytest.raises(InterruptedError):
         run_loop(stopped, callbacks=[After(stopped, _stop_at(stop))])
     tensors, values = everything(stopped)
-    resumed = rich(name, weights=1, arch_every=2)
+    resumed = rich(name, weights=1, positions=positions, arch_every=2)
     resumed.load(tensors, json.loads(values))
     assert_same(everything(resumed), (tensors, values))
     run_loop(resumed)
@@ -230,9 +269,10 @@ def test_candidates_that_return_tuples_or_dicts_and_take_kwargs(name: str, as_di
     assert torch.equal(job.supernet.alpha, start) == (name == "random")
 
 
-def test_alpha_alone_moves_in_an_architecture_step(name: str) -> None:
+@several_positions
+def test_alpha_alone_moves_in_an_architecture_step(name: str, positions: int) -> None:
     """Invariant 2, every weight and buffer bit-identical."""
-    job = rich(name)
+    job = rich(name, positions=positions)
     job.model.train()
     job.step = job.schedule.warmup
     for _ in range(2):  # momenta and statistics exist

@@ -51,15 +51,16 @@ def numbers(tensors: Any) -> list[float]:
 def searched(estimator: str, ranks: Ranks) -> dict[str, Any]:
     """A few steps of a network without batch normalisation, in float64."""
     torch.manual_seed(ranks.rank)  # fresh weights of rank 0 are what counts
-    model = Chain([3, 2])
-    kind: Any = (
-        Reinforce(4, reward=lambda accuracy, row: accuracy - row[0])
-        if (estimator == "reward")
-        else estimator
-    )
+    shared = estimator == "shared choices"  # of the first and the last mixed operation
+    model = Chain([3, 2, 3], choices=["edge", None, "edge"]) if shared else Chain([3, 2])
+    kinds: dict[str, Any] = {
+        "reward": Reinforce(4, reward=lambda accuracy, row: accuracy - row[0]),
+        "shared choices": "two_path",
+    }
+    kind = kinds.get(estimator, estimator)
     task = Task(loss=nn.functional.mse_loss, correct=lambda out, y: (out * y > 0)[:, 0].sum())
     job = make_search(model, kind, data=doubles(8, 8, 4), task=task, ranks=ranks, epochs=2)
-    if estimator == "two_path":  # an objective whose slope in E holds the loss
+    if shared or estimator == "two_path":  # an objective whose slope in E holds the loss
         costs = priced(job.supernet, [[1.0, 2.0, 3.0], [1.0, 4.0]], fixed=1.0)
         job.costs, job.objective = costs, MulLog(4.0)
     run_loop(job)
@@ -228,7 +229,7 @@ def calls_of_a_step(ranks: Ranks) -> dict[str, int]:
 
 
 def answers(ranks: Ranks) -> dict[str, Any]:
-    names = ("two_path", "full_path", "reinforce", "reward")
+    names = ("two_path", "shared choices", "full_path", "reinforce", "reward")
     torch.manual_seed(5)
     return {
         "searched": {name: searched(name, ranks) for name in names},

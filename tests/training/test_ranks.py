@@ -134,7 +134,9 @@ def close(a: list[float], b: list[float], tolerance: float = 1e-10) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("estimator", ["two_path", "full_path", "reinforce", "reward"])
+@pytest.mark.parametrize(
+    "estimator", ["two_path", "shared choices", "full_path", "reinforce", "reward"]
+)
 def test_two_ranks_with_half_the_batch_are_one_with_the_whole(
     two: list[dict[str, Any]], estimator: str
 ) -> None:
