@@ -226,20 +226,33 @@ def test_the_config_of_a_run_repeats_it(finished: Path, tmp_path: Path) -> None:
         assert (out / name).read_bytes() == (finished / name).read_bytes(), name
 
 
-def test_a_space_of_ones_own(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
-        "from torch import nn\n"
-        "from proxylessnas import MixedOp\n"
-        "def net(input_shape, classes, width=4):\n"
-        "    convs = {f'{k}x{k}': nn.Conv2d(input_shape[0], width, k, padding=k // 2) "
-        "for k in (1, 3, 5)}\n"
-        "    return nn.Sequential(MixedOp(convs), nn.ReLU(), nn.Flatten(), "
-        "nn.Linear(width * 64, classes))\n"
-    )
+OWN_SPACE = """
+from torch import nn
+from proxylessnas import MixedOp
+
+def net(input_shape, classes, width=4):
+    def conv(channels):
+        convs = {f"{k}x{k}": nn.Conv2d(channels, width, k, padding=k // 2) for k in (1, 3, 5)}
+        return MixedOp(convs, choice="kernel")
+
+    layers = [conv(input_shape[0]), nn.ReLU(), conv(width), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(width * 64, classes))
+"""
+
+
+def test_a_space_of_ones_own_whose_positions_share_a_choice(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN_SPACE)
     own = ["--space=mine:net", "--space-settings={width: 6}", "--target-latency=0.99x"]
     out = tmp_path / "own"
     assert main(["run", *TINY, *own, f"--out={out}"]) == 0
     assert main(["run", "--resume", "--space=mine:net", f"--out={out}", "--quiet"]) == 0
+    architecture = json.loads((out / "architecture.json").read_text())
+    assert list(architecture["choices"]) == ["kernel"]
+    (table,) = (json.loads(path.read_text()) for path in out.glob("*table*.json"))
+    assert {tuple(n["choices"]) for n in table["networks"]} == {("kernel",)}
+    assert len(table["entries"]) == 6  # three candidates, of one channel and of six
+    summary = json.loads((out / "summary.json").read_text())
+    assert [block["name"] for block in summary["blocks"]] == ["kernel", "everything else"]
 
 
 def test_networks_for_other_limits_from_one_search(finished: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 from collections import Counter
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from toys import changed, make_search, seeded, snapshot, supernet_with
 
+from proxylessnas import search
 from proxylessnas.architecture import Architecture
+from proxylessnas.config import DeriveSettings, MeasureSettings, SearchSettings
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import decode
 from proxylessnas.core.gates import Binary, Path
@@ -20,9 +23,13 @@ from proxylessnas.core.search import fair_gates
 from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, collect_tensors, softmax
 from proxylessnas.errors import SupernetError
 from proxylessnas.export.python import python_source
-from proxylessnas.hardware.cost import macs_cost, parameters_cost
+from proxylessnas.hardware.cost import latency_cost, macs_cost, parameters_cost
 from proxylessnas.hardware.count import check_shapes, count_macs, count_parameters
+from proxylessnas.hardware.measure import measure_table
+from proxylessnas.hardware.runtimes.fake import FakeRuntime
+from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.hardware.trace import trace
+from proxylessnas.hardware.validate import validate
 from proxylessnas.report.draw import draw
 from proxylessnas.spaces import build_supernet
 
@@ -358,6 +365,43 @@ def test_parameters_that_positions_share_count_once() -> None:
     assert cost.per_candidate.flatten().tolist() == [20, 0]
     derived = supernet.derive([0])
     assert derived[0] is derived[1]
+
+
+def test_a_table_names_choices_and_prices_the_positions_together() -> None:
+    """On a device whose latencies are the sum of its layers', to the cost of whole networks."""
+    _, supernet = stages()
+    settings = MeasureSettings(
+        rounds=1, network_rounds=1, networks=8, validation=6, runs=1, warmup=0
+    )
+    table = measure_table(supernet, FakeRuntime(), (IMAGE,), settings, seed=0)
+    table = LatencyTable.from_dict(json.loads(table.to_json()))
+    assert all(tuple(n.choices) == supernet.names for n in table.networks)
+    cost = latency_cost(supernet, trace(supernet, (IMAGE,)), table)
+    report = validate(cost, supernet, table)
+    assert report["mean_abs_error_pct"] < 1 and report["spearman"] > 0.99
+
+
+def test_a_search_with_shared_choices_keeps_its_limit() -> None:
+    """The Python call, from measuring to the network; α learns on under another limit."""
+    data = [(x.float(), y.float()) for x, y in doubles()]
+    result = search(
+        Cells().float(),
+        train=data,
+        valid=data,
+        loss=nn.functional.mse_loss,
+        example_inputs=(X.float(),),
+        target_latency="0.8x",
+        limits={"macs": 150},
+        runtime="fake",
+        settings=SearchSettings(warmup_epochs=1, epochs=2, batch_size=8),
+        derive=DeriveSettings(arch_steps=2),
+        quiet=True,
+    )
+    assert set(result.architecture.choices) == {"edge", "between"}
+    network = result.derive()
+    assert count_macs(network, (X[:1].float(),)) == result.predicted["macs"] <= 150
+    assert not any(isinstance(m, MixedOp) for m in network.modules())
+    assert not any(isinstance(m, MixedOp) for m in result.derive("0.9x").modules())
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
