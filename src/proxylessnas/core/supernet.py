@@ -95,7 +95,9 @@ class Residual(nn.Module):
     """x + branch(x), where the branch may be a mixed operation.
 
     The shortcut belongs to this block: a candidate's latency includes the addition, and
-    where Zero is chosen the whole block derives to the identity, whose latency is 0.
+    where Zero is chosen the whole block derives to the identity, whose latency is 0. A path
+    through Zero therefore makes no zeros to add; binary gates go through the branch, because
+    ∂L/∂g needs its output.
 
     The paper's "skip this block" candidate can be written as Zero beside a shortcut or as
     Identity instead of the whole residual block. Both give α the same gradient: eq. 4 sees
@@ -109,8 +111,6 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.branch
-        # A path through Zero is the shortcut alone: no zeros are made to be added. Binary gates
-        # go through the branch, because ∂L/∂g needs its output there.
         if isinstance(branch, MixedOp) and isinstance(branch.gate, Path):
             if isinstance(branch.candidates[branch.names[branch.gate.active]], Zero):
                 return x
