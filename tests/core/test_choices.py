@@ -265,7 +265,7 @@ def test_a_weight_step_changes_the_active_candidate_at_all_positions_alone() -> 
     job = make_search(supernet.model, data=doubles(), weight_decay=0.1, momentum=0.9)
     job.model.train()
     seen = set()
-    for _ in range(job.plan.total):
+    for _ in range(job.schedule.total):
         edge, between = job.weight_gates()
         name, other = supernet.candidates[0][edge], supernet.candidates[1][between]
         before, alpha = snapshot(job.model), job.supernet.alpha.detach().clone()
