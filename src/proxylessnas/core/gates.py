@@ -1,7 +1,7 @@
 """Binary gates (paper section 3.2): one path computes, every candidate's gate gets a gradient.
 
-A mixed operation's output is Σ_j g_j·o_j(x) with one-hot gates g. `run` evaluates it for
-one of three kinds of gate:
+A mixed operation's output is Σ_j g_j·o_j(x) with one-hot gates g (eq. 3). `run` evaluates the
+sum for one of three kinds of gate:
 
     Path      one active candidate; nothing else exists. Weight steps and evaluation.
     Binary    one active candidate, and ∂L/∂g_j = ⟨∂L/∂y, o_j(x)⟩ for it and for some
@@ -9,8 +9,8 @@ one of three kinds of gate:
     Mixture   Σ_j w_j·o_j(x) over all candidates, as DARTS does. For comparison only.
 
 An inactive candidate runs forward inside the backward pass, where ∂L/∂y is known: its
-output is reduced to one inner product at once, and nothing of it is stored. So the memory
-of an architecture step is that of one path, however many candidates there are.
+output is reduced to one inner product at once, and no activation of it is stored. So the
+memory of an architecture step is that of one path, however many candidates there are.
 """
 
 from __future__ import annotations
@@ -60,9 +60,15 @@ Gate = Path | Binary | Mixture
 def run(
     gate: Gate, candidates: Sequence[nn.Module], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
-    """The mixed operation's output under `gate`, of whatever structure the candidates return."""
+    """The mixed operation's output under `gate`, of whatever structure the candidates return.
+
+    Raises:
+        SupernetError: candidates return different structures or shapes, return no
+            floating-point tensor, or modify their input in place.
+    """
     if isinstance(gate, Mixture):
         return _mixture(gate.weights, [c(*args, **kwargs) for c in candidates])
+    # Without gradients a binary gate has nothing to learn: the active candidate is the output.
     if isinstance(gate, Path) or not torch.is_grad_enabled():
         return candidates[gate.active](*args, **kwargs)
     return _binary(gate, candidates, args, kwargs)
@@ -71,14 +77,18 @@ def run(
 def _binary(
     gate: Binary, candidates: Sequence[nn.Module], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
+    """The active candidate's output, with a backward pass that runs the inactive ones."""
+    # The inactive candidates read the same inputs later, in the backward pass. Detached tensors
+    # keep these alive without their graph: ∂L/∂x goes through the active candidate alone, for
+    # the gates of the others are 0. They share memory and version counters with the originals.
     inputs, again = _flattened(args, kwargs)
-    # Detached tensors share their memory and its version with the originals.
     inputs = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in inputs]
     versions = _versions(inputs)
     output = candidates[gate.active](*args, **kwargs)
     leaves = _leaves(output)
     spec = None if isinstance(output, Tensor) else pytree.tree_structure(output)
-    del output  # its leaves are the graph's from here on
+    del output  # the leaves hold every tensor of it, and memory counts
+    # An in-place activation would have changed what the inactive candidates are to be given.
     _check_unmodified(inputs, versions)
     floating = [i for i, leaf in enumerate(leaves) if _differentiable(leaf)]
     if not floating:
@@ -89,6 +99,8 @@ def _binary(
     context = _autocast_now(inputs)
 
     def outputs_of(candidate: int) -> list[Any]:
+        """o_j(x) of an inactive candidate; called in the backward pass."""
+        # Layers after the mixed operation may have worked on x in place since.
         _check_unmodified(inputs, versions)
         call_args, call_kwargs = again(inputs)
         with context():
@@ -102,6 +114,7 @@ def _binary(
             raise _unlike(gate.active, candidate)
         return [other[i] for i in floating]
 
+    # Integer outputs (lengths, masks) carry no gradient and pass by the gate.
     passed = _GateGradient.apply(
         gate.gates, outputs_of, gate.active, gate.inactive, *[leaves[i] for i in floating]
     )
@@ -166,6 +179,7 @@ class _GateGradient(torch.autograd.Function):
         inactive: tuple[int, ...],
         *outputs: Tensor,
     ) -> tuple[Tensor, ...]:
+        # An output that the loss does not use has no ∂L/∂y: no zeros are made for it.
         ctx.set_materialize_grads(False)
         ctx.outputs_of, ctx.active, ctx.inactive = outputs_of, active, inactive
         ctx.gates = gates.detach()
@@ -175,16 +189,23 @@ class _GateGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        # y = Σ_j g_j·o_j(x), so ∂L/∂g_j = ⟨∂L/∂y, o_j(x)⟩, for the active candidate (g = 1) and
+        # for the inactive ones (g = 0) alike. Candidates outside the support keep 0, and eq. 4
+        # gives them no weight.
         row = torch.zeros_like(ctx.gates)
         row[ctx.active] = _inner(grads, ctx.saved_tensors)
-        for candidate in ctx.inactive:  # no graph here: backward passes run without
+        # One after the other, so that one candidate's activations exist at a time. A backward
+        # pass records no graph, so these forward passes keep nothing.
+        for candidate in ctx.inactive:
             row[candidate] = _inner(grads, ctx.outputs_of(candidate))
-        ctx.outputs_of = None  # the inputs it holds are not needed any more
+        ctx.outputs_of = None  # lets go of the inputs
+        # ∂L/∂y goes on unchanged: for the layers before, the gate is the identity.
         return row, None, None, None, *grads
 
 
 def _inner(grads: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> Tensor:
     """Σ over the outputs of ⟨∂L/∂y, y⟩, in float32 at least."""
+    # Half precision would overflow here: an activation has up to millions of elements.
     products = []
     for grad, output in zip(grads, outputs, strict=True):
         if grad is None:
@@ -200,6 +221,7 @@ def _inner(grads: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> Tensor:
 
 def _flat(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both as vectors in one common order, without a copy where their memory is laid out alike."""
+    # Any order of the elements gives the same sum; the order in memory needs no copy.
     if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
         a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
     a, b = a.reshape(-1), b.reshape(-1)
@@ -210,6 +232,7 @@ def _flat(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mixture(weights: Tensor, outputs: Sequence[Any]) -> Any:
+    """Σ_j w_j·o_j(x) (eq. 1, as DARTS has it), leaf by leaf; integer leaves are the first's."""
     flat = [pytree.tree_flatten(output) for output in outputs]
     leaves, spec = flat[0]
     for index, (others, structure) in enumerate(flat[1:]):
@@ -217,7 +240,7 @@ def _mixture(weights: Tensor, outputs: Sequence[Any]) -> Any:
             _differentiable(leaf) for leaf in leaves
         ]:
             raise _unlike(0, index + 1)
-        # A sum would broadcast.
+        # Torch would broadcast different shapes, and sum them without a word.
         if list(map(_shape, others)) != list(map(_shape, leaves)):
             raise SupernetError(
                 f"candidates of a mixed operation return the shapes {list(map(_shape, leaves))} "
