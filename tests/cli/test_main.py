@@ -9,23 +9,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny_run import TINY_RUN, assert_same_run
 
 from proxylessnas.cli.main import VERBS, main
-
-TINY = [
-    "--data=digits",
-    "--space=macro",
-    "--space-settings={widths: [8, 16], depths: [1, 2], stem: 8, head: 16}",
-    "--runtime=fake",
-    "--search.warmup-epochs=1",
-    "--search.epochs=1",
-    "--train.epochs=1",
-    "--derive.top-k=3",
-    "--loading.limit=300",
-    "--machine.memory-format=contiguous",
-    "--machine.threads=1",
-    "--quiet",
-]
 
 
 def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -40,14 +26,6 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on tiny settings."""
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    assert main(["run", *TINY, "--target-latency=0.7x", "--baselines=true", f"--out={out}"]) == 0
-    return out
 
 
 def test_help_does_not_import_torch() -> None:
@@ -109,7 +87,7 @@ def test_an_impossible_run_is_refused_before_the_search(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, option: str, expected: str
 ) -> None:
     out = tmp_path / "run"
-    assert expected in fails(capsys, "run", *TINY, option, f"--out={out}")
+    assert expected in fails(capsys, "run", *TINY_RUN, option, f"--out={out}")
     assert not (out / "stages" / "search.json").exists()
 
 
@@ -142,7 +120,7 @@ def test_an_empty_class_and_a_corrupt_image(
         for i in range(12):
             Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(folder / name / f"{i}.png")
     (folder / "bird").mkdir()
-    words = ["run", *TINY, f"--data={folder}", f"--out={tmp_path / 'run'}"]
+    words = ["run", *TINY_RUN, f"--data={folder}", f"--out={tmp_path / 'run'}"]
     assert "bird" in fails(capsys, *words)
     (folder / "bird").rmdir()
     (folder / "cat" / "0.png").write_bytes(b"not an image")
@@ -173,57 +151,62 @@ FILES = {
 }
 
 
-def test_the_summary_says_everything(finished: Path) -> None:
-    facts = json.loads((finished / "summary.json").read_text())
+def test_the_summary_says_everything(finished_run: Path) -> None:
+    facts = json.loads((finished_run / "summary.json").read_text())
     assert not {key for key in SUMMARY if facts.get(key) is None}
     assert facts["predicted_latency_ms"] <= facts["target_latency_ms"]
-    assert set(facts["baselines"]) == {"largest", "random"}
-    largest = facts["baselines"]["largest"]
-    assert largest["macs"] > facts["macs"]
     assert {"measure", "search", "derive", "train", "evaluate", "export"} <= set(facts["seconds"])
 
 
-def test_the_run_directory_holds_what_it_promises(finished: Path) -> None:
-    assert {p.name for p in finished.iterdir() if p.is_file() and p.stat().st_size} >= FILES
-    architecture = json.loads((finished / "architecture.json").read_text())
+def test_baselines_are_trained_and_summarised(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(["run", *TINY_RUN, "--baselines=true", f"--out={out}"]) == 0
+    facts = json.loads((out / "summary.json").read_text())
+    assert set(facts["baselines"]) == {"largest", "random"}
+    assert facts["baselines"]["largest"]["macs"] > facts["macs"]
+
+
+def test_the_run_directory_holds_what_it_promises(finished_run: Path) -> None:
+    assert {p.name for p in finished_run.iterdir() if p.is_file() and p.stat().st_size} >= FILES
+    architecture = json.loads((finished_run / "architecture.json").read_text())
     assert architecture["input"]["shape"] == [1, 8, 8]
     assert len(architecture["input"]["classes"]) == 10
     assert len(architecture["input"]["mean"]) == 1
 
 
-def test_the_exported_file_says_how_images_become_inputs(finished: Path) -> None:
+def test_the_exported_file_says_how_images_become_inputs(finished_run: Path) -> None:
     from proxylessnas.export.onnx import onnx_metadata
 
-    metadata = onnx_metadata((finished / "model.onnx").read_bytes())
+    metadata = onnx_metadata((finished_run / "model.onnx").read_bytes())
     assert json.loads(metadata["shape"]) == [1, 8, 8]
     assert len(json.loads(metadata["classes"])) == 10
     assert {"mean", "std"} <= set(metadata)
 
 
 def test_a_second_run_in_the_directory_is_refused(
-    capsys: pytest.CaptureFixture[str], finished: Path
+    capsys: pytest.CaptureFixture[str], run_copy: Path
 ) -> None:
-    assert "--resume" in fails(capsys, "run", *TINY, f"--out={finished}")
-    other = ["run", "--resume", "--data=mnist5k", f"--out={finished}"]
+    assert "--resume" in fails(capsys, "run", *TINY_RUN, f"--out={run_copy}")
+    other = ["run", "--resume", "--data=mnist5k", f"--out={run_copy}"]
     assert "holds another run: its data is digits" in fails(capsys, *other)
-    other = ["run", "--resume", "--search.epochs=7", f"--out={finished}"]
+    other = ["run", "--resume", "--search.epochs=7", f"--out={run_copy}"]
     assert "holds another run" in fails(capsys, *other)
 
 
 def test_a_finished_run_is_not_done_again(
-    finished: Path, capsys: pytest.CaptureFixture[str]
+    run_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = {p: p.stat().st_mtime_ns for p in finished.glob("stages/*.json")}
-    assert main(["run", "--resume", f"--out={finished}", "--quiet"]) == 0
-    assert {p: p.stat().st_mtime_ns for p in finished.glob("stages/*.json")} == before
+    before = {p: p.stat().st_mtime_ns for p in run_copy.glob("stages/*.json")}
+    assert main(["run", "--resume", f"--out={run_copy}", "--quiet"]) == 0
+    assert {p: p.stat().st_mtime_ns for p in run_copy.glob("stages/*.json")} == before
     assert "block by block" in capsys.readouterr().out
 
 
-def test_the_config_of_a_run_repeats_it(finished: Path, tmp_path: Path) -> None:
+def test_the_config_of_a_run_repeats_it(finished_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "again"
-    assert main(["run", "--config", str(finished / "config.yaml"), f"--out={out}", "--quiet"]) == 0
-    for name in ("architecture.json", "weights.safetensors", "metrics.jsonl"):
-        assert (out / name).read_bytes() == (finished / name).read_bytes(), name
+    config = str(finished_run / "config.yaml")
+    assert main(["run", "--config", config, f"--out={out}", "--quiet"]) == 0
+    assert_same_run(out, finished_run)
 
 
 OWN_SPACE = """
@@ -244,7 +227,7 @@ def test_a_space_of_ones_own_whose_positions_share_a_choice(tmp_path: Path) -> N
     (tmp_path / "mine.py").write_text(OWN_SPACE)
     own = ["--space=mine:net", "--space-settings={width: 6}", "--target-latency=0.99x"]
     out = tmp_path / "own"
-    assert main(["run", *TINY, *own, f"--out={out}"]) == 0
+    assert main(["run", *TINY_RUN, *own, f"--out={out}"]) == 0
     assert main(["run", "--resume", "--space=mine:net", f"--out={out}", "--quiet"]) == 0
     architecture = json.loads((out / "architecture.json").read_text())
     assert list(architecture["choices"]) == ["kernel"]
@@ -255,10 +238,10 @@ def test_a_space_of_ones_own_whose_positions_share_a_choice(tmp_path: Path) -> N
     assert [block["name"] for block in summary["blocks"]] == ["kernel", "everything else"]
 
 
-def test_networks_for_other_limits_from_one_search(finished: Path) -> None:
-    assert main(["derive", str(finished), "--latencies", "0.5x,0.9x", "--quiet"]) == 0
+def test_networks_for_other_limits_from_one_search(run_copy: Path) -> None:
+    assert main(["derive", str(run_copy), "--latencies", "0.5x,0.9x", "--quiet"]) == 0
     small, large = (
-        json.loads((finished / "stages" / f"derive-{limit}.json").read_text())
+        json.loads((run_copy / "stages" / f"derive-{limit}.json").read_text())
         for limit in ("0.5x", "0.9x")
     )
     assert small["predicted"]["latency"] <= small["limit_ms"] < large["limit_ms"]
@@ -266,33 +249,33 @@ def test_networks_for_other_limits_from_one_search(finished: Path) -> None:
 
 
 def test_settings_of_deriving_are_those_of_these_limits(
-    finished: Path, capsys: pytest.CaptureFixture[str]
+    run_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = ["--derive.arch-steps", "3", "--derive.top-k", "2"]
-    config = (finished / "config.yaml").read_text()
-    assert main(["derive", str(finished), "--latencies", "0.7x", *own, "--quiet"]) == 0
-    facts = json.loads((finished / "stages" / "derive-0.7x.json").read_text())
+    config = (run_copy / "config.yaml").read_text()
+    assert main(["derive", str(run_copy), "--latencies", "0.7x", *own, "--quiet"]) == 0
+    facts = json.loads((run_copy / "stages" / "derive-0.7x.json").read_text())
     assert len(facts["proposals"]) == 2
-    assert (finished / "config.yaml").read_text() == config
-    said = fails(capsys, "derive", str(finished), "--derive.top-k", "2")
+    assert (run_copy / "config.yaml").read_text() == config
+    said = fails(capsys, "derive", str(run_copy), "--derive.top-k", "2")
     assert "its derive.top_k is 3, not 2" in said
 
 
 def test_a_limit_out_of_reach_is_refused_before_any_other_is_derived(
-    finished: Path, capsys: pytest.CaptureFixture[str]
+    run_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["derive", str(finished), "--latencies", "0.8x,0.001us", "--quiet"]) == 2
+    assert main(["derive", str(run_copy), "--latencies", "0.8x,0.001us", "--quiet"]) == 2
     assert "reachable range" in capsys.readouterr().err
-    assert not (finished / "stages" / "derive-0.8x.json").exists()
+    assert not (run_copy / "stages" / "derive-0.8x.json").exists()
 
 
 def test_predict_names_classes(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = tmp_path / "digit.png"
     Image.new("L", (8, 8), 128).save(image)
-    assert main(["predict", str(finished), str(image), "--json"]) == 0
+    assert main(["predict", str(finished_run), str(image), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert len(answer["classes"]) == 3
     assert all(0 <= p <= 1 for p in answer["classes"].values())
-    assert "missing.png" in fails(capsys, "predict", str(finished), "missing.png")
+    assert "missing.png" in fails(capsys, "predict", str(finished_run), "missing.png")

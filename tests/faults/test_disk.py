@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from forked_runs import Server, assert_same
+from forked_runs import ForkServer
+from tiny_run import assert_same_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def assert_one_line(code: int, lines: list[str], reason: str) -> None:
     assert "Traceback" not in " ".join(lines)
 
 
-def test_a_full_disk(server: Server, undisturbed: Path, small_disk: Path) -> None:
+def test_a_full_disk(server: ForkServer, finished_run: Path, small_disk: Path) -> None:
     """Full at several points of the run, then room."""
     out = small_disk / "run"
     for size in ("16k", "80k", "200k"):
@@ -46,12 +47,12 @@ def test_a_full_disk(server: Server, undisturbed: Path, small_disk: Path) -> Non
     resized(small_disk, "8m")
     code, lines = server.run(out)
     assert code == 0, lines
-    assert_same(out, undisturbed)
+    assert_same_run(out, finished_run)
 
 
 @pytest.mark.parametrize("limit", [800, 3_000, 20_000])
 def test_a_file_that_may_not_grow(
-    server: Server, undisturbed: Path, tmp_path: Path, limit: int
+    server: ForkServer, finished_run: Path, tmp_path: Path, limit: int
 ) -> None:
     """Without root: the kernel refuses to write a longer file."""
     out = tmp_path / f"limit{limit}"
@@ -59,4 +60,4 @@ def test_a_file_that_may_not_grow(
     assert_one_line(code, lines, "File too large")
     code, lines = server.run(out)
     assert code == 0, lines
-    assert_same(out, undisturbed)
+    assert_same_run(out, finished_run)

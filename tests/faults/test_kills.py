@@ -10,22 +10,23 @@ import time
 from pathlib import Path
 
 import pytest
-from forked_runs import STAGES, Server, assert_same
+from amounts import seeds
+from forked_runs import ForkServer
+from tiny_run import STAGES, assert_same_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults"), pytest.mark.timeout(900)]
 SECONDS = {  # about what the stages take, and a little more
-    **{"measure": 0.5, "search": 1.0, "derive": 0.3},
-    **{"train": 0.6, "evaluate": 0.05, "export": 0.3},
+    **{"measure": 0.4, "search": 0.6, "derive": 0.4},
+    **{"train": 0.3, "evaluate": 0.05, "export": 0.3},
 }
-RUNS = 12
 KILLS = 3
 
 
-@pytest.mark.parametrize("seed", range(RUNS))
+@pytest.mark.parametrize("seed", seeds(12, few=4))
 def test_killed_at_random_moments(
-    server: Server, undisturbed: Path, tmp_path: Path, seed: int
+    server: ForkServer, finished_run: Path, tmp_path: Path, seed: int
 ) -> None:
-    """Three kills in a row, in stages that come in order; every stage has its turn."""
+    """Three kills in a row, in stages that come in order; two seeds give every stage its turn."""
     chance = random.Random(seed)
     stages = sorted({STAGES[(seed + 2 * i) % 6] for i in range(KILLS)}, key=STAGES.index)
     stages += [stages[-1]] * (KILLS - len(stages))
@@ -41,16 +42,16 @@ def test_killed_at_random_moments(
     code, lines = server.run(out)
     assert code == 0, lines
     assert killed
-    assert_same(out, undisturbed)
+    assert_same_run(out, finished_run)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", seeds(5, few=3))
 def test_killed_in_the_middle_of_writing_a_file(
-    server: Server, undisturbed: Path, tmp_path: Path, seed: int
+    server: ForkServer, finished_run: Path, tmp_path: Path, seed: int
 ) -> None:
     """The kernel kills the process at a byte of the first file that is longer."""
     chance = random.Random(seed)
-    sizes = sorted(p.stat().st_size for p in undisturbed.rglob("*") if p.is_file())
+    sizes = sorted(p.stat().st_size for p in finished_run.rglob("*") if p.is_file())
     out = tmp_path / f"write{seed}"
     for _ in range(3):
         largest = 200 + int(chance.random() * (chance.choice(sizes[len(sizes) // 2 :]) - 1))
@@ -58,12 +59,12 @@ def test_killed_in_the_middle_of_writing_a_file(
         assert code in (0, -signal.SIGXFSZ), lines
     code, lines = server.run(out)
     assert code == 0, lines
-    assert_same(out, undisturbed)
+    assert_same_run(out, finished_run)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", seeds(5, few=3))
 def test_killed_between_writing_and_renaming(
-    server: Server, undisturbed: Path, tmp_path: Path, seed: int
+    server: ForkServer, finished_run: Path, tmp_path: Path, seed: int
 ) -> None:
     chance = random.Random(seed)
     out = tmp_path / f"sync{seed}"
@@ -72,7 +73,7 @@ def test_killed_between_writing_and_renaming(
         assert code in (0, -signal.SIGKILL), lines
     code, lines = server.run(out)
     assert code == 0, lines
-    assert_same(out, undisturbed)
+    assert_same_run(out, finished_run)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_killed_between_writing_and_renaming(
     [("train", "cut"), ("search", "flip"), ("train", "no checksum"), ("search", "all")],
 )
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
-    server: Server, undisturbed: Path, tmp_path: Path, stage: str, damage: str
+    server: ForkServer, finished_run: Path, tmp_path: Path, stage: str, damage: str
 ) -> None:
     out = tmp_path / "run"
     started = server.start(out)
@@ -103,4 +104,4 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     assert code == 0, lines
     text = " ".join(lines)
     assert ("the stage begins again" if damage == "all" else "the one before is used") in text
-    assert_same(out, undisturbed)
+    assert_same_run(out, finished_run)

@@ -1,4 +1,4 @@
-"""A finished stage is proven by its files: what was changed is done again, or refused."""
+"""A run_copy stage is proven by its files: what was changed is done again, or refused."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from forked_runs import assert_same
+from tiny_run import assert_same_run
 
 from proxylessnas.cli.main import main
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults"), pytest.mark.timeout(900)]
 
 
 def resumed(out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -30,39 +30,39 @@ def resumed(out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     ],
 )
 def test_a_file_that_later_stages_used(
-    finished: Path, capsys: pytest.CaptureFixture[str], name: str, stage: str, damage: str
+    run_copy: Path, capsys: pytest.CaptureFixture[str], name: str, stage: str, damage: str
 ) -> None:
-    (*_, path) = sorted(finished.glob(name))
+    (*_, path) = sorted(run_copy.glob(name))
     if damage == "deleted":
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-1] + b" ")
-    before = {p: p.stat().st_mtime_ns for p in finished.glob("stages/*.json")}
-    code, line = resumed(finished, capsys)
+    before = {p: p.stat().st_mtime_ns for p in run_copy.glob("stages/*.json")}
+    code, line = resumed(run_copy, capsys)
     assert code == 2 and "\n" not in line
     assert str(path) in line and f"stages/{stage}.json" in line
-    assert {p: p.stat().st_mtime_ns for p in finished.glob("stages/*.json")} == before
+    assert {p: p.stat().st_mtime_ns for p in run_copy.glob("stages/*.json")} == before
 
 
 @pytest.mark.parametrize("stage", ["search", "train"])
 def test_doing_a_stage_again_does_what_follows_again(
-    finished: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str], stage: str
+    run_copy: Path, finished_run: Path, capsys: pytest.CaptureFixture[str], stage: str
 ) -> None:
     """As the message says: its record removed."""
-    (finished / "weights.safetensors").unlink()
-    (finished / "stages" / f"{stage}.json").unlink()
-    code, line = resumed(finished, capsys)
+    (run_copy / "weights.safetensors").unlink()
+    (run_copy / "stages" / f"{stage}.json").unlink()
+    code, line = resumed(run_copy, capsys)
     assert code == 0, line
-    assert_same(finished, undisturbed)
+    assert_same_run(run_copy, finished_run)
 
 
 def test_the_last_file_is_done_again(
-    finished: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
+    run_copy: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (finished / "model.onnx").write_bytes(b"damaged")
-    code, line = resumed(finished, capsys)
+    (run_copy / "model.onnx").write_bytes(b"damaged")
+    code, line = resumed(run_copy, capsys)
     assert code == 0, line
-    assert_same(finished, undisturbed)
+    assert_same_run(run_copy, finished_run)
 
 
 RECORDS = [
@@ -81,10 +81,10 @@ RECORDS = [
 @pytest.mark.parametrize("stage", ["derive", "export"])
 @pytest.mark.parametrize("record", RECORDS, ids=str)
 def test_a_record_that_was_edited(
-    finished: Path, capsys: pytest.CaptureFixture[str], stage: str, record: object
+    run_copy: Path, capsys: pytest.CaptureFixture[str], stage: str, record: object
 ) -> None:
     """Refused in one line, or (the last stage) done again."""
-    (finished / "stages" / f"{stage}.json").write_text(json.dumps(record))
-    code, line = resumed(finished, capsys)
+    (run_copy / "stages" / f"{stage}.json").write_text(json.dumps(record))
+    code, line = resumed(run_copy, capsys)
     assert "Traceback" not in line and "\n" not in line
     assert code == 2 or (code == 0 and stage == "export")

@@ -10,17 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
-from fork_server import WORDS
-from forked_runs import STAGES, Server, assert_same
+from forked_runs import ForkServer
+from tiny_run import STAGES, TINY_RUN, assert_same_run
 
 from proxylessnas.cli.main import main
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults"), pytest.mark.timeout(900)]
 SIGNALS = {stage: (signal.SIGTERM, signal.SIGINT)[i % 2] for i, stage in enumerate(STAGES)}
 
 
 def test_a_run_that_is_stopped_in_every_stage(
-    server: Server, undisturbed: Path, tmp_path: Path
+    server: ForkServer, finished_run: Path, tmp_path: Path
 ) -> None:
     """One run, stopped six times: each time it says how to go on, and it ends the same."""
     out = tmp_path / "stopped"
@@ -45,22 +45,22 @@ def test_a_run_that_is_stopped_in_every_stage(
     assert stopped >= 4
     code, lines = server.run(out)
     assert code == 0, lines
-    assert_same(out, undisturbed)
+    assert_same_run(out, finished_run)
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "export"])
 def test_a_stage_that_saves_nothing_is_not_waited_for(
-    server: Server, finished: Path, verb: str
+    server: ForkServer, run_copy: Path, verb: str
 ) -> None:
     for stage in ("evaluate", "export"):
-        (finished / "stages" / f"{stage}.json").unlink(missing_ok=True)
+        (run_copy / "stages" / f"{stage}.json").unlink(missing_ok=True)
     if verb == "export":
-        assert main(["evaluate", str(finished), "--quiet"]) == 0
-    started = server.start(finished, verb, stops_in=verb)
+        assert main(["evaluate", str(run_copy), "--quiet"]) == 0
+    started = server.start(run_copy, verb, stops_in=verb)
     code = started.code()
     assert code == 130, started.log.read_text()
-    assert f"proxylessnas {verb} --out {finished} --resume" in started.log.read_text()
-    assert not (finished / "stages" / f"{verb}.json").exists()
+    assert f"proxylessnas {verb} --out {run_copy} --resume" in started.log.read_text()
+    assert not (run_copy / "stages" / f"{verb}.json").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -70,7 +70,7 @@ def test_a_stop_before_anything_was_begun_leaves_nothing(
     """The real command, while it imports."""
     out = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "proxylessnas", "run", *WORDS, f"--out={out}"],
+        [sys.executable, "-m", "proxylessnas", "run", *TINY_RUN, f"--out={out}"],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -91,12 +91,12 @@ def _handles(status: str, number: signal.Signals) -> bool:
 
 
 def test_a_second_process_on_the_directory_is_refused(
-    server: Server, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: ForkServer, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "shared"
     started = server.start(out)
     assert started.wait_for("search: ")
-    assert main(["run", *WORDS, f"--out={out}", "--resume"]) == 2
+    assert main(["run", *TINY_RUN, f"--out={out}", "--resume"]) == 2
     assert "another process works in" in capsys.readouterr().err
     assert started.code() == 0
-    assert_same(out, undisturbed)
+    assert_same_run(out, finished_run)

@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import random
-import shutil
 from pathlib import Path
 
 import pytest
+from amounts import seeds
 from mutate import damaged, hostile
 from PIL import Image
+from tiny_run import TINY_RUN
 
 from proxylessnas.cli.main import main
 
 pytestmark = pytest.mark.slow
-WORDS = [
-    "--data=digits",
-    "--space=macro",
-    "--space-settings={widths: [8], depths: [1], stem: 8, head: 16}",
-    "--runtime=fake",
-    "--search.warmup-epochs=0",
-    "--search.epochs=1",
-    "--train.epochs=1",
-    "--derive.top-k=2",
-    "--loading.limit=100",
-    "--machine.memory-format=contiguous",
-    "--machine.threads=1",
-    "--quiet",
-]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("fuzz") / "run"
-    assert main(["run", *WORDS, f"--out={out}"]) == 0
-    Image.new("L", (8, 8), 128).save(out.parent / "digit.png")
-    return out
 
 
 def refused_or_done(capsys: pytest.CaptureFixture[str], *words: str) -> int:
@@ -50,34 +29,32 @@ FILES = ["config.yaml", "architecture.json", "latency_table.json", "stages/searc
 FILES += ["stages/derive.json", "stages/export.json", "weights.safetensors", "summary.json"]
 
 
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", seeds(16, few=len(FILES)))
 def test_a_run_directory_with_a_damaged_file(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int
+    run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int
 ) -> None:
     chance = random.Random(seed)
-    out = tmp_path / "run"
-    shutil.copytree(finished, out)
-    path = out / FILES[seed % len(FILES)]
+    path = run_copy / FILES[seed % len(FILES)]
     data = path.read_bytes()
     json_file = path.suffix == ".json"
     path.write_bytes(hostile(data.decode(), chance) if json_file else damaged(data, chance))
-    image = str(finished.parent / "digit.png")
-    for words in (["run", "--resume", f"--out={out}", "--quiet"], ["predict", str(out), image]):
-        refused_or_done(capsys, *words)
+    refused_or_done(capsys, "run", "--resume", f"--out={run_copy}", "--quiet")
+    Image.new("L", (8, 8), 128).save(tmp_path / "digit.png")
+    refused_or_done(capsys, "predict", str(run_copy), str(tmp_path / "digit.png"))
 
 
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", seeds(16, few=4))
 def test_a_damaged_config_or_table_on_the_command_line(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int
 ) -> None:
     chance = random.Random(seed)
     config, table = tmp_path / "config.yaml", tmp_path / "table.json"
-    config.write_bytes(damaged((finished / "config.yaml").read_bytes(), chance))
-    table.write_bytes(damaged((finished / "latency_table.json").read_bytes(), chance))
+    config.write_bytes(damaged((finished_run / "config.yaml").read_bytes(), chance))
+    table.write_bytes(damaged((finished_run / "latency_table.json").read_bytes(), chance))
     out = tmp_path / "run"
     words = ["run", f"--out={out}", "--quiet", "--config", str(config), "--data=./nowhere"]
     assert refused_or_done(capsys, *words) == 2
-    words = ["measure", *WORDS, f"--out={out}", f"--table={table}"]
+    words = ["measure", *TINY_RUN, f"--out={out}", f"--table={table}"]
     if refused_or_done(capsys, *words) == 2:
         assert not out.exists()
 
@@ -104,14 +81,15 @@ def test_what_was_found_in_attacks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], expected: str
 ) -> None:
     out = tmp_path / "run"
-    assert main(["run", *WORDS, *options, f"--out={out}"]) == 2
+    words = [word for word in TINY_RUN if not word.startswith("--target-latency")]
+    assert main(["run", *words, *options, f"--out={out}"]) == 2
     error = capsys.readouterr().err.strip()
     assert expected in error and "\n" not in error
     assert not out.exists() or "--budget=0.001s" in options
 
 
-def test_no_limit_is_no_list_of_limits(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["derive", str(finished), "--latencies", "", "--quiet"]) == 2
+def test_no_limit_is_no_list_of_limits(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["derive", str(run_copy), "--latencies", "", "--quiet"]) == 2
     assert "the latency '' is not understood" in capsys.readouterr().err
 
 
@@ -123,7 +101,7 @@ def test_a_bug_leaves_no_empty_directory(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(calibrate, "complete", broken)
     with pytest.raises(ZeroDivisionError):
-        main(["run", *WORDS, f"--out={tmp_path / 'run'}"])
+        main(["run", *TINY_RUN, f"--out={tmp_path / 'run'}"])
     assert not (tmp_path / "run").exists()
 
 
@@ -137,6 +115,6 @@ def test_a_whole_disk_is_not_a_data_set(
         for i in range(15):
             (tmp_path / "disk" / name / f"{i}").mkdir(parents=True)
     (tmp_path / "disk" / "etc" / "logo.png").write_bytes(b"")
-    words = [w for w in WORDS if not w.startswith("--data")]
+    words = [w for w in TINY_RUN if not w.startswith("--data")]
     assert main(["run", *words, f"--data={tmp_path / 'disk'}", f"--out={tmp_path / 'run'}"]) == 2
     assert "give the folder of the data set" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from amounts import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutate import absurd, damaged, hostile
@@ -42,9 +43,9 @@ Seed = st.integers(0, 2**32 - 1)
 GIB = 1 << 30
 
 
-def many(examples: int) -> Callable[[Any], Any]:
+def many(most: int) -> settings:
     quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-    return settings(max_examples=examples, deadline=None, suppress_health_check=quiet)
+    return examples(most, suppress_health_check=quiet)
 
 
 @pytest.fixture(autouse=True)

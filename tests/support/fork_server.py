@@ -1,8 +1,9 @@
-"""Starts runs as processes of their own, without paying for the imports each time.
+"""The process that `forked_runs.ForkServer` starts: it forks one for every run asked of it.
 
-Reads requests from stdin, a JSON object a line; answers with the process's id, and with its exit
-status when it has ended. Each process is forked from this one, which did a run once: what the
-libraries load when they are first used is there.
+It reads from stdin, a line at a time, a JSON list of requests whose processes run side by side
+(ranks), and answers with a line of their ids, then with a line of their exit statuses. A forked
+process has imported everything, and has loaded what libraries load at their first use, as this
+one has done a run before: a run takes one second in place of eight.
 """
 
 from __future__ import annotations
@@ -14,37 +15,25 @@ import resource
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
+import ranks_worker
 import torch
+from tiny_run import TINY_RUN
 
 from proxylessnas.cli.main import main
 from proxylessnas.runs.run import Run
 from proxylessnas.runs.stages import keeping
-from proxylessnas.training import faults as recovery  # imported here, once for all
-
-WORDS = [
-    "--data=digits",
-    "--space=macro",
-    "--space-settings={widths: [8, 8], depths: [1, 2], stem: 8, head: 16}",
-    "--runtime=fake",
-    "--target-latency=0.7x",
-    "--search.warmup-epochs=2",
-    "--search.epochs=6",
-    "--train.epochs=8",
-    "--derive.top-k=4",
-    "--loading.limit=200",
-    "--machine.memory-format=contiguous",
-    "--machine.threads=1",
-]
+from proxylessnas.training import faults
 
 
 def warm_up() -> None:
     saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)  # stdout carries the answers
     with tempfile.TemporaryDirectory() as folder:
-        assert main(["run", *WORDS, "--quiet", f"--out={folder}/run"]) == 0
+        assert main(["run", *TINY_RUN, f"--out={folder}/run"]) == 0
     sys.stdout.flush()
     os.dup2(saved, 1)
 
@@ -54,8 +43,11 @@ def run(request: dict[str, Any]) -> int:
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
     torch.set_num_threads(1)
+    os.environ.update(request.get("environment", {}))
+    if (worker := request.get("ranks_worker")) is not None:
+        return ranks_worker.start(worker)
     keeping.CHECKPOINT_SECONDS = 0.03
-    recovery.ANCHOR_EVERY = 10
+    faults.ANCHOR_EVERY = 10
     if (limit := request.get("largest_file")) is not None:
         if request.get("dies"):  # in the middle of the write, by the kernel's hand
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -94,21 +86,24 @@ def _die_at_sync(syncs: int) -> None:
     os.fsync = fsync
 
 
+def fork(request: dict[str, Any]) -> int:
+    """The id of a process that does what is asked for, and ends."""
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        code = run(request)
+    except BaseException as error:
+        traceback.print_exception(error)
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     warm_up()
     for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                code = run(json.loads(line))
-            except BaseException as error:
-                import traceback
-
-                traceback.print_exception(error)
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        processes = [fork(request) for request in json.loads(line)]
+        print(*processes, flush=True)
+        print(*(os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in processes), flush=True)

@@ -1,8 +1,9 @@
-"""A run of a second, and a way to start it as a process of its own."""
+"""Tiny runs, each a process of its own that tests can stop, kill or starve of disk space."""
 
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -10,23 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fork_server import WORDS
-
-HERE = Path(__file__).parent
-STAGES = ("measure", "search", "derive", "train", "evaluate", "export")
-SAME = (
-    *("architecture.json", "weights.safetensors", "inherited.safetensors", "metrics.jsonl"),
-    "model.onnx",
-)
+from tiny_run import OPTIONS
 
 
 @dataclass
-class Started:
-    """A run that goes on; `log` is what it prints."""
+class StartedRun:
+    """A run that was started; log: the file of all that it prints."""
 
     pid: int
     log: Path
-    server: Server
+    server: ForkServer
 
     def wait_for(self, text: str) -> bool:
         """Whether the run printed the text before it ended."""
@@ -41,31 +35,27 @@ class Started:
 
     def code(self) -> int:
         """The exit status; minus the signal where one killed it."""
-        assert self.server.process.stdout is not None
-        return int(self.server.process.stdout.readline())
+        (code,) = self.server.answer()
+        return code
 
 
-class Server:
-    """One run at a time."""
+class ForkServer:
+    """Starts tiny runs, one at a time, and ranks; see `fork_server`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "fork_server.py")],
+            [sys.executable, str(Path(__file__).parent / "fork_server.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
 
-    def start(self, out: Path, verb: str = "run", **options: Any) -> Started:
+    def start(self, out: Path, verb: str = "run", **options: Any) -> StartedRun:
         log = self.folder / f"{out.name}.log"
-        words = [verb, *WORDS, f"--out={out}", "--resume"]
-        request = {"words": words, "log": str(log), **options}
-        assert self.process.stdin is not None and self.process.stdout is not None
-        log.write_text("")
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return Started(int(self.process.stdout.readline()), log, self)
+        words = [verb, *OPTIONS, f"--out={out}", "--resume"]
+        (pid,) = self._fork([{"words": words, "log": str(log), **options}])
+        return StartedRun(pid, log, self)
 
     def run(self, out: Path, **options: Any) -> tuple[int, list[str]]:
         """Exit status and the lines printed."""
@@ -73,9 +63,45 @@ class Server:
         code = started.code()
         return code, started.log.read_text().strip().splitlines()
 
+    def run_ranks(self, *words: str, ranks: int = 2) -> list[tuple[int, str]]:
+        """Exit status and output of each rank; words: see `ranks_worker.start`."""
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused.getsockname()[1])}
+        sizes = {"WORLD_SIZE": f"{ranks}", "LOCAL_WORLD_SIZE": f"{ranks}", "GROUP_WORLD_SIZE": "1"}
+        common = {
+            **address,
+            **sizes,
+            "TORCHELASTIC_RESTART_COUNT": "0",
+            "TORCHELASTIC_RUN_ID": "forked",
+        }
+        logs = [self.folder / f"rank{rank}.log" for rank in range(ranks)]
+        requests = [
+            {
+                "ranks_worker": words,
+                "log": str(log),
+                "environment": {**common, "RANK": f"{rank}", "LOCAL_RANK": f"{rank}"},
+            }
+            for rank, log in enumerate(logs)
+        ]
+        self._fork(requests)
+        return list(zip(self.answer(), [log.read_text() for log in logs], strict=True))
 
-def assert_same(out: Path, undisturbed: Path) -> None:
-    for name in SAME:
-        assert (out / name).read_bytes() == (undisturbed / name).read_bytes(), name
-    left = [p for p in out.rglob(".*") if p.name != ".lock"]
-    assert left == []
+    def _fork(self, requests: list[dict[str, Any]]) -> list[int]:
+        """The ids of the processes."""
+        for request in requests:
+            Path(request["log"]).write_text("")
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(requests) + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> list[int]:
+        """The numbers of the next line that the server writes."""
+        assert self.process.stdout is not None
+        return [int(number) for number in self.process.stdout.readline().split()]
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()

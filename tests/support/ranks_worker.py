@@ -1,4 +1,4 @@
-"""What tests/test_ranks.py has torchrun start: the same calls on every rank, answers to a file.
+"""The ranks of test_ranks.py: the same calls on every rank, answers written to a file.
 
 The functions take the ranks, so that a test can call them with `ALONE` and compare.
 """
@@ -268,13 +268,18 @@ def disturb(signals: dict[str, dict[str, Any]]) -> None:
     setattr(job, name, dying)
 
 
-if __name__ == "__main__":
+def start(words: list[str]) -> int:
+    """`answers DIRECTORY`, or signals (see `disturb`) and the words of a command."""
     torch.set_num_threads(1)
-    if sys.argv[1] == "answers":
+    if words[0] == "answers":
         with open_ranks() as ranks:
-            told = json.dumps(answers(ranks))
-            Path(sys.argv[2], f"{ranks.rank}.json").write_text(told)
-    else:
-        disturb(json.loads(sys.argv[1]))
-        keeping.CHECKPOINT_SECONDS = -1.0
-        sys.exit(main(sys.argv[2:]))
+            text = json.dumps(answers(ranks))
+            Path(words[1], f"{ranks.rank}.json").write_text(text)
+        return 0
+    disturb(json.loads(words[0]))
+    keeping.CHECKPOINT_SECONDS = -1.0
+    return main(words[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(start(sys.argv[1:]))

@@ -1,10 +1,9 @@
-"""Several processes are one run: two ranks on gloo, started by torchrun as users start them."""
+"""Several processes are one run: two ranks on gloo. Those that die are torchrun's to restart."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 import pytest
 import ranks_worker as worker
 import torch
-from tiny_run import SAME, WORDS
+from forked_runs import ForkServer
+from tiny_run import TINY_RUN, assert_same_run
 
 from proxylessnas.cli.main import main
 from proxylessnas.config import DataSettings, TrainSettings
@@ -26,7 +26,7 @@ from proxylessnas.training.train import Training
 
 SUPPORT = Path(__file__).parent.parent / "support"
 # Each start imports torch three times over: minutes where other work has the cores.
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.xdist_group("ranks"), pytest.mark.timeout(1200)]
 
 
 def torchrun(*words: str, restarts: int = 0, ranks: int = 2) -> subprocess.CompletedProcess[str]:
@@ -119,11 +119,11 @@ def test_synchronised_batch_norm_is_refused_on_a_cpu() -> None:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def two(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two ranks answered."""
     out = tmp_path_factory.mktemp("answers")
-    result = torchrun(str(SUPPORT / "ranks_worker.py"), "answers", str(out))
-    assert result.returncode == 0, result.stderr
+    ended = server.run_ranks("answers", str(out))
+    assert [code for code, _ in ended] == [0, 0], ended
     return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -222,16 +222,11 @@ def test_a_weight_step_sends_the_active_path_in_one_call(two: list[dict[str, Any
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
-    result = torchrun("-m", "proxylessnas", "run", *WORDS, f"--out={out}")
-    assert result.returncode == 0, result.stderr
+    ended = server.run_ranks("{}", "run", *TINY_RUN, f"--out={out}")
+    assert [code for code, _ in ended] == [0, 0], ended
     return out
-
-
-def disturbed(signals: dict[int, dict[str, Any]], out: Path) -> subprocess.CompletedProcess[str]:
-    script = [str(SUPPORT / "ranks_worker.py"), json.dumps(signals)]
-    return torchrun(*script, "run", *WORDS, f"--out={out}", restarts=len(signals))
 
 
 @pytest.mark.slow
@@ -242,20 +237,23 @@ def test_killed_ranks_are_restarted_and_end_the_same(undisturbed: Path, tmp_path
         0: {"rank": 1, "job": "Search", "step": 9, "signal": "SIGKILL"},
         1: {"rank": 0, "job": "Training", "step": 5, "signal": "SIGKILL"},
     }
-    result = disturbed(kills, out)
+    script = [str(SUPPORT / "ranks_worker.py"), json.dumps(kills)]
+    result = torchrun(*script, "run", *TINY_RUN, f"--out={out}", restarts=len(kills))
     assert result.returncode == 0, result.stderr
-    for file in SAME:
-        assert (out / file).read_bytes() == (undisturbed / file).read_bytes(), file
+    assert_same_run(out, undisturbed)
 
 
 @pytest.mark.slow
-def test_all_stop_at_one_step_and_another_number_goes_on(undisturbed: Path, tmp_path: Path) -> None:
+def test_all_stop_at_one_step_and_another_number_goes_on(
+    server: ForkServer, undisturbed: Path, tmp_path: Path
+) -> None:
     """A stop that one rank is asked for; then one process goes on where two were."""
     out = tmp_path / "run"
     asked = {"rank": 1, "job": "Search", "step": 5, "signal": "SIGTERM"}
-    script = [str(SUPPORT / "ranks_worker.py"), json.dumps({0: asked})]
-    result = torchrun(*script, "run", *WORDS, f"--out={out}")
-    assert result.returncode != 0 and result.stderr.count("stopped; what is done is saved") == 1
+    ended = server.run_ranks(json.dumps({0: asked}), "run", *TINY_RUN, f"--out={out}")
+    (main_code, main_text), (other_code, other_text) = ended
+    assert (main_code, other_code) == (130, 130)
+    assert main_text.count("stopped; what is done is saved") == 1 and not other_text.strip()
     assert (out / "checkpoints" / "search-00000006.safetensors").exists()
     assert not (out / "checkpoints" / "search-00000007.safetensors").exists()
     assert main(["run", "--resume", f"--out={out}", "--quiet"]) == 0
@@ -268,14 +266,19 @@ def test_all_stop_at_one_step_and_another_number_goes_on(undisturbed: Path, tmp_
 
 
 @pytest.mark.slow
-def test_one_line_says_what_is_wrong_and_all_end(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_batch_that_does_not_divide_is_refused_before_anything_is_measured(
+    server: ForkServer, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
-    words = [*WORDS, "--search.batch-size=63", f"--out={out}"]
-    result = torchrun("-m", "proxylessnas", "run", *words)
+    ended = server.run_ranks("{}", "run", *TINY_RUN, "--search.batch-size=63", f"--out={out}")
+    assert [code for code, _ in ended] == [2, 2]
+    assert "search.batch_size is 63, the size over all ranks" in ended[0][1]
+    assert not (out / "config.yaml").exists()
+
+
+@pytest.mark.slow
+def test_what_the_main_rank_refuses_ends_all(undisturbed: Path) -> None:
+    result = torchrun("-m", "proxylessnas", "run", *TINY_RUN, f"--out={undisturbed}")
     assert result.returncode != 0
-    assert "search.batch_size is 63, the size over all ranks" in result.stderr
-    assert not (out / "config.yaml").exists()  # before anything was measured
-    shutil.copytree(undisturbed, out, dirs_exist_ok=True)
-    result = torchrun("-m", "proxylessnas", "run", *WORDS, f"--out={out}")  # without --resume
     assert "holds a run already: go on with --resume" in result.stderr
     assert "proxylessnas/cli/" not in result.stderr  # the only traceback is torchrun's
