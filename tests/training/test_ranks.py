@@ -207,7 +207,7 @@ def test_what_they_tell_each_other(two: list[dict[str, Any]]) -> None:
 @pytest.mark.slow
 def test_a_rank_whose_alpha_drifts_ends_the_search(two: list[dict[str, Any]]) -> None:
     for answers in two:
-        assert answers["drifting"].startswith("step 2: alpha is not the same on all ranks")
+        assert answers["drifting"].startswith("step 1: alpha is not the same on all ranks")
 
 
 @pytest.mark.slow
