@@ -11,6 +11,9 @@ sum for one of three kinds of gate:
 An inactive candidate runs forward inside the backward pass, where ∂L/∂y is known: its
 output is reduced to one inner product at once, and no activation of it is stored. So the
 memory of an architecture step is that of one path, however many candidates there are.
+
+Positions that share a choice are given one row of gates: each adds its own inner products
+to the row's gradient, as autograd sums over the uses of a tensor.
 """
 
 from __future__ import annotations
@@ -37,9 +40,10 @@ class Path:
 
 @dataclass(frozen=True, eq=False)
 class Binary:
-    """Candidate `active` runs; the gates of it and of `inactive` receive ∂L/∂g.
+    """Candidate `active` runs; the gates of `active` and `inactive` receive ∂L/∂g.
 
-    gates: [candidates], a tensor that requires grad; only its gradient matters.
+    gates: [candidates], a tensor that requires grad. Its values are not read: the output is the
+        active candidate's, so only the gradient matters.
     """
 
     active: int
@@ -49,7 +53,7 @@ class Binary:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Every candidate runs and is weighted. weights: [candidates]."""
+    """Every candidate runs and is weighted; all activations are kept. weights: [candidates]."""
 
     weights: Tensor
 
@@ -81,7 +85,7 @@ def _binary(
     # The inactive candidates read the same inputs later, in the backward pass. Detached tensors
     # keep these alive without their graph: ∂L/∂x goes through the active candidate alone, for
     # the gates of the others are 0. They share memory and version counters with the originals.
-    inputs, again = _flattened(args, kwargs)
+    inputs, as_arguments = _flattened(args, kwargs)
     inputs = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in inputs]
     versions = _versions(inputs)
     output = candidates[gate.active](*args, **kwargs)
@@ -96,23 +100,21 @@ def _binary(
             f"a mixed operation's candidate {gate.active} returns no floating-point tensor, alone "
             "or in tuples, lists and dicts: its gate has no gradient"
         )
-    context = _autocast_now(inputs)
+    autocast = _current_autocast(inputs)
 
     def outputs_of(candidate: int) -> list[Any]:
         """o_j(x) of an inactive candidate; called in the backward pass."""
         # Layers after the mixed operation may have worked on x in place since.
         _check_unmodified(inputs, versions)
-        call_args, call_kwargs = again(inputs)
-        with context():
-            answer = candidates[candidate](*call_args, **call_kwargs)
+        call_args, call_kwargs = as_arguments(inputs)
+        with autocast():
+            other = candidates[candidate](*call_args, **call_kwargs)
         _check_unmodified(inputs, versions)
-        other = _leaves(answer)
-        alike = (
-            isinstance(answer, Tensor) if spec is None else pytree.tree_structure(answer) == spec
-        )
-        if not alike or not all(_differentiable(other[i]) for i in floating):
-            raise _unlike(gate.active, candidate)
-        return [other[i] for i in floating]
+        others = _leaves(other)
+        alike = isinstance(other, Tensor) if spec is None else pytree.tree_structure(other) == spec
+        if not alike or not all(_differentiable(others[i]) for i in floating):
+            raise _structure_error(gate.active, candidate)
+        return [others[i] for i in floating]
 
     # Integer outputs (lengths, masks) carry no gradient and pass by the gate.
     passed = _GateGradient.apply(
@@ -128,9 +130,9 @@ def _binary(
 def _flattened(
     args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[list[Any], Callable[[list[Any]], Any]]:
-    """The leaves of a call's arguments, and the arguments of such leaves again."""
+    """The leaves of a call's arguments, and a function from such leaves to arguments."""
     if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-        return [args[0]], lambda leaves: (leaves, {})  # most calls; a tenth of the time
+        return [args[0]], lambda leaves: (leaves, {})  # most calls, in a tenth of the time
     leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
     return leaves, lambda leaves: pytree.tree_unflatten(leaves, spec)
 
@@ -139,10 +141,17 @@ def _leaves(output: Any) -> list[Any]:
     return [output] if isinstance(output, Tensor) else pytree.tree_leaves(output)
 
 
-def _unlike(one: int, other: int) -> SupernetError:
+def _structure_error(first: int, second: int) -> SupernetError:
     return SupernetError(
-        f"candidates {one} and {other} of a mixed operation return different structures; all must "
-        "return tensors at the same places, and dicts with the same keys in the same order"
+        f"candidates {first} and {second} of a mixed operation return different structures; all "
+        "must return tensors at the same places, and dicts with the same keys in the same order"
+    )
+
+
+def _shape_error(first: object, second: object) -> SupernetError:
+    return SupernetError(
+        f"candidates of a mixed operation return the shapes {first} and {second}; all must return "
+        "the same"
     )
 
 
@@ -151,10 +160,10 @@ def _versions(leaves: Sequence[Any]) -> list[int]:
 
 
 def _check_unmodified(inputs: Sequence[Any], versions: Sequence[int]) -> None:
-    seen = _versions(inputs)
-    if seen == versions:
+    current = _versions(inputs)
+    if current == versions:
         return
-    for leaf, before, now in zip(inputs, versions, seen, strict=True):
+    for leaf, before, now in zip(inputs, versions, current, strict=True):
         if now != before:
             raise SupernetError(
                 f"a mixed operation's input {tuple(leaf.shape)} was modified in place (an "
@@ -164,10 +173,14 @@ def _check_unmodified(inputs: Sequence[Any], versions: Sequence[int]) -> None:
 
 
 class _GateGradient(torch.autograd.Function):
-    """The identity on the active outputs, whose backward also yields ∂L/∂g (eq. 4).
+    """The identity on the active outputs, whose backward also yields ∂L/∂g.
 
-    It returns copies: what follows may work on them in place (`y += x`), while ⟨∂L/∂y, y⟩
-    needs y as it was.
+    y = Σ_j g_j·o_j(x) at a one-hot g is o_active(x), and ∂y/∂g_j = o_j(x): the forward pass is
+    the identity, and the backward pass adds an inner product for each gate. Eq. 4 of the paper
+    then turns ∂L/∂g into ∂L/∂α (`estimators.eq4`).
+
+    The outputs are copies: later layers may work on them in place (`y += x`), while
+    ⟨∂L/∂y, y⟩ needs y as it was.
     """
 
     @staticmethod
@@ -211,10 +224,7 @@ def _inner(grads: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> Tensor:
         if grad is None:
             continue
         if grad.shape != output.shape:
-            raise SupernetError(
-                f"candidates of a mixed operation return the shapes {tuple(grad.shape)} and "
-                f"{tuple(output.shape)}; all must return the same shape"
-            )
+            raise _shape_error(tuple(grad.shape), tuple(output.shape))
         products.append(torch.dot(*_flat(grad, output)))
     return products[0] if len(products) == 1 else sum(products, torch.zeros(()))
 
@@ -239,13 +249,10 @@ def _mixture(weights: Tensor, outputs: Sequence[Any]) -> Any:
         if structure != spec or list(map(_differentiable, others)) != [
             _differentiable(leaf) for leaf in leaves
         ]:
-            raise _unlike(0, index + 1)
+            raise _structure_error(0, index + 1)
         # Torch would broadcast different shapes, and sum them without a word.
         if list(map(_shape, others)) != list(map(_shape, leaves)):
-            raise SupernetError(
-                f"candidates of a mixed operation return the shapes {list(map(_shape, leaves))} "
-                f"and {list(map(_shape, others))}; all must return the same"
-            )
+            raise _shape_error(list(map(_shape, leaves)), list(map(_shape, others)))
     mixed = [
         sum(w.to(leaf.dtype) * leaf for w, leaf in zip(weights, leaves, strict=False))
         if _differentiable(leaves[0])
@@ -263,8 +270,11 @@ def _differentiable(leaf: object) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
-def _autocast_now(inputs: Sequence[Any]) -> Callable[[], AbstractContextManager[object]]:
-    """A context with this moment's autocast: the backward pass runs outside of it."""
+def _current_autocast(inputs: Sequence[Any]) -> Callable[[], AbstractContextManager[object]]:
+    """A context with the forward pass's autocast, for the backward pass, which runs outside.
+
+    Otherwise an inactive candidate would compute in another precision than the active one.
+    """
     device = next((leaf.device.type for leaf in inputs if isinstance(leaf, Tensor)), "cpu")
     enabled = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device)
