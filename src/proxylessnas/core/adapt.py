@@ -1,7 +1,8 @@
 """From one finished search to another limit: α learns on, on the weights as they are.
 
-α that was learned under one limit decodes badly far from it, and the weights are what takes
-the time; so architecture steps alone are taken under the new one, minutes instead of hours.
+α that was learned under one limit decodes badly under a limit far from it. The weights take
+most of a search's time and serve every limit, so architecture steps alone are taken under the
+new limit: minutes instead of hours.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from proxylessnas.training.callbacks import Callback
 from proxylessnas.training.faults import Recovery
 from proxylessnas.training.loop import run_loop
 
-RECALLED = 1e-3  # of the most probable candidate's: the least with which one learns on
+# The least probability with which a candidate learns on, as a share of the most probable one's.
+RECALLED = 1e-3
 
 
 @torch.inference_mode(False)
@@ -36,10 +38,13 @@ def adapt(
     reward: RewardOf | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Search:
-    """A search with an α of its own, by so many architecture steps further than `search`'s.
+    """A search with another α, `steps` architecture steps further than that of `search`.
 
-    The weights are `search`'s and stay. Where α never learned, or the objective is not the
-    constraint (the others have a price, not a limit), there is nothing to learn: no steps.
+    Both searches share their weights, which stay as they are, and `search` keeps its α. Where α
+    never learned, or the objective is not the constraint, no steps are taken: the other
+    objectives weigh a cost and know no limit.
+
+    costs: those of `search` under other limits.
 
     Raises:
         UserError: a loss that is not finite again and again, or too little memory.
@@ -49,7 +54,7 @@ def adapt(
         steps = 0
     supernet = Supernet(mine.model, space=mine.space, settings=mine.settings, input=mine.input)
     supernet.mask = mine.mask.clone()
-    # The rates are those of so many steps, whatever the search's own were.
+    # A rate that was set suits the whole search's steps; these few need faster ones.
     rates = replace(settings, multiplier_learning_rate=None, arch_learning_rate=None)
     adapted = replace(
         search,
@@ -73,10 +78,10 @@ def adapt(
 
 
 def _softened(supernet: Supernet) -> Tensor:
-    """α in the same order, with no probability far below `RECALLED`.
-
-    A candidate's gradient is in proportion to its probability, so what was decided would stay.
-    """
+    """α in the same order, with no candidate's probability far below `RECALLED`."""
+    # By equation 4 a candidate's gradient is proportional to its probability: a candidate that the
+    # search gave up could not come back under a limit that wants it. Scaling a row keeps the order
+    # of its candidates; lifting all of them to one floor forgot it (docs/log.md).
     alpha, mask = supernet.alpha.detach(), supernet.mask
     most = alpha.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
     least = alpha.masked_fill(~mask, torch.inf).amin(1, keepdim=True)

@@ -1,4 +1,8 @@
-"""The most probable networks within the limits, by integer programming."""
+"""The most probable networks within the limits, by integer programming.
+
+The paper keeps the most probable candidate of each mixed operation. That network is rarely
+within a limit, so the limit enters the choice: maximise Σ log p subject to Σ cost ≤ limit.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +21,12 @@ from proxylessnas.core.costs import Costs
 def sample_within(
     mask: Tensor, costs: Costs, generator: torch.Generator, *, draws: int = 200_000
 ) -> Iterator[tuple[int, ...]]:
-    """Uniform networks among those within the limits, by rejection; repeats are possible."""
-    chunk = 5_000
+    """Uniform networks among those within the limits, by rejection; repeats are possible.
+
+    mask: [choices, candidates], True where a candidate may be chosen. draws: the networks that
+    are looked at; where few of the space keep the limits, few or none are yielded.
+    """
+    chunk = 5_000  # networks drawn at once: a matrix, not a loop
     for _ in range(draws // chunk):
         drawn = torch.multinomial(mask.double(), chunk, replacement=True, generator=generator)
         picked = drawn.expand(len(costs.names), *drawn.shape)
@@ -31,13 +39,18 @@ def sample_within(
 def decode(log_p: Tensor, mask: Tensor, costs: Costs) -> Iterator[tuple[int, ...]]:
     """The networks within the limits, the most probable first.
 
-    Each maximises Σ log p exactly among those not given before: an integer programme with
-    zero gap (a multiple-choice knapsack) and one no-good cut for every network found. Ties
-    go to the earlier candidates. Costs are scaled by their limit, and a network counts only
-    if plain summation confirms that it keeps every limit.
+    Each maximises Σ log p exactly among the networks that were not yielded before. Among equals
+    the earlier candidates come first.
 
-    log_p: [mixed operations, candidates], finite where `mask` is True.
+    log_p: [choices, candidates], finite where `mask` is True. A network is the index of one
+    candidate for every choice.
+
+    >>> p = torch.tensor([[0.7, 0.3], [0.6, 0.4]])
+    >>> macs = Costs.one("macs", torch.tensor([[5.0, 1.0], [4.0, 2.0]]), limit=7.0)
+    >>> list(decode(p.log(), p > 0, macs))
+    [(0, 1), (1, 0), (1, 1)]
     """
+    # A multiple-choice knapsack with one 0/1 variable for every candidate that may be chosen.
     bounded = [k for k, limit in enumerate(costs.limits.tolist()) if math.isfinite(limit)]
     limits = [float(costs.limits[k]) for k in bounded]
     where = mask.nonzero().tolist()
@@ -47,9 +60,11 @@ def decode(log_p: Tensor, mask: Tensor, costs: Costs) -> Iterator[tuple[int, ...
     # scaled with it over the solver's absolute gap, 1e-6, which scipy does not let us set.
     order = np.array([j for _, j in where]) * 1e-9
     score = 1e4 * (np.array([float(log_p[m, j]) for m, j in where]) - order)
+    # Σ over the candidates of a choice = 1: each choice takes one candidate.
     one_each = scipy.sparse.csr_array((np.ones(size), (rows, np.arange(size))))
     constraints = [scipy.optimize.LinearConstraint(one_each, 1, 1)]
     for k, limit in zip(bounded, limits, strict=True):
+        # In shares of the limit: the solver's tolerances are absolute, and MACs are millions.
         scale = abs(limit) or 1.0
         scaled = np.array([float(costs.per_candidate[k, m, j]) for m, j in where]) / scale
         room = (limit - float(costs.fixed[k])) / scale
@@ -59,8 +74,10 @@ def decode(log_p: Tensor, mask: Tensor, costs: Costs) -> Iterator[tuple[int, ...
         chosen = _solve(score, constraints, cuts, count)
         if chosen is None:
             return
+        # A no-good cut: of this network's candidates not all may be chosen again.
         cuts.append(chosen)
         indices = tuple(where[i][1] for i in np.flatnonzero(chosen))
+        # The solver keeps a limit to its tolerance only; the sum of the costs decides.
         values = costs.of(indices)
         if all(values[k] <= limit for k, limit in zip(bounded, limits, strict=True)):
             yield indices
@@ -79,8 +96,8 @@ def _solve(
         integrality=np.ones(len(score), dtype=np.int64),
         bounds=scipy.optimize.Bounds(0, 1),
         constraints=[*constraints, *cut],
-        options={"mip_rel_gap": 0.0},
+        options={"mip_rel_gap": 0.0},  # proven optimal, not nearly
     )
     if result.x is None:
-        return None
+        return None  # infeasible: every network within the limits has been cut off
     return np.round(result.x)

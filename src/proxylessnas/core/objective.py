@@ -1,8 +1,8 @@
-"""Task loss and expected cost to one scalar, and decoding under limits.
+"""Task loss L and expected costs E to the one scalar that α minimises (paper section 3.3).
 
-The costs that a search minds (latency, parameters, MACs) are a `Costs`: one matrix a cost
-over [mixed operations, candidates] and a fixed part, so that E[cost] = fixed + Σ p·cost
-(paper eq. 2 and 3). An objective is a function of the loss and of the expected costs.
+The paper adds λ2·E[latency] to the loss, with a λ2 that somebody has to find: too small, and
+the network is too slow; too large, and it is faster than needed. `Constraint`, the default,
+takes the limit itself and finds the multiplier while the search runs.
 """
 
 from __future__ import annotations
@@ -22,12 +22,17 @@ from proxylessnas.errors import ConfigError
 
 
 class Objective(Protocol):
-    """loss: scalar; expected: [costs]. The value is minimised in α."""
+    """A scalar of the loss and the expected costs, differentiable in both.
 
-    def __call__(self, loss: Tensor, expected: Tensor) -> Tensor: ...
+    Every objective is affine in the loss, which REINFORCE relies on.
+    """
+
+    def __call__(self, loss: Tensor, expected: Tensor) -> Tensor:
+        """loss: scalar. expected: [costs], each in its unit."""
+        ...
 
     def observe(self, costs: Sequence[float]) -> None:
-        """See the costs of the network that would be derived now."""
+        """After an architecture step: the costs of the network that is now most probable."""
 
     def state(self) -> list[float]: ...
 
@@ -46,14 +51,14 @@ class _Stateless:
 
 
 class Alone(_Stateless):
-    """L, or a reward with a minus, and no cost besides."""
+    """The loss, or a reward with a minus, without a cost."""
 
     def __call__(self, loss: Tensor, expected: Tensor) -> Tensor:
         return loss
 
 
 class Linear(_Stateless):
-    """L + λ2·E[latency] (paper eq. 3), E in its unit."""
+    """L + λ2·E[latency] (section 3.3.1), E in ms. weight: λ2. index: of the latency in E."""
 
     def __init__(self, weight: float, *, index: int = 0) -> None:
         self.weight, self.index = weight, index
@@ -63,7 +68,11 @@ class Linear(_Stateless):
 
 
 class MulLog(_Stateless):
-    """0.2·L·(log E / log T)^0.3, `mul#log` of the published code; E and T in its unit."""
+    """0.2·L·(log E / log T)^0.3, `mul#log` of the published code; E and T in ms.
+
+    Raises:
+        ConfigError: the target is not over 1 ms.
+    """
 
     def __init__(self, target: float, *, scale: float = 0.2, power: float = 0.3) -> None:
         if target <= 1:
@@ -71,6 +80,7 @@ class MulLog(_Stateless):
         self.target, self.scale, self.power = target, scale, power
 
     def __call__(self, loss: Tensor, expected: Tensor) -> Tensor:
+        # Under 1 ms the logarithm is negative, and its power no number: hence the floor.
         ratio = torch.log(expected[0]) / math.log(self.target)
         return self.scale * loss * ratio.clamp_min(1e-3).pow(self.power).to(loss)
 
@@ -86,10 +96,9 @@ class AddLinear(_Stateless):
 
 
 class Constraint:
-    """L + Σ_k λ_k·(E_k/T_k − 1), λ by dual ascent on the network derived now (LightNAS).
+    """L + Σ_k λ_k·(E_k/T_k − 1), with λ by dual ascent (LightNAS).
 
-    A λ rises while that network breaks its limit and falls, never under 0, while there is
-    room: the search settles where the limit just holds, instead of at a price guessed before.
+    limits: T, one a cost, inf where there is none. rate: of λ.
     """
 
     def __init__(self, limits: Sequence[float], *, rate: float) -> None:
@@ -97,12 +106,16 @@ class Constraint:
         self.multipliers = [0.0] * len(self.limits)
 
     def __call__(self, loss: Tensor, expected: Tensor) -> Tensor:
+        # Costs count relative to their limits, so that one rate suits milliseconds and MACs.
         for k, (multiplier, limit) in enumerate(zip(self.multipliers, self.limits, strict=True)):
             if multiplier:
                 loss = loss + multiplier * (expected[k] / limit - 1).to(loss)
         return loss
 
     def observe(self, costs: Sequence[float]) -> None:
+        # λ rises while the most probable network breaks its limit, and falls while there is room,
+        # until the limit just holds. The network counts and not E: while α is undecided, E mixes
+        # in candidates that will not be chosen. A λ under 0 would reward slowness.
         for k, (cost, limit) in enumerate(zip(costs, self.limits, strict=True)):
             if math.isfinite(limit):
                 step = self.rate * (cost / limit - 1)
@@ -116,13 +129,21 @@ class Constraint:
 
 
 def reward(accuracy: float, cost: float, target: float, power: float = 0.1) -> float:
-    """ACC·(T/LAT)^w, the reward of REINFORCE in the published code (w = 0.1)."""
+    """accuracy·(T/latency)^w, the reward of REINFORCE in the published code (w = 0.1).
+
+    accuracy: in [0, 1]. cost, target: of one unit.
+
+    >>> reward(0.5, cost=10.0, target=10.0)
+    0.5
+    """
     return float(accuracy * (target / cost) ** power)
 
 
 # --- by their settings ---
 
-DUAL_TRAVEL = 20.0  # rate x steps of the multiplier, at a latency of twice the limit
+# Rate x architecture steps of a multiplier: how far it would rise in a whole search whose network
+# costs twice the limit. The loss is of order 1, so the limit wins well before the end.
+DUAL_TRAVEL = 20.0
 
 
 def check_objective(settings: SearchSettings, target_latency: str | None) -> None:
@@ -146,7 +167,7 @@ def check_objective(settings: SearchSettings, target_latency: str | None) -> Non
 
 
 def make_objective(settings: SearchSettings, costs: Costs, arch_steps: int) -> Objective:
-    """The objective that the settings name.
+    """The objective that the settings name. arch_steps: architecture steps of the whole search.
 
     Raises:
         ConfigError: mul_log with a target of 1 ms or less. See `check_objective` for the rest.
@@ -172,7 +193,7 @@ def make_objective(settings: SearchSettings, costs: Costs, arch_steps: int) -> O
 def make_reward(
     settings: SearchSettings, costs: Costs
 ) -> Callable[[float, Sequence[int]], float] | None:
-    """ACC·(T/LAT)^w on predicted latency, for the objective `reward`.
+    """accuracy·(T/latency)^w on predicted latency for the objective `reward`, None for others.
 
     Raises:
         ConfigError: another estimator than reinforce, or no latency target.
@@ -194,6 +215,3 @@ def make_reward(
         return reward(accuracy, costs.of(indices)[latency], target, power)
 
     return of
-
-
-# --- networks within the limits ---

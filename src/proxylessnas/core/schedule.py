@@ -29,7 +29,7 @@ class Schedule:
 
     @staticmethod
     def of(settings: SearchSettings, epoch_steps: int) -> Schedule:
-        """The schedule of the settings, where an epoch has so many training batches."""
+        """The schedule of the settings. epoch_steps: training batches of an epoch."""
         warmup = settings.warmup_epochs * epoch_steps
         return Schedule(
             warmup=warmup,
@@ -53,6 +53,7 @@ class Schedule:
 
     def architecture_due(self, step: int) -> bool:
         """Whether an architecture step follows weight step `step`."""
+        # + 1: the first one comes after `arch_every` weight steps, not before them.
         return step >= self.arch_from and (step - self.arch_from + 1) % self.arch_every == 0
 
 
@@ -62,12 +63,15 @@ def fair_gates(supernet: Supernet, seed: int, step: int) -> list[int]:
     Independent uniform draws would train some candidates far more often than others in a short
     warm-up, and α would then take the better trained candidate for the better one.
     """
-    allowed = [[j for j, on in enumerate(row) if on] for row in supernet.mask.tolist()]
+    allowed = [[j for j, present in enumerate(row) if present] for row in supernet.mask.tolist()]
     choice = [0] * len(allowed)
+    # A round has as many steps as a choice has candidates, so choices of each size have rounds
+    # of their own. The order of a round derives from its number: any step can be repeated alone.
     for size in {len(candidates) for candidates in allowed}:
         rows = [m for m, candidates in enumerate(allowed) if len(candidates) == size]
         turn, position = divmod(step, size)
         generator = torch.Generator().manual_seed(derive_seed(seed, "fair", size, turn))
+        # A permutation of the candidates for every choice, of which this step takes its place.
         order = torch.rand(len(rows), size, generator=generator).argsort(1)[:, position].tolist()
         for row, candidate in zip(rows, order, strict=True):
             choice[row] = allowed[row][candidate]

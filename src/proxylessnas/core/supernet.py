@@ -73,6 +73,8 @@ class MixedOp(nn.Module):
         return tuple(self.candidates)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        # Which candidate runs is the gate's, set from outside for each step: a module that drew
+        # its own gate could not be repeated, frozen or agreed upon between ranks.
         return gates.run(self.gate, tuple(self.candidates.values()), args, kwargs)
 
 
@@ -155,6 +157,9 @@ class Supernet:
             mixed: path for positions in choices.values() for path, mixed in positions.items()
         }
         self.candidates: tuple[tuple[str, ...], ...] = tuple(p[0].names for p in self.positions)
+        # One matrix for all choices: drawing, equation 4 and the optimiser then work on all rows at
+        # once. Choices differ in their number of candidates, so short rows have pads, which the
+        # mask keeps at probability 0.
         widest = max(map(len, self.candidates))
         self.mask = torch.tensor([[j < len(c) for j in range(widest)] for c in self.candidates])
         self.alpha = nn.Parameter(torch.zeros(self.mask.shape, dtype=torch.float64))
@@ -166,7 +171,7 @@ class Supernet:
         return softmax(self.alpha.detach(), self.mask)
 
     def log_probabilities(self) -> Tensor:
-        """log p, the same shape; -inf at pads."""
+        """log p, the same shape; -inf at pads. Finite where a probability rounds to 0."""
         return torch.log_softmax(self.alpha.detach().masked_fill(~self.mask, -torch.inf), dim=1)
 
     def forbid(self, candidates: Tensor, reason: str) -> None:
@@ -175,6 +180,7 @@ class Supernet:
         Raises:
             LimitError: a choice would be left without any.
         """
+        # Masked as pads are: neither drawn nor learned nor decoded from here on.
         left = self.mask & ~candidates
         empty = (~left.any(1)).nonzero()[:, 0].tolist()
         if empty:
@@ -186,6 +192,7 @@ class Supernet:
         return self.architecture(self.probabilities().argmax(1).tolist())
 
     def sample(self, generator: torch.Generator, *, uniform: bool = False) -> Architecture:
+        """An architecture drawn from p, or uniformly from all."""
         p = softmax(torch.zeros_like(self.alpha), self.mask) if uniform else self.probabilities()
         return self.architecture(torch.multinomial(p, 1, generator=generator)[:, 0].tolist())
 
@@ -249,7 +256,10 @@ class Supernet:
                 mixed.__dict__["gate"] = gate
 
     def derive(self, architecture: Architecture | Sequence[int]) -> nn.Module:
-        """A plain copy of the model with the chosen candidates alone; weights are inherited."""
+        """A plain copy of the model with the chosen candidates alone; weights are inherited.
+
+        The copy holds no mixed operation and nothing of this library but the candidates' layers.
+        """
         rows = zip(self.positions, self.indices(architecture), strict=True)
         return derive(self.model, {mixed: index for row, index in rows for mixed in row})
 
@@ -308,11 +318,10 @@ def _check_alike(choice: str, positions: Mapping[str, MixedOp]) -> None:
 
 
 def derive(module: nn.Module, chosen: Mapping[MixedOp, int]) -> nn.Module:
-    """Copy `module` with each of its mixed operations replaced by the chosen candidate.
-
-    Candidates that were not chosen are never copied: deepcopy finds the chosen one's copy
-    in its memo under the mixed operation's identity.
-    """
+    """Copy `module` with each of its mixed operations replaced by the chosen candidate."""
+    # The memo says what stands for an object already copied. With the chosen candidate's copy
+    # entered under the mixed operation's identity, copying the model puts it in that place,
+    # and the supernet's other candidates, most of its memory, are never copied.
     memo: dict[int, Any] = {}
     for mixed, index in chosen.items():
         memo[id(mixed)] = copy.deepcopy(mixed.candidates[mixed.names[index]], memo)
@@ -376,9 +385,13 @@ def collect_tensors(supernet: Supernet) -> SupernetTensors:
 def softmax(alpha: Tensor, mask: Tensor) -> Tensor:
     """Row-wise softmax over the entries where `mask` is True; elsewhere exactly 0.
 
-    Written out because torch's own wakes its threads for every matrix, however small, which
-    takes longer than the sums.
+    alpha, mask: [choices, candidates]; a row has at least one entry.
+
+    >>> softmax(torch.tensor([[0.0, 0.0, 9.0]]), torch.tensor([[True, True, False]]))
+    tensor([[0.5000, 0.5000, 0.0000]])
     """
+    # Written out because torch's own wakes its threads for every matrix, however small, which
+    # takes longer than the sums. Less the row's largest α, no exponential overflows.
     alpha = alpha.masked_fill(~mask, -torch.inf)
     weights = (alpha - alpha.amax(1, keepdim=True)).exp()
     return weights / weights.sum(1, keepdim=True)
