@@ -35,7 +35,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,12 @@ from scipy.stats import kendalltau
 
 from proxylessnas.config import DataSettings, DeriveSettings, MachineSettings, SearchSettings
 from proxylessnas.core.adapt import adapt
-from proxylessnas.core.costs import Costs
 from proxylessnas.core.derive import choose
 from proxylessnas.core.estimators import make_estimator
 from proxylessnas.core.objective import Constraint, make_objective
 from proxylessnas.core.search import Search
 from proxylessnas.data import load_data
-from proxylessnas.hardware.cost import macs_cost
+from proxylessnas.hardware.costs import count_costs
 from proxylessnas.hardware.trace import trace
 from proxylessnas.io.console import output
 from proxylessnas.spaces import build_supernet
@@ -149,7 +148,7 @@ class Bench:
         )
         torch.manual_seed(args.seed)
         self.supernet = build_supernet("macro", {})
-        self.macs = macs_cost(self.supernet, trace(self.supernet, (torch.zeros(1, 3, 32, 32),)))
+        self.costs = count_costs(self.supernet, trace(self.supernet, (torch.zeros(1, 3, 32, 32),)))
         self.task = Task.classification()
         self.scores: dict[tuple[int, ...], Score] = {}
 
@@ -178,8 +177,7 @@ class Bench:
             arch_learning_rate=10.0 / max(1, arch_steps),
             reinforce_samples=SAMPLES,
         )
-        macs = self.macs
-        costs = Costs.one("macs", macs.per_candidate, fixed=macs.fixed, limit=limit)
+        costs = self.costs.limited({"macs": limit})
         return Search(
             supernet=self.supernet,
             task=self.task,
@@ -269,7 +267,7 @@ class Bench:
     def adapt(self, limit: float, steps: int) -> dict[str, Any]:
         """From the α of no limit by so many steps, as `proxylessnas derive --latencies` does it."""
         job, start = self.unlimited, time.time()
-        costs = replace(job.costs, limits=torch.tensor([limit], dtype=torch.float64))
+        costs = job.costs.limited({"macs": limit})
         return self.chosen(adapt(job, costs, steps=steps), "two_path", limit, start)
 
     @cached_property

@@ -41,7 +41,7 @@ from proxylessnas.core.decode import decode
 from proxylessnas.core.derive import choose
 from proxylessnas.core.supernet import Supernet, softmax
 from proxylessnas.errors import MeasurementError, UserError
-from proxylessnas.hardware.cost import Cost, latency_cost, macs_cost
+from proxylessnas.hardware.costs import count_costs, latency_costs
 from proxylessnas.hardware.measure import NetworkReport, canary_of, measure_networks, measure_table
 from proxylessnas.hardware.runtimes import make
 from proxylessnas.hardware.table import LatencyTable
@@ -86,7 +86,7 @@ class Device:
     space: Space
     settings: MeasureSettings
     table: LatencyTable
-    cost: Cost
+    costs: Costs
     limit: float  # ms
 
     def measure(self, networks: Mapping[str, Indices]) -> NetworkReport:
@@ -97,16 +97,14 @@ class Device:
             make(self.name),
             self.space.inputs,
             replace(self.settings, network_rounds=30),
-            canary=canary_of(supernet, self.table, self.cost.space),
+            canary=canary_of(supernet, self.table, self.costs.space),
             seed=1,
         )
 
     def within_limit(self) -> Indices:
         """The network of the most worth under the limit: decoded, measured, corrected."""
         supernet, worth = self.space.supernet, self.space.worth
-        costs = Costs.one(
-            "latency", self.cost.per_candidate, fixed=self.cost.fixed, limit=self.limit
-        )
+        costs = self.costs.limited({"latency": self.limit})
         with torch.no_grad():
             supernet.alpha.copy_(worth)
 
@@ -126,7 +124,7 @@ class Device:
     def fastest(self, least: float) -> Indices:
         """The fastest network by the table that is worth so much at least."""
         costs = Costs.one("worth", -self.space.worth, fixed=0.0, limit=-least)
-        return next(decode(-self.cost.per_candidate, self.space.supernet.mask, costs))
+        return next(decode(-self.costs.per_candidate[0], self.space.supernet.mask, costs))
 
 
 def main() -> int:
@@ -191,9 +189,9 @@ def _device(name: str, space: Space, args: argparse.Namespace) -> Device:
             path=path,
             progress=update,
         )
-    cost = latency_cost(space.supernet, space.found, table)
-    limit = args.limit * cost.of(space.like_mobilenet_v2())
-    return Device(name, space, settings, table, cost, limit)
+    costs = latency_costs(space.supernet, space.found, table)
+    limit = args.limit * costs.cost_of("latency", space.like_mobilenet_v2())
+    return Device(name, space, settings, table, costs, limit)
 
 
 def _both(best: dict[str, Indices], fast: dict[str, Indices]) -> dict[str, Indices]:
@@ -233,7 +231,7 @@ def _worth(supernet: Supernet, found: Trace, alpha: Path | None) -> Tensor:
         if "alpha" not in tensors or tensors["alpha"].shape != supernet.mask.shape:
             raise UserError(f"{alpha} has no tensor `alpha` of this space")
         return softmax(tensors["alpha"].double(), supernet.mask).clamp_min(1e-12).log()
-    macs = macs_cost(supernet, found).per_candidate
+    macs = count_costs(supernet, found).per_candidate[0]
     return torch.log1p(macs / macs[macs > 0].min())
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from rich.table import Table
 
 from proxylessnas.io.console import Reporter, output
+from proxylessnas.limits import parse_latency
 from proxylessnas.recipes import path
 from proxylessnas.runs.directory import RunDirectory, held
 from proxylessnas.runs.pipeline import open_run
@@ -62,7 +63,7 @@ def main() -> int:
 
 
 def judged(run: Run, count: int) -> int:
-    found = derive_limits(run, targets(run, count))
+    found = derive_limits(run, targets(run, count), run.config.derive)
     networks = {k: run.supernet.derive(a) for k, a in found.items()}
     report = run.measure(networks)
     table = Table(title=f"{count} targets; drift of the canary {report.drift - 1:+.1%}, taken out")
@@ -70,7 +71,7 @@ def judged(run: Run, count: int) -> int:
         table.add_column(name, justify="right")
     kept = 0
     for limit in found:
-        target = run.priced.milliseconds(limit)
+        target, _ = parse_latency(limit)
         facts = run.directory.read_json(f"stages/derive-{limit}.json")
         result = report[limit]
         error = 100 * (result.corrected_ms / target - 1)

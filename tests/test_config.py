@@ -21,11 +21,11 @@ from proxylessnas.config import (
     add_options,
     field_help,
     from_namespace,
-    parse_latency,
     parse_minutes,
     parse_settings,
 )
 from proxylessnas.errors import ConfigError, UserError
+from proxylessnas.limits import parse_latency
 
 CLASSES = (
     DataSettings,
@@ -111,7 +111,7 @@ def test_latencies_are_read(text: str, value: tuple[float, bool]) -> None:
     assert (pytest.approx(ms), relative) == value
 
 
-@pytest.mark.parametrize("text", ["", "12", "ms", "-3ms", "0ms", "0x", "1e3ms", "12 min", "nanms"])
+@pytest.mark.parametrize("text", ["", "12", "ms", "-3ms", "0ms", "0x", "1e99ms", "12 min", "nanms"])
 def test_what_is_no_latency_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="12ms, 800us"):
         parse_latency(text)
@@ -186,20 +186,6 @@ def test_settings_need_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-
-
-@pytest.mark.parametrize(
-    ("limits", "message"),
-    [
-        ({"macs": -1}, "limits.macs is -1; it must be"),
-        ({"macs": float("nan")}, "limits.macs is nan"),
-        ({"mac": 5}, "did you mean macs"),
-    ],
-)
-def test_limits_are_positive_and_known(limits: dict[str, float], message: str) -> None:
-    assert RunConfig(limits={"macs": 3e6, "peak_memory": 0.5}).limits["macs"] == 3e6
-    with pytest.raises(ConfigError, match=message):
-        RunConfig(limits=limits)
 
 
 @pytest.mark.parametrize(

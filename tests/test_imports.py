@@ -13,6 +13,7 @@ ORDER = [
     "seeds",
     "io",
     "architecture",
+    "limits",
     "config",
     "data",
     "training",

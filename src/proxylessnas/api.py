@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,10 @@ from proxylessnas.config import (
     MachineSettings,
     MeasureSettings,
     SearchSettings,
-    check_limits,
     check_seed,
-    parse_latency,
 )
 from proxylessnas.core.adapt import adapt
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.derive import Choice, Indices, choose
 from proxylessnas.core.estimators import RewardOf
 from proxylessnas.core.objective import check_objective
@@ -34,12 +33,21 @@ from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data.batches import LoaderBatches
 from proxylessnas.errors import ConfigError, LimitError
+from proxylessnas.hardware.costs import (
+    CostFunction,
+    absolute_limits,
+    all_costs,
+    check_names,
+    forbid_over_peak_memory,
+    largest_costs,
+)
 from proxylessnas.hardware.count import check_shapes
 from proxylessnas.hardware.measure import canary_of, describe, measure_networks, measure_table
-from proxylessnas.hardware.pricing import Limits, Pricing
 from proxylessnas.hardware.runtimes import Runtime, make
 from proxylessnas.hardware.table import LatencyTable
+from proxylessnas.hardware.trace import trace
 from proxylessnas.io.console import Reporter
+from proxylessnas.limits import Limit, all_limits, check_limit_names, parse_latency, parse_limit
 from proxylessnas.runs.calibrate import settled
 from proxylessnas.runs.stages.keeping import Progress
 from proxylessnas.seeds import derive_seed
@@ -57,7 +65,8 @@ class Result:
     architecture: the chosen network. predicted: its costs by name (ms, counts).
     measured_ms: its latency on the runtime, where there was a limit to keep and the table is
         not another device's.
-    limits: what the network may cost.
+    costs: what all networks of the space cost, see `Costs`. limits: what the network may cost,
+        as it was written.
     machine: the settings it computed with, among them the memory format that was chosen. With
         them, and the same table, the same seed gives the same search.
     """
@@ -66,9 +75,9 @@ class Result:
     predicted: dict[str, float]
     measured_ms: float | None
     machine: MachineSettings
-    limits: Limits
+    limits: Mapping[str, Limit]
     job: Search = field(repr=False)
-    pricing: Pricing = field(repr=False)
+    costs: Costs = field(repr=False)
     _derivation: _Derivation = field(repr=False)
 
     @property
@@ -94,11 +103,12 @@ class Result:
         """
         if latency is None:
             return self._derivation.network(self.supernet.indices(self.architecture))
-        if self.pricing.latency is None:
+        if "latency" not in self.costs:
             raise LimitError(
                 "this search measured no latency: give search() a target_latency, or a table"
             )
-        limits = replace(self.limits, latency=latency)
+        parse_latency(latency)
+        limits = {**self.limits, "latency": latency}
         return self._derivation.network(self._derivation.choose(limits).chosen.indices)
 
 
@@ -106,11 +116,15 @@ class Result:
 class _Derivation:
     """From a finished search to networks.
 
+    costs: without limits. largest: of the largest network, see `largest_costs`.
     here: whether networks can be measured on the table's device.
     """
 
     job: Search
-    pricing: Pricing
+    costs: Costs
+    largest: Mapping[str, float]
+    table: LatencyTable | None
+    inputs: tuple[Any, ...]
     device: Runtime
     here: bool
     measure: MeasureSettings
@@ -126,9 +140,19 @@ class _Derivation:
         recalibrate(network, job.train, images, job.machine, job.ranks)
         return network
 
-    def choose(self, limits: Limits) -> Choice:
+    def limited(self, limits: Mapping[str, Limit]) -> Costs:
+        """The costs under limits as they were written.
+
+        Raises:
+            LimitError: a limit is under what any network of the space costs.
+        """
+        costs = self.costs.limited(absolute_limits(limits, self.costs, self.largest))
+        costs.check_reachable(self.job.supernet.mask)
+        return costs
+
+    def choose(self, limits: Mapping[str, Limit]) -> Choice:
         """The best of the most probable networks; under other limits α learns on first."""
-        job, costs = self.job, self.pricing.costs(limits)
+        job, costs = self.job, self.limited(limits)
         if not torch.equal(costs.limits, job.costs.limits):
             steps = self.derive.arch_steps
             with self.reporter.bar("learning alpha under this limit") as update:
@@ -152,15 +176,15 @@ class _Derivation:
         ).value
 
     def _measured(self, networks: Sequence[Indices]) -> list[tuple[float, float]]:
-        supernet, table, latency = self.job.supernet, self.pricing.table, self.pricing.latency
-        assert table is not None and latency is not None
+        supernet, table = self.job.supernet, self.table
+        assert table is not None
         derived = {str(i): supernet.derive(n).cpu() for i, n in enumerate(networks)}
         report = measure_networks(
             derived,
             self.device,
-            self.pricing.example_inputs,
+            self.inputs,
             self.measure,
-            canary=canary_of(supernet, table, latency.space),
+            canary=canary_of(supernet, table, self.costs.space),
             seed=self.job.seed,
         )
         return [report[name].value for name in derived]
@@ -174,7 +198,8 @@ def search(
     loss: Callable[[Any, Any], Tensor],
     example_inputs: Sequence[Any],
     target_latency: str | None = None,
-    limits: Mapping[str, float] | None = None,
+    limits: Mapping[str, Limit] | None = None,
+    costs: Mapping[str, CostFunction] | None = None,
     runtime: str | Runtime = "onnxruntime",
     table: str | Path | LatencyTable | None = None,
     correct: Callable[[Any, Any], Tensor] | None = None,
@@ -194,9 +219,12 @@ def search(
     loss: (model output, target) -> scalar.
     example_inputs: the arguments of one forward pass; their shapes are what is measured.
     target_latency: `12ms`, `800us`, or `0.6x` of the largest network; measured on `runtime`
-        unless `table` is given.
-    limits: further limits by name, as {"macs": 2e6}: parameters and macs are counts of one example,
-        peak_memory is MiB of activations.
+        unless `table` is given. The short form of limits["latency"].
+    limits: by the cost's name: latency, macs and parameters (of one example), peak_memory (MiB of
+        any one candidate's activations), a column of the table, or a cost of `costs`. A number,
+        or as `12ms`, `600M`, `0.6x`.
+    costs: costs of your own by name, functions of a candidate module (or a whole network) and its
+        inputs to a number that adds up over the network, see `hardware.costs.function_costs`.
     table: a latency table, of these inputs' batch. Where it was measured on `runtime`, on this
         machine and with as many threads, the last candidates are measured too and correct its
         predictions; the table of another device is used as it is, and nothing is measured here.
@@ -212,14 +240,15 @@ def search(
     """
     settings, measure = settings or SearchSettings(), measure or MeasureSettings()
     _check(model, loss, example_inputs, runtime, table, seed)
-    limits = check_limits(limits or {})
-    if target_latency is not None:
-        parse_latency(target_latency)
-    check_objective(settings, target_latency)
-    if settings.objective == "linear" and target_latency is None and table is None:
-        raise ConfigError("the objective linear weighs a latency: give a target_latency or a table")
-    if reward is not None:
-        _check_reward(settings)
+    limits = all_limits(limits or {}, target_latency)
+    check_names(list(costs or {}))
+    has_latency = "latency" in limits
+    check_objective(
+        settings,
+        measured=has_latency or table is not None,
+        limited=has_latency,
+        own_reward=reward is not None,
+    )
     derive = derive or DeriveSettings()
     reporter = Reporter(quiet=quiet or not ranks.is_main)
     training = LoaderBatches(train, name="train", seed=seed)
@@ -227,20 +256,25 @@ def search(
     machine = machine or MachineSettings()
     make_machine(machine)  # for its error, before anything is measured
     supernet = Supernet(model)
-    pricing = Pricing(supernet=supernet, example_inputs=tuple(example_inputs))
-    check_shapes(supernet, pricing.trace)
-    pricing.forbid_over(limits.get("peak_memory"))
+    inputs = tuple(example_inputs)
+    found = trace(supernet, inputs)
+    check_shapes(supernet, found)
+    if "peak_memory" in limits:
+        mib, _ = parse_limit("peak_memory", limits["peak_memory"], "MiB")
+        forbid_over_peak_memory(supernet, found, mib)
     device = make(runtime, threads=measure.threads) if isinstance(runtime, str) else runtime
     if isinstance(table, str | Path):
         table = LatencyTable.load(table)
-    if table is None and target_latency is not None:
-        table = _measured_table(pricing, device, measure, seed, reporter, ranks)
-    pricing.table = table
-    here = table is not None and _is_here(table, device, pricing.example_inputs, ranks)
+    check_limit_names(limits, [*(costs or {}), *(table.columns if table is not None else {})])
+    if table is None and has_latency:
+        table = _measured_table(supernet, inputs, device, measure, seed, reporter, ranks)
+    here = table is not None and _is_here(table, device, inputs, ranks)
     if table is not None and not here:
         reporter.say(f"the latency table is of {table.device.get('device')}: it is used as it is")
-    bounds = Limits(latency=target_latency, **limits)
-    costs = pricing.costs(bounds)
+    every = all_costs(supernet, found, table=table, functions=costs)
+    largest = largest_costs(supernet, every, table)
+    within = every.limited(absolute_limits(limits, every, largest))
+    within.check_reachable(supernet.mask)
     task = Task(loss=loss, correct=correct)
     machine = settled(
         machine, supernet, task, training, settings, seed=seed, reporter=reporter, ranks=ranks
@@ -252,7 +286,7 @@ def search(
         task=task,
         train=training,
         valid=validation,
-        costs=costs,
+        costs=within,
         reward=reward,
         seed=seed,
         machine=on,
@@ -263,7 +297,10 @@ def search(
 
     derivation = _Derivation(
         job=job,
-        pricing=pricing,
+        costs=every,
+        largest=largest,
+        table=table,
+        inputs=inputs,
         device=device,
         here=here,
         measure=measure,
@@ -271,16 +308,16 @@ def search(
         reward=reward,
         reporter=reporter,
     )
-    choice = derivation.choose(bounds)
+    choice = derivation.choose(limits)
     names = choice.costs.names
     return Result(
         architecture=supernet.architecture(choice.chosen.indices),
         predicted=dict(zip(names, choice.costs.of(choice.chosen.indices), strict=True)),
         measured_ms=choice.chosen.measured_ms,
         machine=machine,
-        limits=bounds,
+        limits=limits,
         job=job,
-        pricing=pricing,
+        costs=every,
         _derivation=derivation,
     )
 
@@ -307,16 +344,6 @@ def _check(model: Any, loss: Any, example_inputs: Any, runtime: Any, table: Any,
     check_seed(seed)
 
 
-def _check_reward(settings: SearchSettings) -> None:
-    if settings.estimator != "reinforce":
-        raise ConfigError(
-            f"a reward needs no gradient and gives none: it is for the estimator reinforce "
-            f"(SearchSettings(estimator=...)), not {settings.estimator}"
-        )
-    if settings.objective == "mul_log":
-        raise ConfigError("mul_log multiplies a loss, not a reward: use the objective constraint")
-
-
 def _is_here(table: LatencyTable, device: Runtime, inputs: tuple[Any, ...], ranks: Ranks) -> bool:
     """Whether networks can be measured on the table's device, or the table has to be believed.
 
@@ -330,7 +357,8 @@ def _is_here(table: LatencyTable, device: Runtime, inputs: tuple[Any, ...], rank
 
 
 def _measured_table(
-    pricing: Pricing,
+    supernet: Supernet,
+    inputs: tuple[Any, ...],
     device: Runtime,
     measure: MeasureSettings,
     seed: int,
@@ -338,7 +366,7 @@ def _measured_table(
     ranks: Ranks,
 ) -> LatencyTable:
     """Rank 0's, on every rank."""
-    given = pricing.supernet, device, pricing.example_inputs, measure
+    given = supernet, device, inputs, measure
     with reporter.bar("measuring") as update:
         content = ranks.of_main(lambda: measure_table(*given, seed=seed, progress=update).to_json())
     return LatencyTable.from_dict(json.loads(content))

@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser
 
 from proxylessnas.errors import ConfigError, did_you_mean, one_line
 from proxylessnas.io.yaml_files import read_yaml
+from proxylessnas.limits import all_limits
 
 T = TypeVar("T")
 
@@ -290,7 +291,8 @@ class RunConfig:
     space: mobile, macro, tree, or module:factory for your own model.
     space_settings: settings of the space, as {name: value}.
     target_latency: 12ms, 800us, or 0.6x of the space's largest network; default: no limit.
-    limits: further limits by name: parameters and macs (counts), peak_memory (MiB of activations).
+    limits: limits by the cost's name, as {macs: 600M, parameters: 4e6, peak_memory: 1.5 (MiB)}, or
+        of a column of the latency table; latency is target_latency.
     runtime: what the latency is measured on: onnxruntime, torch, litert, openvino.
     table: latency table of a device that is not here, instead of measuring: one of ours, or a
         published one (mobile_trim.yaml, note10_*.yaml).
@@ -304,7 +306,7 @@ class RunConfig:
     space: str = "mobile"
     space_settings: dict[str, Any] = field(default_factory=dict)
     target_latency: str | None = None
-    limits: dict[str, float] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
     runtime: str = "onnxruntime"
     table: str | None = None
     seed: int = 0
@@ -320,15 +322,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         _at_most(self, 4096, "image_size")
         _positive(self, "image_size")
-        check_limits(self.limits)
-        if self.target_latency is not None:
-            parse_latency(self.target_latency)
+        all_limits(self.limits, self.target_latency)
         if self.budget is not None:
             parse_minutes(self.budget)
         check_seed(self.seed)
 
 
-LIMITS = ("parameters", "macs", "peak_memory")
 # Settings that had another name: a leaf of the name -> its place now.
 RENAMED = {
     "both_ends": "search.reinmax",
@@ -342,41 +341,9 @@ RENAMED = {
 }
 
 
-def check_limits(limits: Mapping[str, float]) -> dict[str, float]:
-    """Limits by name, each a positive number.
-
-    Raises:
-        ConfigError: a name is unknown, or a value is not positive.
-    """
-    for name, limit in limits.items():
-        if name not in LIMITS:
-            raise ConfigError(f"there is no limit {name!r}; {did_you_mean(name, LIMITS)}")
-        if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0:
-            raise ConfigError(f"limits.{name} is {limit!r}; it must be a positive number")
-    return dict(limits)
-
-
 def check_seed(seed: Any) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ConfigError(f"seed is {seed!r}; it must be a whole number in [0, 2^63)")
-
-
-def parse_latency(text: str) -> tuple[float, bool]:
-    """(milliseconds, False) of `12ms` or `800us`, (factor, True) of `0.6x`.
-
-    Raises:
-        ConfigError: another form, or not positive.
-    """
-    form = r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|us|µs|s|x)\s*"
-    match = re.fullmatch(form, text) if isinstance(text, str) else None
-    if match is None or not 0 < float(match[1]) < 1e9:
-        raise ConfigError(
-            f"the latency {text!r} is not understood: write 12ms, 800us, or 0.6x "
-            "(of the space's largest network)"
-        )
-    value, unit = float(match[1]), match[2]
-    scale = {"ms": 1.0, "us": 1e-3, "µs": 1e-3, "s": 1e3, "x": 1.0}[unit]
-    return value * scale, unit == "x"
 
 
 def parse_minutes(text: str) -> float:
@@ -441,7 +408,9 @@ def _check_keys(cls: type[Any], given: Mapping[str, Any], what: str, prefix: str
     names = [f.name for f in dataclasses.fields(cls)]
     for key, value in given.items():
         if key in RENAMED and key not in names:
-            raise ConfigError(f"{what}: {prefix + key} is now {RENAMED[key]}")
+            group, _, name = RENAMED[key].partition(".")
+            option = f" (--limit {name}=...)" if group == "limits" else ""
+            raise ConfigError(f"{what}: {prefix + key} is now {RENAMED[key]}{option}")
         if key not in names:
             raise ConfigError(
                 f"{what} has no setting {prefix + str(key)!r}; {did_you_mean(str(key), names)}"

@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from proxylessnas.core.search import fair_gates
 from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, collect_tensors, softmax
 from proxylessnas.errors import SupernetError
 from proxylessnas.export.python import python_source
-from proxylessnas.hardware.cost import latency_cost, macs_cost, parameters_cost
+from proxylessnas.hardware.costs import count_costs, latency_costs
 from proxylessnas.hardware.count import check_shapes, count_macs, count_parameters
 from proxylessnas.hardware.measure import measure_table
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
@@ -198,7 +199,7 @@ def test_one_choice_for_a_whole_stage_is_those_of_its_blocks_together() -> None:
         assert python_source(architecture, alone) == python_source(architecture, together)
         with torch.no_grad():
             assert torch.equal(alone.eval()(IMAGE), together.eval()(IMAGE))
-    sums = [macs_cost(s, trace(s, (IMAGE,))).per_candidate for s in (own, shared)]
+    sums = [count_costs(s, trace(s, (IMAGE,))).per_candidate[0] for s in (own, shared)]
     rows = [m.reshape(-1, m.shape[-1]) for m in sums]
     assert torch.equal(rows[1], torch.stack([rows[0][m] for m in (0, 1, 3, 4)]) * COUNT)
 
@@ -330,26 +331,25 @@ def test_counts_of_every_network_are_exact(indices: tuple[int, int]) -> None:
     supernet = cells()
     found = trace(supernet, (X,))
     network = supernet.derive(indices)
-    for make, exact in (
-        (macs_cost, count_macs(network, (X,))),
-        (parameters_cost, count_parameters(network)),
-    ):
-        cost = make(supernet, found)
-        assert float(torch.as_tensor(cost.of(indices))) == exact
+    exact = [count_macs(network, (X,)) / len(X), count_parameters(network)]
+    assert count_costs(supernet, found).of(indices) == exact
 
 
-@pytest.mark.parametrize("make", [macs_cost, parameters_cost])
-def test_the_expected_cost_is_the_mean_over_all_networks(make: Any) -> None:
+@pytest.mark.parametrize("name", ["macs", "parameters"])
+def test_the_expected_cost_is_the_mean_over_all_networks(name: str) -> None:
     supernet = cells()
-    cost = make(supernet, trace(supernet, (X,)))
+    cost = count_costs(supernet, trace(supernet, (X,)))
     alpha = supernet.alpha.detach().clone().requires_grad_()
     p = softmax(alpha, supernet.mask)
-    count = {macs_cost: lambda n: count_macs(n, (X,)), parameters_cost: count_parameters}[make]
+    counts: dict[str, Callable[[nn.Module], float]] = {
+        "macs": lambda n: count_macs(n, (X,)) / len(X),
+        "parameters": count_parameters,
+    }
     mean = sum(
-        (p[0, i] * p[1, j] * count(supernet.derive((i, j))) for i, j in ALL),
+        (p[0, i] * p[1, j] * counts[name](supernet.derive((i, j))) for i, j in ALL),
         torch.zeros(()).double(),
     )
-    expected = cost.expected(p).sum()
+    expected = cost.expected(p)[cost.index(name)]
     torch.testing.assert_close(expected, mean)
     (exact,) = torch.autograd.grad(mean, [alpha], retain_graph=True)
     (gradient,) = torch.autograd.grad(expected, [alpha])
@@ -361,8 +361,8 @@ def test_parameters_that_positions_share_count_once() -> None:
     layer = nn.Linear(4, 4)
     model = two({"a": layer, "b": nn.Identity()}, {"a": layer, "b": nn.Identity()}, "edge", "edge")
     supernet = Supernet(model)
-    cost = parameters_cost(supernet, trace(supernet, (torch.zeros(1, 4),)))
-    assert cost.per_candidate.flatten().tolist() == [20, 0]
+    cost = count_costs(supernet, trace(supernet, (torch.zeros(1, 4),)))
+    assert cost.per_candidate[cost.index("parameters")].flatten().tolist() == [20, 0]
     derived = supernet.derive([0])
     assert derived[0] is derived[1]
 
@@ -376,7 +376,7 @@ def test_a_table_names_choices_and_prices_the_positions_together() -> None:
     table = measure_table(supernet, FakeRuntime(), (IMAGE,), settings, seed=0)
     table = LatencyTable.from_dict(json.loads(table.to_json()))
     assert all(tuple(n.choices) == supernet.names for n in table.networks)
-    cost = latency_cost(supernet, trace(supernet, (IMAGE,)), table)
+    cost = latency_costs(supernet, trace(supernet, (IMAGE,)), table)
     report = validate(cost, supernet, table)
     assert report["mean_abs_error_pct"] < 1 and report["spearman"] > 0.99
 
@@ -409,7 +409,7 @@ def test_decoding_is_the_exact_optimum_within_the_limit(share: float) -> None:
     """Invariant 5, over all networks."""
     supernet = cells()
     found = trace(supernet, (X,))
-    per_candidate = macs_cost(supernet, found).per_candidate.reshape(2, 4)
+    per_candidate = count_costs(supernet, found).per_candidate[0]
     limit = share * float(per_candidate.amax(1).sum())
     costs = Costs.one("macs", per_candidate, limit=limit)
     log_p = supernet.log_probabilities()

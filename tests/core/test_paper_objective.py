@@ -13,7 +13,6 @@ from proxylessnas.core.estimators import make_estimator
 from proxylessnas.core.objective import make_objective
 from proxylessnas.core.search import Search
 from proxylessnas.data.batches import LoaderBatches
-from proxylessnas.hardware.pricing import Limits, Pricing
 from proxylessnas.hardware.published_table import published_cost, read_published_table
 from proxylessnas.spaces import build_supernet
 from proxylessnas.training.loop import run_loop
@@ -28,9 +27,7 @@ DATA = os.environ.get("PROXYLESSNAS_DATA")
 def test_a_few_steps_towards_80_ms_on_the_pixel_1(objective: str) -> None:
     table = read_published_table(Path(DATA or "") / "published" / "mobile_trim.yaml")
     supernet = build_supernet("mobile")
-    pricing = Pricing(supernet=supernet, example_inputs=(torch.randn(1, 3, 224, 224),))
-    pricing.published = published_cost(supernet, table)
-    costs = pricing.costs(Limits(latency="80ms"))
+    costs = published_cost(supernet, table).limited({"latency": 80.0})
     settings = SearchSettings(
         warmup_epochs=0,
         epochs=2,

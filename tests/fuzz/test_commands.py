@@ -64,8 +64,8 @@ def test_a_damaged_config_or_table_on_the_command_line(
     [
         (["--space-settings={stem: null}"], "stem is empty"),
         (["--space-settings={widths: [1000000000], depths: [1]}"], "parameters"),
-        (["--limit=peak_memory=nan"], "limits.peak_memory is nan"),
-        (["--limit=macs=1M"], "limits.macs is '1M'"),
+        (["--limit=peak_memory=nan"], "the peak_memory nan is not understood"),
+        (["--limit=macs=1Q"], "the macs '1Q' is not understood"),
         (["--limit=macs"], "NAME=VALUE"),
         (["--max-macs=5"], "--max-macs is now --limit macs="),
         (["--table=no/such/table.json"], "cannot read no/such/table.json: No such file"),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from proxylessnas.config import MeasureSettings
 from proxylessnas.core.supernet import MixedOp, Supernet
 from proxylessnas.errors import ExportError, MeasurementError
-from proxylessnas.hardware.cost import latency_cost
+from proxylessnas.hardware.costs import latency_costs
 from proxylessnas.hardware.kit import CARRIED, export_kit, import_kit
 from proxylessnas.hardware.trace import trace
 from proxylessnas.spaces import build_supernet
@@ -80,7 +80,7 @@ def test_a_kit_measures_without_us_and_comes_back_as_a_table(results: Path) -> N
     assert all(len(m.samples_ms) == 2 for m in table.entries.values())
     assert all(len(n.measurement.samples_ms) == 3 for n in table.networks)
     # It prices the supernet it was made of, built again.
-    assert latency_cost(supernet, found, table).fit is not None
+    assert latency_costs(supernet, found, table).fit is not None
 
 
 FLUSHED = """

@@ -13,19 +13,25 @@ import torch
 from torch import nn
 
 from proxylessnas.config import MeasureSettings
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import MeasurementError
 from proxylessnas.export.onnx import to_onnx
 from proxylessnas.hardware import host as machine
 from proxylessnas.hardware import rounds
-from proxylessnas.hardware.cost import macs_cost, space_id
+from proxylessnas.hardware.costs import (
+    count_costs,
+    largest_costs,
+    largest_network,
+    latency_costs,
+    space_id,
+)
 from proxylessnas.hardware.measure import (
     canary_of,
     measure_networks,
     measure_table,
 )
 from proxylessnas.hardware.plan import choose_networks
-from proxylessnas.hardware.pricing import Pricing
 from proxylessnas.hardware.rounds import Rounds
 from proxylessnas.hardware.runtimes.base import Session
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
@@ -282,15 +288,15 @@ def test_a_candidate_that_cannot_run_is_named() -> None:
 
 def test_chosen_networks_span_the_space() -> None:
     supernet = small()
-    macs = macs_cost(supernet, trace(supernet, INPUTS))
-    chosen = choose_networks(macs, supernet.mask, 20, seed=0)
+    counts = count_costs(supernet, trace(supernet, INPUTS))
+    chosen = choose_networks(counts, supernet.mask, 20, seed=0)
     assert len(set(chosen)) == 20
-    low, high = macs.range(supernet.mask)
-    costs = [macs.of(c) for c in chosen]
+    low, high = counts.range(supernet.mask)[0]
+    costs = [counts.cost_of("macs", c) for c in chosen]
     assert (costs[0], costs[1]) == (low, high)
     thirds = np.histogram(costs, bins=3, range=(low, high))[0]
     assert thirds.min() >= 3
-    assert len(choose_networks(macs, supernet.mask, 1000, seed=0)) <= 3**4
+    assert len(choose_networks(counts, supernet.mask, 1000, seed=0)) <= 3**4
 
 
 # --- networks, later ---
@@ -324,15 +330,16 @@ def test_two_input_sizes_in_one_table_are_not_mistaken_for_each_other(tmp_path: 
         supernet = build_supernet("macro", {"widths": [8], "depths": [3]})
         inputs = (torch.zeros(1, 3, size, size),)
         table = measure_table(supernet, FakeRuntime(), inputs, SETTINGS, seed=0, path=path)
-        pricing = Pricing(supernet=supernet, example_inputs=inputs, table=table)
-        assert pricing.latency is not None
-        canary = canary_of(supernet, table, pricing.latency.space)
-        largest = supernet.derive(pricing.largest).eval()
+        found = trace(supernet, inputs)
+        costs = Costs.join(latency_costs(supernet, found, table), count_costs(supernet, found))
+        canary = canary_of(supernet, table, costs.space)
+        largest = supernet.derive(largest_network(supernet, costs)).eval()
         report = measure_networks(
             {"largest": largest}, FakeRuntime(), inputs, SETTINGS, canary=canary, seed=0
         )
         assert canary is not None and report.drift == pytest.approx(1.0, rel=1e-4)
-        assert pricing.largest_ms == pytest.approx(report["largest"].raw_ms, rel=1e-4)
+        largest_ms = largest_costs(supernet, costs, table)["latency"]
+        assert largest_ms == pytest.approx(report["largest"].raw_ms, rel=1e-4)
     assert len({n.space for n in table.networks}) == 2
     assert canary_of(supernet, table, "another") is None
 

@@ -35,23 +35,23 @@ def space() -> Supernet:
 
 def test_pixel_prices_the_whole_space(pixel: PublishedTable, space: Supernet) -> None:
     cost = published_cost(space, pixel)
-    assert (cost.name, cost.unit, cost.fit) == ("latency", "ms", None)
-    assert cost.per_candidate.shape == space.mask.shape
+    assert (cost.names, cost.units, cost.fit) == (("latency",), ("ms",), None)
+    assert cost.per_candidate.shape == (1, *space.mask.shape)
     assert cost.per_candidate.dtype == torch.float64
     for m, candidates in enumerate(space.candidates):
-        for j, price in enumerate(cost.per_candidate[m].tolist()):
+        for j, price in enumerate(cost.per_candidate[0, m].tolist()):
             free = j >= len(candidates) or candidates[j] == "zero"
             assert (price == 0) == free
     raw = yaml.safe_load((reference_networks.data_folder() / "mobile_trim.yaml").read_text())
     second = "expanded_conv-input:56x56x24-output:56x56x24-expand:6-kernel:5-stride:1-idskip:1"
-    assert cost.per_candidate[1, 4] == raw[second]["mean"]
+    assert cost.per_candidate[0, 1, 4] == raw[second]["mean"]
     fixed = [
         "Conv-input:224x224x3-output:112x112x32",
         "expanded_conv-input:112x112x32-output:112x112x16-expand:1-kernel:3-stride:1-idskip:0",
         "Conv_1-input:7x7x320-output:7x7x1280",
         "Logits-input:7x7x1280-output:1000",
     ]
-    assert cost.fixed == pytest.approx(sum(raw[key]["mean"] for key in fixed))
+    assert float(cost.fixed) == pytest.approx(sum(raw[key]["mean"] for key in fixed))
 
 
 def test_mobilenet_v2_like_network(pixel: PublishedTable, space: Supernet) -> None:
@@ -69,7 +69,7 @@ def test_mobilenet_v2_like_network(pixel: PublishedTable, space: Supernet) -> No
         names.index("zero" if name in left_out else "k3_e6")
         for name, names in zip(space.names, space.candidates, strict=True)
     ]
-    latency = published_cost(space, pixel).of(choice)
+    latency = published_cost(space, pixel).of(choice)[0]
     print(f"MobileNetV2-like network on the {pixel.device}: {latency:.1f} ms")
     assert 75 < latency < 125
 

@@ -11,7 +11,7 @@ import torch
 
 from proxylessnas.config import MeasureSettings
 from proxylessnas.errors import ConfigError, MissingDependency
-from proxylessnas.hardware.cost import latency_cost
+from proxylessnas.hardware.costs import latency_costs
 from proxylessnas.hardware.measure import measure_table
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.hardware.trace import trace
@@ -27,7 +27,7 @@ def test_every_whole_network_is_a_point(tmp_path: Path) -> None:
     supernet = build_supernet("macro", {"widths": [8], "depths": [3]})
     inputs = (torch.zeros(1, 3, 32, 32),)
     table = measure_table(supernet, FakeRuntime(noise=0.02), inputs, SETTINGS, seed=0)
-    facts = points(latency_cost(supernet, trace(supernet, inputs), table), supernet, table)
+    facts = points(latency_costs(supernet, trace(supernet, inputs), table), supernet, table)
     plot(facts, "fake", tmp_path / "scatter.svg")
     drawn = (tmp_path / "scatter.svg").read_text()
     groups = {g.get("id"): g for g in ElementTree.fromstring(drawn).iter(f"{SVG}g")}

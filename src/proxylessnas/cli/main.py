@@ -124,7 +124,8 @@ def _parser(verb: str) -> ArgumentParser:
     parser.add_argument(
         "--limit",
         action="append",
-        help="NAME=VALUE: a limit on parameters, macs (counts) or peak_memory (MiB); repeatable",
+        help="NAME=VALUE, once for each limit: macs=600M, parameters=4e6, peak_memory=1.5 (MiB), "
+        "latency=12ms, or a column of the latency table",
     )
     add_options(parser, RunConfig)
     return parser

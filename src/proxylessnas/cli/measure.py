@@ -20,12 +20,13 @@ from proxylessnas.cli.latencies import DEFAULT, in_words, is_network, show_laten
 from proxylessnas.config import MeasureSettings, from_namespace
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import ConfigError, MeasurementError
+from proxylessnas.hardware.costs import latency_costs
 from proxylessnas.hardware.kit import export_kit, import_kit
 from proxylessnas.hardware.measure import measure_table
-from proxylessnas.hardware.pricing import Pricing
 from proxylessnas.hardware.runtimes import make, split
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.hardware.timing import disturbance
+from proxylessnas.hardware.trace import trace
 from proxylessnas.hardware.validate import validate
 from proxylessnas.io.console import Reporter, duration, output
 from proxylessnas.report.plot import check_plot, plot, points
@@ -129,39 +130,45 @@ def _measure_table(own: Values, given: Values, reporter: Reporter) -> None:
             path=out,
             force=bool(own["force"]),
         )
-    pricing = Pricing(supernet=supernet, example_inputs=inputs, table=table)
-    _finish(pricing, out, drawn, f" in {duration(time.monotonic() - start)}")
+    _finish(supernet, inputs, table, out, drawn, f" in {duration(time.monotonic() - start)}")
 
 
-def _finish(pricing: Pricing, out: Path, drawn: Path | None, took: str = "") -> None:
+def _finish(
+    supernet: Supernet,
+    inputs: tuple[Tensor, ...],
+    table: LatencyTable,
+    out: Path,
+    drawn: Path | None,
+    took: str = "",
+) -> None:
     """Validate the table, write it, and say how good it is."""
-    table, supernet, cost = pricing.table, pricing.supernet, pricing.latency
-    assert table is not None and cost is not None
-    report = validate(cost, supernet, table)
+    found = trace(supernet, inputs)
+    costs = latency_costs(supernet, found, table)
+    report = validate(costs, supernet, table)
     replace(table, validation=report).save(out)
     if drawn is not None:
         title = f"{table.device.get('runtime')} on {table.device.get('device')}"
-        plot(points(cost, supernet, table), title, drawn)
+        plot(points(costs, supernet, table), title, drawn)
     console, device = output(), table.device
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     say(
-        f"{out}: {len(pricing.trace.units)} distinct candidates and "
-        f"{len(table.of_role('fit', 'canary', 'validation', space=cost.space))} networks of "
+        f"{out}: {len(found.units)} distinct candidates and "
+        f"{len(table.of_role('fit', 'canary', 'validation', space=costs.space))} networks of "
         f"{supernet.space} at {device.get('input_shapes')}{took}"
     )
     say(in_words(device))
-    low, high = cost.range(supernet.mask)
+    low, high = costs.range(supernet.mask)[0]
     say(f"networks of this space take {low:.3g} to {high:.3g} ms")
     if report["networks"]:
         console.print(_figures(report))
         if report["noise_floor_pct"]:
             ratio = report["mean_abs_error_pct"] / report["noise_floor_pct"]
             say(f"the mean error is {ratio:.1f} times the noise floor")
-    whole = [n.measurement for n in table.of_role("fit", "canary", "validation", space=cost.space)]
-    if words := disturbance([*(table[key] for key in pricing.trace.units), *whole]):
+    whole = [n.measurement for n in table.of_role("fit", "canary", "validation", space=costs.space)]
+    if words := disturbance([*(table[key] for key in found.units), *whole]):
         say(f"meanwhile {words}: a table made on a machine at rest is better")
 
 
@@ -242,7 +249,7 @@ def _import_kit(own: Values, given: Values, reporter: Reporter) -> None:
         )
     supernet = build_supernet(space, results.settings)
     inputs = tuple(_noise(shape) for shape in results.input_shapes)
-    _finish(Pricing(supernet=supernet, example_inputs=inputs, table=table), out, drawn)
+    _finish(supernet, inputs, table, out, drawn)
 
 
 def _merge(own: Values, given: Values, reporter: Reporter) -> None:

@@ -18,8 +18,6 @@ from proxylessnas.config import SearchSettings
 from proxylessnas.core.costs import Costs
 from proxylessnas.errors import ConfigError
 
-# --- objectives ---
-
 
 class Objective(Protocol):
     """A scalar of the loss and the expected costs, differentiable in both.
@@ -74,31 +72,37 @@ class MulLog(_Stateless):
         ConfigError: the target is not over 1 ms.
     """
 
-    def __init__(self, target: float, *, scale: float = 0.2, power: float = 0.3) -> None:
+    def __init__(
+        self, target: float, *, index: int = 0, scale: float = 0.2, power: float = 0.3
+    ) -> None:
         if target <= 1:
             raise ConfigError(f"mul_log needs a target over 1, not {target:g}: its log divides")
-        self.target, self.scale, self.power = target, scale, power
+        self.target, self.index, self.scale, self.power = target, index, scale, power
 
     def __call__(self, loss: Tensor, expected: Tensor) -> Tensor:
         # Under 1 ms the logarithm is negative, and its power no number: hence the floor.
-        ratio = torch.log(expected[0]) / math.log(self.target)
+        ratio = torch.log(expected[self.index]) / math.log(self.target)
         return self.scale * loss * ratio.clamp_min(1e-3).pow(self.power).to(loss)
 
 
 class AddLinear(_Stateless):
     """L + 0.1·(E − T)/T, `add#linear` of the published code."""
 
-    def __init__(self, target: float, *, scale: float = 0.1) -> None:
-        self.target, self.scale = target, scale
+    def __init__(self, target: float, *, index: int = 0, scale: float = 0.1) -> None:
+        self.target, self.index, self.scale = target, index, scale
 
     def __call__(self, loss: Tensor, expected: Tensor) -> Tensor:
-        return loss + self.scale * (expected[0] / self.target - 1).to(loss)
+        return loss + self.scale * (expected[self.index] / self.target - 1).to(loss)
 
 
 class Constraint:
-    """L + Σ_k λ_k·(E_k/T_k − 1), with λ by dual ascent (LightNAS).
+    """L + Σ_k λ_k·(E_k/T_k − 1): a multiplier for every limit, by dual ascent (LightNAS).
 
     limits: T, one a cost, inf where there is none. rate: of λ.
+
+    This is the Lagrangian of "minimise L where every cost k is at most T_k". Descending in α and
+    ascending in λ ≥ 0 leads to its saddle point, where each limit just holds, or has room and a
+    multiplier of 0.
     """
 
     def __init__(self, limits: Sequence[float], *, rate: float) -> None:
@@ -108,7 +112,7 @@ class Constraint:
     def __call__(self, loss: Tensor, expected: Tensor) -> Tensor:
         # Costs count relative to their limits, so that one rate suits milliseconds and MACs.
         for k, (multiplier, limit) in enumerate(zip(self.multipliers, self.limits, strict=True)):
-            if multiplier:
+            if multiplier:  # else 0·(E/∞ − 1) of a cost without a limit
                 loss = loss + multiplier * (expected[k] / limit - 1).to(loss)
         return loss
 
@@ -146,23 +150,36 @@ def reward(accuracy: float, cost: float, target: float, power: float = 0.1) -> f
 DUAL_TRAVEL = 20.0
 
 
-def check_objective(settings: SearchSettings, target_latency: str | None) -> None:
+def check_objective(
+    settings: SearchSettings, *, measured: bool, limited: bool, own_reward: bool = False
+) -> None:
     """Refuse an objective without what it needs, before anything is measured for it.
 
+    measured: networks have a latency. limited: it has a limit. own_reward: the user gives a
+    reward function to the estimator.
+
     Raises:
-        ConfigError: it needs a weight, a latency target or another estimator.
+        ConfigError: the objective needs a weight, a latency, a limit of it, another estimator or
+            another objective.
     """
-    name = settings.objective
+    name, estimator = settings.objective, settings.estimator
+    if (name == "reward" or own_reward) and estimator != "reinforce":
+        subject = "a reward function" if own_reward else "the objective reward"
+        raise ConfigError(
+            f"{subject} gives no gradient: it needs the estimator reinforce (search.estimator), "
+            f"not {estimator}"
+        )
+    if own_reward and name == "mul_log":
+        raise ConfigError("mul_log multiplies a loss, not a reward: use the objective constraint")
     if name == "linear" and settings.cost_weight is None:
         raise ConfigError(
             "the objective linear needs cost_weight (--search.cost-weight), per millisecond"
         )
-    if name == "reward" and settings.estimator != "reinforce":
+    if name == "linear" and not measured:
         raise ConfigError(
-            f"the objective reward has no gradient: it needs the estimator reinforce "
-            f"(--search.estimator), not {settings.estimator}"
+            "the objective linear weighs a latency: give a target latency or a latency table"
         )
-    if name in ("mul_log", "add_linear", "reward") and target_latency is None:
+    if name in ("mul_log", "add_linear", "reward") and not limited:
         raise ConfigError(f"the objective {name} needs a target latency (--target-latency)")
 
 
@@ -170,48 +187,34 @@ def make_objective(settings: SearchSettings, costs: Costs, arch_steps: int) -> O
     """The objective that the settings name. arch_steps: architecture steps of the whole search.
 
     Raises:
-        ConfigError: mul_log with a target of 1 ms or less. See `check_objective` for the rest.
+        ConfigError: mul_log with a target of 1 ms or less; and see `check_objective`.
     """
+    target = costs.limit("latency")
+    check_objective(settings, measured="latency" in costs, limited=math.isfinite(target))
     name, weight = settings.objective, settings.cost_weight
     if name == "reward":
         return Alone()  # the latency is in the reward
     if name == "constraint":
         rate = settings.multiplier_learning_rate or DUAL_TRAVEL / max(1, arch_steps)
         return Constraint(costs.limits.tolist(), rate=rate)
+    index = costs.index("latency")
     if name == "linear":
-        if weight is None:
-            raise ConfigError("the objective linear needs a cost_weight, per millisecond")
-        return Linear(weight, index=costs.index("latency"))
-    target = float(costs.limits[costs.index("latency")])
-    if not math.isfinite(target):
-        raise ConfigError(f"the objective {name} needs --target-latency")
-    if name == "mul_log":
-        return MulLog(target, **({} if weight is None else {"scale": weight}))
-    return AddLinear(target, **({} if weight is None else {"scale": weight}))
+        assert weight is not None  # checked
+        return Linear(weight, index=index)
+    scale = {} if weight is None else {"scale": weight}
+    return (MulLog if name == "mul_log" else AddLinear)(target, index=index, **scale)
 
 
 def make_reward(
     settings: SearchSettings, costs: Costs
 ) -> Callable[[float, Sequence[int]], float] | None:
-    """accuracy·(T/latency)^w on predicted latency for the objective `reward`, None for others.
-
-    Raises:
-        ConfigError: another estimator than reinforce, or no latency target.
-    """
+    """accuracy·(T/latency)^w on predicted latency for the objective `reward`, None for others."""
     if settings.objective != "reward":
         return None
-    if settings.estimator != "reinforce":
-        raise ConfigError(
-            f"the objective reward has no gradient: it needs --search.estimator reinforce, "
-            f"not {settings.estimator}"
-        )
-    latency = costs.index("latency")
-    target = float(costs.limits[latency])
-    if not math.isfinite(target):
-        raise ConfigError("the objective reward needs --target-latency")
+    target = costs.limit("latency")
     power = 0.1 if settings.cost_weight is None else settings.cost_weight
 
     def of(accuracy: float, indices: Sequence[int]) -> float:
-        return reward(accuracy, costs.of(indices)[latency], target, power)
+        return reward(accuracy, costs.cost_of("latency", indices), target, power)
 
     return of

@@ -16,7 +16,7 @@ from proxylessnas.config import MeasureSettings
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import MeasurementError, UserError
 from proxylessnas.export.quiet import one_thread
-from proxylessnas.hardware.cost import indices_of
+from proxylessnas.hardware.costs import indices_of
 from proxylessnas.hardware.plan import (
     Measurable,
     assemble,
@@ -177,7 +177,7 @@ class Canary:
 def canary_of(supernet: Supernet, table: LatencyTable, space: str) -> Canary | None:
     """The table's canary of one space, built again from this supernet; None where it has none.
 
-    space: the supernet's at its input, `cost.space_id` or the `space` of a `Cost`. One table may
+    space: the supernet's at its input, `costs.space_id` or the `space` of `Costs`. One table may
     hold networks with the same choices at several input sizes.
     """
     entry = table.canary(space)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from proxylessnas.config import MeasureSettings
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.export.quiet import one_thread
-from proxylessnas.hardware.cost import Cost, indices_of, macs_cost, space_id
+from proxylessnas.hardware.costs import batch_of, count_costs, indices_of
 from proxylessnas.hardware.table import LatencyTable, NetworkEntry, Role, Scalar
 from proxylessnas.hardware.timing import Measurement
 from proxylessnas.hardware.trace import Trace, trace
@@ -38,7 +40,7 @@ class PlannedNetwork:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasurementPlan:
-    """space: see `cost.space_id`. visits: unit's key or network's name -> visits in all."""
+    """space: see `costs.space_id`. visits: unit's key or network's name -> visits in all."""
 
     space: str
     units: tuple[str, ...]
@@ -96,10 +98,11 @@ def make_plan(
     The canary is the middle one of the fitted networks. Validation networks are measured as
     two sessions, which tells the noise floor.
     """
-    macs = macs_cost(supernet, traced)
+    costs, batch = count_costs(supernet, traced), batch_of(traced.inputs)
+    macs = partial(costs.cost_of, "macs")
     count = settings.networks + settings.validation
-    chosen = choose_networks(macs, supernet.mask, count, seed=seed)
-    fitted = sorted(chosen[: settings.networks], key=macs.of)
+    chosen = choose_networks(costs, supernet.mask, count, seed=seed)
+    fitted = sorted(chosen[: settings.networks], key=macs)
     networks = []
     for i, indices in enumerate(chosen):
         role: Role = "fit" if i < len(fitted) else "validation"
@@ -108,7 +111,7 @@ def make_plan(
                 name=f"network {i}",
                 choices=dict(supernet.architecture(indices).choices),
                 role="canary" if indices == fitted[len(fitted) // 2] else role,
-                macs=round(macs.of(indices)),
+                macs=round(batch * macs(indices)),
             )
         )
     visits = dict.fromkeys(traced.units, settings.rounds)
@@ -117,24 +120,25 @@ def make_plan(
         if network.role == "validation":
             visits[network.name + REPEAT] = settings.network_rounds
     return MeasurementPlan(
-        space=space_id(supernet, traced),
+        space=costs.space,
         units=tuple(traced.units),
         networks=tuple(networks),
         visits=visits,
     )
 
 
-def choose_networks(cost: Cost, mask: Tensor, count: int, *, seed: int) -> list[tuple[int, ...]]:
-    """Different networks that span the space: the cheapest, the dearest, then random ones.
+def choose_networks(costs: Costs, mask: Tensor, count: int, *, seed: int) -> list[tuple[int, ...]]:
+    """Different networks that span the space: the least MACs, the most, then random ones.
 
     Each random one has a bias of its own towards cheap or costly candidates, so that depth
     and size vary over the whole range; uniform draws would all be near the middle.
     """
-    chosen: dict[tuple[int, ...], None] = dict.fromkeys(cost.extremes(mask))
+    chosen: dict[tuple[int, ...], None] = dict.fromkeys(costs.extremes("macs", mask))
+    macs = costs.per_candidate[costs.index("macs")]
     generator = torch.Generator().manual_seed(derive_seed(seed, "networks to measure"))
-    low = cost.per_candidate.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
-    high = cost.per_candidate.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
-    relative = (cost.per_candidate - low) / (high - low).clamp_min(1e-12)
+    low = macs.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
+    high = macs.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
+    relative = (macs - low) / (high - low).clamp_min(1e-12)
     fruitless = 0
     while len(chosen) < count and fruitless < 200:  # a small space may not have so many
         before = len(chosen)
@@ -175,7 +179,11 @@ def assemble(
         elif known is not None:
             networks[identity] = replace(known, role=n.role)
     table = LatencyTable(
-        device=device, entries=entries, networks=tuple(networks.values()), complete=False
+        device=device,
+        entries=entries,
+        networks=tuple(networks.values()),
+        complete=False,
+        columns=before.columns if before else {},
     )
     visits = {k: len(v) for k, v in known_samples(table, plan).items()}
     return replace(table, complete=all(visits.get(k, 0) >= n for k, n in plan.visits.items()))

@@ -25,9 +25,9 @@ import torch
 import yaml
 from torch import nn
 
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero
 from proxylessnas.errors import MeasurementError, MissingEntry
-from proxylessnas.hardware.cost import Cost
 from proxylessnas.spaces.blocks import ConvBN, Head, MBConv, Network
 
 MAX_FILE_BYTES = 4 << 20
@@ -124,7 +124,7 @@ def _mean(key: str, entry: Any) -> float:
 # --- a supernet of the mobile space, layer by layer ---
 
 
-def published_cost(supernet: Supernet, table: PublishedTable) -> Cost:
+def published_cost(supernet: Supernet, table: PublishedTable) -> Costs:
     """The latency cost of a `mobile` supernet at its own input shape, on the table's phone.
 
     Zero costs nothing; the fixed part is stem, first block, head convolution and classifier.
@@ -148,7 +148,7 @@ def published_cost(supernet: Supernet, table: PublishedTable) -> Cost:
                 fixed += table[key]
             elif key:
                 per_candidate[row[place], j] += table[key]
-    return Cost(name="latency", unit="ms", per_candidate=per_candidate, fixed=fixed, fit=None)
+    return Costs.one("latency", per_candidate, fixed=fixed, unit="ms")
 
 
 def _layers(

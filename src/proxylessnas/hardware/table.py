@@ -11,7 +11,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -35,7 +35,7 @@ class NetworkEntry:
 
     choices: mixed operation -> candidate. role: fit (the cost model is fitted to it),
     validation (it is predicted), canary (also fitted; measured again later to show drift).
-    space: which supernet and input shape, `cost.space_id`. macs: multiply-adds.
+    space: which supernet and input shape, `costs.space_id`. macs: multiply-adds.
     repeat: the same network, built and loaded again, measured in the same rounds.
     """
 
@@ -48,6 +48,28 @@ class NetworkEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NetworkValue:
+    """A column's value of a whole network; choices and space as in `NetworkEntry`."""
+
+    choices: Mapping[str, str]
+    space: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """Another cost than the latency, such as energy in mJ, measured or computed by a user.
+
+    entries: key (see `trace.Unit`) -> value. networks: whole networks, which tell the part that
+    all networks share.
+    """
+
+    unit: str
+    entries: Mapping[str, float]
+    networks: tuple[NetworkValue, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class LatencyTable:
     """Latencies on one device.
 
@@ -56,6 +78,7 @@ class LatencyTable:
     entries: key (see `trace.Unit`) -> measurement. networks: whole networks.
     validation: the cost model's error on unseen networks, see `validate.validate`.
     complete: whether all visits that were planned were done.
+    columns: further costs of the same candidates, by name.
     """
 
     device: Mapping[str, Scalar]
@@ -63,6 +86,7 @@ class LatencyTable:
     networks: tuple[NetworkEntry, ...] = ()
     validation: Mapping[str, Any] | None = None
     complete: bool = True
+    columns: Mapping[str, Column] = field(default_factory=dict)
 
     def __getitem__(self, key: str) -> Measurement:
         """The measurement of a candidate.
@@ -72,11 +96,29 @@ class LatencyTable:
         """
         if key in self.entries:
             return self.entries[key]
-        near = difflib.get_close_matches(key, self.entries, n=3, cutoff=0.3)
-        raise MissingEntry(
+        raise self._missing(
+            "entry", key, self.entries, "(proxylessnas measure) at this input size and batch"
+        )
+
+    def value(self, column: str, key: str) -> float:
+        """A column's value of a candidate.
+
+        Raises:
+            MissingEntry: the column does not have it; there is no default.
+        """
+        entries = self.columns[column].entries
+        if key in entries:
+            return entries[key]
+        raise self._missing(column, key, entries, f"and add it to columns.{column}.entries")
+
+    def _missing(
+        self, sought: str, key: str, entries: Mapping[str, object], advice: str
+    ) -> MissingEntry:
+        near = difflib.get_close_matches(key, entries, n=3, cutoff=0.3)
+        return MissingEntry(
             f"the latency table of {self.device.get('device')} ({self.device.get('runtime')}) has "
-            f"no entry for {key!r}; nearest: {', '.join(map(repr, near)) or 'none'}; measure it "
-            "(proxylessnas measure) at this input size and batch"
+            f"no {sought} for {key!r}; nearest: {', '.join(map(repr, near)) or 'none'}; measure it "
+            f"{advice}"
         )
 
     def of_role(self, *roles: Role, space: str | None = None) -> tuple[NetworkEntry, ...]:
@@ -142,6 +184,7 @@ class LatencyTable:
             networks=(*self.networks, *new),
             validation=None if stale else self.validation,
             complete=self.complete and other.complete,
+            columns={**other.columns, **self.columns, **_both(self.columns, other.columns)},
         )
 
     # --- the file ---
@@ -177,6 +220,9 @@ class LatencyTable:
             "device": dict(self.device),
             "validation": self.validation,
             "environments": [dict(e) for e in environments],
+            **(
+                {"columns": {k: asdict(c) for k, c in self.columns.items()}} if self.columns else {}
+            ),
         }
         # One entry a line: a file that can be read and compared.
         text = json.dumps(fields, indent=1, allow_nan=False)[:-2]
@@ -220,7 +266,8 @@ class LatencyTable:
             "entries",
             "networks",
         )
-        fields = object_of(data, "the table", names)
+        columns = object_of(data, "the table").get("columns", {})
+        fields = object_of(data, "the table", (*names, *(("columns",) if columns else ())))
         if fields["schema"] != SCHEMA:
             raise MeasurementError(f"schema {fields['schema']!r}; this version reads {SCHEMA}")
         environments = [
@@ -239,7 +286,55 @@ class LatencyTable:
             ),
             validation=fields["validation"],
             complete=fields["complete"],
+            columns={k: _column(c, k) for k, c in object_of(columns, "columns").items()},
         )
+
+
+def _both(first: Mapping[str, Column], second: Mapping[str, Column]) -> dict[str, Column]:
+    """The columns that two tables have, merged; the first table's value where both have one.
+
+    Raises:
+        MeasurementError: they are in different units.
+    """
+    merged = {}
+    for name in first.keys() & second.keys():
+        one, other = first[name], second[name]
+        if one.unit != other.unit:
+            raise MeasurementError(
+                f"tables with {name} in {one.unit} and in {other.unit} cannot be merged"
+            )
+        have = [(n.space, dict(n.choices)) for n in one.networks]
+        new = [n for n in other.networks if (n.space, dict(n.choices)) not in have]
+        entries = {**other.entries, **one.entries}
+        merged[name] = Column(unit=one.unit, entries=entries, networks=(*one.networks, *new))
+    return merged
+
+
+def _column(data: object, name: str) -> Column:
+    fields = {"networks": [], **object_of(data, f"the column {name}")}
+    fields = object_of(fields, f"the column {name}", ("unit", "entries", "networks"))
+    if not isinstance(fields["unit"], str):
+        raise MeasurementError(f"the column {name} has the unit {fields['unit']!r}, not a word")
+    entries = object_of(fields["entries"], f"the column {name}.entries")
+    networks = []
+    for row in list_of(fields["networks"], f"the column {name}.networks"):
+        row = object_of(row, f"a network of the column {name}", ("choices", "space", "value"))
+        choices = object_of(row["choices"], "a network's choices")
+        if not all(isinstance(c, str) for c in (row["space"], *choices.values())):
+            raise MeasurementError(f"a network of the column {name} has choices that are no names")
+        value = _number(row["value"], f"a network of the column {name}")
+        networks.append(NetworkValue(choices=choices, space=row["space"], value=value))
+    return Column(
+        unit=fields["unit"],
+        entries={k: _number(v, f"the column {name}: {k}") for k, v in entries.items()},
+        networks=tuple(networks),
+    )
+
+
+def _number(value: object, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
+        raise MeasurementError(f"{what} is {value!r}, not a number")
+    return float(value)
 
 
 def _refuse(message: str, force: bool) -> None:

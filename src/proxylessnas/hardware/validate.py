@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.supernet import Supernet
-from proxylessnas.hardware.cost import Cost, indices_of
+from proxylessnas.hardware.costs import indices_of
 from proxylessnas.hardware.fit import fit
 from proxylessnas.hardware.table import LatencyTable, NetworkEntry
 
 
-def validate(cost: Cost, supernet: Supernet, table: LatencyTable) -> dict[str, Any]:
+def validate(costs: Costs, supernet: Supernet, table: LatencyTable) -> dict[str, Any]:
     """The table's validation networks, predicted and measured.
 
     mean_abs_error_pct, bias_pct, worst_pct: of predicted / measured - 1. spearman, kendall:
@@ -23,9 +24,9 @@ def validate(cost: Cost, supernet: Supernet, table: LatencyTable) -> dict[str, A
     macs_only: the same figures of a line through the fitted networks' MACs. networks: how many.
     Figures that need more networks than there are, are None.
     """
-    unseen = table.of_role("validation", space=cost.space)
-    fitted = table.of_role("fit", "canary", space=cost.space)
-    predicted = [cost.of(indices_of(supernet, n.choices)) for n in unseen]
+    unseen = table.of_role("validation", space=costs.space)
+    fitted = table.of_role("fit", "canary", space=costs.space)
+    predicted = [costs.cost_of("latency", indices_of(supernet, n.choices)) for n in unseen]
     # Both measurements of a network estimate the same latency.
     measured = [_mean_ms(n) for n in unseen]
     floor = [

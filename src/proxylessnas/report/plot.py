@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import ConfigError, MissingDependency
-from proxylessnas.hardware.cost import Cost, indices_of
+from proxylessnas.hardware.costs import indices_of
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.io.files import write_atomic
 
@@ -28,16 +29,16 @@ class Point:
     role: str
 
 
-def points(cost: Cost, supernet: Supernet, table: LatencyTable) -> list[Point]:
+def points(costs: Costs, supernet: Supernet, table: LatencyTable) -> list[Point]:
     """The table's whole networks of this space: the facts that the plot draws."""
     return [
         Point(
-            predicted_ms=cost.of(indices_of(supernet, n.choices)),
+            predicted_ms=costs.cost_of("latency", indices_of(supernet, n.choices)),
             measured_ms=n.measurement.median_ms,
             spread_ms=n.measurement.median_ms * n.measurement.spread_pct / 100,
             role=n.role,
         )
-        for n in table.of_role("fit", "canary", "validation", space=cost.space)
+        for n in table.of_role("fit", "canary", "validation", space=costs.space)
     ]
 
 

@@ -223,7 +223,7 @@ def fit_budget(run: Run) -> RunConfig:
     per_image = weight / s.batch_size / _mean_macs(run)
     networks = [_target_macs(run)]
     if config.baselines:
-        networks += [_target_macs(run), run.pricing.macs.of(run.pricing.largest)]
+        networks += [_target_macs(run), run.largest_costs["macs"]]
     per_epoch = run.data.size("train") * per_image * sum(networks)
     epochs = left * (1 - SEARCH_SHARE) / per_epoch
     if scale * s.epochs < 0.5 or epochs < 0.5:
@@ -265,12 +265,13 @@ def _step_seconds(run: Run) -> tuple[float, float]:
 
 def _mean_macs(run: Run) -> float:
     uniform = run.supernet.mask.double()
-    return float(run.pricing.macs.expected(uniform / uniform.sum(1, keepdim=True)))
+    costs = run.all_costs
+    return float(costs.expected(uniform / uniform.sum(1, keepdim=True))[costs.index("macs")])
 
 
 def _target_macs(run: Run) -> float:
     """About the MACs of a network at the limit: in proportion to the latency."""
-    largest = run.pricing.macs.of(run.pricing.largest)
+    largest = run.largest_costs["macs"]
     if run.target_ms is None:
         return largest
-    return largest * min(1.0, run.target_ms / run.priced.largest_ms)
+    return largest * min(1.0, run.target_ms / run.largest_costs["latency"])

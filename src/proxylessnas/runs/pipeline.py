@@ -12,6 +12,7 @@ from proxylessnas.core.objective import check_objective
 from proxylessnas.errors import ConfigError, RunError
 from proxylessnas.io.console import Reporter, duration
 from proxylessnas.io.stopping import Stopped
+from proxylessnas.limits import all_limits, check_limit_names
 from proxylessnas.runs import calibrate, stages, summary
 from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.runs.run import Run
@@ -60,9 +61,11 @@ def open_run(
                 "--data is missing: mnist5k, digits, a folder of images, a Hugging Face data set "
                 "or torchvision:NAME"
             )
-        check_objective(config.search, config.target_latency)
+        check_objective(config.search, measured=True, limited="latency" in run.limits)
         run = changed(run, calibrate.complete(run))
-        _ = run.priced if run.config.table else run.pricing  # refused before anything is left
+        if run.config.table is None:
+            check_limit_names(run.limits, ())
+        _ = run.costs if run.config.table else run.trace  # refused before anything is left
         record(run)
         return run
     if not resume:
@@ -72,7 +75,8 @@ def open_run(
     stored = directory.read_config()
     run = Run(stored, directory, reporter, ranks, force=force)
     config = _merge(run, stored, given)
-    check_objective(config.search, config.target_latency)
+    limits = all_limits(config.limits, config.target_latency)
+    check_objective(config.search, measured=True, limited="latency" in limits)
     _check_shares(config, ranks)
     if config != stored:
         run = changed(run, config)
@@ -101,6 +105,8 @@ def _merge(run: Run, stored: RunConfig, given: Mapping[str, Any]) -> RunConfig:
                 changes[key] = value
             continue
         stage = FIRST_STAGE.get(key, "measure")
+        if key == "limits" and after.get("peak_memory") != before.get("peak_memory"):
+            stage = "measure"  # its candidates are never measured
         if key not in FIRST_STAGE or any(run.done(s) for s in ORDER[ORDER.index(stage) :]):
             name, old, new = _difference(key, before, after)
             raise RunError(

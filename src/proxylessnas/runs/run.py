@@ -19,13 +19,20 @@ from proxylessnas.core.costs import Costs
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data import Batches, ImageData, load_data
 from proxylessnas.errors import ConfigError, RunError
+from proxylessnas.hardware.costs import (
+    absolute_limits,
+    all_costs,
+    forbid_over_peak_memory,
+    largest_costs,
+)
 from proxylessnas.hardware.measure import NetworkReport, canary_of, measure_networks
-from proxylessnas.hardware.pricing import Limits, Pricing
 from proxylessnas.hardware.published_table import published_cost, read_published_table
 from proxylessnas.hardware.runtimes import Runtime, make
 from proxylessnas.hardware.table import LatencyTable
+from proxylessnas.hardware.trace import Trace, trace
 from proxylessnas.io.console import Reporter, duration
 from proxylessnas.io.stopping import Signal
+from proxylessnas.limits import Limit, all_limits, parse_limit
 from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.seeds import derive_seed
 from proxylessnas.spaces import build_supernet, complete_settings
@@ -114,11 +121,13 @@ class Run:
         return replace(architecture, settings=complete_settings(self.config.space, settings, None))
 
     @cached_property
-    def pricing(self) -> Pricing:
-        """What networks cost, before anything is measured; `table` is set when it is."""
-        pricing = Pricing(supernet=self.supernet, example_inputs=self.example())
-        pricing.forbid_over(self.config.limits.get("peak_memory"))
-        return pricing
+    def trace(self) -> Trace:
+        """The distinct candidates; those over the limit of peak memory leave the supernet."""
+        found = trace(self.supernet, self.example())
+        if "peak_memory" in self.limits:
+            mib, _ = parse_limit("peak_memory", self.limits["peak_memory"], "MiB")
+            forbid_over_peak_memory(self.supernet, found, mib)
+        return found
 
     def example(self) -> tuple[Tensor, ...]:
         """The input that is measured: one batch of noise of the real shape."""
@@ -131,14 +140,20 @@ class Run:
         return make(self.config.runtime, threads=self.config.measure.threads)
 
     @cached_property
-    def priced(self) -> Pricing:
-        """What networks cost, latency included."""
+    def all_costs(self) -> Costs:
+        """What networks cost, without limits."""
+        found = self.trace  # first: it may take candidates out
         if self.config.table is not None and is_published(self.config.table):
-            published = read_published_table(self.config.table)
-            self.pricing.published = published_cost(self.supernet, published)
-        else:
-            self.pricing.table = self.table()
-        return self.pricing
+            published = published_cost(self.supernet, read_published_table(self.config.table))
+            return all_costs(self.supernet, found, published=published)
+        return all_costs(self.supernet, found, table=self.table())
+
+    @cached_property
+    def largest_costs(self) -> dict[str, float]:
+        """What the largest network costs; its latency as measured where the table has it."""
+        published = self.config.table is not None and is_published(self.config.table)
+        table = None if published else self.table()
+        return largest_costs(self.supernet, self.all_costs, table)
 
     @property
     def device_is_here(self) -> bool:
@@ -173,18 +188,27 @@ class Run:
     # --- limits ---
 
     @property
-    def limits(self) -> Limits:
-        return Limits(latency=self.config.target_latency, **self.config.limits)
+    def limits(self) -> dict[str, Limit]:
+        """The limits as they were written, by the cost's name."""
+        return all_limits(self.config.limits, self.config.target_latency)
 
     @cached_property
     def costs(self) -> Costs:
-        return self.priced.costs(self.limits)
+        """What networks cost, within the limits.
+
+        Raises:
+            LimitError: a limit is under what any network of the space costs.
+        """
+        limits = absolute_limits(self.limits, self.all_costs, self.largest_costs)
+        costs = self.all_costs.limited(limits)
+        costs.check_reachable(self.supernet.mask)
+        return costs
 
     @property
     def target_ms(self) -> float | None:
         """The latency limit in milliseconds."""
-        limit = self.config.target_latency
-        return None if limit is None else self.priced.milliseconds(limit)
+        limits = {k: v for k, v in self.limits.items() if k == "latency"}
+        return absolute_limits(limits, self.all_costs, self.largest_costs).get("latency")
 
     # --- batches ---
 
@@ -203,14 +227,13 @@ class Run:
         progress: Callable[[int, int], None] | None = None,
     ) -> NetworkReport:
         """Whole networks or exported files, interleaved with the table's canary."""
-        table, latency = self.table(), self.priced.latency
-        assert latency is not None
+        table = self.table()
         return measure_networks(
             networks,
             self.runtime,
             self.example(),
             self.config.measure,
-            canary=canary_of(self.supernet, table, latency.space),
+            canary=canary_of(self.supernet, table, self.all_costs.space),
             progress=progress,
             seed=self.config.seed,
         )

@@ -36,10 +36,10 @@ def summarise(run: Run) -> dict[str, Any]:
         "canary_drift": export["canary_drift"],
         "latency_noise_pct": export["noise_pct"],
         "test_accuracy": records["evaluate"]["accuracy"],
-        "parameters": round(run.priced.parameters.of(indices)),
-        "macs": round(run.priced.macs.of(indices)),
+        "parameters": round(run.all_costs.cost_of("parameters", indices)),
+        "macs": round(run.all_costs.cost_of("macs", indices)),
         "alpha_mean_entropy": search["entropy"],
-        "largest_network_ms": run.priced.largest_ms,
+        "largest_network_ms": run.largest_costs["latency"],
         "export_largest_difference": export["largest_difference"],
         "blocks": _blocks(run, architecture, indices),
         "seconds": {stage: record["seconds"] for stage, record in records.items()},
@@ -88,25 +88,23 @@ def _record(run: Run, stage: str) -> dict[str, Any]:
 
 
 def _blocks(run: Run, architecture: Architecture, indices: tuple[int, ...]) -> list[dict[str, Any]]:
-    latency = run.priced.latency
-    assert latency is not None
-    milliseconds = latency.per_candidate.tolist()
+    costs, k = run.all_costs, run.all_costs.index("latency")
+    milliseconds = costs.per_candidate[k].tolist()
     return [
         {"name": name, "choice": choice, "ms": milliseconds[m][indices[m]]}
         for m, (name, choice) in enumerate(architecture.choices.items())
-    ] + [{"name": "everything else", "choice": "", "ms": latency.fixed}]
+    ] + [{"name": "everything else", "choice": "", "ms": float(costs.fixed[k])}]
 
 
 def _baseline(run: Run, name: str, export: dict[str, Any]) -> dict[str, Any]:
     architecture = Architecture.load(run.directory.file(f"architecture-{name}.json"))
     indices = run.supernet.indices(architecture)
-    latency = run.costs.index("latency")
     return {
         "test_accuracy": _record(run, f"evaluate-{name}")["accuracy"],
-        "predicted_latency_ms": run.costs.of(indices)[latency],
+        "predicted_latency_ms": run.costs.cost_of("latency", indices),
         "measured_latency_ms": export["baselines_ms"].get(name),
-        "parameters": round(run.priced.parameters.of(indices)),
-        "macs": round(run.priced.macs.of(indices)),
+        "parameters": round(run.all_costs.cost_of("parameters", indices)),
+        "macs": round(run.all_costs.cost_of("macs", indices)),
     }
 
 

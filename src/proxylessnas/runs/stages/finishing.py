@@ -16,6 +16,7 @@ from proxylessnas.errors import ConfigError, RunError
 from proxylessnas.export.onnx import compare, to_onnx
 from proxylessnas.export.python import to_python
 from proxylessnas.export.torch_export import to_torch_export
+from proxylessnas.hardware.costs import largest_network
 from proxylessnas.runs.run import Run
 from proxylessnas.runs.stages.keeping import Keeper, Progress, resume
 from proxylessnas.seeds import derive_seed
@@ -98,7 +99,10 @@ def _evaluate(run: Run, network: nn.Module) -> Score:
 def baselines(run: Run) -> None:
     """The largest network and a random one of about the same latency, trained the same way."""
     run.require("derive")
-    for name, indices in (("largest", run.priced.largest), ("random", _random_network(run))):
+    for name, indices in (
+        ("largest", largest_network(run.supernet, run.all_costs)),
+        ("random", _random_network(run)),
+    ):
         architecture = run.found(indices)
         if not run.done(f"train-{name}"):
             run.directory.write_json(f"architecture-{name}.json", architecture.to_dict())
@@ -143,7 +147,7 @@ def export(run: Run) -> dict[str, Any]:
             others = {name: trained_network(run, name).cpu() for name in ("largest", "random")}
         report = measure_final(run, path, network, others) if run.device_is_here else NOT_HERE
         facts |= {"largest_difference": difference.relative, **report}
-        facts["predicted_ms"] = run.costs.of(indices)[run.costs.index("latency")]
+        facts["predicted_ms"] = run.costs.cost_of("latency", indices)
         facts["files"] = ["model.onnx"]
     return facts
 

@@ -17,25 +17,23 @@ MOBILENET_V2_DEPTHS = (2, 3, 4, 3, 3, 1)
 def measure(run: Run) -> None:
     """Every distinct candidate and a few whole networks, on the runtime."""
     on = run.config.runtime if run.device_is_here else run.config.table
-    count = len(run.pricing.trace.units)
+    count = len(run.trace.units)
     with run.stage("measure", f"{count} distinct candidates on {on}") as facts:
         if run.device_is_here:
             _measure_table(run)
             facts["files"] = ["latency_table.json"]
-        latency = run.priced.latency
-        assert latency is not None
-        low, high = latency.range(run.supernet.mask)
-        largest = run.priced.largest_ms
+        costs, largest = run.all_costs, run.largest_costs["latency"]
+        low, high = costs.range(run.supernet.mask)[costs.index("latency")]
         run.reporter.say(
             f"  networks of this space take {low:.3g} to {high:.3g} ms, the largest {largest:.3g}"
         )
         facts |= {"range_ms": [low, high], "largest_ms": largest}
         like = mobilenet_v2_like(run.supernet)
         if like is not None:
-            facts["mobilenet_v2_like_ms"] = latency.of(like)
-            run.reporter.say(f"  one like MobileNetV2 takes {latency.of(like):.4g} ms")
-        if latency.fit is not None:
-            facts["fit"] = dataclasses.asdict(latency.fit)
+            facts["mobilenet_v2_like_ms"] = like_ms = costs.cost_of("latency", like)
+            run.reporter.say(f"  one like MobileNetV2 takes {like_ms:.4g} ms")
+        if costs.fit is not None:
+            facts["fit"] = dataclasses.asdict(costs.fit)
         if run.device_is_here:
             facts |= _how_well(run)
 
@@ -55,13 +53,12 @@ def mobilenet_v2_like(supernet: Supernet) -> Indices | None:
 
 def _how_well(run: Run) -> dict[str, object]:
     """The table's error on networks it has not seen, where there are any; and a warning."""
-    table, latency = run.priced.table, run.priced.latency
-    assert table is not None and latency is not None
+    table, costs = run.table(), run.all_costs
     if words := disturbance(table.entries.values()):
         run.reporter.say(f"  warning: while it was measured {words}")
-    if not table.of_role("validation", space=latency.space):
+    if not table.of_role("validation", space=costs.space):
         return {}
-    report = validate(latency, run.supernet, table)
+    report = validate(costs, run.supernet, table)
     dataclasses.replace(table, validation=report).save(run.directory.file("latency_table.json"))
     run.reporter.say(f"  on {report['networks']} unseen networks: {sentence(report)}")
     return {"validation": report}

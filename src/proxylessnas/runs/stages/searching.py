@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from proxylessnas.architecture import Architecture
-from proxylessnas.config import DeriveSettings, parse_latency
+from proxylessnas.config import DeriveSettings
 from proxylessnas.core.adapt import adapt
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.derive import Choice, Indices, choose
 from proxylessnas.core.search import Search
+from proxylessnas.hardware.costs import absolute_limits
+from proxylessnas.limits import parse_latency
 from proxylessnas.report.draw import draw
 from proxylessnas.runs.run import Run
 from proxylessnas.runs.stages.keeping import Keeper, Progress, load_finished, resume
@@ -164,7 +166,10 @@ def derive_limits(
     found = {}
     for limit in limits:
         parse_latency(limit)  # all are understood before the first is derived
-    within = {limit: run.priced.milliseconds(limit) for limit in limits}
+    costs, largest = run.all_costs, run.largest_costs
+    within = {
+        limit: absolute_limits({"latency": limit}, costs, largest)["latency"] for limit in limits
+    }
     for limit_ms in within.values():
         _within(job.costs, limit_ms).check_reachable(job.supernet.mask)
     for limit, limit_ms in within.items():

@@ -1,0 +1,357 @@
+"""From a supernet and the trace of its forward pass to its costs.
+
+cost(network) = fixed + Σ over choices of cost(chosen candidate). MACs and parameters are exactly
+such a sum. For the latency the sum is a model (paper, section 3.3 and appendix B), corrected to
+whole networks, see `fit.py`. A column of the latency table (energy, say) or a function of a
+module is a sum because it is said to be; a function is checked on whole networks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from proxylessnas.architecture import Architecture
+from proxylessnas.core.costs import Costs
+from proxylessnas.core.supernet import Supernet
+from proxylessnas.errors import ConfigError, LimitError, MeasurementError, one_line
+from proxylessnas.hardware import fit as calibrate
+from proxylessnas.hardware.count import count_macs, count_parameters, peak_memory
+from proxylessnas.hardware.fingerprint import fingerprint
+from proxylessnas.hardware.table import LatencyTable
+from proxylessnas.hardware.trace import Trace, Unit
+from proxylessnas.limits import UNITS, Limit, check_limit_names, parse_limit
+
+MIB = 1 << 20
+NOT_A_SUM = 0.01  # how far, as a share of it, a network's value may be from the sum unsaid
+
+# A cost of a user's own: a candidate (or a whole network) in eval mode and its inputs to a number.
+CostFunction = Callable[[nn.Module, tuple[Any, ...]], float]
+
+
+def all_costs(
+    supernet: Supernet,
+    trace: Trace,
+    *,
+    table: LatencyTable | None = None,
+    published: Costs | None = None,
+    functions: Mapping[str, CostFunction] | None = None,
+) -> Costs:
+    """Every cost there is, side by side: latency first, then counts, columns and functions.
+
+    table: measured latencies; `published` takes their place, see `published_table`. functions:
+    a user's own costs by name, see `function_costs`.
+
+    Raises:
+        ConfigError: a name is no identifier, or taken. MissingEntry, MeasurementError: see
+            `latency_costs` and `column_costs`.
+    """
+    functions, columns = functions or {}, table.columns if table is not None else {}
+    check_names([*columns, *functions])
+    parts = []
+    if published is not None:
+        parts.append(published)
+    elif table is not None:
+        parts.append(latency_costs(supernet, trace, table))
+    parts.append(count_costs(supernet, trace))
+    if table is not None:
+        parts += [column_costs(supernet, trace, table, name) for name in columns]
+    parts += [function_costs(supernet, trace, name, f) for name, f in functions.items()]
+    return Costs.join(*parts)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Names of a user's own costs.
+
+    Raises:
+        ConfigError: one is no identifier, or stands for two costs.
+    """
+    for i, name in enumerate(names):
+        if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*", name):
+            raise ConfigError(f"a cost is named {name!r}: letters, digits and _ make a name")
+        if name in UNITS or name in names[:i]:
+            raise ConfigError(f"there is a cost {name!r} already: give yours another name")
+
+
+# --- exact counts ---
+
+
+def count_costs(supernet: Supernet, trace: Trace) -> Costs:
+    """MACs of one example, and parameters.
+
+    A choice counts the MACs of every call at all its positions, and the parameters of all its
+    positions, shared ones once.
+    """
+    batch, network = batch_of(trace.inputs), supernet.derive(_reference(supernet)).eval()
+    of_unit = {k: count_macs(u.module, u.inputs, u.kwargs) for k, u in trace.units.items()}
+    macs = _sum_over_calls(supernet, trace, lambda unit: of_unit[unit.key] / batch)
+    parameters = torch.zeros(supernet.mask.shape, dtype=torch.float64)
+    for m, (names, positions) in enumerate(
+        zip(supernet.candidates, supernet.positions, strict=True)
+    ):
+        for j, name in enumerate(names):
+            # In one list, parameters that two positions share count once, as in the network.
+            modules = nn.ModuleList(mixed.candidates[name] for mixed in positions)
+            parameters[m, j] = count_parameters(modules)
+    wholes = count_macs(network, trace.inputs) / batch, count_parameters(network)
+    space = space_id(supernet, trace)
+    return Costs.join(
+        *(
+            Costs.one(name, cost, fixed=_rest(supernet, cost, whole), space=space)
+            for name, cost, whole in zip(
+                ("macs", "parameters"), (macs, parameters), wholes, strict=True
+            )
+        )
+    )
+
+
+def batch_of(inputs: Sequence[Any]) -> int:
+    """The number of examples in a model's inputs."""
+    first = next((x for x in inputs if isinstance(x, Tensor) and x.dim()), None)
+    return 1 if first is None else len(first)
+
+
+def _reference(supernet: Supernet) -> tuple[int, ...]:
+    """A network to tell the fixed part by: whichever it is, as long as the cost is a sum."""
+    return (0,) * len(supernet.names)
+
+
+def _rest(supernet: Supernet, per_candidate: Tensor, whole: float) -> float:
+    """What the reference network costs besides its candidates: the part that all share."""
+    return whole - math.fsum(per_candidate[:, 0].tolist())
+
+
+def _sum_over_calls(supernet: Supernet, trace: Trace, cost_of: Callable[[Unit], float]) -> Tensor:
+    """[choices, candidates] of a cost of every traced unit."""
+    per_candidate = torch.zeros(supernet.mask.shape, dtype=torch.float64)
+    for m, candidates in enumerate(trace.keys):
+        for j, keys in enumerate(candidates):
+            per_candidate[m, j] = math.fsum(cost_of(trace.units[key]) for key in keys)
+    return per_candidate
+
+
+def space_id(supernet: Supernet, trace: Trace) -> str:
+    """Which choices lead to which networks at which input: 12 hex digits.
+
+    Networks measured in one space say nothing about another that has the same names.
+    """
+    fixed = fingerprint(supernet.derive(_reference(supernet)))
+    text = json.dumps([supernet.names, supernet.candidates, trace.keys, fixed])
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def indices_of(supernet: Supernet, choices: Mapping[str, str]) -> tuple[int, ...]:
+    """The candidate indices of a table's network."""
+    return supernet.indices(Architecture(space=supernet.space, choices=choices))
+
+
+# --- costs of a latency table ---
+
+
+def latency_costs(supernet: Supernet, trace: Trace, table: LatencyTable) -> Costs:
+    """Every candidate's latency, corrected to the table's whole networks of this space.
+
+    The correction (`fit.fit`) is folded in: cost = a·block + d, fixed = b.
+    Where there can be none: the raw sum and the mean rest, with a warning.
+
+    Raises:
+        MissingEntry: the table lacks a candidate.
+        MeasurementError: it has no whole network of this space.
+    """
+    blocks = _sum_over_calls(supernet, trace, lambda unit: table[unit.key].median_ms)
+    space = space_id(supernet, trace)
+    networks = table.of_role("fit", "canary", space=space)
+    if not networks:
+        raise MeasurementError(
+            "the latency table has no whole network of this space and input size, which the "
+            "cost model is fitted to: measure it again with this space"
+        )
+    counts = _sum_over_calls(supernet, trace, lambda unit: 1.0)
+    sums = Costs.join(Costs.one("sum of blocks", blocks), Costs.one("blocks", counts))
+    fitted = [sums.of(indices_of(supernet, n.choices)) for n in networks]
+    fit = calibrate.fit(
+        np.array([n.measurement.median_ms for n in networks]),
+        *np.array(fitted).T,
+        smallest=min((table[key].median_ms for key in trace.units), default=np.inf),
+    )
+    if fit.fallback:
+        warnings.warn(
+            f"the cost model is the raw sum of blocks, because {fit.fallback}", stacklevel=2
+        )
+    latency = fit.a * blocks + fit.d * counts
+    return Costs.one("latency", latency, fixed=fit.b, unit="ms", space=space, fit=fit)
+
+
+def column_costs(supernet: Supernet, trace: Trace, table: LatencyTable, name: str) -> Costs:
+    """A further column of the table: a value of every candidate, and of whole networks.
+
+    The fixed part is what networks of this space have besides their candidates, in the mean.
+    Where the column has no network of this space: 0, with a warning.
+
+    Raises:
+        MissingEntry: the column lacks a candidate; it is named, with the nearest ones.
+    """
+    column, space = table.columns[name], space_id(supernet, trace)
+    value = partial(table.value, name)
+    cost = Costs.one(
+        name,
+        _sum_over_calls(supernet, trace, lambda unit: value(unit.key)),
+        unit=column.unit,
+        space=space,
+    )
+    rests = [
+        n.value - cost.cost_of(name, indices_of(supernet, n.choices))
+        for n in column.networks
+        if n.space == space
+    ]
+    if not rests:
+        warnings.warn(
+            f"the latency table has no {name} of a whole network of this space: what the layers "
+            "that all networks share add to it is not known, and counts 0",
+            stacklevel=2,
+        )
+        return cost
+    return Costs.one(
+        name, cost.per_candidate[0], fixed=float(np.mean(rests)), unit=column.unit, space=space
+    )
+
+
+# --- functions of a user ---
+
+
+def function_costs(supernet: Supernet, trace: Trace, name: str, function: CostFunction) -> Costs:
+    """A user's cost: `function(module, inputs)` to a number, of every distinct candidate.
+
+    module: a candidate in eval mode, with its shortcut where it has one; it counts at each of its
+    calls. Identity and Zero are 0. The fixed part is the function of a whole derived network
+    minus its candidates, as for MACs, and a second network shows whether the cost is a sum.
+
+    Raises:
+        ConfigError: the function fails, or returns no finite number.
+    """
+    of_unit = {
+        key: _value(name, function, f"the candidate {unit.label!r}", *unit.plain())
+        for key, unit in trace.units.items()
+    }
+    per_candidate = _sum_over_calls(supernet, trace, lambda unit: of_unit[unit.key])
+
+    def whole(indices: Sequence[int]) -> float:
+        network = supernet.derive(indices).eval()
+        return _value(name, function, "a whole network", network, trace.inputs)
+
+    reference = _reference(supernet)
+    fixed = _rest(supernet, per_candidate, whole(reference))
+    cost = Costs.one(name, per_candidate, fixed=fixed, space=space_id(supernet, trace))
+    least, most = cost.extremes(name, supernet.mask)
+    other = most if most != reference else least
+    said, summed = whole(other), cost.of(other)[0]
+    if abs(said - summed) > NOT_A_SUM * max(abs(said), abs(summed)):
+        warnings.warn(
+            f"the cost {name} is not a sum over candidates: of one network the function says "
+            f"{said:.4g}, and the sum {summed:.4g}; limits are kept in the sum",
+            stacklevel=2,
+        )
+    return cost
+
+
+def _value(
+    name: str, function: CostFunction, subject: str, module: nn.Module, inputs: tuple[Any, ...]
+) -> float:
+    try:
+        with torch.no_grad():
+            value = function(module, inputs)
+    except Exception as error:  # whatever the user's code raises
+        problem = f"{type(error).__name__}: {one_line(error)}"
+        raise ConfigError(f"the cost {name} fails on {subject}: {problem}") from error
+    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        raise ConfigError(f"the cost {name} of {subject} is {number!r}, not a finite number")
+    return float(number)
+
+
+# --- limits ---
+
+
+def largest_network(supernet: Supernet, costs: Costs) -> tuple[int, ...]:
+    """The network of the most MACs, the first among equals."""
+    return costs.extremes("macs", supernet.mask)[1]
+
+
+def largest_costs(
+    supernet: Supernet, costs: Costs, table: LatencyTable | None = None
+) -> dict[str, float]:
+    """Every cost of the largest network; its latency as measured where the table has it."""
+    largest = largest_network(supernet, costs)
+    values = dict(zip(costs.names, costs.of(largest), strict=True))
+    choices = dict(supernet.architecture(largest).choices)
+    for network in table.networks if table is not None else ():
+        # The same choices at another input size are another network.
+        if network.space == costs.space and dict(network.choices) == choices:
+            values["latency"] = network.measurement.median_ms
+            break
+    return values
+
+
+def absolute_limits(
+    limits: Mapping[str, Limit], costs: Costs, largest: Mapping[str, float]
+) -> dict[str, float]:
+    """Limits as a user wrote them, in the units of the costs; `peak_memory` is left out.
+
+    largest: what `0.6x` is a share of, see `largest_costs`.
+
+    Raises:
+        ConfigError: a limit is not understood, or of no cost. LimitError: of a latency that was
+            not measured.
+    """
+    check_limit_names(limits, costs.names)
+    absolute = {}
+    for name, limit in limits.items():
+        if name == "peak_memory":
+            continue  # no sum: see `forbid_over_peak_memory`
+        if name not in costs:
+            raise LimitError(
+                f"the {name} was not measured: give a target latency, or a latency table"
+            )
+        value, relative = parse_limit(name, limit, costs.units[costs.index(name)])
+        absolute[name] = value * largest[name] if relative else value
+    return absolute
+
+
+def forbid_over_peak_memory(supernet: Supernet, trace: Trace, mib: float) -> None:
+    """Take candidates out that need more than so many MiB of activations at their peak.
+
+    Peak memory is a maximum over the network, not a sum: a network keeps the limit where each of
+    its candidates does, and what lies between them.
+
+    Raises:
+        LimitError: no network does.
+    """
+    peaks = peak_memory_of_candidates(supernet, trace)
+    supernet.forbid(peaks > mib * MIB, f"all need more than {mib:g} MiB at their peak")
+    smallest = peaks.masked_fill(~supernet.mask, torch.inf).argmin(1).tolist()
+    needed = peak_memory(supernet.derive(smallest), trace.inputs) / MIB
+    if needed > mib:
+        raise LimitError(
+            f"no network keeps {mib:g} MiB at its peak: the layers that all share need "
+            f"{needed:.4g} MiB"
+        )
+
+
+def peak_memory_of_candidates(supernet: Supernet, trace: Trace) -> Tensor:
+    """Bytes, [choices, candidates]: see `count.peak_memory`; the most of all calls."""
+    of_unit = {k: peak_memory(u.module, u.inputs, u.kwargs) for k, u in trace.units.items()}
+    peaks = torch.zeros(supernet.mask.shape, dtype=torch.float64)
+    for m, candidates in enumerate(trace.keys):
+        for j, keys in enumerate(candidates):
+            peaks[m, j] = max((of_unit[key] for key in keys), default=0)
+    return peaks
