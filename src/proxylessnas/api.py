@@ -26,7 +26,8 @@ from proxylessnas.config import (
 )
 from proxylessnas.core.adapt import adapt
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.derive import Choice, Indices, choose
+from proxylessnas.core.decode import Indices
+from proxylessnas.core.derive import Choice, choose
 from proxylessnas.core.estimators import RewardOf
 from proxylessnas.core.objective import check_objective
 from proxylessnas.core.search import Search

@@ -15,13 +15,13 @@ from toys import Scale, free, priced, supernet_with
 
 from proxylessnas.config import DeriveSettings
 from proxylessnas.core.costs import Costs
+from proxylessnas.core.decode import propose
 from proxylessnas.core.derive import (
     TOLERANCE,
     Indices,
     Proposal,
     beliefs,
     choose,
-    propose,
 )
 from proxylessnas.core.supernet import MixedOp, Supernet
 from proxylessnas.errors import LimitError

@@ -30,7 +30,8 @@ from toys import (
 )
 
 from proxylessnas.config import DeriveSettings
-from proxylessnas.core.derive import choose, propose
+from proxylessnas.core.decode import propose
+from proxylessnas.core.derive import choose
 from proxylessnas.core.estimators import FullPath, Reinforce, TwoPath
 from proxylessnas.core.objective import Constraint, Linear
 from proxylessnas.core.search import Search

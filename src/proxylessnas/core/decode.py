@@ -6,8 +6,9 @@ within a limit, so the limit enters the choice: maximise Σ log p subject to Σ 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import scipy.optimize
@@ -15,28 +16,17 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+from proxylessnas.config import DeriveSettings
 from proxylessnas.core.costs import Costs
+from proxylessnas.core.supernet import Supernet
+from proxylessnas.errors import LimitError
+
+Indices = tuple[int, ...]  # of one candidate for every choice
+COUNT_SHARE = 0.9  # the share of a limit of MACs or parameters that a network uses, at most
+ATTEMPTS = 100  # random decodes, some of them repeats, where uniform draws do not suffice
 
 
-def sample_within(
-    mask: Tensor, costs: Costs, generator: torch.Generator, *, draws: int = 200_000
-) -> Iterator[tuple[int, ...]]:
-    """Uniform networks among those within the limits, by rejection; repeats are possible.
-
-    mask: [choices, candidates], True where a candidate may be chosen. draws: the networks that
-    are looked at; where few of the space keep the limits, few or none are yielded.
-    """
-    chunk = 5_000  # networks drawn at once: a matrix, not a loop
-    for _ in range(draws // chunk):
-        drawn = torch.multinomial(mask.double(), chunk, replacement=True, generator=generator)
-        picked = drawn.expand(len(costs.names), *drawn.shape)
-        sums = costs.per_candidate.gather(2, picked).sum(1) + costs.fixed[:, None]
-        kept = (sums <= costs.limits[:, None]).all(0).nonzero()[:, 0]
-        for column in kept.tolist():
-            yield tuple(drawn[:, column].tolist())
-
-
-def decode(log_p: Tensor, mask: Tensor, costs: Costs) -> Iterator[tuple[int, ...]]:
+def decode(log_p: Tensor, mask: Tensor, costs: Costs) -> Iterator[Indices]:
     """The networks within the limits, the most probable first.
 
     Each maximises Σ log p exactly among the networks that were not yielded before. Among equals
@@ -51,36 +41,41 @@ def decode(log_p: Tensor, mask: Tensor, costs: Costs) -> Iterator[tuple[int, ...
     [(0, 1), (1, 0), (1, 1)]
     """
     # A multiple-choice knapsack with one 0/1 variable for every candidate that may be chosen.
-    bounded = [k for k, limit in enumerate(costs.limits.tolist()) if math.isfinite(limit)]
-    limits = [float(costs.limits[k]) for k in bounded]
     where = mask.nonzero().tolist()
-    rows = np.array([m for m, _ in where])
-    count, size = mask.shape[0], len(where)
     # The share of ties: far under any difference in log p that a search can mean, and
     # scaled with it over the solver's absolute gap, 1e-6, which scipy does not let us set.
     order = np.array([j for _, j in where]) * 1e-9
     score = 1e4 * (np.array([float(log_p[m, j]) for m, j in where]) - order)
-    # Σ over the candidates of a choice = 1: each choice takes one candidate.
-    one_each = scipy.sparse.csr_array((np.ones(size), (rows, np.arange(size))))
-    constraints = [scipy.optimize.LinearConstraint(one_each, 1, 1)]
-    for k, limit in zip(bounded, limits, strict=True):
-        # In shares of the limit: the solver's tolerances are absolute, and MACs are millions.
-        scale = abs(limit) or 1.0
-        scaled = np.array([float(costs.per_candidate[k, m, j]) for m, j in where]) / scale
-        room = (limit - float(costs.fixed[k])) / scale
-        constraints.append(scipy.optimize.LinearConstraint(scaled[None], -np.inf, room))
+    constraints, limits = _constraints(where, costs), costs.limits.tolist()
     cuts: list[np.ndarray] = []
     while True:
-        chosen = _solve(score, constraints, cuts, count)
+        chosen = _solve(score, constraints, cuts, len(mask))
         if chosen is None:
             return
         # A no-good cut: of this network's candidates not all may be chosen again.
         cuts.append(chosen)
         indices = tuple(where[i][1] for i in np.flatnonzero(chosen))
         # The solver keeps a limit to its tolerance only; the sum of the costs decides.
-        values = costs.of(indices)
-        if all(values[k] <= limit for k, limit in zip(bounded, limits, strict=True)):
+        if all(cost <= limit for cost, limit in zip(costs.of(indices), limits, strict=True)):
             yield indices
+
+
+def _constraints(
+    where: Sequence[tuple[int, int]], costs: Costs
+) -> list[scipy.optimize.LinearConstraint]:
+    """One candidate a choice, and every limit at once. where: (choice, candidate) a variable."""
+    choices, size = [m for m, _ in where], len(where)
+    # Σ over the candidates of a choice = 1: each choice takes one candidate.
+    one_each = scipy.sparse.csr_array((np.ones(size), (choices, np.arange(size))))
+    constraints = [scipy.optimize.LinearConstraint(one_each, 1, 1)]
+    for k, limit in enumerate(costs.limits.tolist()):
+        if math.isfinite(limit):
+            # In shares of the limit: the solver's tolerances are absolute, and MACs are millions.
+            scale = abs(limit) or 1.0
+            row = np.array([float(costs.per_candidate[k, m, j]) for m, j in where]) / scale
+            room = (limit - float(costs.fixed[k])) / scale
+            constraints.append(scipy.optimize.LinearConstraint(row[None], -np.inf, room))
+    return constraints
 
 
 def _solve(
@@ -101,3 +96,107 @@ def _solve(
     if result.x is None:
         return None  # infeasible: every network within the limits has been cut off
     return np.round(result.x)
+
+
+# --- proposals ---
+
+
+def propose(
+    supernet: Supernet, costs: Costs, settings: DeriveSettings, *, learned: bool, seed: int
+) -> list[tuple[Indices, float]]:
+    """Up to `top_k` networks within the limits, with their Σ log p, the most probable first.
+
+    They use at least the share `settings.min_limit_share` of a latency limit where such networks
+    exist, and up to 0.9 of the limit of another cost that is the only one.
+
+    Raises:
+        LimitError: no network keeps the limits.
+    """
+    # Whoever allows 12 ms is served best by a network that takes them. A count is no deadline to
+    # come close to, but worth using too: on NAS-Bench-Macro the most probable networks far under
+    # a limit of MACs are truly worse than those near it (docs/log.md).
+    log_p = supernet.log_probabilities()
+    found: list[Indices] = []
+    used, share = binding_cost(supernet, costs), settings.min_limit_share
+    # A single network near a latency limit is worth more than ten that leave a tenth of it.
+    enough = 1 if used == "latency" else settings.top_k
+    shares = (share, 0.9 * share, 0.0) if used == "latency" else (min(share, COUNT_SHARE), 0.0)
+    for share in shares if used else (0.0,):
+        bounded = _at_least(costs, used, share)
+        stream = (
+            decode(log_p, supernet.mask, bounded) if learned else _uniform(supernet, bounded, seed)
+        )
+        found = list(itertools.islice(stream, settings.top_k))
+        if len(found) >= enough:
+            break
+    if not found:
+        costs.check_reachable(supernet.mask)
+        limits = zip(costs.names, costs.limits.tolist(), costs.units, strict=True)
+        named = [f"{name} {v:g} {unit}".strip() for name, v, unit in limits if math.isfinite(v)]
+        raise LimitError(f"no network of this space keeps all limits at once: {', '.join(named)}")
+    return [(i, math.fsum(float(log_p[m, j]) for m, j in enumerate(i))) for i in found]
+
+
+def binding_cost(supernet: Supernet, costs: Costs) -> str:
+    """The name of the cost whose limit a network should come near: latency, or the only one.
+
+    Empty where no cost has a limit, several do, or the limit excludes no network.
+    """
+    limited = [n for n, v in zip(costs.names, costs.limits.tolist(), strict=True) if v < math.inf]
+    if "latency" in limited:
+        return "latency"
+    if len(limited) != 1:
+        return ""
+    k = costs.index(limited[0])
+    return limited[0] if float(costs.limits[k]) < costs.range(supernet.mask)[k][1] else ""
+
+
+def _at_least(costs: Costs, name: str, share: float) -> Costs:
+    """The costs under one limit more: at least `share` of the limit of a cost is used."""
+    # cost ≥ share·limit is −cost ≤ −share·limit, so the decode needs upper limits alone.
+    if not share:
+        return costs
+    k = costs.index(name)
+    left = Costs.one(
+        f"{name} left",
+        -costs.per_candidate[k],
+        fixed=-float(costs.fixed[k]),
+        limit=-share * float(costs.limits[k]),
+        unit=costs.units[k],
+    )
+    return Costs.join(costs, left)
+
+
+def _uniform(supernet: Supernet, costs: Costs, seed: int) -> Iterator[Indices]:
+    """Distinct random networks within the limits, uniform ones as long as draws find them."""
+    # Under a tight limit rejection finds too few; decoding random probabilities then finds
+    # networks that are no longer uniform, but within the limits.
+    generator = torch.Generator().manual_seed(seed)
+    yielded: set[Indices] = set()
+    decoded = (
+        next(decode(torch.randn(supernet.mask.shape, generator=generator).double(), *rest), None)
+        for rest in itertools.repeat((supernet.mask, costs), ATTEMPTS)
+    )
+    drawn = sample_within(supernet.mask, costs, generator)
+    for indices in itertools.chain(drawn, itertools.takewhile(bool, decoded)):
+        if indices is not None and indices not in yielded:
+            yielded.add(indices)
+            yield indices
+
+
+def sample_within(
+    mask: Tensor, costs: Costs, generator: torch.Generator, *, draws: int = 200_000
+) -> Iterator[Indices]:
+    """Uniform networks among those within the limits, by rejection; repeats are possible.
+
+    mask: [choices, candidates], True where a candidate may be chosen. draws: the networks that
+    are looked at; where few of the space keep the limits, few or none are yielded.
+    """
+    chunk = 5_000  # networks drawn at once: a matrix, not a loop
+    for _ in range(draws // chunk):
+        drawn = torch.multinomial(mask.double(), chunk, replacement=True, generator=generator)
+        picked = drawn.expand(len(costs.names), *drawn.shape)
+        sums = costs.per_candidate.gather(2, picked).sum(1) + costs.fixed[:, None]
+        kept = (sums <= costs.limits[:, None]).all(0).nonzero()[:, 0]
+        for column in kept.tolist():
+            yield tuple(drawn[:, column].tolist())

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from proxylessnas.architecture import Architecture
-from proxylessnas.core.decode import sample_within
-from proxylessnas.core.derive import Indices, to_be_used
+from proxylessnas.core.decode import Indices, binding_cost, sample_within
 from proxylessnas.errors import ConfigError, RunError
 from proxylessnas.export.onnx import compare, to_onnx
 from proxylessnas.export.python import to_python
@@ -118,7 +117,7 @@ def _random_network(run: Run) -> Indices:
     """Uniform among the networks within 5 % under the limit; without a limit, among all."""
     generator = torch.Generator().manual_seed(derive_seed(run.config.seed, "random baseline"))
     costs = run.costs
-    used = to_be_used(run.supernet, costs)
+    used = binding_cost(run.supernet, costs)
     k = costs.index(used or "latency")
     low, high = costs.range(run.supernet.mask)[k]
     for share in (0.05, 0.2, 1.0) if used else (1.0,):

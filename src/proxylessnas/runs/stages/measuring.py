@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from proxylessnas.core.derive import Indices
+from proxylessnas.core.decode import Indices
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.hardware.measure import measure_table
 from proxylessnas.hardware.timing import disturbance

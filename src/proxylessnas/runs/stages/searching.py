@@ -10,7 +10,8 @@ from proxylessnas.architecture import Architecture
 from proxylessnas.config import DeriveSettings
 from proxylessnas.core.adapt import adapt
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.derive import Choice, Indices, choose
+from proxylessnas.core.decode import Indices
+from proxylessnas.core.derive import Choice, choose
 from proxylessnas.core.search import Search
 from proxylessnas.hardware.costs import absolute_limits
 from proxylessnas.limits import parse_latency
