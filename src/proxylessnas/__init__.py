@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from proxylessnas.architecture import Architecture
     from proxylessnas.config import DeriveSettings, MachineSettings, MeasureSettings, SearchSettings
     from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero
+    from proxylessnas.hardware.space_table import measure_space
+    from proxylessnas.report.latencies import measure_latencies
     from proxylessnas.spaces import build, build_supernet
     from proxylessnas.training.ranks import open_ranks
 
@@ -30,6 +32,8 @@ _HOME = {
     "Zero": "core.supernet",
     "build": "spaces",
     "build_supernet": "spaces",
+    "measure_latencies": "report.latencies",
+    "measure_space": "hardware.space_table",
     "open_ranks": "training.ranks",
     "search": "api",
 }
@@ -47,6 +51,8 @@ __all__ = [
     "Zero",
     "build",
     "build_supernet",
+    "measure_latencies",
+    "measure_space",
     "open_ranks",
     "search",
 ]

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from proxylessnas.cli import measure as measure_verb
 from proxylessnas.cli.main import main
 from proxylessnas.errors import MeasurementError
 from proxylessnas.export.onnx import to_onnx
+from proxylessnas.hardware import space_table
 from proxylessnas.hardware.runtimes import split
 from proxylessnas.hardware.runtimes.base import Session
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
@@ -104,12 +104,12 @@ class Breaks(FakeRuntime):
 
 def test_a_table_that_was_broken_off_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxylessnas.hardware.rounds.SAVE_EVERY_S", -1.0)
-    monkeypatch.setattr(measure_verb, "make", lambda name, threads: Breaks(threads=threads))
+    monkeypatch.setattr(space_table, "make", lambda name, threads: Breaks(threads=threads))
     assert measure("--out=t.json") == 130
     part = LatencyTable.load("t.json")
     assert part.entries and not part.complete
     whole = FakeRuntime()
-    monkeypatch.setattr(measure_verb, "make", lambda name, threads: whole)
+    monkeypatch.setattr(space_table, "make", lambda name, threads: whole)
     assert measure("--out=t.json", "--resume") == 0
     table = LatencyTable.load("t.json")
     assert table.complete and table.validation is not None

@@ -8,23 +8,21 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
-from proxylessnas.architecture import Architecture
-from proxylessnas.cli.latencies import Subject, show_latencies, subject
+from proxylessnas.cli.latencies import show_latencies
 from proxylessnas.config import MeasureSettings
 from proxylessnas.errors import ConfigError
-from proxylessnas.export.onnx import compare, to_onnx
-from proxylessnas.export.python import to_python
-from proxylessnas.export.torch_export import to_torch_export
+from proxylessnas.export.write import export_network
 from proxylessnas.hardware.runtimes import split
 from proxylessnas.io.console import Reporter, output
 from proxylessnas.io.files import write_atomic
 from proxylessnas.report.draw import draw
+from proxylessnas.report.latencies import NamedNetwork, named_network
 from proxylessnas.spaces import build
 from proxylessnas.zoo import facts, list_networks, load, load_published_weights
 
 SPECIALISED = ("proxyless_gpu", "proxyless_cpu", "proxyless_mobile")
+OF_ONE = ("build", "draw", "export", "weights")  # options that take one network
 
 
 def zoo(options: Any) -> None:
@@ -32,31 +30,16 @@ def zoo(options: Any) -> None:
     console = output()
     if not options.name and not options.measure:
         _list(console)
-        return
-    if len(options.name) != 1:
-        _measure_several(console, options)
-        return
-    (name,) = options.name
-    published = facts(name)
-    architecture = load(name)
-    network = build(architecture).eval()
-    if options.weights:
-        load_published_weights(network, options.weights)
-    example = (torch.randn(options.batch, *published.input_shape),)
-    if options.draw:
-        write_atomic(Path(options.draw), draw(architecture).encode())
-        console.print(f"{options.draw}: {published.name}", highlight=False)
-    if options.export:
-        _export(console, options.export, architecture, network, example)
-    if options.measure:
-        shape = published.input_shape
-        _measure(console, options, [Subject(name=name, network=network, input_shape=shape)])
-    if options.build or not (options.draw or options.export or options.measure):
-        console.print(network, markup=False, highlight=False)
-        console.print(
-            f"{published.name}: {published.parameters:,} parameters, {published.macs:,} MACs",
-            highlight=False,
-        )
+    elif len(options.name) == 1:
+        _with_one(console, options, options.name[0])
+    else:
+        for name in OF_ONE:
+            if getattr(options, name):
+                raise ConfigError(f"--{name} is for one network; name it: proxylessnas zoo NAME")
+        if not options.measure:
+            raise ConfigError("several networks can only be measured: add --measure, or name one")
+        names = options.name or SPECIALISED
+        _measure(console, options, [named_network(facts(name).name) for name in names])
 
 
 def _list(console: Console) -> None:
@@ -75,39 +58,32 @@ def _list(console: Console) -> None:
         )
     console.print(table)
     for source in dict.fromkeys(network.source for network in list_networks()):
-        console.print(f"source: {source}", highlight=False, markup=False)
+        console.print(f"source: {source}", markup=False)
     console.print("next: proxylessnas zoo NAME --build, --export FILE, --draw FILE, --measure")
 
 
-def _export(
-    console: Console,
-    path: str,
-    architecture: Architecture,
-    network: nn.Module,
-    example: tuple[torch.Tensor, ...],
-) -> None:
-    suffix = Path(path).suffix
-    if suffix == ".onnx":
-        content = to_onnx(network, example, path)
-        difference = compare(network, content, example)
-    elif suffix == ".pt2":
-        difference = to_torch_export(network, example, path)
-    elif suffix in ("", ".py"):
-        difference = to_python(architecture, network, path)
-    else:
-        raise ConfigError(f"--export {path}: the name must end in .onnx or .pt2, or be a folder")
-    console.print(f"{path}: differs from eager by {difference.relative:.1e} at most")
+def _with_one(console: Console, options: Any, name: str) -> None:
+    published, architecture = facts(name), load(name)
+    network = build(architecture).eval()
+    if options.weights:
+        load_published_weights(network, options.weights)
+    if options.draw:
+        write_atomic(Path(options.draw), draw(architecture).encode())
+        console.print(f"{options.draw}: {published.name}")
+    if options.export:
+        example = (torch.randn(options.batch, *published.input_shape),)
+        difference = export_network(architecture, network, example, options.export)
+        console.print(f"{options.export}: differs from eager by {difference.relative:.1e} at most")
+    if options.measure:
+        shape = published.input_shape
+        _measure(console, options, [NamedNetwork(name=name, network=network, input_shape=shape)])
+    if options.build or not (options.draw or options.export or options.measure):
+        console.print(network, markup=False)
+        console.print(
+            f"{published.name}: {published.parameters:,} parameters, {published.macs:,} MACs"
+        )
 
 
-def _measure_several(console: Console, options: Any) -> None:
-    for name in ("build", "draw", "export", "weights"):
-        if getattr(options, name):
-            raise ConfigError(f"--{name} is for one network; name it: proxylessnas zoo NAME")
-    if not options.measure:
-        raise ConfigError("several networks can only be measured: add --measure, or name one")
-    _measure(console, options, [subject(facts(name).name) for name in options.name or SPECIALISED])
-
-
-def _measure(console: Console, options: Any, subjects: list[Subject]) -> None:
+def _measure(console: Console, options: Any, networks: list[NamedNetwork]) -> None:
     settings = MeasureSettings(batch=options.batch, threads=options.threads)
-    show_latencies(subjects, split(options.runtime), settings, console, Reporter())
+    show_latencies(networks, split(options.runtime), settings, console, Reporter())

@@ -1,12 +1,20 @@
 """What an architecture costs on a device: traced, measured, kept in a table, predicted.
 
-trace.py      a forward pass finds every distinct candidate and its inputs
-count.py      multiply-adds, parameters, peak activation memory
-runtimes/     what runs a module or an exported file: one small interface
-machine.py    the processor, its other load, pinning
-measure.py    the protocol: shuffled rounds over open sessions, medians, a canary
-table.py      the lookup table and its file
-cost.py       table + trace to one cost per candidate
-validate.py   how well the costs predict networks that were not fitted
-kit.py        measuring on a machine that is not this one
+trace.py        a forward pass finds every distinct candidate and its inputs
+fingerprint.py  what makes two candidates the same
+count.py        multiply-adds, parameters, peak activation memory
+runtimes/       what runs a module or an exported file: one small interface
+networks.py     loaded networks of ONNX Runtime and LiteRT, for the runtimes and the kits
+host.py         the processor, its other load, pinning
+rounds.py       shuffled rounds over loaded networks, medians, a canary
+timing.py       rounds over sessions of a runtime, to measurements
+plan.py         which candidates and whole networks a table needs
+measure.py      the table of a supernet; networks' latencies now
+table.py        the lookup table and its file
+costs.py        table and trace to the costs of every candidate
+fit.py          from sums of blocks to whole networks
+validate.py     how well the costs predict networks that were not fitted
+space_table.py  a space's table as a whole, measured and validated
+kit.py          measuring on a machine that is not this one; kit_main.py runs there
+published_table.py  latency tables that others published
 """

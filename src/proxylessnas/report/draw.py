@@ -1,20 +1,20 @@
-"""A network drawn as the paper's figure does: blocks in order, as one SVG.
+"""A network drawn as the paper's figure 4 does: blocks in order, as a self-contained SVG.
 
-Kernels are colours, expansions are heights, blocks left out are thin gaps; stages with
-their width and resolution stand below. Tree cells are a grid of blocks by edges. Of your
-own models, every mixed operation and its candidate.
+Kernels are colours, expansions are heights, blocks left out are thin gaps; stages with their
+width and resolution stand below. Tree cells are a grid of blocks by edges. Of a user's model,
+every mixed operation and its candidate.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.core.supernet import Residual
@@ -35,10 +35,12 @@ LAYERS = {
 }
 MORE = ("#8fc1e3", "#f3bd5f", "#dd7260", "#63b79b", "#c9b8e4", "#8c6fc0", "#b3a27e", "#7d8ca3")
 FONT = "font-family='system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif'"
+MARGIN, TITLE_Y = 24.0, 34.0  # pixels
+SHARES = {"start": 1.0, "middle": 0.5, "end": 0.0}  # of a text's width right of its anchor
 
 
 def draw(architecture: Architecture) -> str:
-    """The network as one self-contained SVG; every text in it is escaped.
+    """The network as a self-contained SVG; every text in it is escaped.
 
     Raises:
         ArchitectureError: the choices do not fit the space.
@@ -46,37 +48,47 @@ def draw(architecture: Architecture) -> str:
     """
     if architecture.space not in SPACES:
         return _choices(architecture)
-    with torch.device("meta"):  # only its shape is wanted
-        network = build(architecture)
+    with torch.device("meta"):  # only shapes are wanted
+        network = build(architecture).eval()
     assert isinstance(network, Network)
-    channels, height, width = architecture.settings["input_shape"]
-    image = Size(channels, height, width)
+    image = Shape(*architecture.settings["input_shape"])
     tree = isinstance(network.blocks[0], TreeBlock)
-    return _grid(architecture, network, image) if tree else _row(architecture, network, image)
+    return _grid(architecture, network, image) if tree else _row(architecture.space, network, image)
 
 
-@dataclass(frozen=True)
-class Size:
+class Shape(NamedTuple):
     """Of a feature map."""
 
     channels: int
-    height: int
-    width: int
-
-    def after(self, channels: int, stride: int) -> Size:
-        return Size(channels, math.ceil(self.height / stride), math.ceil(self.width / stride))
+    height: int = 1
+    width: int = 1
 
     @property
     def resolution(self) -> str:
         return f"{self.height}×{self.width}"
 
 
-class Canvas:
-    """SVG elements, and the size they need."""
+def _output_shapes(network: nn.Module, image: Shape, modules: Iterable[nn.Module]) -> list[Shape]:
+    """The shapes of these modules' outputs in a forward pass, in the order of their calls."""
+    shapes: list[Shape] = []
 
-    def __init__(self) -> None:
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        shapes.append(Shape(*output.shape[1:]))
+
+    for module in modules:
+        module.register_forward_hook(record)
+    with torch.no_grad():
+        network(torch.zeros(1, *image, device="meta"))
+    return shapes
+
+
+class Canvas:
+    """SVG elements, and the size they need; a title stands at the top."""
+
+    def __init__(self, title: str) -> None:
         self.elements: list[str] = []
         self.width = self.height = 0.0
+        self.text(MARGIN, TITLE_Y, title, size=15, anchor="start", weight=600)
 
     def rect(self, x: float, y: float, w: float, h: float, fill: str, tip: str = "") -> None:
         title = f"<title>{_safe(tip)}</title>" if tip else ""
@@ -112,17 +124,37 @@ class Canvas:
             f"text-anchor='{anchor}' font-weight='{weight}'{turn}>{_safe(words)}</text>"
         )
         if not turned:
-            share = {"start": 1.0, "middle": 0.5, "end": 0.0}[anchor]
-            self.grow(x + share * len(words) * size * 0.56, y + size * 0.3)
+            self.grow(x + SHARES[anchor] * len(words) * size * 0.56, y + size * 0.3)
 
     def grow(self, x: float, y: float) -> None:
         self.width, self.height = max(self.width, x), max(self.height, y)
 
-    def legend(self, x: float, y: float, entries: Sequence[tuple[str, str]]) -> None:
+    def stages(
+        self,
+        y: float,
+        spans: Iterable[tuple[float, float, Shape]],
+        same: Callable[[Shape], object],
+        words: Callable[[Shape, Shape, float], tuple[str, str]],
+    ) -> None:
+        """A bracket and two lines of words below every run of (left, right, shape) alike in `same`.
+
+        words: of a run's first shape, last shape and width in pixels.
+        """
+        for _, run in groupby(spans, key=lambda span: same(span[2])):
+            stage = list(run)
+            (left, _, first), (_, right, last) = stage[0], stage[-1]
+            self.line(left, y, right, y, PALE)
+            width, resolution = words(first, last, right - left)
+            self.text((left + right) / 2, y + 17, width, weight=600)
+            self.text((left + right) / 2, y + 32, resolution, size=10, colour=PALE)
+
+    def legend(self, y: float, entries: Sequence[tuple[str, str]], note: str) -> None:
+        x = MARGIN
         for colour, words in entries:
             self.rect(x, y - 10, 13, 13, colour)
             self.text(x + 19, y, words, colour=PALE, anchor="start")
             x += 38 + 6.2 * len(words)
+        self.text(MARGIN, y + 22, note, colour=PALE, anchor="start")
 
     def svg(self, title: str) -> str:
         w, h = self.width + 24, self.height + 20
@@ -140,114 +172,83 @@ def _safe(words: str) -> str:
 
 # --- a row of blocks ---
 
+WIDE, GAP, SKIPPED = 30.0, 5.0, 9.0
+HEIGHTS = {1: 66.0, 3: 96.0, 6: 150.0}  # of an expansion
+MIDDLE = 150.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """words: written on the block. height: in pixels, 0 for a block that is left out.
-
-    size: of its output. stride: greater than 1 where the resolution falls.
-    """
+    """words: written on the block. height: in pixels, 0 for a block that is left out."""
 
     words: str
-    fill: str
-    height: float
-    size: Size
-    stride: int = 1
-    searched: bool = True
+    fill: str = PLAIN
+    height: float = HEIGHTS[1]
+
+    @property
+    def width(self) -> float:
+        return WIDE if self.height else SKIPPED
 
 
-WIDE, GAP, SKIPPED = 30.0, 5.0, 9.0
-HEIGHTS = {1: 66.0, 3: 96.0, 6: 150.0}
-
-
-def _row(architecture: Architecture, network: Network, image: Size) -> str:
-    canvas, middle = Canvas(), 150.0
-    canvas.text(24, 34, f"{architecture.space} network", size=15, anchor="start", weight=600)
-    blocks = _blocks(network, image)
-    x = 24.0
-    canvas.text(x, middle - 7, "input", anchor="start", colour=PALE)
-    canvas.text(x, middle + 9, f"{image.channels}×{image.resolution}", anchor="start")
-    left = x = x + 84
-    end = left + sum((WIDE if b.height else SKIPPED) + GAP for b in blocks) - GAP
-    canvas.line(left - 10, middle, end + 10, middle)
-    spans: list[tuple[float, float, Block]] = []
-    for block in blocks:
-        wide = WIDE if block.height else SKIPPED
-        if block.height:
-            top = middle - block.height / 2
-            canvas.rect(x, top, wide, block.height, block.fill, block.words)
-            canvas.text(x + wide / 2 + 4, middle, block.words, turned=True)
-            if block.stride > 1:
-                canvas.text(x + wide / 2, top - 6, f"÷{block.stride}", size=10, colour=PALE)
-        else:
-            canvas.line(x + wide / 2, middle - 26, x + wide / 2, middle + 26, PALE)
-        spans.append((x, x + wide, block))
-        x += wide + GAP
-    canvas.text(end + 16, middle + 4, "classes", anchor="start", colour=PALE)
-    _stages(canvas, spans, middle + 92)
-    _row_legend(canvas, blocks, middle + 168)
-    return canvas.svg(f"{architecture.space} network of {len(blocks)} blocks")
-
-
-def _stages(canvas: Canvas, spans: list[tuple[float, float, Block]], y: float) -> None:
-    """A bracket, the width and the resolution below every run of blocks of one output size."""
-    for size, run in groupby(spans, key=lambda span: span[2].size):
-        stage = list(run)
-        left, right = stage[0][0], stage[-1][1]
-        canvas.line(left, y, right, y, PALE)
-        canvas.text((left + right) / 2, y + 17, str(size.channels), weight=600)
-        narrow = right - left < 50 and size.height == size.width
-        words = f"{size.height}²" if narrow else size.resolution
-        canvas.text((left + right) / 2, y + 32, words, size=10, colour=PALE)
-
-
-def _row_legend(canvas: Canvas, blocks: list[Block], y: float) -> None:
-    used = {block.fill for block in blocks if block.height and block.searched}
-    entries = [(c, f"kernel {k}×{k}") for k, c in KERNELS.items() if c in used]
-    canvas.legend(24, y, [*entries, (PLAIN, "fixed")])
-    note = "height: expansion (3, 6) · ÷2: halves the resolution · below: channels, resolution"
-    left_out = sum(not block.height for block in blocks)
-    note += f" · thin line: left out ({left_out})" if left_out else ""
-    canvas.text(24, y + 22, note, colour=PALE, anchor="start")
-
-
-def _blocks(network: Network, image: Size) -> list[Block]:
-    """Stem, blocks and head with the sizes of their outputs."""
-    stem = _convolutions(network.stem)[0]
-    size = image.after(stem.out_channels, stem.stride[0])
-    blocks = [_fixed("Conv 3×3", size, stem.stride[0])]
-    for i, module in enumerate(network.blocks):
-        convs = _convolutions(module)
-        if not convs:
-            blocks.append(Block(words="left out", fill=PLAIN, height=0, size=size))
-            continue
-        stride = math.prod(c.stride[0] for c in convs)
-        size = size.after(convs[-1].out_channels, stride)
-        inner = module.branch if isinstance(module, Residual) else module
-        if isinstance(inner, MBConv):
-            words, kernel = f"MB{inner.expansion} {inner.kernel}×{inner.kernel}", inner.kernel
-            height = HEIGHTS.get(inner.expansion, 150.0)
-        else:
-            kernel = convs[0].kernel_size[0]
-            words, height = f"Conv {kernel}×{kernel}", HEIGHTS[1]
-        fixed = i == 0 and isinstance(inner, MBConv) and inner.expansion == 1
-        fill = PLAIN if fixed else KERNELS.get(kernel, MORE[-1])
-        blocks.append(
-            Block(
-                words=words, fill=fill, height=height, size=size, stride=stride, searched=not fixed
-            )
-        )
+def _row(space: str, network: Network, image: Shape) -> str:
+    canvas = Canvas(f"{space} network")
     mix = _convolutions(network.head)[0]
-    size = size.after(mix.out_channels, 1)
-    classes = next(m.out_features for m in network.head.modules() if isinstance(m, nn.Linear))
-    last = _fixed("Pool, FC", Size(classes, 1, 1), 1)
-    return [*blocks, _fixed("Conv 1×1", size, 1), last]
+    parts = [network.stem, *network.blocks, mix, network.head]
+    shapes = _output_shapes(network, image, parts)
+    blocks = [_block(part, fixed=part in (network.stem, mix)) for part in parts[:-1]]
+    blocks.append(Block(words="Pool, FC"))
+    canvas.text(MARGIN, MIDDLE - 7, "input", anchor="start", colour=PALE)
+    size = f"{image.channels}×{image.resolution}"
+    canvas.text(MARGIN, MIDDLE + 9, size, anchor="start")
+    x = left = MARGIN + 84
+    end = left + sum(block.width + GAP for block in blocks) - GAP
+    canvas.line(left - 10, MIDDLE, end + 10, MIDDLE)
+    spans = []
+    for block, before, shape in zip(blocks, [image, *shapes], shapes, strict=False):
+        pooled = block is blocks[-1]
+        _draw_block(canvas, x, block, 1 if pooled else round(before.height / shape.height))
+        spans.append((x, x + block.width, shape))
+        x += block.width + GAP
+    canvas.text(end + 16, MIDDLE + 4, "classes", anchor="start", colour=PALE)
+
+    def words(shape: Shape, _: Shape, width: float) -> tuple[str, str]:
+        narrow = width < 50 and shape.height == shape.width
+        return str(shape.channels), f"{shape.height}²" if narrow else shape.resolution
+
+    canvas.stages(MIDDLE + 92, spans, lambda shape: shape, words)
+    entries = [(c, f"kernel {k}×{k}") for k, c in KERNELS.items() if c in {b.fill for b in blocks}]
+    note = "height: expansion (3, 6) · ÷2: halves the resolution · below: channels, resolution"
+    skipped = sum(not block.height for block in blocks)
+    note += f" · thin line: left out ({skipped})" if skipped else ""
+    canvas.legend(MIDDLE + 168, [*entries, (PLAIN, "fixed")], note)
+    return canvas.svg(f"{space} network of {len(blocks)} blocks")
 
 
-def _fixed(words: str, size: Size, stride: int) -> Block:
-    return Block(
-        words=words, fill=PLAIN, height=HEIGHTS[1], size=size, stride=stride, searched=False
-    )
+def _draw_block(canvas: Canvas, x: float, block: Block, stride: int) -> None:
+    middle = x + block.width / 2
+    if not block.height:
+        canvas.line(middle, MIDDLE - 26, middle, MIDDLE + 26, PALE)
+        return
+    top = MIDDLE - block.height / 2
+    canvas.rect(x, top, block.width, block.height, block.fill, block.words)
+    canvas.text(middle + 4, MIDDLE, block.words, turned=True)
+    if stride > 1:
+        canvas.text(middle, top - 6, f"÷{stride}", size=10, colour=PALE)
+
+
+def _block(module: nn.Module, *, fixed: bool) -> Block:
+    """fixed: not searched. The first block, of expansion 1, is not either."""
+    convolutions = _convolutions(module)
+    if not convolutions:
+        return Block(words="left out", height=0)
+    inner = module.branch if isinstance(module, Residual) else module
+    kernel, words, height = convolutions[0].kernel_size[0], "Conv", HEIGHTS[1]
+    if isinstance(inner, MBConv):
+        kernel, words = inner.kernel, f"MB{inner.expansion}"
+        height = HEIGHTS.get(inner.expansion, 150.0)
+        fixed = fixed or inner.expansion == 1
+    fill = PLAIN if fixed else KERNELS.get(kernel, MORE[-1])
+    return Block(words=f"{words} {kernel}×{kernel}", fill=fill, height=height)
 
 
 def _convolutions(module: nn.Module) -> list[nn.Conv2d]:
@@ -256,63 +257,45 @@ def _convolutions(module: nn.Module) -> list[nn.Conv2d]:
 
 # --- a grid of blocks by edges ---
 
-SIDE = 15.0
+SIDE, LEFT, TOP = 15.0, 150.0, 74.0
 
 
-def _grid(architecture: Architecture, network: Network, image: Size) -> str:
+def _grid(architecture: Architecture, network: Network, image: Shape) -> str:
     """A column a block, a row an edge of its cell; branches and scales stand apart."""
-    canvas, left, top = Canvas(), 150.0, 74.0
-    canvas.text(24, 34, f"{architecture.space} network", size=15, anchor="start", weight=600)
-    canvas.text(
-        24,
-        54,
-        f"input {image.channels}×{image.resolution}",
-        anchor="start",
-        colour=PALE,
-    )
+    canvas = Canvas(f"{architecture.space} network")
+    size = f"input {image.channels}×{image.resolution}"
+    canvas.text(MARGIN, 54, size, anchor="start", colour=PALE)
     columns: dict[int, dict[str, str]] = {}
     for name, candidate in architecture.choices.items():
         _, block, _, _, edge = name.split(".", 4)  # blocks.7.cell.branches.0.nodes.1.edges.0
         columns.setdefault(int(block), {})[edge] = candidate
-    rows = sorted(columns[0], key=_edge_order)
-    ys = [top + SIDE * j + 10.0 * int(edge.split(".")[0]) for j, edge in enumerate(rows)]
-    for edge, y in zip(rows, ys, strict=True):
-        canvas.text(left - 10, y + 11, _edge_words(edge), size=10, colour=PALE, anchor="end")
-    x, spans, size = left, [], image
-    for i, module in enumerate(network.blocks):
-        assert isinstance(module, TreeBlock) and isinstance(module.cell, Cell)
-        stride = module.cell.conv.conv.stride[0]
-        x += 10 if stride > 1 else 0
-        size = size.after(module.in_bottle.conv.out_channels, stride)
-        for edge, y in zip(rows, ys, strict=True):
+    edges = sorted(columns[0], key=_edge_order)
+    ys = [TOP + SIDE * j + 10.0 * int(edge.split(".")[0]) for j, edge in enumerate(edges)]
+    for edge, y in zip(edges, ys, strict=True):
+        canvas.text(LEFT - 10, y + 11, _edge_words(edge), size=10, colour=PALE, anchor="end")
+    cells = [module for module in network.modules() if isinstance(module, Cell)]
+    shapes = _output_shapes(network, image, cells)
+    x, before, spans = LEFT, image, []
+    for i, shape in enumerate(shapes):
+        x += 10 if shape.height < before.height else 0
+        for edge, y in zip(edges, ys, strict=True):
             candidate = columns[i][edge]
             tip = f"block {i + 1}, {_edge_words(edge)}: {candidate}"
             canvas.rect(x, y, SIDE - 1.5, SIDE - 1.5, LAYERS.get(candidate, MORE[-1]), tip)
-        spans.append((x, x + SIDE - 1.5, size))
-        x += SIDE
+        spans.append((x, x + SIDE - 1.5, shape))
+        x, before = x + SIDE, shape
     bottom = ys[-1] + SIDE + 12
-    _scales(canvas, spans, bottom)
-    names = [name for name in LAYERS if name in set(architecture.choices.values())]
-    counts = list(architecture.choices.values())
-    canvas.legend(24, bottom + 74, [(LAYERS[n], f"{n} ({counts.count(n)})") for n in names])
-    canvas.text(
-        24,
-        bottom + 96,
-        "a column a block, a row an edge of its cell · below: inner channels, resolution",
-        colour=PALE,
-        anchor="start",
+    canvas.stages(
+        bottom,
+        spans,
+        lambda shape: shape.resolution,
+        lambda first, last, _: (f"{first.channels} to {last.channels}", first.resolution),
     )
-    return canvas.svg(f"{architecture.space} network of {len(network.blocks)} blocks")
-
-
-def _scales(canvas: Canvas, spans: list[tuple[float, float, Size]], y: float) -> None:
-    for resolution, run in groupby(spans, key=lambda span: span[2].resolution):
-        scale = list(run)
-        left, right = scale[0][0], scale[-1][1]
-        widths = f"{scale[0][2].channels} to {scale[-1][2].channels}"
-        canvas.line(left, y, right, y, PALE)
-        canvas.text((left + right) / 2, y + 17, widths, weight=600)
-        canvas.text((left + right) / 2, y + 32, resolution, size=10, colour=PALE)
+    counts = list(architecture.choices.values())
+    entries = [(LAYERS[n], f"{n} ({counts.count(n)})") for n in LAYERS if n in counts]
+    note = "a column a block, a row an edge of its cell · below: inner channels, resolution"
+    canvas.legend(bottom + 74, entries, note)
+    return canvas.svg(f"{architecture.space} network of {len(shapes)} blocks")
 
 
 def _edge_order(edge: str) -> tuple[int, int, str]:
@@ -331,11 +314,10 @@ def _edge_words(edge: str) -> str:
 
 def _choices(architecture: Architecture, rows: int = 24) -> str:
     """Every mixed operation with its candidate, in the model's order, in columns."""
-    canvas = Canvas()
-    canvas.text(24, 34, f"network of {architecture.space}", size=15, anchor="start", weight=600)
+    canvas = Canvas(f"network of {architecture.space}")
     candidates = list(dict.fromkeys(architecture.choices.values()))
     colours = {name: MORE[i % len(MORE)] for i, name in enumerate(candidates)}
-    x, items = 24.0, list(architecture.choices.items())
+    x, items = MARGIN, list(architecture.choices.items())
     for start in range(0, len(items), rows):
         column = items[start : start + rows]
         wide = max(len(f"{name}{candidate}") for name, candidate in column) * 6.4 + 50

@@ -16,7 +16,9 @@ from typing import cast
 from proxylessnas.errors import MeasurementError, MissingDependency, did_you_mean
 from proxylessnas.hardware.runtimes.base import Factory, Runtime, Session
 
-__all__ = ["RUNTIMES", "Factory", "Runtime", "Session", "make", "names", "split"]
+__all__ = ["DEFAULT", "RUNTIMES", "Factory", "Runtime", "Session", "make", "names", "split"]
+
+DEFAULT = "onnxruntime"
 
 
 def _onnxruntime(*options: str, threads: int = 1) -> Runtime:

@@ -1,0 +1,118 @@
+"""Networks' latencies now, by what a user calls the networks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from torch import nn
+
+from proxylessnas import zoo
+from proxylessnas.architecture import Architecture
+from proxylessnas.config import MeasureSettings
+from proxylessnas.errors import ArchitectureError, did_you_mean
+from proxylessnas.hardware.measure import NetworkResult, measure_networks
+from proxylessnas.hardware.runtimes import DEFAULT, Runtime, make
+from proxylessnas.hardware.space_table import noise
+from proxylessnas.hardware.timing import ProgressCallback
+from proxylessnas.spaces import build
+
+FILES = (".onnx", ".tflite")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NamedNetwork:
+    """A network to measure.
+
+    network: a module, or an exported file. input_shape: [channels, height, width] of an example;
+    empty for a file, which says its shape itself.
+    """
+
+    name: str
+    network: nn.Module | Path
+    input_shape: tuple[int, ...] = ()
+
+
+def is_network(word: str) -> bool:
+    """Whether a word of the command line is a network and no run directory."""
+    path = Path(word)
+    return not path.is_dir() and (path.suffix in (".json", *FILES) or word in zoo.NETWORKS)
+
+
+def named_network(word: str, *, allow: Collection[str] = ()) -> NamedNetwork:
+    """The network of an architecture.json, a name of the zoo, an .onnx or a .tflite file.
+
+    allow: `module:factory` names that an architecture may name.
+
+    Raises:
+        ArchitectureError: the word is none of these, or the input's shape is not said.
+    """
+    if Path(word).suffix in FILES:
+        return NamedNetwork(name=word, network=Path(word))
+    if word in zoo.NETWORKS:
+        architecture = zoo.load(word)
+    elif Path(word).suffix == ".json":
+        architecture = Architecture.load(word)
+    else:
+        raise ArchitectureError(
+            f"{word!r} is neither a run directory nor a network (an architecture.json, an .onnx "
+            f"or .tflite file, or one of the zoo: {did_you_mean(word, zoo.NETWORKS)})"
+        )
+    if architecture.input is not None:
+        shape = architecture.input.shape
+    else:
+        shape = tuple(architecture.settings.get("input_shape", ()))
+    if not shape:
+        raise ArchitectureError(f"{word} does not say its input's shape (input.shape)")
+    network = build(architecture, allow=allow).eval()
+    return NamedNetwork(name=word, network=network, input_shape=shape)
+
+
+def default_runtime(networks: Sequence[NamedNetwork]) -> str:
+    """LiteRT where all are its files, else ONNX Runtime."""
+    files = [n.network for n in networks if isinstance(n.network, Path)]
+    tflite = len(files) == len(networks) and all(f.suffix == ".tflite" for f in files)
+    return "litert" if tflite else DEFAULT
+
+
+def measure_latencies(
+    networks: Sequence[str | NamedNetwork],
+    runtime: str | Runtime | None = None,
+    settings: MeasureSettings | None = None,
+    *,
+    seed: int = 0,
+    progress: ProgressCallback | None = None,
+) -> dict[str, NetworkResult]:
+    """Every network's latency on a runtime now, by name; those fed alike in the same rounds.
+
+    networks: see `named_network` for words. runtime: see `default_runtime`.
+    settings: threads, batch, `network_rounds`, runs and warmup. progress: called with
+    (done, in all) of the networks of one shape after the other.
+
+    Raises:
+        ArchitectureError: a word names no network.
+        MeasurementError, MissingDependency: a network cannot run on the runtime; it is named.
+    """
+    settings = settings or MeasureSettings()
+    subjects = [named_network(n) if isinstance(n, str) else n for n in networks]
+    runtime = runtime or default_runtime(subjects)
+    if isinstance(runtime, str):
+        runtime = make(runtime, threads=settings.threads)
+    results: dict[str, NetworkResult] = {}
+    for shape, group in groupby(sorted(subjects, key=_shape), key=_shape):
+        report = measure_networks(
+            {subject.name: subject.network for subject in group},
+            runtime,
+            (noise((settings.batch, *shape)),),
+            settings,
+            progress=progress,
+            seed=seed,
+        )
+        results |= report.networks
+    return results
+
+
+def _shape(subject: NamedNetwork) -> tuple[int, ...]:
+    return subject.input_shape
