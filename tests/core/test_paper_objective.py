@@ -11,6 +11,7 @@ import torch
 from proxylessnas.config import SearchSettings
 from proxylessnas.core.estimators import make_estimator
 from proxylessnas.core.objective import make_objective
+from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.search import Search
 from proxylessnas.data.batches import LoaderBatches
 from proxylessnas.hardware.published_table import published_cost, read_published_table
@@ -45,6 +46,7 @@ def test_a_few_steps_towards_80_ms_on_the_pixel_1(objective: str) -> None:
         objective=make_objective(settings, costs, 2),
         estimator=make_estimator("two_path"),
         settings=settings,
+        schedule=Schedule.of(settings, 1),
     )
     before = supernet.alpha.detach().clone()
     run_loop(job)
