@@ -1,12 +1,12 @@
 """The search, as the paper tells it (section 3.2).
 
     warm-up          weight steps alone; uniform gates, every candidate once a shuffled round
-    then, in turn    a weight step:         fresh gates from p on a training batch, α frozen
-                     an architecture step:  fresh gates on a validation batch, weights frozen
+    then, in turn    a weight step:         gates drawn from p, a training batch, α frozen
+                     an architecture step:  gates drawn from p, a validation batch, weights frozen
     at the end       α says which network to derive
 
-Everything random derives from (seed, purpose, step); everything that changes is in
-`Search.state`, so a search goes on from its state as if it had never stopped.
+Everything random derives from (seed, purpose, step), and everything that changes is in
+`Search.state`, so a resumed search continues as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ from proxylessnas.training.optimizers import (
 from proxylessnas.training.ranks import ALONE, Ranks
 from proxylessnas.training.task import Task, batch_size, call, scalar, split
 
-ARCH_TRAVEL = 10.0  # rate x steps: how far α may go, whatever the number of steps
+# Rate x steps of α: Adam moves α by about its rate a step, so this is how far α can go in a whole
+# search. A difference of 10 between two α is a probability of 0.99995.
+ARCH_TRAVEL = 10.0
 
 
 @dataclass
@@ -68,9 +70,10 @@ class LatestStep:
 class Search:
     """One search: its parts, and the two steps. `training.loop.run_loop` takes them.
 
-    train, valid: the weight steps' and the architecture steps' batches; never the same images.
+    train, valid: batches of the weight steps and of the architecture steps. They share no image,
+        or else α would prefer whatever memorises the training set.
     schedule: which steps there are.
-    ranks: of several processes each takes its slice of every batch.
+    ranks: each of several processes takes its slice of every batch.
 
     Raises:
         SupernetError: the model has no parameter.
@@ -132,7 +135,8 @@ class Search:
         self._again: Callable[[Any], Any] = lambda _: None  # the latest step, on another batch
         self.streams_after(0, 0)
         self._make_optimizers()
-        with torch.no_grad():  # α ~ N(0, 1e-3), as published
+        # α ~ N(0, 1e-3), as published: nearly uniform, with no ties for the most probable one.
+        with torch.no_grad():
             noise = torch.randn(self.supernet.alpha.shape, generator=self._generator("alpha"))
             self.supernet.alpha.copy_(1e-3 * noise)
 
@@ -145,7 +149,8 @@ class Search:
         self.arch_rate = s.arch_learning_rate or ARCH_TRAVEL / max(
             1, self.schedule.architecture_steps
         )
-        # β1 = 0: an entry without a gradient does not move.
+        # β1 = 0, as published: with momentum, α of an unsampled candidate would move as well. No
+        # weight decay, which would pull every choice back to uniform.
         self.arch_optimizer = torch.optim.Adam(
             [self.supernet.alpha], lr=self.arch_rate, betas=(s.arch_beta1, 0.999)
         )
@@ -218,18 +223,21 @@ class Search:
     def weight_step(self) -> None:
         """SGD on the weights of one sampled path; α and everything else stay."""
         choice = self.weight_gates()
+        # All that this step may change: the fixed part of the model and one path through it.
         active = list(self.tensors.of([[j] for j in choice]))
         for group in self.weight_optimizer.param_groups:
             group["lr"] = self.recovery.factor * self.weight_rate()
         self.batch = self.machine.put(self.train_stream.take())
         self.machine.seed(derive_seed(self.seed, "dropout", self.step, *self.ranks.stream))
+        # BN statistics move in the forward pass. Should the loss not be finite, they go back.
         snapshots = [
             BufferSnapshot(m._buffers) for t in active for m in (*t.batch_norms, *t.with_buffers)
         ]
         self._again = partial(self._weight_gradients, choice)
         loss = self._again(self.batch)
         self.latest.weight_loss = loss = self.ranks.average_step(active, loss)
-        # Parameters without a gradient are passed over: no decay, no momentum.
+        # The optimiser sees the active path's parameters alone. Weight decay or momentum on the
+        # others would wear away candidates that are not drawn.
         parameters = [p for tensors in active for p in tensors.parameters]
         later = self.machine.is_apart
         taken = guarded(self.weight_optimizer, parameters, loss, snapshots, later=later)
@@ -241,9 +249,11 @@ class Search:
             return gradients(self.model, self.task, self.machine, batch)
 
     def weight_gates(self) -> list[int]:
-        """The candidate of every mixed operation for this weight step."""
+        """The candidate of every choice for this weight step."""
+        # α cannot compare candidates whose weights have not learned anything.
         if self.step < self.schedule.warmup:
             return fair_gates(self.supernet, self.seed, self.step)
+        # A share of uniform steps keeps improbable candidates trained (the rich get richer).
         if float(torch.rand((), generator=self._generator("uniform"))) < self.uniform_share():
             return fair_gates(self.supernet, self.seed, self.step)
         if not self.estimator.learns:
@@ -276,6 +286,7 @@ class Search:
         """Adam on α by the estimator's gradient; weights and buffers stay."""
         for group in self.arch_optimizer.param_groups:
             group["lr"] = self.recovery.factor * self.arch_rate
+        # Validation images: the weights have fitted the training images already.
         self.batch = self.machine.put(self.valid_stream.take())
         dropout = derive_seed(self.seed, "architecture dropout", self.step, *self.ranks.stream)
         self.machine.seed(dropout)
@@ -290,6 +301,7 @@ class Search:
             return
         alpha = self.supernet.alpha
         before = alpha.detach().clone()
+        # The estimator computed the gradient by itself, so no graph reaches from the loss to α.
         alpha.grad = estimate.gradient.masked_fill(~self.supernet.mask, 0.0)
         self.arch_optimizer.step()
         alpha.grad = None
@@ -300,12 +312,14 @@ class Search:
                 self._report("architecture", False, estimate.active)
                 return
         self._report("architecture", True, estimate.active)
+        # The multipliers follow the network that would be derived now (`Constraint`).
         self.objective.observe(self.costs.of(self.most_probable()))
 
     def context(self, batch: Any) -> StepContext:
         """What the estimator needs for an architecture step on one validation batch."""
         inputs, target = split(batch)
 
+        # Label smoothing is for the weights: here the loss is the task's own.
         def evaluate() -> tuple[Tensor, Tensor | None]:
             with self.machine.precision():
                 output = call(self.model, inputs)
@@ -329,9 +343,11 @@ class Search:
     # --- what it knows ---
 
     def most_probable(self) -> list[int]:
+        """The most probable candidate of every choice."""
         return [int(j) for j in self.supernet.probabilities().argmax(1).tolist()]
 
     def entropy(self) -> float:
+        """Mean over the choices of H(p) / log N: 1 where nothing was learned, 0 decided."""
         return mean_entropy(self.supernet.probabilities(), self.supernet.mask)
 
     def _report(self, kind: str, taken: bool | Tensor, choice: Sequence[int]) -> None:
@@ -373,6 +389,7 @@ class Search:
         return tensors, values
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Continue from a `state`; streams of batches and gates derive from its counts."""
         load_model(self.model, tensors)
         with torch.no_grad():
             self.supernet.alpha.copy_(tensors["alpha"])
@@ -390,6 +407,7 @@ class Search:
 
 
 def _drop_gradients(active: list[ModuleTensors]) -> None:
+    """None and not zero: a gradient of zero would let momentum move an inactive candidate."""
     for tensors in active:
         for parameter in tensors.parameters:
             parameter.grad = None
