@@ -7,18 +7,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from proxylessnas.cli.main import main
 from proxylessnas.errors import MeasurementError
 from proxylessnas.export.onnx import to_onnx
 from proxylessnas.hardware import space_table
 from proxylessnas.hardware.runtimes import split
-from proxylessnas.hardware.runtimes.base import Session
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.hardware.timing import Measurement, disturbance
@@ -86,25 +83,9 @@ def test_more_networks_are_measured_unless_it_is_said() -> None:
     assert len(table.of_role("fit", "canary")) == len(table.of_role("validation")) == 20
 
 
-class Breaks(FakeRuntime):
-    """Interrupted after so many timed runs."""
-
-    def load(self, module: nn.Module, inputs: Any) -> Session:
-        session = super().load(module, inputs)
-        timed = session.timed
-
-        def limited(repeat: int) -> float:
-            if self.timed_runs >= 90:
-                raise KeyboardInterrupt
-            return timed(repeat)
-
-        session.timed = limited  # type: ignore[method-assign]
-        return session
-
-
 def test_a_table_that_was_broken_off_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxylessnas.hardware.rounds.SAVE_EVERY_S", -1.0)
-    monkeypatch.setattr(space_table, "make", lambda name, threads: Breaks(threads=threads))
+    monkeypatch.setattr(space_table, "make", lambda name, threads: FakeRuntime(stops_after=90))
     assert measure("--out=t.json") == 130
     part = LatencyTable.load("t.json")
     assert part.entries and not part.complete

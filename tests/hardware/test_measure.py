@@ -199,31 +199,13 @@ def test_the_same_seed_measures_the_same() -> None:
     assert [n.choices for n in noisy(1).networks] != [n.choices for n in noisy(2).networks]
 
 
-class Breaks(FakeRuntime):
-    """Stops after so many timed runs, as a kill does."""
-
-    limit = 120
-
-    def load(self, module: nn.Module, inputs: Any) -> Session:
-        session = super().load(module, inputs)
-        timed = session.timed
-
-        def limited(repeat: int) -> float:
-            if self.timed_runs >= self.limit:
-                raise KeyboardInterrupt
-            return timed(repeat)
-
-        session.timed = limited  # type: ignore[method-assign]
-        return session
-
-
 def test_a_broken_measurement_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxylessnas.hardware.rounds.SAVE_EVERY_S", -1.0)
     supernet, path = small(), tmp_path / "table.json"
     with pytest.raises(KeyboardInterrupt):
-        measure_table(supernet, Breaks(), INPUTS, SETTINGS, seed=0, path=path)
+        measure_table(supernet, FakeRuntime(stops_after=120), INPUTS, SETTINGS, seed=0, path=path)
     partial = LatencyTable.load(path)
     assert not partial.complete
     with pytest.raises(MeasurementError, match="not complete"):
@@ -258,15 +240,11 @@ def test_a_table_of_another_device_is_not_gone_on_with(tmp_path: Path) -> None:
 
 
 def test_samples_of_two_versions_of_a_runtime_are_not_mixed(tmp_path: Path) -> None:
-    class Newer(FakeRuntime):
-        def describe(self) -> dict[str, str | int]:
-            return {**super().describe(), "version": "2"}
-
     path = tmp_path / "table.json"
     measure_table(small(), FakeRuntime(), INPUTS, SETTINGS, seed=0, path=path)
     with pytest.raises(MeasurementError, match=r"version '1', not '2'.*--force"):
-        measure_table(small(), Newer(), INPUTS, SETTINGS, seed=0, path=path)
-    runtime = Newer()
+        measure_table(small(), FakeRuntime(version="2"), INPUTS, SETTINGS, seed=0, path=path)
+    runtime = FakeRuntime(version="2")
     table = measure_table(small(), runtime, INPUTS, SETTINGS, seed=0, path=path, force=True)
     assert table.device["version"] == "2" and table.complete
     assert runtime.loaded > len(table.entries)
@@ -305,17 +283,10 @@ def test_chosen_networks_span_the_space() -> None:
 def test_drift_since_the_table_is_corrected() -> None:
     supernet = small()
     table = measure_table(supernet, FakeRuntime(), INPUTS, SETTINGS, seed=0)
-
-    class Slower(FakeRuntime):
-        def load(self, module: nn.Module, inputs: Any) -> Session:
-            session = super().load(module, inputs)
-            session.latency_ms *= 1.25  # type: ignore[attr-defined]
-            return session
-
     network = supernet.derive([1, 1, 1, 1])
     canary = canary_of(supernet, table, space_id(supernet, trace(supernet, INPUTS)))
     report = measure_networks(
-        {"canary": network}, Slower(), INPUTS, SETTINGS, canary=canary, seed=0
+        {"canary": network}, FakeRuntime(slowdown=1.25), INPUTS, SETTINGS, canary=canary, seed=0
     )
     then = FakeRuntime().load(network, INPUTS).timed(1) * 1e3
     assert report.drift == pytest.approx(1.25, rel=1e-4)

@@ -22,14 +22,34 @@ from proxylessnas.export.onnx import compare, to_onnx
 from proxylessnas.export.tflite import to_tflite
 from proxylessnas.hardware import kit_main, runtimes
 from proxylessnas.hardware.runtimes import Runtime, make
+from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.spaces.blocks import ConvBN, Head, MBConv
 
 NEEDS = {"litert": ("ai_edge_litert", "litert_torch"), "openvino": ("openvino",)}
-NAMES = ("onnxruntime", "torch", "torch:channels_last", "litert", "openvino", "fake")
+PLUGIN = "plugin"  # a runtime of another package, by its entry point
+NAMES = ("onnxruntime", "torch", "torch:channels_last", "litert", "openvino", "fake", PLUGIN)
+
+
+class PluginRuntime(FakeRuntime):
+    def __init__(self, threads: int = 1) -> None:
+        super().__init__(threads=threads)
+        self.name = PLUGIN
+
+
+class EntryPoint:
+    name = PLUGIN
+
+    def load(self) -> Callable[..., Runtime]:
+        return PluginRuntime
+
+
+def entry_points(*, group: str, name: str = PLUGIN) -> list[EntryPoint]:
+    return [EntryPoint()] if (group, name) == ("proxylessnas.runtimes", PLUGIN) else []
 
 
 @pytest.fixture(params=NAMES)
-def runtime(request: pytest.FixtureRequest) -> Runtime:
+def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    monkeypatch.setattr(runtimes, "entry_points", entry_points)
     for module in NEEDS.get(request.param.partition(":")[0], ()):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"the package {module} of an optional extra is not installed")
@@ -108,9 +128,8 @@ def test_describes_the_device(runtime: Runtime) -> None:
 
 
 def test_a_module_that_cannot_run_is_one_line(runtime: Runtime) -> None:
-    if runtime.name == "fake":
-        runtime = runtimes.RUNTIMES["fake"]()
-        runtime.fails = "Refuses"  # type: ignore[attr-defined]
+    if isinstance(runtime, FakeRuntime):
+        runtime.fails = "Refuses"
     with pytest.raises(UserError) as caught:
         runtime.load(Refuses(), (torch.randn(1, 3, 4, 4),))
     assert "\n" not in str(caught.value)
@@ -133,7 +152,7 @@ def test_runs_an_exported_file(runtime: Runtime, tmp_path: Path) -> None:
     to_onnx(module, inputs, onnx, dynamic_batch=True)
     session = runtime.load_file(tflite if runtime.name == "litert" else onnx, batch=2)
     assert session.timed(1) > 0
-    if runtime.name == "fake":
+    if isinstance(runtime, FakeRuntime):
         assert session.timed(1) == pytest.approx(runtime.load(module, inputs).timed(1))
     else:
         assert session.outputs()[0].shape == (2, 5)
@@ -263,18 +282,13 @@ def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) 
         make(name)
 
 
-def test_a_plugin_adds_a_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Point:
-        name = "theirs"
-
-        def load(self) -> Callable[..., Runtime]:
-            return lambda *options, threads=1: make("fake", threads=threads)
-
-    monkeypatch.setattr(
-        runtimes, "entry_points", lambda group, name="theirs": [Point()] if name == "theirs" else []
-    )
-    assert make("theirs", threads=2).describe()["threads"] == 2
-    assert "theirs" in runtimes.names()
+def test_a_plugin_adds_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MeasurementError, match="there is no runtime 'plugin'"):
+        make(PLUGIN)
+    monkeypatch.setattr(runtimes, "entry_points", entry_points)
+    assert make(PLUGIN, threads=2).describe()["threads"] == 2
+    assert PLUGIN in runtimes.names()
+    assert runtimes.split("onnxruntime,plugin") == ["onnxruntime", PLUGIN]
 
 
 def test_openvino_refuses_a_precision_it_would_ignore() -> None:

@@ -7,13 +7,10 @@ import pytest
 from proxylessnas.io.console import Reporter, duration
 
 
-def test_the_time_left_is_that_of_the_part_at_hand(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_time_left_is_that_of_the_part_at_hand(capsys: pytest.CaptureFixture[str]) -> None:
     """Three slow steps, then many quick ones: the second estimate knows nothing of the first."""
     clock = [0.0]
-    monkeypatch.setattr("proxylessnas.io.console.time.monotonic", lambda: clock[0])
-    with Reporter().bar("measuring") as update:
+    with Reporter(clock=lambda: clock[0]).bar("measuring") as update:
         for done in range(1, 4):
             update(done, 3)
             clock[0] += 60

@@ -24,10 +24,14 @@ def output() -> Console:
 
 
 class Reporter:
-    """Progress on a terminal as a bar, elsewhere as a line every few seconds."""
+    """Progress on a terminal as a bar, elsewhere as a line every few seconds.
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    clock: seconds; tests put theirs in its place.
+    """
+
+    def __init__(self, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = Console(file=sys.stderr, quiet=quiet, highlight=False)
+        self.clock = clock
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
@@ -59,12 +63,12 @@ class Reporter:
             yield self._lines(what)
 
     def _lines(self, what: str) -> Callable[..., None]:
-        start = last = time.monotonic()
+        start = last = self.clock()
         first, part = 0, -1
 
         def update(done: int, total: int, note: str = "") -> None:
             nonlocal start, last, first, part
-            now = time.monotonic()
+            now = self.clock()
             if total != part:
                 start, first, part = now, done, total
             if now - last < EVERY or done >= total:

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import cast
 
 from proxylessnas.errors import MeasurementError, MissingDependency, did_you_mean
-from proxylessnas.hardware.runtimes.base import Factory, Runtime, Session
+from proxylessnas.hardware.runtimes.base import Factory, Runtime, Session, flag_options
 
 __all__ = ["DEFAULT", "RUNTIMES", "Factory", "Runtime", "Session", "make", "names", "split"]
 
@@ -52,7 +52,8 @@ def _openvino(*options: str, threads: int = 1) -> Runtime:
 def _fake(*options: str, threads: int = 1) -> Runtime:
     from proxylessnas.hardware.runtimes.fake import FakeRuntime
 
-    return FakeRuntime(*options, threads=threads)
+    flag_options("fake", options, ())
+    return FakeRuntime(threads=threads)
 
 
 RUNTIMES: dict[str, Factory] = {

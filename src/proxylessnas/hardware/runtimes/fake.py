@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +21,32 @@ MS_PER_LAYER = 0.01
 MS_PER_CALL = 0.004  # once a session: what makes the sum of blocks more than the whole
 
 
+@dataclass(kw_only=True)
 class FakeRuntime:
-    """Deterministic latencies; noise, drift and failures only where asked for.
+    """Deterministic latencies; noise, slowness and failures only where asked for.
 
-    noise: relative standard deviation of every timed run. drift: relative growth of the
-    latency over 1,000 timed runs of all sessions together. fails: a word in the class name
-    of a module that cannot be loaded.
+    noise: relative standard deviation of every timed run. slowdown: factor of all latencies.
+    fails: a word in the class name of a module that cannot be loaded.
+    stops_after: timed runs after which Ctrl-C is pressed. seed: of the noise.
+    timed_runs, loaded: how many there were so far.
     """
 
-    def __init__(
-        self,
-        *options: str,
-        threads: int = 1,
-        noise: float = 0.0,
-        drift: float = 0.0,
-        fails: str | None = None,
-        seed: int = 0,
-        device: str = "fake device",
-    ) -> None:
-        if options:
-            raise MeasurementError(f"the runtime fake has no option {options[0]!r}")
-        self.name, self.threads, self.device = "fake", threads, device
-        self.noise, self.drift, self.fails, self.seed = noise, drift, fails, seed
-        self.timed_runs = self.loaded = 0
+    threads: int = 1
+    noise: float = 0.0
+    slowdown: float = 1.0
+    fails: str | None = None
+    stops_after: int | None = None
+    seed: int = 0
+    device: str = "fake device"
+    version: str = "1"
+    name: str = field(default="fake", init=False)
+    timed_runs: int = field(default=0, init=False)
+    loaded: int = field(default=0, init=False)
 
     def describe(self) -> dict[str, str | int]:
         return {
             "runtime": self.name,
-            "version": "1",
+            "version": self.version,
             "precision": "f32",
             "threads": self.threads,
             "device": self.device,
@@ -56,12 +56,10 @@ class FakeRuntime:
         if self.fails and any(self.fails in type(m).__name__ for m in module.modules()):
             raise MeasurementError(f"the fake runtime was told to fail on {self.fails}")
         layers = sum(isinstance(m, nn.Linear | nn.modules.conv._ConvNd) for m in module.modules())
-        self.loaded += 1
         return FakeSession(self, latency_ms(count_macs(module, inputs), layers), module, inputs)
 
     def load_file(self, path: str | Path, *, batch: int = 1) -> Session:
-        self.loaded += 1
-        return FakeSession(self, latency_ms(*_onnx_work(path, batch)), None, ())
+        return FakeSession(self, latency_ms(*_onnx_work(path, batch)))
 
 
 class FakeSession(Session):
@@ -70,12 +68,13 @@ class FakeSession(Session):
     def __init__(
         self,
         runtime: FakeRuntime,
-        latency: float,
-        module: nn.Module | None,
-        inputs: tuple[Tensor, ...],
+        latency_ms: float,
+        module: nn.Module | None = None,
+        inputs: tuple[Tensor, ...] = (),
     ) -> None:
-        self.runtime, self.latency_ms = runtime, latency
+        self.runtime, self.latency_ms = runtime, latency_ms * runtime.slowdown
         self.module, self.inputs = module, inputs
+        runtime.loaded += 1
         stream = derive_seed(runtime.seed, "fake noise", runtime.loaded)
         self.random = np.random.default_rng(stream)
 
@@ -88,9 +87,10 @@ class FakeSession(Session):
 
     def timed(self, repeat: int) -> float:
         runtime = self.runtime
+        if runtime.timed_runs == runtime.stops_after:
+            raise KeyboardInterrupt
         runtime.timed_runs += 1
-        factor = 1 + runtime.drift * runtime.timed_runs / 1000
-        factor *= max(0.1, 1 + runtime.noise * self.random.standard_normal())
+        factor = max(0.1, 1 + runtime.noise * self.random.standard_normal())
         return repeat * factor * self.latency_ms / 1e3
 
 
@@ -121,10 +121,9 @@ def _onnx_work(path: str | Path, batch: int) -> tuple[int, int]:
         weight = weights.get(node.input[1]) if len(node.input) > 1 else None
         if node.op_type not in ("Conv", "Gemm", "MatMul") or weight is None:
             continue
+        outputs = shapes[node.output[0]]
+        # A convolution's weight is [out, in a group, height, width], a linear layer's [out, in].
+        width = weight[0] if node.op_type == "Conv" else outputs[-1]
+        macs += math.prod(weight) // width * math.prod(outputs)
         layers += 1
-        inner = int(np.prod(weight[1:])) if node.op_type == "Conv" else min(weight[-2:])
-        if node.op_type != "Conv":
-            out = shapes[node.output[0]][-1]
-            inner = int(np.prod(weight)) // out
-        macs += inner * int(np.prod(shapes[node.output[0]]))
     return macs, layers
