@@ -28,7 +28,7 @@ from proxylessnas import zoo
 from proxylessnas.architecture import Architecture
 from proxylessnas.config import RunConfig, parse_settings
 from proxylessnas.errors import UserError
-from proxylessnas.hardware.kit import import_kit
+from proxylessnas.hardware.kit_results import import_kit
 from proxylessnas.hardware.published_table import read_published_table
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.io.console import Reporter

@@ -18,7 +18,8 @@ from proxylessnas.config import MeasureSettings
 from proxylessnas.core.supernet import MixedOp, Supernet
 from proxylessnas.errors import ExportError, MeasurementError
 from proxylessnas.hardware.costs import latency_costs
-from proxylessnas.hardware.kit import CARRIED, export_kit, import_kit
+from proxylessnas.hardware.kit import CARRIED, export_kit
+from proxylessnas.hardware.kit_results import import_kit
 from proxylessnas.hardware.trace import trace
 from proxylessnas.spaces import build_supernet
 

@@ -18,7 +18,8 @@ from rich.table import Table
 from proxylessnas.cli.latencies import in_words, show_latencies
 from proxylessnas.config import MeasureSettings
 from proxylessnas.errors import ConfigError
-from proxylessnas.hardware.kit import export_kit, import_kit
+from proxylessnas.hardware.kit import export_kit
+from proxylessnas.hardware.kit_results import import_kit
 from proxylessnas.hardware.runtimes import DEFAULT, split
 from proxylessnas.hardware.space_table import (
     KIT_SETTINGS,

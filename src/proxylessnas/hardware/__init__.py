@@ -15,6 +15,7 @@ costs.py        table and trace to the costs of every candidate
 fit.py          from sums of blocks to whole networks
 validate.py     how well the costs predict networks that were not fitted
 space_table.py  a space's table as a whole, measured and validated
-kit.py          measuring on a machine that is not this one; kit_main.py runs there
+kit.py          measuring on a machine that is not this one; kit_main.py runs there,
+                kit_results.py reads what comes back
 published_table.py  latency tables that others published
 """

@@ -1,19 +1,17 @@
 """Measuring on a machine that is not this one.
 
-`export_kit` packs every candidate and some whole networks with a script into one zip;
-`python kit.zip` on the device runs the protocol with the runtime and numpy alone and writes
-`results.json`; `import_kit` makes the latency table of it. For Android the kit's `android.sh`
-runs TensorFlow's `benchmark_model` in the same shuffled rounds, and its output is imported.
+`export_kit` packs every candidate and some whole networks with a script into a zip;
+`python kit.zip` on the device runs `kit_main.py` with the runtime and numpy alone and writes
+`results.json`, of which `kit_results.py` makes the latency table. For Android the kit's
+`android.sh` runs TensorFlow's `benchmark_model` in the same shuffled rounds.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import re
 import shlex
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -23,32 +21,31 @@ from torch import Tensor, nn
 
 from proxylessnas.config import MeasureSettings
 from proxylessnas.core.supernet import Supernet
-from proxylessnas.errors import ExportError, MeasurementError, one_line
+from proxylessnas.errors import ExportError, MeasurementError
 from proxylessnas.export.onnx import to_onnx
 from proxylessnas.export.quiet import one_thread
 from proxylessnas.export.tflite import channels_last, to_tflite
-from proxylessnas.hardware.plan import (
-    REPEAT,
-    Measurable,
-    MeasurementPlan,
-    PlannedNetwork,
-    assemble,
-    plan_measurement,
-)
+from proxylessnas.hardware.kit_results import SCHEMA
+from proxylessnas.hardware.plan import REPEAT, Measurable, PlannedModules, plan_measurement
 from proxylessnas.hardware.rounds import orders
 from proxylessnas.hardware.runtimes.base import is_activation
-from proxylessnas.hardware.table import LatencyTable, decode, list_of, object_of, scalars_of
-from proxylessnas.hardware.timing import Measurement, ProgressCallback
+from proxylessnas.hardware.timing import ProgressCallback
 
-SCHEMA = 1
-MAX_FILE_BYTES = 64 << 20
-MAX_SHAPES_TEXT = 1000
-MAX_ELEMENTS = 1 << 27  # of the inputs together: 512 MiB in float32
-FORMATS = {"onnxruntime": ".onnx", "litert": ".tflite"}
-FIELDS = (
-    *("schema", "runtime", "threads", "batch", "input_shapes", "runs", "warmup", "seed"),
-    *("canary", "space", "model", "files", "networks"),
-)
+
+@dataclass(frozen=True)
+class Format:
+    """The files that a runtime reads. package: of the runtime, on the device."""
+
+    suffix: str
+    export: Callable[[nn.Module, tuple[Tensor, ...]], bytes]
+    fed: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+    package: str
+
+
+FORMATS = {
+    "onnxruntime": Format(".onnx", to_onnx, tuple, "onnxruntime"),
+    "litert": Format(".tflite", to_tflite, channels_last, "ai-edge-litert"),
+}
 
 # The kit's script: these files of the package, and no other, under the names that they have here.
 CARRIED = (
@@ -93,12 +90,13 @@ def export_kit(
     runtime: str = "onnxruntime",
     progress: ProgressCallback | None = None,
 ) -> None:
-    """Write the kit.
+    """Write the kit, whole or not at all.
 
     runtime: onnxruntime (.onnx files) or litert (.tflite files, also for Android).
+    progress: called with (networks exported, in all).
 
     Raises:
-        MeasurementError: no kit can be made for this runtime.
+        MeasurementError: no kit can be made for this runtime, or the file cannot be written.
         ExportError: a candidate cannot be exported; it is named.
     """
     if runtime not in FORMATS:
@@ -106,31 +104,17 @@ def export_kit(
             f"no kit can be made for {runtime!r}; allowed: {', '.join(sorted(FORMATS))}"
         )
     planned = plan_measurement(supernet, example_inputs, settings, seed=seed)
-    plan, described = planned.plan, dict[str, Any]()
     path = Path(path)
     partial = path.with_name(f".{path.name}.part")
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as kit:
-            for i, key in enumerate(plan.visits):
-                measurable = planned.measurable(key)
-                inputs = measurable.inputs
-                if key.endswith(REPEAT):  # the same file, loaded again
-                    name = described[key.removesuffix(REPEAT)]["file"]
-                else:
-                    name = f"networks/{i:04d}{FORMATS[runtime]}"
-                    kit.writestr(name, _exported(measurable, runtime))
-                fed = channels_last(inputs) if runtime == "litert" else inputs
-                described[key] = {
-                    "file": name,
-                    "visits": plan.visits[key],
-                    "block": any(is_activation(x.shape) for x in inputs),
-                    "inputs": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in fed],
-                }
-                if progress is not None:
-                    progress(i + 1, len(plan.visits))
-            manifest = _manifest(plan, described, settings, example_inputs, runtime, seed)
-            model = supernet.architecture([0] * len(supernet.names))
-            manifest["model"] = {"space": model.space, "settings": dict(model.settings)}
+            networks = _write_networks(kit, planned, runtime, progress)
+            manifest = {
+                **{"schema": SCHEMA, "runtime": runtime, "seed": seed},
+                **{name: getattr(settings, name) for name in ("threads", "runs", "warmup")},
+                **_described(planned),
+                "files": networks,
+            }
             _write_scripts(kit, manifest, path.name)
         partial.replace(path)
     except OSError as error:
@@ -139,80 +123,62 @@ def export_kit(
         partial.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class KitResults:
-    """What came back. space, settings, input_shapes: what the kit's networks are of."""
-
-    table: LatencyTable
-    space: str
-    settings: Mapping[str, Any]
-    input_shapes: tuple[tuple[int, ...], ...]
-
-
-def import_kit(path: str | Path) -> KitResults:
-    """A kit's results: `results.json`, or the log of `android.sh`.
-
-    Raises:
-        MeasurementError: the file is missing, too large, or not a kit's results.
-    """
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise MeasurementError(f"cannot read {path}: {error.strerror}") from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise MeasurementError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB")
-    try:
-        results = _android_results(raw) if b"### manifest " in raw else decode(raw)
-        return _results(results)
-    except MeasurementError as error:
-        raise MeasurementError(f"{path} is not a kit's results: {one_line(error)}") from None
-
-
-# --- out ---
+def _write_networks(
+    kit: zipfile.ZipFile,
+    planned: PlannedModules,
+    runtime: str,
+    progress: ProgressCallback | None,
+) -> dict[str, dict[str, Any]]:
+    """Every network as a file, and how the kit is to load and visit it, by the plan's keys."""
+    networks: dict[str, dict[str, Any]] = {}
+    visits = planned.plan.visits
+    for i, key in enumerate(visits):
+        if key.endswith(REPEAT):  # the same file, loaded again
+            networks[key] = networks[key.removesuffix(REPEAT)]
+        else:
+            measurable, file = planned.measurable(key), f"networks/{i:04d}{FORMATS[runtime].suffix}"
+            kit.writestr(file, _exported(measurable, runtime))
+            fed = FORMATS[runtime].fed(measurable.inputs)
+            networks[key] = {
+                "file": file,
+                "visits": visits[key],
+                "block": any(is_activation(x.shape) for x in measurable.inputs),
+                "inputs": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in fed],
+            }
+        if progress is not None:
+            progress(i + 1, len(visits))
+    return networks
 
 
 def _exported(measurable: Measurable, runtime: str) -> bytes:
-    export = to_onnx if runtime == "onnxruntime" else to_tflite
     assert isinstance(measurable.network, nn.Module)
     try:
         with one_thread():
-            return export(measurable.network, measurable.inputs)
+            return FORMATS[runtime].export(measurable.network, measurable.inputs)
     except ExportError as error:
         raise ExportError(
             f"{measurable.label} cannot be put into a kit for {runtime}: {error}"
         ) from error
 
 
-def _manifest(
-    plan: MeasurementPlan,
-    described: Mapping[str, Any],
-    settings: MeasureSettings,
-    example_inputs: tuple[Tensor, ...],
-    runtime: str,
-    seed: int,
-) -> dict[str, Any]:
+def _described(planned: PlannedModules) -> dict[str, Any]:
+    """The plan and the model that it is of, for the way back."""
+    plan, inputs = planned.plan, planned.trace.inputs
+    model = planned.supernet.architecture([0] * len(planned.supernet.names))
     return {
-        "schema": SCHEMA,
-        "runtime": runtime,
-        "threads": settings.threads,
-        "batch": int(example_inputs[0].shape[0]),
-        "input_shapes": ", ".join("x".join(map(str, x.shape)) for x in example_inputs),
-        "runs": settings.runs,
-        "warmup": settings.warmup,
-        "seed": seed,
+        "batch": int(inputs[0].shape[0]),
+        "input_shapes": ", ".join("x".join(map(str, x.shape)) for x in inputs),
         "canary": plan.canary,
         "space": plan.space,
-        "files": dict(described),
         "networks": [
             {"name": n.name, "choices": dict(n.choices), "role": n.role, "macs": n.macs}
             for n in plan.networks
         ],
+        "model": {"space": model.space, "settings": dict(model.settings)},
     }
 
 
-def _write_scripts(kit: zipfile.ZipFile, manifest: dict[str, Any], name: str) -> None:
+def _write_scripts(kit: zipfile.ZipFile, manifest: Mapping[str, Any], name: str) -> None:
     kit.writestr("__main__.py", MAIN)
     for file in CARRIED:
         kit.writestr(
@@ -221,21 +187,18 @@ def _write_scripts(kit: zipfile.ZipFile, manifest: dict[str, Any], name: str) ->
     for package in sorted({parent for file in CARRIED for parent in Path(file).parents}):
         kit.writestr(str("proxylessnas" / package / "__init__.py"), "")
     kit.writestr("manifest.json", json.dumps(manifest))
-    visits = sum(f["visits"] for f in manifest["files"].values())
     android = ""
     if manifest["runtime"] == "litert":
         kit.writestr("android.sh", _android_script(manifest))
         android = ANDROID.format(name=name)
-    kit.writestr(
-        "README.txt",
-        README.format(
-            count=len(manifest["files"]),
-            runtime={"litert": "ai-edge-litert"}.get(manifest["runtime"], manifest["runtime"]),
-            name=name,
-            visits=visits,
-            android=android,
-        ),
+    readme = README.format(
+        count=len(manifest["files"]),
+        runtime=FORMATS[manifest["runtime"]].package,
+        name=name,
+        visits=sum(entry["visits"] for entry in manifest["files"].values()),
+        android=android,
     )
+    kit.writestr("README.txt", readme)
 
 
 def _android_script(manifest: Mapping[str, Any]) -> str:
@@ -263,133 +226,3 @@ def _android_script(manifest: Mapping[str, Any]) -> str:
         for key in order:
             lines.append(f"visit {shlex.quote(key)} {manifest['files'][key]['file']}")
     return "\n".join(lines) + "\n"
-
-
-# --- back ---
-
-
-def _android_results(raw: bytes) -> dict[str, Any]:
-    """The log of android.sh as a results file.
-
-    benchmark_model prints statistics of its runs in us: their median where it does, else the
-    mean of `Inference (avg)`.
-    """
-    text = raw.decode("utf-8", errors="replace")
-    found = {
-        name: match[1].strip() if (match := re.search(rf"^### {name} (.*)$", text, re.M)) else ""
-        for name in ("manifest", "device", "system", "date")
-    }
-    manifest = object_of(decode(found["manifest"].encode()), "its manifest")
-    samples: dict[str, list[float]] = {}
-    for part in text.split("### visit ")[1:]:
-        key, _, output = part.partition("\n")
-        medians = re.findall(r"count=\d+ .*?median=([\d.e+]+)", output)
-        mean = re.search(r"Inference \(avg\): ([\d.e+]+)", output)
-        if mean is None:
-            raise MeasurementError(f"benchmark_model did not finish on {key.strip()!r}")
-        micros = _number(medians[-1] if len(medians) > 1 else mean[1], key.strip())
-        samples.setdefault(key.strip(), []).append(micros / 1e3)
-    device = {
-        "runtime": manifest.get("runtime"),
-        "version": "benchmark_model",
-        "precision": "f32",
-        "threads": manifest.get("threads"),
-        "device": found["device"] or "Android",
-        "batch": manifest.get("batch"),
-        "input_shapes": manifest.get("input_shapes"),
-        "cores": 0,
-        "system": found["system"],
-    }
-    return {
-        "schema": SCHEMA,
-        "manifest": manifest,
-        "device": device,
-        "environment": {"date": found["date"]},
-        "samples_ms": samples,
-    }
-
-
-def _number(text: str, key: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise MeasurementError(f"benchmark_model's {text[:40]!r} of {key!r} is no number") from None
-
-
-def _shapes(text: str) -> tuple[tuple[int, ...], ...]:
-    """`1x3x224x224, 1x10` as shapes, of inputs that a machine can hold."""
-    shapes = [
-        # A number of thousands of digits is refused unread: Python would not read it either.
-        tuple(int(size) if len(size) <= 9 else MAX_ELEMENTS + 1 for size in shape.split("x"))
-        for shape in re.findall(r"[0-9]+(?:x[0-9]+)*", text[:MAX_SHAPES_TEXT])
-    ]
-    empty = any(0 in shape for shape in shapes)
-    if empty or len(text) > MAX_SHAPES_TEXT or sum(map(math.prod, shapes)) > MAX_ELEMENTS:
-        raise MeasurementError(
-            f"its input_shapes are {text[:60]!r}: every size must be 1 or more, and all inputs "
-            f"together at most {MAX_ELEMENTS} values"
-        )
-    return tuple(shapes)
-
-
-def _results(results: object) -> KitResults:
-    names = ("schema", "manifest", "device", "environment", "samples_ms")
-    fields = object_of(results, "the file", names)
-    if fields["schema"] != SCHEMA:
-        raise MeasurementError(f"schema {fields['schema']!r}; this version reads {SCHEMA}")
-    manifest = object_of(fields["manifest"], "its manifest", tuple(FIELDS))
-    plan = _plan(manifest)
-    model = object_of(manifest["model"], "its model", ("space", "settings"))
-    shapes = _shapes(str(manifest["input_shapes"]))
-    environment = scalars_of(fields["environment"], "environment")
-    measured = {}
-    for key, samples in object_of(fields["samples_ms"], "samples_ms").items():
-        if key not in plan.visits:
-            raise MeasurementError(f"it has samples of {key!r}, which its manifest does not name")
-        values = list_of(samples, key)
-        for v in values:
-            number = isinstance(v, int | float) and not isinstance(v, bool)
-            if not number or not 0 < v < 1e12:
-                raise MeasurementError(
-                    f"{key} has the sample {str(v)[:40]}, not a positive number of ms"
-                )
-        if values:
-            measured[key] = Measurement(
-                samples_ms=tuple(float(v) for v in values), environment=environment
-            )
-    return KitResults(
-        table=assemble(plan, scalars_of(fields["device"], "device"), measured),
-        space=str(model["space"]),
-        settings=object_of(model["settings"], "its model's settings"),
-        input_shapes=shapes,
-    )
-
-
-def _plan(manifest: Mapping[str, Any]) -> MeasurementPlan:
-    networks = []
-    for data in list_of(manifest["networks"], "networks"):
-        n = object_of(data, "a network", ("name", "choices", "role", "macs"))
-        choices = object_of(n["choices"], "a network's choices")
-        if n["role"] not in ("fit", "validation", "canary"):
-            raise MeasurementError(f"a network has the role {n['role']!r}")
-        macs = n["macs"]
-        counted = isinstance(macs, int) and not isinstance(macs, bool) and 0 <= macs < 1 << 62
-        if not counted or not isinstance(n["name"], str):
-            raise MeasurementError("a network's name or MACs are malformed")
-        if not all(isinstance(c, str) for c in choices.values()):
-            raise MeasurementError("a network's choices are not all names")
-        networks.append(PlannedNetwork(name=n["name"], choices=choices, role=n["role"], macs=macs))
-    visits: dict[str, int] = {}
-    for key, data in object_of(manifest["files"], "files").items():
-        count = object_of(data, f"the file of {key!r}").get("visits")
-        if not isinstance(count, int) or isinstance(count, bool):
-            raise MeasurementError(f"the visits of {key!r} are {count!r}, not a number")
-        visits[key] = count
-    if not isinstance(manifest["space"], str):
-        raise MeasurementError("its space is not a string")
-    return MeasurementPlan(
-        space=manifest["space"],
-        units=tuple(k for k in visits if not k.startswith("network ")),
-        networks=tuple(networks),
-        visits=visits,
-    )

@@ -15,7 +15,7 @@ from proxylessnas.core.costs import Costs
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import ConfigError, MeasurementError
 from proxylessnas.hardware.costs import latency_costs
-from proxylessnas.hardware.kit import KitResults
+from proxylessnas.hardware.kit_results import KitResults
 from proxylessnas.hardware.measure import measure_table
 from proxylessnas.hardware.runtimes import DEFAULT, Runtime, make
 from proxylessnas.hardware.table import LatencyTable, NetworkEntry
