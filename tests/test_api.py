@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import ConfigError, LimitError, MeasurementError, SupernetError, UserError
 from proxylessnas.hardware.measure import measure_table
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
+from proxylessnas.hardware.table import Column
 
 
 def net(*candidates: nn.Module) -> nn.Module:
@@ -163,3 +166,33 @@ def test_another_latency_keeps_the_other_limits() -> None:
         result.supernet.alpha.copy_(torch.tensor([[5.0, -5.0]] * 3))
     network = result.derive("2x")
     assert sum(p.numel() for p in network.parameters()) == 40
+
+
+def test_own_costs_and_columns_are_limited_by_name() -> None:
+    """Four layers may be chosen; the column allows three, the function two."""
+    inputs, measure = (torch.zeros(2, 4),), MeasureSettings(rounds=1, network_rounds=1, networks=3)
+    model = nn.Sequential(
+        *(MixedOp({"wide": nn.Linear(4, 4), "none": nn.Identity()}) for _ in range(4))
+    )
+    table = measure_table(Supernet(model), FakeRuntime(device="x"), inputs, measure, seed=0)
+    column = Column(unit="mJ", entries=dict.fromkeys(table.entries, 2.0))
+    with pytest.warns(UserWarning, match="no energy_mj of a whole network"):
+        result = called(
+            model,
+            table=replace(table, columns={"energy_mj": column}),
+            costs={"layers": lambda module, _: sum(type(m) is nn.Linear for m in module.modules())},
+            limits={"energy_mj": 6, "layers": 2.5, "macs": "1k", "latency": "1x"},
+        )
+    layers = sum(c == "wide" for c in result.architecture.choices.values())
+    assert layers <= 2
+    assert result.predicted["layers"] == layers and result.predicted["energy_mj"] == 2 * layers
+    assert result.costs.names == ("latency", "macs", "parameters", "energy_mj", "layers")
+    assert result.job.costs.limits.tolist()[1:] == [1000.0, math.inf, 6.0, 2.5]
+    for limits, problem in (
+        ({"layers": 0.5, "power": 1}, "there are latency, macs, parameters, peak_memory, layers"),
+        ({"layers": "1x", "energy_mj": 6}, "no cost 'energy_mj' to limit"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            called(costs={"layers": lambda module, _: 1.0}, limits=limits)
+    with pytest.raises(ConfigError, match="a cost 'macs' already"):
+        called(costs={"macs": lambda module, _: 1.0})

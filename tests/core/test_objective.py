@@ -1,4 +1,4 @@
-"""Costs, objectives, and the exact decode under limits against enumeration."""
+"""Objectives, and the exact decode under limits against enumeration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import decode, sample_within
 from proxylessnas.core.objective import AddLinear, Constraint, Linear, MulLog, reward
-from proxylessnas.errors import ConfigError, LimitError
+from proxylessnas.errors import ConfigError
 
 INF = math.inf
 
@@ -43,42 +43,6 @@ def costs_of(
 
 def mask_of(sizes: list[int]) -> Tensor:
     return torch.tensor([[j < n for j in range(max(sizes))] for n in sizes])
-
-
-# --- costs ---
-
-
-def test_expected_is_the_closed_form_and_its_gradient_the_costs() -> None:
-    p = tensor([[0.5, 0.3, 0.2], [1.0, 0.0, 0.0]]).requires_grad_()
-    table = costs_of([[[4.0, 1.0, 0.0], [2.0]]], [INF], fixed=[3.0])
-    expected = table.expected(p)
-    assert expected.tolist() == [pytest.approx(3 + 2.3 + 2)]
-    expected.sum().backward()
-    assert torch.equal(p.grad, table.per_candidate[0])
-
-
-def test_of_is_a_plain_sum() -> None:
-    table = costs_of([[[0.1, 0.2], [0.3, 0.4]], [[1.0, 2.0], [3.0, 4.0]]], [INF, INF], [1.0, 0.0])
-    assert table.of((1, 0)) == [1.0 + math.fsum([0.2, 0.3]), 5.0]
-
-
-def test_range_leaves_forbidden_candidates_out() -> None:
-    table = costs_of([[[5.0, 1.0, 9.0], [2.0]]], [INF], [10.0])
-    assert table.range(mask_of([3, 1])) == [(13.0, 21.0)]
-    allowed = torch.tensor([[True, False, False], [True, False, False]])
-    assert table.range(allowed) == [(17.0, 17.0)]
-
-
-def test_a_limit_under_the_range_names_the_range() -> None:
-    table = costs_of([[[5.0, 1.0]]], [0.5])
-    with pytest.raises(LimitError, match="reachable range is 1 ms to 5 ms"):
-        table.check_reachable(mask_of([2]))
-    costs_of([[[5.0, 1.0]]], [1.0]).check_reachable(mask_of([2]))
-
-
-def test_free_prices_cost_nothing() -> None:
-    free = Costs.free(2, 3)
-    assert free.of((0, 1)) == [] and free.expected(torch.ones(2, 3)).tolist() == []
 
 
 # --- objectives ---

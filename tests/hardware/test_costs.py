@@ -1,21 +1,16 @@
-"""Costs: closed forms, exact counts, and the latency model on the fake device."""
+"""Exact counts, the latency model on the fake device, and a user's own costs."""
 
 from __future__ import annotations
 
-import itertools
-import math
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from proxylessnas.config import MeasureSettings
-from proxylessnas.core.costs import Costs
 from proxylessnas.core.supernet import MixedOp, Supernet
-from proxylessnas.errors import LimitError, MeasurementError, MissingEntry
+from proxylessnas.errors import MeasurementError, MissingEntry
 from proxylessnas.hardware.costs import (
     count_costs,
     indices_of,
@@ -44,83 +39,6 @@ def mobile() -> Supernet:
         "mobile",
         {"input_shape": [3, 32, 32], "widths": [8, 16], "depths": [3, 3], "stem": 8, "first": 8},
     )
-
-
-# --- closed forms ---
-
-ROWS = st.lists(st.lists(st.floats(0, 100), min_size=1, max_size=4), min_size=1, max_size=4)
-
-
-def padded(rows: list[list[float]]) -> tuple[Costs, Tensor]:
-    widest = max(map(len, rows))
-    values = torch.tensor([row + [0.0] * (widest - len(row)) for row in rows], dtype=torch.float64)
-    mask = torch.tensor([[j < len(row) for j in range(widest)] for row in rows])
-    return Costs.one("latency", values, fixed=1.5, unit="ms"), mask
-
-
-@given(ROWS, st.integers(0, 2**32))
-def test_the_expectation_is_the_mean_over_all_networks(rows: list[list[float]], seed: int) -> None:
-    cost, mask = padded(rows)
-    logits = torch.randn(mask.shape, generator=torch.Generator().manual_seed(seed)).double()
-    p = torch.softmax(logits.masked_fill(~mask, -torch.inf), 1).requires_grad_()
-    expected = cost.expected(p)
-    networks = list(itertools.product(*(range(len(row)) for row in rows)))
-    q = p.detach()
-    mean = sum(
-        cost.of(n)[0] * float(torch.stack([q[m, j] for m, j in enumerate(n)]).prod())
-        for n in networks
-    )
-    assert expected.item() == pytest.approx(mean, abs=1e-9)
-    expected.backward()
-    assert torch.equal(p.grad, cost.per_candidate[0])
-
-
-@given(ROWS)
-def test_range_and_extremes_are_those_of_all_networks(rows: list[list[float]]) -> None:
-    cost, mask = padded(rows)
-    every = [cost.of(n)[0] for n in itertools.product(*(range(len(row)) for row in rows))]
-    assert cost.range(mask) == [pytest.approx((min(every), max(every)))]
-    least, most = cost.extremes("latency", mask)
-    assert (*cost.of(least), *cost.of(most)) == pytest.approx((min(every), max(every)))
-
-
-@given(ROWS, st.floats(0.1, 10))
-def test_a_correction_scales_every_network_in_one_cost_alone(
-    rows: list[list[float]], factor: float
-) -> None:
-    latency, _ = padded(rows)
-    other = Costs.one("macs", latency.per_candidate[0] + 1, fixed=7.0, limit=9.0)
-    first, both = [0] * len(rows), Costs.join(latency, other)
-    scaled = both.scaled("latency", factor)
-    assert scaled.of(first) == pytest.approx([latency.of(first)[0] * factor, *other.of(first)])
-    assert scaled.limits.tolist() == both.limits.tolist() == [math.inf, 9.0]
-
-
-def test_a_correction_needs_a_positive_factor() -> None:
-    cost, _ = padded([[1.0]])
-    for factor in (0.0, math.inf, -1.0, math.nan):
-        with pytest.raises(MeasurementError, match="cannot be corrected"):
-            cost.scaled("latency", factor)
-
-
-def test_costs_stand_side_by_side_and_take_limits_by_name() -> None:
-    rows = [[1.0, 2.0], [3.0]]
-    latency, _ = padded(rows)
-    both = Costs.join(latency, Costs.one("energy", latency.per_candidate[0] * 10, unit="mJ"))
-    assert (both.names, both.units) == (("latency", "energy"), ("ms", "mJ"))
-    assert "energy" in both and "macs" not in both and both.index("energy") == 1
-    assert both.of([1, 0]) == [6.5, 50.0]
-    assert both.cost_of("energy", [1, 0]) == 50.0
-    limited = both.limited({"energy": 50.0})
-    assert (limited.limit("latency"), limited.limit("energy")) == (math.inf, 50.0)
-    assert limited.limited({"latency": 6.0}).limits.tolist() == [6.0, math.inf]
-    with pytest.raises(LimitError, match="no cost 'power' to limit; there are: latency, energy"):
-        both.limited({"power": 1.0})
-
-
-def test_the_expectation_takes_the_dtype_of_the_probabilities() -> None:
-    cost, _ = padded([[1.0, 2.0]])
-    assert cost.expected(torch.tensor([[0.5, 0.5]])).dtype == torch.float32
 
 
 # --- exact counts ---

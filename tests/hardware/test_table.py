@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxylessnas.errors import MeasurementError, MissingEntry
-from proxylessnas.hardware.table import LatencyTable, NetworkEntry
+from proxylessnas.hardware.table import Column, LatencyTable, NetworkEntry, NetworkValue
 from proxylessnas.hardware.timing import Measurement
 
 DEVICE = {
@@ -221,3 +221,59 @@ def test_any_table_round_trips(entries: dict[str, list[float]], choices: dict[st
         networks=(replace(table().networks[0], choices=choices, repeat=None),),
     )
     assert LatencyTable.from_dict(json.loads(made.to_json())) == made
+
+
+# --- columns ---
+
+
+def column(unit: str = "mJ", **entries: float) -> Column:
+    network = NetworkValue(choices={"a": "x"}, space="s", value=7.5)
+    return Column(unit=unit, entries=entries, networks=(network,))
+
+
+def test_columns_survive_a_round_trip_and_need_no_networks() -> None:
+    before = table(columns={"energy_mj": column(conv=1.5), "flash_kib": column("KiB", conv=3.0)})
+    assert LatencyTable.from_dict(json.loads(before.to_json())) == before
+    assert "columns" not in json.loads(table().to_json())
+    data = json.loads(before.to_json())
+    del data["columns"]["energy_mj"]["networks"]
+    assert LatencyTable.from_dict(data).columns["energy_mj"].networks == ()
+
+
+def test_merged_columns_have_the_values_of_both() -> None:
+    mine = table(columns={"energy_mj": column(a=1.0, b=2.0), "flash_kib": column("KiB")})
+    other = replace(column(b=9.0, c=3.0), networks=(NetworkValue(choices={}, space="s", value=1),))
+    merged = mine.merge(table(columns={"energy_mj": other})).columns
+    assert merged["energy_mj"].entries == {"a": 1.0, "b": 2.0, "c": 3.0}
+    assert [n.value for n in merged["energy_mj"].networks] == [7.5, 1]
+    assert merged["flash_kib"] == column("KiB")
+    with pytest.raises(MeasurementError, match="energy_mj in mJ and in J cannot be merged"):
+        mine.merge(table(columns={"energy_mj": column("J")}))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        [],
+        {"energy_mj": []},
+        {"energy_mj": {"entries": {}}},
+        {"energy_mj": {"unit": 1, "entries": {}}},
+        {"energy_mj": {"unit": "mJ", "entries": {"a": "much"}}},
+        {"energy_mj": {"unit": "mJ", "entries": {"a": True}}},
+        {"energy_mj": {"unit": "mJ", "entries": {"a": 1e300}}},
+        {"energy_mj": {"unit": "mJ", "entries": {}, "mean": 1}},
+        {"energy_mj": {"unit": "mJ", "entries": {}, "networks": [{"value": 1, "space": "s"}]}},
+        {
+            "energy_mj": {
+                "unit": "mJ",
+                "entries": {},
+                "networks": [{"value": 1, "space": "s", "choices": {"a": 1}}],
+            }
+        },
+    ],
+)
+def test_broken_columns_are_refused(broken: object) -> None:
+    data = json.loads(table().to_json())
+    data["columns"] = broken
+    with pytest.raises(MeasurementError, match="column"):
+        LatencyTable.from_dict(data)
