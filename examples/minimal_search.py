@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy
 
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import decode, sample_within
-from proxylessnas.core.estimators import binary_gates, draw_pair, eq4
 from proxylessnas.core.gates import Path
+from proxylessnas.core.gradients import binary_gates, draw_pair, eq4
 from proxylessnas.core.objective import Constraint
 from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, collect_tensors, softmax
 from proxylessnas.training.freezing import frozen

@@ -8,7 +8,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["decode", "estimators", "objective", "supernet"])
+@pytest.mark.parametrize("name", ["decode", "gradients", "objective", "supernet"])
 def test_examples_in_docstrings(name: str) -> None:
     module = importlib.import_module(f"proxylessnas.core.{name}")
     failed, attempted = doctest.testmod(module)

@@ -30,12 +30,14 @@ from proxylessnas.core.estimators import (
     FullPath,
     Gumbel,
     Reinforce,
-    StepContext,
     TwoPath,
+    make_estimator,
+)
+from proxylessnas.core.gradients import (
+    StepContext,
     binary_gates,
     draw_pair,
     eq4,
-    make_estimator,
     reinmax,
     through_gates,
 )

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from proxylessnas.config import SearchSettings
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.estimators import Estimator, StepContext, make_estimator
+from proxylessnas.core.estimators import Estimator, make_estimator
+from proxylessnas.core.gradients import StepContext
 from proxylessnas.core.objective import Constraint, Linear, Objective
 from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.search import Search

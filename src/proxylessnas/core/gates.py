@@ -177,7 +177,7 @@ class _GateGradient(torch.autograd.Function):
 
     y = Σ_j g_j·o_j(x) at a one-hot g is o_active(x), and ∂y/∂g_j = o_j(x): the forward pass is
     the identity, and the backward pass adds an inner product for each gate. Eq. 4 of the paper
-    then turns ∂L/∂g into ∂L/∂α (`estimators.eq4`).
+    then turns ∂L/∂g into ∂L/∂α (`gradients.eq4`).
 
     The outputs are copies: later layers may work on them in place (`y += x`), while
     ⟨∂L/∂y, y⟩ needs y as it was.

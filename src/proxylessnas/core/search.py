@@ -21,15 +21,9 @@ from torch import Tensor
 
 from proxylessnas.config import SearchSettings
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.estimators import (
-    Estimate,
-    Estimator,
-    RewardOf,
-    StepContext,
-    TwoPath,
-    estimator_of,
-)
+from proxylessnas.core.estimators import Estimator, RewardOf, TwoPath, estimator_of
 from proxylessnas.core.gates import Path
+from proxylessnas.core.gradients import Estimate, StepContext
 from proxylessnas.core.objective import Objective, make_objective
 from proxylessnas.core.schedule import Schedule, fair_gates
 from proxylessnas.core.supernet import Supernet, collect_tensors
@@ -146,9 +140,8 @@ class Search:
         self.weight_optimizer = sgd([weights], rate=s.learning_rate, momentum=s.momentum)
         # The published rate suits 114,000 architecture steps; with a few hundred α would stay
         # near uniform. So the rate follows from the number of steps unless it is set.
-        self.arch_rate = s.arch_learning_rate or ARCH_TRAVEL / max(
-            1, self.schedule.architecture_steps
-        )
+        steps = max(1, self.schedule.architecture_steps)
+        self.arch_rate = s.arch_learning_rate or ARCH_TRAVEL / steps
         # β1 = 0, as published: with momentum, α of an unsampled candidate would move as well. No
         # weight decay, which would pull every choice back to uniform.
         self.arch_optimizer = torch.optim.Adam(
@@ -250,13 +243,11 @@ class Search:
 
     def weight_gates(self) -> list[int]:
         """The candidate of every choice for this weight step."""
-        # α cannot compare candidates whose weights have not learned anything.
-        if self.step < self.schedule.warmup:
-            return fair_gates(self.supernet, self.seed, self.step)
-        # A share of uniform steps keeps improbable candidates trained (the rich get richer).
-        if float(torch.rand((), generator=self._generator("uniform"))) < self.uniform_share():
-            return fair_gates(self.supernet, self.seed, self.step)
-        if not self.estimator.learns:
+        # α cannot compare candidates whose weights have not learned anything; and later a share of
+        # uniform steps keeps improbable candidates trained, or the rich would get richer.
+        warmup = self.step < self.schedule.warmup or not self.estimator.learns
+        draw = float(torch.rand((), generator=self._generator("uniform")))
+        if warmup or draw < self.uniform_share():
             return fair_gates(self.supernet, self.seed, self.step)
         p = self.supernet.probabilities()
         drawn = torch.multinomial(p, 1, generator=self._generator("weight gates"))
@@ -264,9 +255,8 @@ class Search:
 
     def uniform_share(self) -> float:
         """Decays linearly to 0 over the joint phase."""
-        done = (self.step - self.schedule.warmup) / max(
-            1, self.schedule.total - self.schedule.warmup
-        )
+        joint = self.schedule.total - self.schedule.warmup
+        done = (self.step - self.schedule.warmup) / max(1, joint)
         return self.settings.uniform_share * (1 - done)
 
     def weight_rate(self) -> float:
