@@ -48,7 +48,7 @@ from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.hardware.timing import disturbance
 from proxylessnas.hardware.trace import Trace, trace
 from proxylessnas.io.console import Reporter, duration, output
-from proxylessnas.runs.stages.measuring import mobilenet_v2_like
+from proxylessnas.session.measuring import mobilenet_v2_like
 from proxylessnas.spaces import build_supernet
 
 Indices = tuple[int, ...]

@@ -26,9 +26,8 @@ from proxylessnas.io.console import Reporter, output
 from proxylessnas.limits import parse_latency
 from proxylessnas.recipes import path
 from proxylessnas.runs.directory import RunDirectory, held
-from proxylessnas.runs.pipeline import open_run
-from proxylessnas.runs.run import Run
-from proxylessnas.runs.stages import derive_limits
+from proxylessnas.runs.job import derive_latencies, open_run
+from proxylessnas.session.session import Session
 
 OVER, UNDER = 2.0, 5.0  # %
 
@@ -42,9 +41,9 @@ def searched(directory: Path, options: Sequence[str]) -> None:
             sys.exit(code)  # it has said why
 
 
-def targets(run: Run, count: int) -> list[str]:
+def targets(session: Session, count: int) -> list[str]:
     """Latencies spread evenly between the space's cheapest and its dearest network."""
-    low, high = run.costs.range(run.supernet.mask)[run.costs.index("latency")]
+    low, high = session.costs.range(session.supernet.mask)[session.costs.index("latency")]
     step = (high - low) / (count + 1)
     return [f"{low + (i + 1) * step:.4g}ms" for i in range(count)]
 
@@ -62,17 +61,17 @@ def main() -> int:
         return judged(open_run(opened, {}, resume=True, reporter=Reporter()), args.count)
 
 
-def judged(run: Run, count: int) -> int:
-    found = derive_limits(run, targets(run, count), run.config.derive)
-    networks = {k: run.supernet.derive(a) for k, a in found.items()}
-    report = run.measure(networks)
+def judged(session: Session, count: int) -> int:
+    found = derive_latencies(session, targets(session, count), {})
+    networks = {k: session.supernet.derive(a) for k, a in found.items()}
+    report = session.measure_networks(networks)
     table = Table(title=f"{count} targets; drift of the canary {report.drift - 1:+.1%}, taken out")
     for name in ("target ms", "predicted", "measured", "error %", "noise %", "rounds", "kept"):
         table.add_column(name, justify="right")
     kept = 0
     for limit in found:
         target, _ = parse_latency(limit)
-        facts = run.directory.read_json(f"stages/derive-{limit}.json")
+        facts = session.store.read_json(f"stages/derive-{limit}.json")
         result = report[limit]
         error = 100 * (result.corrected_ms / target - 1)
         good = -max(UNDER, result.noise_pct) <= error <= max(OVER, result.noise_pct)

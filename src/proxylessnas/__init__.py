@@ -12,13 +12,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from proxylessnas.api import Result, search
+    from proxylessnas.api import Result, load, search
     from proxylessnas.architecture import Architecture
     from proxylessnas.config import DeriveSettings, MachineSettings, MeasureSettings, SearchSettings
     from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero
     from proxylessnas.hardware.space_table import measure_space
     from proxylessnas.report.latencies import measure_latencies
     from proxylessnas.spaces import build, build_supernet
+    from proxylessnas.training.callbacks import Callback, EarlyStopping
     from proxylessnas.training.ranks import open_ranks
 
 SETTINGS = ("SearchSettings", "MeasureSettings", "DeriveSettings", "MachineSettings")
@@ -27,11 +28,14 @@ _HOME = {
     "Architecture": "architecture",
     "MixedOp": "core.supernet",
     "Residual": "core.supernet",
+    "Callback": "training.callbacks",
+    "EarlyStopping": "training.callbacks",
     "Result": "api",
     "Supernet": "core.supernet",
     "Zero": "core.supernet",
     "build": "spaces",
     "build_supernet": "spaces",
+    "load": "api",
     "measure_latencies": "report.latencies",
     "measure_space": "hardware.space_table",
     "open_ranks": "training.ranks",
@@ -40,7 +44,9 @@ _HOME = {
 
 __all__ = [
     "Architecture",
+    "Callback",
     "DeriveSettings",
+    "EarlyStopping",
     "MachineSettings",
     "MeasureSettings",
     "MixedOp",
@@ -51,6 +57,7 @@ __all__ = [
     "Zero",
     "build",
     "build_supernet",
+    "load",
     "measure_latencies",
     "measure_space",
     "open_ranks",

@@ -1,19 +1,22 @@
-"""The Python call: put a `MixedOp` into any model and search that.
+"""The Python door: put a `MixedOp` into any model and search that.
 
-result = search(Net(), train=loader, valid=loader, loss=fn, example_inputs=(x,),
-                target_latency="12ms")
-net = result.derive()          # plain PyTorch, with the weights the search trained
+    result = search(Net(), train=loader, valid=loader, loss=fn, example_inputs=(x,),
+                    target_latency="12ms", out="runs/mine")
+    net = result.derive()          # plain PyTorch, with the weights the search trained
+    result = load("runs/mine", model=Net())    # later, in another process
+
+What happens is the session's, see `session/`: the command line uses the same one.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from proxylessnas.architecture import Architecture
@@ -21,174 +24,141 @@ from proxylessnas.config import (
     DeriveSettings,
     MachineSettings,
     MeasureSettings,
+    RunConfig,
     SearchSettings,
     check_seed,
 )
-from proxylessnas.core.adapt import adapt
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.decode import Indices
-from proxylessnas.core.derive import Choice, choose
-from proxylessnas.core.estimators import RewardOf
 from proxylessnas.core.objective import check_objective
 from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import Supernet
-from proxylessnas.data.batches import LoaderBatches
-from proxylessnas.errors import ConfigError, LimitError
-from proxylessnas.hardware.costs import (
-    CostFunction,
-    absolute_limits,
-    all_costs,
-    check_names,
-    forbid_over_peak_memory,
-    largest_costs,
-)
-from proxylessnas.hardware.count import check_shapes
-from proxylessnas.hardware.measure import canary_of, describe, measure_networks, measure_table
-from proxylessnas.hardware.runtimes import Runtime, make
+from proxylessnas.data.batches import Batches, LoaderBatches
+from proxylessnas.errors import ConfigError, LimitError, RunError
+from proxylessnas.hardware.costs import CostFunction, check_names
+from proxylessnas.hardware.runtimes import Runtime
 from proxylessnas.hardware.table import LatencyTable
-from proxylessnas.hardware.trace import trace
 from proxylessnas.io.console import Reporter
-from proxylessnas.limits import Limit, all_limits, check_limit_names, parse_latency, parse_limit
-from proxylessnas.runs.calibrate import settled
-from proxylessnas.runs.stages.keeping import Progress
-from proxylessnas.seeds import derive_seed
+from proxylessnas.limits import Limit, all_limits, check_limit_names
+from proxylessnas.runs.configured import ConfiguredProblem
+from proxylessnas.runs.directory import CONFIG, RunDirectory, begun, held
+from proxylessnas.session.deriving import derive_within, inherited_network
+from proxylessnas.session.inputs import flatten, unflatten
+from proxylessnas.session.pipeline import begin, find_network, told
+from proxylessnas.session.problem import ModelProblem
+from proxylessnas.session.session import Session
+from proxylessnas.session.store import MemoryStore, Store
+from proxylessnas.training.callbacks import Callback
 from proxylessnas.training.device import make_machine
-from proxylessnas.training.evaluate import evaluate, recalibrate
-from proxylessnas.training.loop import run_loop
 from proxylessnas.training.ranks import ALONE, Ranks
 from proxylessnas.training.task import Task
+
+CUSTOM = "custom"  # the space of a model that was handed in
+INPUTS = "example_inputs.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A finished search.
+    """A finished search, in memory or in a run directory.
 
-    architecture: the chosen network. predicted: its costs by name (ms, counts).
-    measured_ms: its latency on the runtime, where there was a limit to keep and the table is
-        not another device's.
-    costs: what all networks of the space cost, see `Costs`. limits: what the network may cost,
-        as it was written.
-    machine: the settings it computed with, among them the memory format that was chosen. With
-        them, and the same table, the same seed gives the same search.
+    session: the job that found it, for whoever wants more than is here.
     """
 
-    architecture: Architecture
-    predicted: dict[str, float]
-    measured_ms: float | None
-    machine: MachineSettings
-    limits: Mapping[str, Limit]
-    job: Search = field(repr=False)
-    costs: Costs = field(repr=False)
-    _derivation: _Derivation = field(repr=False)
+    session: Session
+
+    @property
+    def architecture(self) -> Architecture:
+        """The chosen network."""
+        return self.session.load_architecture("architecture.json")
+
+    @property
+    def predicted(self) -> dict[str, float]:
+        """The chosen network's costs by name (ms, counts, and whatever else was given)."""
+        return dict(self.session.records.require("derive")["predicted"])
+
+    @property
+    def measured_ms(self) -> float | None:
+        """Its latency on the runtime, where there was a limit to keep and the device is here."""
+        measured: float | None = self.session.records.require("derive")["measured_ms"]
+        return measured
+
+    @property
+    def limits(self) -> dict[str, Limit]:
+        """What the network may cost, as it was written."""
+        return self.session.limits
+
+    @property
+    def costs(self) -> Costs:
+        """Every candidate's costs, without limits."""
+        return self.session.unlimited_costs
+
+    @property
+    def machine(self) -> MachineSettings:
+        """How the search computed, nothing left open: with this and the same table, the same
+        seed gives the same search."""
+        return self.session.config.machine
+
+    @property
+    def search(self) -> Search:
+        """The search as it ended."""
+        return self.session.finished_search()
 
     @property
     def supernet(self) -> Supernet:
-        return self.job.supernet
+        return self.search.supernet
 
     @property
     def probabilities(self) -> Tensor:
-        """[mixed operations, candidates]; a pad is 0."""
-        return self.job.supernet.probabilities()
+        """[choices, candidates]; a pad is 0."""
+        return self.supernet.probabilities()
 
-    def derive(self, latency: str | None = None) -> nn.Module:
-        """The chosen network as a plain module, or the one for another latency limit.
+    def derive(
+        self, latency: str | None = None, *, limits: Mapping[str, Limit] | None = None
+    ) -> nn.Module:
+        """The chosen network as a plain module, or the one for other limits.
 
-        The search's other limits hold there too. α learns on under the new limit first, for
-        `derive.arch_steps` steps on the validation batches; the search's own α stays.
+        latency: the short form of limits={"latency": ...}. The search's other limits hold there
+        too. α learns on under the new limits first, for `derive.arch_steps` steps on the
+        validation batches; the search's own α stays.
 
         It has the supernet's weights, and BN statistics of its own: the supernet's are a mixture
         over its paths.
 
         Raises:
-            LimitError: no network keeps that limit, or the latency was not measured.
+            LimitError: no network keeps the limits, or the latency was not measured.
         """
-        if latency is None:
-            return self._derivation.network(self.supernet.indices(self.architecture))
-        if "latency" not in self.costs:
+        others = all_limits(limits or {}, latency)
+        if not others:
+            return inherited_network(self.session)
+        if "latency" in others and "latency" not in self.session.unlimited_costs:
             raise LimitError(
                 "this search measured no latency: give search() a target_latency, or a table"
             )
-        parse_latency(latency)
-        limits = {**self.limits, "latency": latency}
-        return self._derivation.network(self._derivation.choose(limits).chosen.indices)
+        name = "-".join(f"{k}-{v}" if k != "latency" else str(v) for k, v in others.items())
+        if not self.session.records.done(f"derive-{name}"):
+            with _held(self.session.store):
+                derive_within(self.session, {**self.limits, **others}, name)
+        return inherited_network(self.session, f"-{name}")
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Derivation:
-    """From a finished search to networks.
-
-    costs: without limits. largest: of the largest network, see `largest_costs`.
-    here: whether networks can be measured on the table's device.
-    """
-
-    job: Search
-    costs: Costs
-    largest: Mapping[str, float]
-    table: LatencyTable | None
-    inputs: tuple[Any, ...]
-    device: Runtime
-    here: bool
-    measure: MeasureSettings
-    derive: DeriveSettings
-    reward: RewardOf | None
-    reporter: Reporter
-
-    def network(self, indices: Indices) -> nn.Module:
-        """With the supernet's weights and statistics of its own."""
-        job = self.job
-        network = job.supernet.derive(indices)
-        images = self.derive.recalibrate_images
-        recalibrate(network, job.train, images, job.machine, job.ranks)
-        return network
-
-    def limited(self, limits: Mapping[str, Limit]) -> Costs:
-        """The costs under limits as they were written.
+    def save(self, path: str | Path) -> None:
+        """Write the finished search as a run directory, which `load` reads.
 
         Raises:
-            LimitError: a limit is under what any network of the space costs.
+            RunError: there is a run already, or the directory cannot be written.
         """
-        costs = self.costs.limited(absolute_limits(limits, self.costs, self.largest))
-        costs.check_reachable(self.job.supernet.mask)
-        return costs
-
-    def choose(self, limits: Mapping[str, Limit]) -> Choice:
-        """The best of the most probable networks; under other limits α learns on first."""
-        job, costs = self.job, self.limited(limits)
-        if not torch.equal(costs.limits, job.costs.limits):
-            steps = self.derive.arch_steps
-            with self.reporter.bar("learning alpha under this limit") as update:
-                progress = [Progress(update)]
-                job = adapt(job, costs, steps=steps, reward=self.reward, callbacks=progress)
-        return choose(
-            job.supernet,
-            costs,
-            self.derive,
-            score=self._score,
-            measure=(lambda n: job.ranks.of_main(lambda: self._measured(n))) if self.here else None,
-            learned=job.estimator.learns,
-            seed=derive_seed(job.seed, "proposals"),
-        )
-
-    def _score(self, indices: Indices) -> tuple[float, tuple[float, ...]]:
-        job, images = self.job, self.derive.score_images
-        network = self.network(indices)
-        return evaluate(
-            network, job.task, job.valid, job.machine, examples=images, ranks=job.ranks
-        ).value
-
-    def _measured(self, networks: Sequence[Indices]) -> list[tuple[float, float]]:
-        supernet, table = self.job.supernet, self.table
-        assert table is not None
-        derived = {str(i): supernet.derive(n).cpu() for i, n in enumerate(networks)}
-        report = measure_networks(
-            derived,
-            self.device,
-            self.inputs,
-            self.measure,
-            canary=canary_of(supernet, table, self.costs.space),
-            seed=self.job.seed,
-        )
-        return [report[name].value for name in derived]
+        directory = RunDirectory(Path(path))
+        if directory.has(CONFIG):
+            raise RunError(f"{path} holds a run already; choose another directory")
+        store = self.session.store
+        with begun(directory):
+            for name in store.names():
+                directory.write(name, store.read(name, 1 << 40))
+            if store.path is None:
+                job = self.search
+                checkpoint = directory.save_checkpoint("search", job.step, job.state())
+                record = self.session.records.require("search")
+                record["files"] = {checkpoint: directory.digest(checkpoint)}
+                directory.write_json("stages/search.json", record)
+            directory.write_config(self.session.config)
 
 
 def search(
@@ -205,11 +175,15 @@ def search(
     table: str | Path | LatencyTable | None = None,
     correct: Callable[[Any, Any], Tensor] | None = None,
     reward: Callable[[float, Sequence[int]], float] | None = None,
+    calibration: Any = None,
+    scoring: Any = None,
     settings: SearchSettings | None = None,
     measure: MeasureSettings | None = None,
     derive: DeriveSettings | None = None,
     machine: MachineSettings | None = None,
     seed: int = 0,
+    out: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
     quiet: bool = False,
     ranks: Ranks = ALONE,
 ) -> Result:
@@ -233,94 +207,188 @@ def search(
         accuracy rather than by loss.
     reward: (accuracy, candidate indices) -> R, for the estimator `reinforce`; the objective's
         limits hold besides.
+    calibration: training batches without augmentation, that renew the statistics of batch
+        normalisation before a score; default: `train`. scoring: validation batches that
+        networks are scored on; default: `valid`.
+    out: a run directory. The search is saved there every half minute, and the same call goes on
+        from where it was, to the bit, whatever ended it; `load` reads it later.
+    callbacks: see `training.callbacks`.
     ranks: of `with open_ranks() as ranks`, in a script that torchrun starts. All ranks give the
         same batches, of which each takes its slice; rank 0's weights are what counts.
 
     Raises:
         UserError: the model, the data, a limit or a setting is not usable; the message says how.
     """
-    settings, measure = settings or SearchSettings(), measure or MeasureSettings()
     _check(model, loss, example_inputs, runtime, table, seed)
-    limits = all_limits(limits or {}, target_latency)
-    check_names(list(costs or {}))
-    has_latency = "latency" in limits
-    check_objective(
-        settings,
-        measured=has_latency or table is not None,
-        limited=has_latency,
-        own_reward=reward is not None,
-    )
-    derive = derive or DeriveSettings()
-    reporter = Reporter(quiet=quiet or not ranks.is_main)
-    training = LoaderBatches(train, name="train", seed=seed)
-    validation = LoaderBatches(valid, name="valid", seed=seed)
-    machine = machine or MachineSettings()
-    make_machine(machine)  # for its error, before anything is measured
-    supernet = Supernet(model)
-    inputs = tuple(example_inputs)
-    found = trace(supernet, inputs)
-    check_shapes(supernet, found)
-    if "peak_memory" in limits:
-        mib, _ = parse_limit("peak_memory", limits["peak_memory"], "MiB")
-        forbid_over_peak_memory(supernet, found, mib)
-    device = make(runtime, threads=measure.threads) if isinstance(runtime, str) else runtime
-    if isinstance(table, str | Path):
-        table = LatencyTable.load(table)
-    check_limit_names(limits, [*(costs or {}), *(table.columns if table is not None else {})])
-    if table is None and has_latency:
-        table = _measured_table(supernet, inputs, device, measure, seed, reporter, ranks)
-    here = table is not None and _is_here(table, device, inputs, ranks)
-    if table is not None and not here:
-        reporter.say(f"the latency table is of {table.device.get('device')}: it is used as it is")
-    every = all_costs(supernet, found, table=table, functions=costs)
-    largest = largest_costs(supernet, every, table)
-    within = every.limited(absolute_limits(limits, every, largest))
-    within.check_reachable(supernet.mask)
-    task = Task(loss=loss, correct=correct)
-    machine = settled(
-        machine, supernet, task, training, settings, seed=seed, reporter=reporter, ranks=ranks
-    )
-    on = make_machine(machine)
-    job = Search.from_settings(
-        settings,
-        supernet=supernet,
-        task=task,
-        train=training,
-        valid=validation,
-        costs=within,
-        reward=reward,
+    config = RunConfig(
+        space=CUSTOM,
+        target_latency=target_latency,
+        limits=dict(limits or {}),
+        runtime=runtime if isinstance(runtime, str) else runtime.name,
+        table=str(table) if isinstance(table, str | Path) else None,
         seed=seed,
-        machine=on,
-        ranks=ranks,
+        measure=measure or MeasureSettings(),
+        search=settings or SearchSettings(),
+        derive=derive or DeriveSettings(),
+        machine=machine or MachineSettings(),
     )
-    with reporter.bar("searching") as update:
-        run_loop(job, callbacks=[Progress(update)])
-
-    derivation = _Derivation(
-        job=job,
-        costs=every,
-        largest=largest,
-        table=table,
-        inputs=inputs,
-        device=device,
-        here=here,
-        measure=measure,
-        derive=derive,
+    check_names(list(costs or {}))
+    _check_limits(config, table is not None, reward is not None)
+    problem = ModelProblem(
+        model=model,
+        task=Task(loss=loss, correct=correct),
+        inputs=tuple(example_inputs),
+        batches_of=_batches(
+            seed, search=train, valid=valid, calibration=calibration, scoring=scoring
+        ),
+        functions=dict(costs or {}),
         reward=reward,
-        reporter=reporter,
     )
-    choice = derivation.choose(limits)
-    names = choice.costs.names
-    return Result(
-        architecture=supernet.architecture(choice.chosen.indices),
-        predicted=dict(zip(names, choice.costs.of(choice.chosen.indices), strict=True)),
-        measured_ms=choice.chosen.measured_ms,
-        machine=machine,
-        limits=limits,
-        job=job,
-        costs=every,
-        _derivation=derivation,
-    )
+    make_machine(config.machine)  # refused before anything is measured
+    with _opened(out, ranks) as store:
+        session = Session(
+            config,
+            problem,
+            store,
+            reporter=Reporter(quiet=quiet or not ranks.is_main),
+            ranks=ranks,
+            callbacks=callbacks,
+            runtime=None if isinstance(runtime, str) else runtime,
+            table=table if isinstance(table, LatencyTable) else None,
+        )
+        return _searched(session, known_costs=costs or {})
+
+
+def _searched(session: Session, known_costs: Mapping[str, Any]) -> Result:
+    """Begin, or go on with what the store holds, to the derived network."""
+    store = session.store
+    record = store.write_config if isinstance(store, RunDirectory) else lambda config, note: None
+    brought = session.brought_table
+    columns = brought.columns if brought is not None else {}
+    check_limit_names(session.limits, [*known_costs, *columns])
+    if brought is not None and not session.is_local:
+        device = brought.device.get("device")
+        session.reporter.say(f"the latency table is of {device}: it is used as it is")
+    if isinstance(store, RunDirectory) and session.ranks.of_main(lambda: store.has(CONFIG)):
+        session = session.configured(_same(session.config, store.read_config(), store))
+    else:
+        session = begin(session, record)
+        _save_inputs(store, session.inputs)
+    with told(session) as facts:
+        session = find_network(session, record)
+        facts |= session.records.require("derive")
+    return Result(session=session)
+
+
+def _same(config: RunConfig, stored: RunConfig, directory: RunDirectory) -> RunConfig:
+    """The stored settings, if they are those of this call; the machine's were chosen before.
+
+    Raises:
+        RunError: another search is in the directory.
+    """
+    asked = dataclasses.replace(config, machine=stored.machine)
+    for field in dataclasses.fields(RunConfig):
+        before, now = getattr(stored, field.name), getattr(asked, field.name)
+        if before != now:
+            raise RunError(
+                f"{directory.path} holds another search: its {field.name} is {before}, not {now}; "
+                "choose another out, or make the call as it was"
+            )
+    return stored
+
+
+def load(
+    path: str | Path,
+    *,
+    model: nn.Module | None = None,
+    train: Any = None,
+    valid: Any = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    example_inputs: Sequence[Any] | None = None,
+    correct: Callable[[Any, Any], Tensor] | None = None,
+    reward: Callable[[float, Sequence[int]], float] | None = None,
+    costs: Mapping[str, CostFunction] | None = None,
+    runtime: Runtime | None = None,
+    table: LatencyTable | None = None,
+    quiet: bool = False,
+) -> Result:
+    """A finished search of a run directory, whichever door made it.
+
+    model: of a search of one's own model, the same model again, untrained. train, valid, loss:
+    what `search` was given; only `derive` under other limits needs them. The others: where
+    `search` was given them as objects.
+
+    Raises:
+        RunError: the directory holds no finished search, or needs the model.
+    """
+    directory = RunDirectory(Path(path))
+    if not directory.has(CONFIG):
+        raise RunError(f"{path} holds no run: there is no {CONFIG}")
+    config = directory.read_config()
+    reporter = Reporter(quiet=quiet)
+    if config.space != CUSTOM:
+        session = Session(config, ConfiguredProblem(config, reporter), directory, reporter=reporter)
+    elif model is None:
+        raise RunError(f"{path} holds a search of a model of your own: load(path, model=Net())")
+    else:
+        problem = ModelProblem(
+            model=model,
+            task=Task(loss=loss or _no_loss, correct=correct),
+            inputs=tuple(example_inputs or _load_inputs(directory)),
+            batches_of=_batches(config.seed, search=train, valid=valid),
+            functions=dict(costs or {}),
+            reward=reward,
+        )
+        session = Session(
+            config, problem, directory, reporter=reporter, runtime=runtime, table=table
+        )
+    session.records.require("derive")
+    return Result(session=session)
+
+
+def _no_loss(output: Any, target: Any) -> Tensor:
+    raise ConfigError("this needs the loss of the search: load(path, loss=...)")
+
+
+def _batches(seed: int, **loaders: Any) -> dict[str, Batches]:
+    """What was given, as `Batches`; named as in messages."""
+    names = {"search": "train"}
+    return {
+        part: loader
+        if callable(getattr(loader, "epoch", None))  # batches already, as our own data give
+        else LoaderBatches(loader, name=names.get(part, part), seed=seed)
+        for part, loader in loaders.items()
+        if loader is not None
+    }
+
+
+@contextlib.contextmanager
+def _opened(out: str | Path | None, ranks: Ranks) -> Iterator[Store]:
+    """Where the results go; a directory is held meanwhile."""
+    if out is None:
+        yield MemoryStore()
+        return
+    with begun(RunDirectory(Path(out), writes=ranks.is_main)) as directory:
+        yield directory
+
+
+def _held(store: Store) -> contextlib.AbstractContextManager[object]:
+    return held(store) if isinstance(store, RunDirectory) else contextlib.nullcontext()
+
+
+def _save_inputs(store: Store, inputs: tuple[Any, ...]) -> None:
+    """Kept for `load`, where they are of plain kinds."""
+    tensors: dict[str, Tensor] = {}
+    with contextlib.suppress(TypeError):
+        structure = flatten(tuple(inputs), tensors)
+        store.save_tensors(INPUTS, tensors, {"structure": structure})
+
+
+def _load_inputs(store: Store) -> Any:
+    if not store.has(INPUTS):
+        raise RunError("the run directory has no example inputs: load(path, example_inputs=(x,))")
+    tensors, values = store.load_tensors(INPUTS)
+    return unflatten(values.get("structure"), tensors)
 
 
 def _check(model: Any, loss: Any, example_inputs: Any, runtime: Any, table: Any, seed: Any) -> None:
@@ -345,32 +413,12 @@ def _check(model: Any, loss: Any, example_inputs: Any, runtime: Any, table: Any,
     check_seed(seed)
 
 
-def _is_here(table: LatencyTable, device: Runtime, inputs: tuple[Any, ...], ranks: Ranks) -> bool:
-    """Whether networks can be measured on the table's device, or the table has to be believed.
-
-    Raises:
-        MeasurementError: it is of another batch, or incomplete.
-    """
-    described = describe(device, inputs)
-    table.check(table.device, int(described["batch"]))  # of whatever device it is
-    # Rank 0 measures, so it is its machine that counts: another rank's may have another CPU.
-    return ranks.of_main(lambda: table.is_of(described))
+def _check_limits(config: RunConfig, has_table: bool, own_reward: bool) -> None:
+    """The objective's needs, before anything is measured for it."""
+    limited = "latency" in all_limits(config.limits, config.target_latency)
+    check_objective(
+        config.search, measured=limited or has_table, limited=limited, own_reward=own_reward
+    )
 
 
-def _measured_table(
-    supernet: Supernet,
-    inputs: tuple[Any, ...],
-    device: Runtime,
-    measure: MeasureSettings,
-    seed: int,
-    reporter: Reporter,
-    ranks: Ranks,
-) -> LatencyTable:
-    """Rank 0's, on every rank."""
-    given = supernet, device, inputs, measure
-    with reporter.bar("measuring") as update:
-        content = ranks.of_main(lambda: measure_table(*given, seed=seed, progress=update).to_json())
-    return LatencyTable.from_dict(json.loads(content))
-
-
-__all__ = ["Result", "search"]
+__all__ = ["Result", "load", "search"]

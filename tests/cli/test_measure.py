@@ -21,7 +21,7 @@ from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.hardware.timing import Measurement, disturbance
 from proxylessnas.io.console import Reporter
 from proxylessnas.runs.directory import RunDirectory
-from proxylessnas.runs.pipeline import open_run
+from proxylessnas.runs.job import open_run
 from proxylessnas.spaces import build_supernet
 
 SIZES = {"widths": [8], "depths": [3], "stem": 8, "head": 16}
@@ -308,8 +308,10 @@ def test_a_run_validates_its_table_where_it_is_asked_and_forces_it(tmp_path: Pat
 
     def again(force: bool) -> LatencyTable:
         reporter = Reporter(quiet=True)
-        run = open_run(RunDirectory(Path("run")), {}, resume=True, reporter=reporter, force=force)
-        return run.table()
+        directory = RunDirectory(Path("run"))
+        table = open_run(directory, {}, resume=True, reporter=reporter, force=force).table
+        assert table is not None
+        return table
 
     with pytest.raises(MeasurementError, match=r"'another device', not .* --force"):
         again(False)

@@ -32,10 +32,12 @@ from proxylessnas.hardware.kit_results import import_kit
 from proxylessnas.hardware.published_table import read_published_table
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.io.console import Reporter
+from proxylessnas.io.stopping import Signal
 from proxylessnas.runs.directory import RunDirectory, read_config
-from proxylessnas.runs.run import Run
-from proxylessnas.runs.stages import keeping
+from proxylessnas.session.checkpoints import StoreCheckpoints
+from proxylessnas.session.records import Records
 from proxylessnas.spaces import SPACES, build, build_supernet
+from proxylessnas.training.ranks import ALONE
 from proxylessnas.zoo.weights import published_keys
 
 pytestmark = pytest.mark.slow
@@ -338,8 +340,8 @@ def test_states_of_another_search(seed: int) -> None:
     values = absurd({"metrics_size": 0, **json.loads(json.dumps(values))}, chance)
     for name in chance.sample(sorted(tensors), chance.randint(0, 2)):
         tensors[name] = chance.choice((torch.ones(7), torch.ones(()), torch.zeros(0)))
-    run = Run(RunConfig(), RunDirectory(Path("nowhere")), Reporter(quiet=True))
-    survives(lambda: keeping._load(run, "search", make_search(Planted()), (tensors, values)))
+    saved = StoreCheckpoints(RunDirectory(Path("nowhere")), "search", Signal())
+    survives(lambda: saved._load(make_search(Planted()), (tensors, values)))
 
 
 @many(200)
@@ -348,7 +350,7 @@ def test_records_of_stages(tmp_path: Path, seed: int) -> None:
     (tmp_path / "stages").mkdir(exist_ok=True)
     good = json.dumps({"files": {"a.json": "0" * 64}, "seconds": 1.5, "entropy": 0.5})
     (tmp_path / "stages" / "search.json").write_bytes(hostile(good, random.Random(seed)))
-    run = Run(RunConfig(), RunDirectory(tmp_path), Reporter(quiet=True))
-    survives(lambda: run.done("search"))
+    records = Records(RunDirectory(tmp_path), ALONE, Reporter(quiet=True))
+    survives(lambda: records.done("search"))
     with contextlib.suppress(UserError):
-        assert not run.done("search") or run.require("search")["files"] == {}
+        assert not records.done("search") or records.require("search")["files"] == {}

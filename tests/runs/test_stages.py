@@ -13,7 +13,7 @@ from tiny_run import TINY_RUN, assert_same_run
 from proxylessnas.cli.main import main
 from proxylessnas.core import search as loop
 from proxylessnas.core.search import Search
-from proxylessnas.runs.stages import keeping
+from proxylessnas.session import checkpoints
 from proxylessnas.training.train import Training
 
 
@@ -39,7 +39,7 @@ def test_killed_and_resumed_is_the_same_to_the_bit(
 
     name = "weight_step" if kind == "search" else "take_step"
     monkeypatch.setattr(job, name, dying)
-    monkeypatch.setattr(keeping, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", -1.0)
     out = tmp_path / "run"
     with pytest.raises(Killed):
         main(["run", *TINY_RUN, f"--out={out}"])

@@ -24,8 +24,7 @@ import torch
 from tiny_run import TINY_RUN
 
 from proxylessnas.cli.main import main
-from proxylessnas.runs.run import Run
-from proxylessnas.runs.stages import keeping
+from proxylessnas.session import checkpoints
 from proxylessnas.training import faults
 
 
@@ -46,7 +45,7 @@ def run(request: dict[str, Any]) -> int:
     os.environ.update(request.get("environment", {}))
     if (worker := request.get("ranks_worker")) is not None:
         return ranks_worker.start(worker)
-    keeping.CHECKPOINT_SECONDS = 0.03
+    checkpoints.CHECKPOINT_SECONDS = 0.03
     faults.ANCHOR_EVERY = 10
     if (limit := request.get("largest_file")) is not None:
         if request.get("dies"):  # in the middle of the write, by the kernel's hand
@@ -61,16 +60,16 @@ def run(request: dict[str, Any]) -> int:
 
 def _stop_in(stage: str) -> None:
     """SIGTERM comes while the stage is at its work."""
-    real = Run.stage
+    real = Records.stage
 
     @contextlib.contextmanager
-    def stopping(self: Run, name: str, title: str) -> Iterator[dict[str, Any]]:
-        with real(self, name, title) as facts:
+    def stopping(self: Records, name: str, title: str, *rest: Any) -> Iterator[dict[str, Any]]:
+        with real(self, name, title, *rest) as facts:
             if name == stage:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield facts
 
-    Run.stage = stopping  # type: ignore[method-assign]
+    Records.stage = stopping  # type: ignore[method-assign]
 
 
 def _die_at_sync(syncs: int) -> None:

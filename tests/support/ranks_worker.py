@@ -26,7 +26,7 @@ from proxylessnas.core.objective import MulLog
 from proxylessnas.core.supernet import MixedOp
 from proxylessnas.data.batches import LoaderBatches
 from proxylessnas.errors import RankError
-from proxylessnas.runs.stages import keeping
+from proxylessnas.session import checkpoints
 from proxylessnas.training.evaluate import evaluate, recalibrate
 from proxylessnas.training.loop import run_loop
 from proxylessnas.training.ranks import Ranks, open_ranks
@@ -277,7 +277,7 @@ def start(words: list[str]) -> int:
             Path(words[1], f"{ranks.rank}.json").write_text(text)
         return 0
     disturb(json.loads(words[0]))
-    keeping.CHECKPOINT_SECONDS = -1.0
+    checkpoints.CHECKPOINT_SECONDS = -1.0
     return main(words[1:])
 
 

@@ -15,7 +15,7 @@ from proxylessnas import MixedOp, search
 from proxylessnas.api import Result
 from proxylessnas.config import MachineSettings, SearchSettings
 from proxylessnas.errors import DataError
-from proxylessnas.runs.calibrate import WORTH_A_TRIAL
+from proxylessnas.session.tuning import WORTH_A_TRIAL
 from proxylessnas.training.autotune import quickest
 
 BATCHES = 10

@@ -10,14 +10,15 @@ import torch
 from diverging import explosive
 from toys import After, changed, snapshot
 
-from proxylessnas.config import RunConfig
 from proxylessnas.core.search import Search
 from proxylessnas.errors import UserError
 from proxylessnas.io.console import Reporter
+from proxylessnas.io.stopping import Signal
 from proxylessnas.runs.directory import RunDirectory
-from proxylessnas.runs.run import Run
-from proxylessnas.runs.stages import keeping
+from proxylessnas.session import checkpoints as saving
+from proxylessnas.session.checkpoints import StoreCheckpoints
 from proxylessnas.training import faults as recovery
+from proxylessnas.training.loop import run_loop
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -28,8 +29,9 @@ class Killed(BaseException):
 
 def stage(folder: Path, job: Search, die_at: int | None = None) -> None:
     """A search as the stage drives it, a checkpoint a step; killed before its n-th step ends."""
-    run = Run(RunConfig(), RunDirectory(folder), Reporter(quiet=True))
-    keeping.resume(run, "search", job)
+    directory = RunDirectory(folder)
+    checkpoints = StoreCheckpoints(directory, "search", Signal())
+    checkpoints.resume(job, Reporter(quiet=True))
     steps = 0
 
     def after(_: Search) -> None:
@@ -37,9 +39,9 @@ def stage(folder: Path, job: Search, die_at: int | None = None) -> None:
         steps += 1
         if steps == die_at:
             raise Killed
-        run.directory.log(stage="search", step=job.step, rate_factor=job.recovery.factor)
+        directory.log(stage="search", step=job.step, rate_factor=job.recovery.factor)
 
-    keeping.Keeper(run, "search").drive(job, [After(job, after)])
+    run_loop(job, checkpoints, [After(job, after)])
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
@@ -50,7 +52,7 @@ def lines(folder: Path) -> list[dict[str, float]]:
 def test_killed_around_a_return_is_the_same_to_the_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: float
 ) -> None:
-    monkeypatch.setattr(keeping, "CHECKPOINT_SECONDS", every)
+    monkeypatch.setattr(saving, "CHECKPOINT_SECONDS", every)
     whole = explosive(monkeypatch)
     stage(tmp_path / "whole", whole)
     (back,) = [line for line in lines(tmp_path / "whole") if "back_to" in line]
@@ -69,7 +71,7 @@ def test_killed_around_a_return_is_the_same_to_the_bit(
 def test_the_anchor_outlives_the_checkpoints_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeping, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(saving, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(recovery, "MAX_BAD_STEPS", 10**6)
     stage(tmp_path, explosive(monkeypatch))
     kept = sorted(p.stem for p in (tmp_path / "checkpoints").glob("*.safetensors"))
@@ -78,12 +80,12 @@ def test_the_anchor_outlives_the_checkpoints_after_it(
 
 def test_a_damaged_anchor_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = explosive(monkeypatch)
-    keep = keeping.Keeper.keep
+    keep = StoreCheckpoints.keep
 
-    def damaging(self: keeping.Keeper, job: Search) -> None:
+    def damaging(self: StoreCheckpoints, job: Search) -> None:
         keep(self, job)
         (tmp_path / self.last).write_bytes(b"damaged")
 
-    monkeypatch.setattr(keeping.Keeper, "keep", damaging)
+    monkeypatch.setattr(StoreCheckpoints, "keep", damaging)
     with pytest.raises(UserError, match="damaged"):
         stage(tmp_path, job)

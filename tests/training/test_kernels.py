@@ -22,7 +22,7 @@ from proxylessnas.core.objective import Alone
 from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import MixedOp, Supernet
 from proxylessnas.errors import ConfigError
-from proxylessnas.runs.calibrate import _explicit
+from proxylessnas.session.tuning import _explicit
 from proxylessnas.training.autotune import (
     WORTH_FUSING,
     WORTH_SPLITTING,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +17,8 @@ from proxylessnas.io.stopping import Signal, Stopped, listening
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from proxylessnas.runs.run import Run
+    from proxylessnas.runs.directory import RunDirectory
+    from proxylessnas.session.session import Session
     from proxylessnas.training.ranks import Ranks
 
 HELP = """\
@@ -196,6 +198,7 @@ def _near(word: str, options: list[str]) -> str:
 
 
 def _stages(verb: str, words: list[str], signal: Signal) -> int:
+    started = time.monotonic()  # a budget counts from here
     parser = _parser(verb)
     if "-h" in words or "--help" in words:
         parser.print_help()
@@ -222,7 +225,7 @@ def _stages(verb: str, words: list[str], signal: Signal) -> int:
     if verb not in ("run", "measure") and not (path / "config.yaml").exists():
         raise RunError(f"{path} holds no run: begin with proxylessnas run or measure")
     with open_ranks() as ranks:
-        return _in_directory(verb, words, given, own, path, ranks, signal)
+        return _in_directory(verb, words, given, own, path, ranks, signal, started)
 
 
 def _in_directory(
@@ -233,32 +236,36 @@ def _in_directory(
     path: Path,
     ranks: Ranks,
     signal: Signal,
+    started: float,
 ) -> int:
     """The verb in its run directory, which rank 0 holds."""
     from proxylessnas.io.console import Reporter
-    from proxylessnas.runs.directory import RunDirectory, held
-    from proxylessnas.runs.pipeline import open_run
+    from proxylessnas.runs.directory import CONFIG, RunDirectory, begun
+    from proxylessnas.runs.job import open_run
 
     # Processes that torchrun starts again have the words that they began with. It counts the
     # restarts on the node where one died.
     resume = ranks.any(bool(own["resume"]) or verb != "run" or ranks.restarted)
-    reporter = Reporter(quiet=bool(own["quiet"]) or not ranks.is_main)
-    existed = path.exists()
     signal.patient = ranks.world > 1
     if not ranks.is_main:
         warnings.simplefilter("ignore")
-    with held(RunDirectory(path, writes=ranks.is_main)) as directory:
+    with begun(RunDirectory(path, writes=ranks.is_main)) as directory:
         try:
-            stored = directory.read_config().space if directory.has("config.yaml") else ""
+            stored = directory.read_config().space if directory.has(CONFIG) else ""
             _named_here(given.get("space") or stored, words)
-            force = bool(own["force"])
-            run = open_run(
-                directory, given, resume=resume, reporter=reporter, ranks=ranks, force=force
+            session = open_run(
+                directory,
+                given,
+                resume=resume,
+                reporter=Reporter(quiet=bool(own["quiet"]) or not ranks.is_main),
+                ranks=ranks,
+                signal=signal,
+                force=bool(own["force"]),
             )
-            run.signal = signal
-            return _do(verb, run, own)
+            _do(verb, session, directory, own, started)
+            return 0
         except Stopped:
-            if not directory.has("config.yaml"):
+            if not directory.has(CONFIG):
                 raise  # nothing was begun: the same command begins again
             if ranks.is_main:
                 print(
@@ -267,10 +274,6 @@ def _in_directory(
                     file=sys.stderr,
                 )
             return 130
-        finally:
-            if not existed:  # leave nothing of a run that never began
-                directory.unlock()
-                directory.remove_if_unused()
 
 
 def _with_config(path: str | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -318,44 +321,33 @@ def _directory(own: Mapping[str, Any], given: Mapping[str, Any]) -> Path:
             "--data is missing: mnist5k, digits, a folder of images, a Hugging Face data set or "
             "torchvision:NAME (or --out for a run that exists)"
         )
-    from proxylessnas.runs.pipeline import default_directory
+    from proxylessnas.runs.job import default_directory
 
     return default_directory(given["data"], given.get("space", "mobile"))
 
 
-def _do(verb: str, run: Run, own: Mapping[str, Any]) -> int:
-    from dataclasses import replace
-
+def _do(
+    verb: str,
+    session: Session,
+    directory: RunDirectory,
+    own: Mapping[str, Any],
+    started: float,
+) -> None:
     from proxylessnas.io.console import output
-    from proxylessnas.runs import pipeline, stages, summary
+    from proxylessnas.runs import summary
+    from proxylessnas.runs.job import derive_latencies, do_stage, run_all
+    from proxylessnas.session.exporting import ONNX_FORMAT, export_as
 
     if verb == "run":
-        facts = pipeline.go(run)
-        if run.ranks.is_main:
-            summary.show(facts, str(run.directory.path), output())
-        return 0
-    if verb == "derive" and own["latencies"] is not None:
-        settings = replace(run.config.derive, **own["deriving"])
-        stages.derive_limits(
-            run, [limit.strip() for limit in own["latencies"].split(",")], settings
-        )
-        return 0
-    if verb == "export" and own["format"] not in (None, "onnx"):
-        run.by_main(lambda run: stages.export_as(run, own["format"]))
-        return 0
-    if run.done(verb):
-        run.reporter.say(f"{verb}: done already in {run.directory.path}")
-        return 0
-    actions: dict[str, Callable[[Run], Any]] = {
-        "measure": lambda run: run.by_main(stages.measure),
-        "search": stages.search,
-        "derive": stages.derive,
-        "train": stages.train,
-        "evaluate": stages.evaluate_,
-        "export": lambda run: run.by_main(stages.export),
-    }
-    actions[verb](run)
-    return 0
+        facts = run_all(session, directory, started)
+        if session.ranks.is_main:
+            summary.show(facts, str(directory.path), output())
+    elif verb == "derive" and own["latencies"] is not None:
+        derive_latencies(session, own["latencies"].split(","), own["deriving"])
+    elif verb == "export" and own["format"] not in (None, ONNX_FORMAT):
+        export_as(session, own["format"])
+    else:
+        do_stage(session, verb)
 
 
 # --- predict, zoo ---

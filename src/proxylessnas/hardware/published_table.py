@@ -67,6 +67,11 @@ class PublishedTable:
         )
 
 
+def is_published(path: str | Path) -> bool:
+    """Whether a table is one of the authors' YAML files, by its name."""
+    return Path(path).suffix in (".yaml", ".yml")
+
+
 def read_published_table(path: str | Path) -> PublishedTable:
     """Read `mobile_trim.yaml` (Pixel 1) or a `note10_*_lookup_table.yaml`; at most 4 MiB.
 

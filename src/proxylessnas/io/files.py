@@ -1,12 +1,13 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and read up to a limit."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from pathlib import Path
 
-from proxylessnas.errors import RunError
+from proxylessnas.errors import RunError, UserError
 
 TEMPORARY = ".*.tmp"  # what a killed process may leave behind
 
@@ -34,6 +35,23 @@ def write_atomic(path: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def read_bytes(path: str | Path, limit: int, error: type[UserError] = RunError) -> bytes:
+    """All of a regular file of at most `limit` bytes; never a device or a pipe, which do not end.
+
+    Raises:
+        error: the file is missing, unreadable, too large or no regular file.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+                raise error(f"cannot read {path}: it is no regular file of at most {limit:,} bytes")
+            return file.read(status.st_size + 1)
+    except (OSError, ValueError) as problem:  # ValueError: a zero byte in the path
+        reason = getattr(problem, "strerror", None) or problem
+        raise error(f"cannot read {path}: {reason}") from None
 
 
 def _sync_directory(path: Path) -> None:

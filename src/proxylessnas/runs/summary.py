@@ -12,46 +12,54 @@ from rich.table import Table
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.errors import RunError
-from proxylessnas.runs.run import Run
+from proxylessnas.session.records import BASELINES, STAGES
+from proxylessnas.session.session import Session
 
 PACKAGES = ("proxylessnas", "torch", "torchvision", "onnxruntime", "onnx", "numpy", "scipy")
 BARELY_MOVED = 0.97  # mean entropy of alpha
-STAGES = ("measure", "search", "derive", "train", "evaluate", "export")
 
 
-def summarise(run: Run) -> dict[str, Any]:
+def summarise(session: Session) -> dict[str, Any]:
     """All figures of a finished run."""
-    records = {stage: _record(run, stage) for stage in STAGES}
-    architecture = Architecture.load(run.directory.file("architecture.json"))
-    indices = run.supernet.indices(architecture)
+    records = {stage: _record(session, stage) for stage in STAGES}
+    architecture = session.load_architecture("architecture.json")
+    indices = session.supernet.indices(architecture)
     export, search = records["export"], records["search"]
     facts: dict[str, Any] = {
-        "data": run.config.data,
-        "space": run.config.space,
-        "runtime": run.config.table or dict(run.table().device),
-        "target_latency_ms": run.target_ms,
+        "data": session.config.data,
+        "space": session.config.space,
+        "runtime": _device(session),
+        "target_latency_ms": session.target_ms,
         "predicted_latency_ms": records["derive"]["predicted"]["latency"],
         "measured_latency_ms": export["measured_ms"],
         "measured_latency_raw_ms": export["measured_raw_ms"],
         "canary_drift": export["canary_drift"],
         "latency_noise_pct": export["noise_pct"],
         "test_accuracy": records["evaluate"]["accuracy"],
-        "parameters": round(run.all_costs.cost_of("parameters", indices)),
-        "macs": round(run.all_costs.cost_of("macs", indices)),
+        "parameters": round(session.unlimited_costs.cost_of("parameters", indices)),
+        "macs": round(session.unlimited_costs.cost_of("macs", indices)),
         "alpha_mean_entropy": search["entropy"],
-        "largest_network_ms": run.largest_costs["latency"],
+        "largest_network_ms": session.largest["latency"],
         "export_largest_difference": export["largest_difference"],
-        "blocks": _blocks(run, architecture, indices),
+        "blocks": _blocks(session, architecture, indices),
         "seconds": {stage: record["seconds"] for stage, record in records.items()},
-        "seed": run.config.seed,
+        "seed": session.config.seed,
         "versions": versions(),
     }
-    if run.config.baselines:
-        facts["baselines"] = {name: _baseline(run, name, export) for name in ("largest", "random")}
-        for name in ("largest", "random"):
+    if session.config.baselines:
+        facts["baselines"] = {name: _baseline(session, name, export) for name in BASELINES}
+        for name in BASELINES:
             for stage in (f"train-{name}", f"evaluate-{name}"):
-                facts["seconds"][stage] = _record(run, stage)["seconds"]
+                facts["seconds"][stage] = _record(session, stage)["seconds"]
     return facts
+
+
+def _device(session: Session) -> str | dict[str, Any]:
+    """The table that was brought, or the device that was measured."""
+    table = session.table
+    if session.config.table is not None or table is None:
+        return session.config.table or ""
+    return dict(table.device)
 
 
 # What a stage's record must hold; it may have been edited by hand.
@@ -67,19 +75,19 @@ FACTS: dict[str, dict[str, tuple[type, ...]]] = {
 }
 
 
-def _record(run: Run, stage: str) -> dict[str, Any]:
+def _record(session: Session, stage: str) -> dict[str, Any]:
     """A finished stage's record.
 
     Raises:
         RunError: it is not what the stage wrote.
     """
-    record = run.require(stage)
+    record = session.records.require(stage)
     facts = {**FACTS.get(stage.partition("-")[0], {}), "seconds": NUMBER}
     wrong = [k for k, kinds in facts.items() if k not in record or type(record[k]) not in kinds]
     if stage == "derive" and not wrong and type(record["predicted"].get("latency")) not in NUMBER:
         wrong = ["predicted.latency"]
     if wrong:
-        path = run.directory.file(f"stages/{stage}.json")
+        path = session.store.file(f"stages/{stage}.json")
         raise RunError(
             f"{path} is damaged: {wrong[0]} is not in it; remove it, and --resume does {stage} and "
             "what follows again"
@@ -87,8 +95,10 @@ def _record(run: Run, stage: str) -> dict[str, Any]:
     return record
 
 
-def _blocks(run: Run, architecture: Architecture, indices: tuple[int, ...]) -> list[dict[str, Any]]:
-    costs, k = run.all_costs, run.all_costs.index("latency")
+def _blocks(
+    session: Session, architecture: Architecture, indices: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    costs, k = session.unlimited_costs, session.unlimited_costs.index("latency")
     milliseconds = costs.per_candidate[k].tolist()
     return [
         {"name": name, "choice": choice, "ms": milliseconds[m][indices[m]]}
@@ -96,15 +106,15 @@ def _blocks(run: Run, architecture: Architecture, indices: tuple[int, ...]) -> l
     ] + [{"name": "everything else", "choice": "", "ms": float(costs.fixed[k])}]
 
 
-def _baseline(run: Run, name: str, export: dict[str, Any]) -> dict[str, Any]:
-    architecture = Architecture.load(run.directory.file(f"architecture-{name}.json"))
-    indices = run.supernet.indices(architecture)
+def _baseline(session: Session, name: str, export: dict[str, Any]) -> dict[str, Any]:
+    architecture = session.load_architecture(f"architecture-{name}.json")
+    indices = session.supernet.indices(architecture)
     return {
-        "test_accuracy": _record(run, f"evaluate-{name}")["accuracy"],
-        "predicted_latency_ms": run.costs.cost_of("latency", indices),
+        "test_accuracy": _record(session, f"evaluate-{name}")["accuracy"],
+        "predicted_latency_ms": session.costs.cost_of("latency", indices),
         "measured_latency_ms": export["baselines_ms"].get(name),
-        "parameters": round(run.all_costs.cost_of("parameters", indices)),
-        "macs": round(run.all_costs.cost_of("macs", indices)),
+        "parameters": round(session.unlimited_costs.cost_of("parameters", indices)),
+        "macs": round(session.unlimited_costs.cost_of("macs", indices)),
     }
 
 

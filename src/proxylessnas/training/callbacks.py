@@ -214,6 +214,16 @@ class MetricsLog(Callback):
         self.architecture = None
 
 
+class ProgressBar(Callback):
+    """Steps as progress, for an `update(done, total, note)` as `Reporter.bar` gives it."""
+
+    def __init__(self, update: Callable[..., object]) -> None:
+        self.update = update
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        self.update(metrics.step, metrics.total, metrics.phase)
+
+
 def mean_entropy(probabilities: Tensor, mask: Tensor) -> float:
     """Mean over the choices with several candidates of H(p) / log N; both [choices, candidates]."""
     count = mask.sum(1)

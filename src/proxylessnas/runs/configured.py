@@ -1,0 +1,99 @@
+"""The problem that a configuration names: a data set, and a space of networks for images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from proxylessnas.architecture import Architecture, InputInfo
+from proxylessnas.config import RunConfig
+from proxylessnas.core.estimators import RewardOf
+from proxylessnas.core.supernet import Supernet
+from proxylessnas.data import Batches, ImageData, load_data
+from proxylessnas.hardware.costs import CostFunction
+from proxylessnas.io.console import Reporter
+from proxylessnas.seeds import derive_seed
+from proxylessnas.session.problem import Part
+from proxylessnas.spaces import build, build_supernet, complete_settings
+from proxylessnas.training.task import Task
+
+SCORING_BATCH = 250
+
+
+class ConfiguredProblem:
+    """Images, classes, and networks of a space; the data are read when they are first needed.
+
+    config: names the data and how they are read; settings of the stages come with each call.
+    """
+
+    functions: Mapping[str, CostFunction] = {}  # never written
+    reward: RewardOf | None = None
+
+    def __init__(self, config: RunConfig, reporter: Reporter) -> None:
+        self.config, self.reporter = config, reporter
+        self.task = Task.classification(config.search.label_smoothing)
+
+    @cached_property
+    def data(self) -> ImageData:
+        config = self.config
+        self.reporter.say(f"data: {config.data}")
+        with self.reporter.bar("reading the data") as update:
+            data = load_data(
+                config.data,
+                config.loading,
+                image_size=config.image_size,
+                seed=config.seed,
+                progress=update,
+            )
+        self.reporter.say(f"  {data.summary}")
+        if config.train.augment is not None:
+            data.parse(config.train.augment)  # before the search is paid for
+        return data
+
+    def input(self) -> InputInfo:
+        return self.data.info
+
+    def example_inputs(self, config: RunConfig) -> tuple[Any, ...]:
+        """One batch of noise of the real shape."""
+        shape = (config.measure.batch, *self.data.info.shape)
+        return (torch.randn(shape, generator=torch.Generator().manual_seed(0)),)
+
+    def supernet(self, config: RunConfig) -> Supernet:
+        """The space with this run's fresh weights."""
+        torch.manual_seed(derive_seed(config.seed, "weights"))
+        return build_supernet(config.space, config.space_settings, input=self.data.info)
+
+    def spare(self, config: RunConfig) -> tuple[Supernet, Task]:
+        return self.supernet(config), self.task
+
+    def batches(self, part: Part, config: RunConfig) -> Batches:
+        search, train, seed = config.search, config.train, config.seed
+        batches = self.data.batches
+        if part == "search":
+            return batches("search", search.batch_size, augment=True, shuffle=True, seed=seed)
+        if part == "valid":
+            size = search.valid_batch_size or search.batch_size
+            return batches("valid", size, augment=True, shuffle=True, seed=seed)
+        if part == "train":
+            augment = train.augment or True
+            return batches("train", train.batch_size, augment=augment, shuffle=True, seed=seed)
+        if part == "test":
+            return batches("test", SCORING_BATCH, seed=seed)
+        # Plain images, as the network will see them. Shuffled: many sets come sorted by class,
+        # and statistics and scores are taken from a part.
+        source = "search" if part == "calibration" else "valid"
+        return batches(source, SCORING_BATCH, shuffle=True, seed=seed)
+
+    def architecture(self, architecture: Architecture, config: RunConfig) -> Architecture:
+        """With the data's input, and the training's dropout and the like."""
+        settings = {**architecture.settings, **config.train.space_settings}
+        settings = complete_settings(config.space, settings, None)
+        return replace(architecture.with_input(self.data.info), settings=settings)
+
+    def network(self, architecture: Architecture, config: RunConfig) -> nn.Module:
+        return build(architecture, allow=[config.space])

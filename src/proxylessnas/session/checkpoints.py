@@ -1,0 +1,98 @@
+"""Checkpoints of a loop in a store: saving now and then, going on, stopping politely."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from proxylessnas.errors import RunError, UserError
+from proxylessnas.io.console import Reporter
+from proxylessnas.io.stopping import Signal, Stopped
+from proxylessnas.session.store import MALFORMED, Store, checkpoint_name
+from proxylessnas.training.faults import State
+from proxylessnas.training.loop import Job
+
+CHECKPOINT_SECONDS = 30.0
+
+
+class StoreCheckpoints:
+    """A stage's states in a directory; see `training.loop.Checkpoints`.
+
+    clock: seconds that only grow.
+    """
+
+    def __init__(
+        self, store: Store, stage: str, signal: Signal, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.store, self.stage, self.signal, self.clock = store, stage, signal, clock
+        self.saved_at, self.last = clock(), ""
+
+    def after_step(self, job: Job) -> None:
+        if job.ranks.any(self.signal.requested):
+            self.save(job)
+            job.ranks.wait()  # torchrun ends all when the first has ended
+            raise Stopped
+        if self.clock() - self.saved_at > CHECKPOINT_SECONDS:
+            self.save(job)
+
+    def save(self, job: Job) -> str:
+        """Write the job's state; returns the file's name."""
+        self.last = self.store.save_checkpoint(
+            self.stage, job.step, job.state(), keep=job.recovery.anchors
+        )
+        self.saved_at = self.clock()
+        return self.last
+
+    def keep(self, job: Job) -> None:
+        self.save(job)
+
+    def back(self, job: Job) -> State:
+        """The state of the last anchor; what came after it is forgotten."""
+        recovery, step = job.recovery, job.recovery.anchors[-1]
+        state = self.store.load_tensors(checkpoint_name(self.stage, step))
+        job.ranks.wait()  # all have read it
+        self.store.remove_checkpoints(self.stage, after=step)
+        self.store.log(stage=self.stage, step=job.step, back_to=step, rate_factor=recovery.factor)
+        return state
+
+    # --- going on ---
+
+    def resume(self, job: Job, reporter: Reporter) -> None:
+        """Go on from the newest whole checkpoint, if there is one."""
+        state = self.store.load_checkpoint(self.stage)
+        if state is None:
+            job.ranks.check_agreed("the checkpoint", "none")
+            self.store.cut_metrics_of(self.stage)
+            return
+        job.ranks.check_agreed("the checkpoint", str(state[1].get("step")))
+        self._load(job, state)
+        self.store.cut_metrics(int(state[1]["metrics_size"]))
+        reporter.say(f"  goes on at step {job.step}")
+
+    def load_finished(self, job: Job) -> None:
+        """The state in which a finished stage ended; the store is only read.
+
+        Raises:
+            RunError: there is none that is whole.
+        """
+        state = self.store.load_checkpoint(self.stage)
+        if state is None:
+            raise RunError(
+                f"{self.store.path} has no whole checkpoint of {self.stage}: do it again"
+            )
+        self._load(job, state)
+
+    def _load(self, job: Any, state: State) -> None:
+        """Raises RunError where the checkpoint is not of this run."""
+        try:
+            if not 0 <= int(state[1]["metrics_size"]) < 1 << 62:
+                raise ValueError("its metrics_size is out of range")
+            job.load(*state)
+        except UserError:
+            raise
+        except (*MALFORMED, RuntimeError) as error:  # torch: shapes that differ
+            raise RunError(
+                f"the checkpoint of {self.stage} in {self.store.path} is not of this run "
+                f"({type(error).__name__}): remove it, or choose another --out"
+            ) from None

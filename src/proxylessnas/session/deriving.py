@@ -1,0 +1,164 @@
+"""The stage `derive`: from the supernet to one network, and to others under other limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from proxylessnas.architecture import Architecture
+from proxylessnas.config import DeriveSettings
+from proxylessnas.core.adapt import adapt
+from proxylessnas.core.costs import Costs
+from proxylessnas.core.decode import Indices
+from proxylessnas.core.derive import Choice, choose
+from proxylessnas.core.search import Search
+from proxylessnas.core.supernet import Supernet
+from proxylessnas.report.draw import draw
+from proxylessnas.seeds import derive_seed
+from proxylessnas.session.session import Session
+from proxylessnas.training.callbacks import ProgressBar
+from proxylessnas.training.evaluate import evaluate, recalibrate
+
+
+def derive(session: Session) -> Architecture:
+    """The most probable network within the limits; scored, measured, corrected."""
+    job = session.finished_search()
+    title = f"the best of the {session.config.derive.top_k} most probable"
+    with session.records.stage("derive", title, session.callbacks) as facts:
+        choice = _choose(session, job, session.config.derive)
+        return _keep_choice(session, choice, facts, "", job)
+
+
+def derive_within(
+    session: Session, limits: Mapping[str, Any], name: str, settings: DeriveSettings | None = None
+) -> Architecture:
+    """A network for other limits, from the finished search: α learns on under them first.
+
+    The search's own α stays. name: of the files that this leaves, `architecture-NAME.json`.
+    """
+    job, settings = session.finished_search(), settings or session.config.derive
+    costs = session.within(limits)
+    title = "within " + ", ".join(f"{k} {v}" for k, v in limits.items())
+    with session.records.stage(f"derive-{name}", title, session.callbacks) as facts:
+        choice = _choose(session, _adapted(session, job, costs, settings.arch_steps), settings)
+        facts["limit_ms"] = costs.limit("latency")
+        return _keep_choice(session, choice, facts, f"-{name}", job)
+
+
+def _adapted(session: Session, job: Search, costs: Costs, steps: int) -> Search:
+    """The search with α learned on under these limits, where they are others."""
+    if torch.equal(costs.limits, job.costs.limits):
+        steps = 0
+    with session.reporter.bar("learning alpha under this limit") as update:
+        reward, callbacks = session.problem.reward, [ProgressBar(update)]
+        return adapt(job, costs, steps=steps, reward=reward, callbacks=callbacks)
+
+
+def _choose(session: Session, job: Search, settings: DeriveSettings) -> Choice:
+    """Decode, score and measure under the job's limits."""
+    scoring = session.problem.batches("scoring", session.config)
+
+    def score(indices: Indices) -> tuple[float, tuple[float, ...]]:
+        network = _calibrated(session, job, indices, settings)
+        examples = settings.score_images
+        return evaluate(
+            network, job.task, scoring, session.machine, examples=examples, ranks=session.ranks
+        ).value
+
+    def measured(networks: Sequence[Indices]) -> list[tuple[float, float]]:
+        derived = {str(i): job.supernet.derive(n).cpu() for i, n in enumerate(networks)}
+        report = session.measure_networks(derived)
+        return [report[name].value for name in derived]
+
+    measure = None
+    if session.is_local and "latency" in job.costs:
+        measure = lambda n: session.ranks.of_main(lambda: measured(n))  # noqa: E731
+    with session.reporter.bar("scoring") as update:
+        return choose(
+            job.supernet,
+            job.costs,
+            settings,
+            score=score,
+            measure=measure,
+            learned=job.estimator.learns,
+            seed=derive_seed(session.config.seed, "proposals"),
+            progress=update,
+        )
+
+
+def _calibrated(
+    session: Session, job: Search, indices: Indices, settings: DeriveSettings
+) -> nn.Module:
+    """A plain network with the supernet's weights and BN statistics of its own.
+
+    The supernet's statistics are a mixture over its paths, which belongs to no network.
+    """
+    network = job.supernet.derive(indices)
+    batches = session.problem.batches("calibration", session.config)
+    recalibrate(network, batches, settings.recalibrate_images, session.machine, session.ranks)
+    return network
+
+
+def _keep_choice(
+    session: Session, choice: Choice, facts: dict[str, Any], suffix: str, job: Search
+) -> Architecture:
+    """Write the architecture and its inherited weights; fill the record."""
+    indices = choice.chosen.indices
+    network = _calibrated(session, job, indices, session.config.derive)
+    architecture = session.described(indices)
+    files = [f"architecture{suffix}.json", f"inherited{suffix}.safetensors"]
+    session.store.write(files[0], architecture.to_json().encode())
+    session.store.write(f"architecture{suffix}.svg", draw(architecture).encode())
+    session.store.save_tensors(files[1], network.state_dict())
+    facts |= {**choice_facts(session.supernet, choice, session.costs), "files": files}
+    _say_choice(session, facts, choice.costs.limit("latency"))
+    return architecture
+
+
+def _say_choice(session: Session, facts: dict[str, Any], limit_ms: float) -> None:
+    words = []
+    if "latency" in facts["predicted"]:
+        words.append(f"predicted {facts['predicted']['latency']:.4g} ms")
+    if facts["measured_ms"] is not None:
+        words.append(f"measured {facts['measured_ms']:.4g} ms (± {facts['noise_pct']:.1f} %)")
+    if limit_ms < float("inf"):
+        words.append(f"limit {limit_ms:.4g} ms")
+    score = f"validation score {facts['score']:.4f} with the supernet's weights"
+    session.reporter.say("  " + "; ".join(filter(None, [", ".join(words), score])))
+
+
+def inherited_network(session: Session, suffix: str = "") -> nn.Module:
+    """The derived network with the weights that the search gave it."""
+    session.records.require(f"derive{suffix}")
+    architecture = session.load_architecture(f"architecture{suffix}.json")
+    network = session.supernet.derive(architecture)
+    session.store.load_weights(f"inherited{suffix}.safetensors", network)
+    return network
+
+
+def choice_facts(supernet: Supernet, choice: Choice, before: Costs) -> dict[str, Any]:
+    """What a record says of a chosen network and of the proposals beside it."""
+    names, chosen, costs = choice.costs.names, choice.chosen, choice.costs
+    share = float(costs.fixed[0]) / float(before.fixed[0]) if float(before.fixed[0]) else 1.0
+    return {
+        "predicted": dict(zip(names, costs.of(chosen.indices), strict=True)),
+        "measured_ms": chosen.measured_ms,
+        "noise_pct": 100 * chosen.noise,
+        "score": chosen.score,
+        "log_p": chosen.log_p,
+        "rounds": choice.rounds,
+        "correction": share,
+        "proposals": [
+            {
+                "choices": dict(supernet.architecture(p.indices).choices),
+                "log_p": p.log_p,
+                "predicted": dict(zip(names, p.costs, strict=True)),
+                "score": p.score,
+                "measured_ms": p.measured_ms,
+            }
+            for p in choice.proposals
+        ],
+    }

@@ -1,0 +1,90 @@
+"""The stage `export`: the trained network as files, compared with eager and measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from proxylessnas.errors import ConfigError, RunError
+from proxylessnas.export.compare import Difference
+from proxylessnas.export.onnx import compare, to_onnx
+from proxylessnas.export.python import to_python
+from proxylessnas.export.torch_export import to_torch_export
+from proxylessnas.session.finishing import trained_network
+from proxylessnas.session.records import BASELINES
+from proxylessnas.session.session import Session
+
+ONNX, ONNX_FORMAT = "model.onnx", "onnx"
+FORMATS = (ONNX_FORMAT, "torch", "python")
+NOT_MEASURED: dict[str, Any] = {
+    "measured_ms": None,
+    "measured_raw_ms": None,
+    "canary_drift": None,
+    "noise_pct": None,
+    "baselines_ms": {},
+}
+
+
+def export(session: Session) -> None:
+    """ONNX, compared with eager, and measured as the file it is."""
+    session.records.require("train")
+    architecture = session.load_architecture("architecture.json")
+    with session.records.stage("export", "ONNX, compared, measured", session.callbacks) as facts:
+        facts |= session.ranks.of_main(lambda: _export_onnx(session))
+        choices = session.supernet.indices(architecture)
+        facts["predicted_ms"] = session.costs.cost_of("latency", choices)
+        facts["files"] = [ONNX]
+
+
+def _export_onnx(session: Session) -> dict[str, Any]:
+    network = trained_network(session).cpu()
+    info = session.problem.input()
+    metadata = None if info is None else info.to_dict()
+    data = to_onnx(network, session.inputs, metadata=metadata)
+    session.store.write(ONNX, data)
+    difference = compare(network, data, session.inputs)
+    report = _measured(session, network) if session.is_local else NOT_MEASURED
+    return {"largest_difference": difference.relative, **report}
+
+
+def _measured(session: Session, network: nn.Module) -> dict[str, Any]:
+    """The exported file beside the baselines and the table's canary, in the same rounds."""
+    others: dict[str, nn.Module] = {}
+    if session.config.baselines:
+        others = {name: trained_network(session, name).cpu() for name in BASELINES}
+    reads_onnx = session.runtime.name.partition(":")[0] in ("onnxruntime", "openvino")
+    file = session.store.path is not None and reads_onnx
+    subject: nn.Module | Path = session.store.file(ONNX) if file else network
+    with session.reporter.bar("measuring") as update:
+        report = session.measure_networks({"derived": subject, **others}, progress=update)
+    derived = report.networks["derived"]
+    return {
+        "measured_ms": derived.corrected_ms,
+        "measured_raw_ms": derived.raw_ms,
+        "canary_drift": report.drift,
+        "noise_pct": derived.noise_pct,
+        "baselines_ms": {name: report.networks[name].corrected_ms for name in others},
+    }
+
+
+def export_as(session: Session, form: str) -> None:
+    """The trained network as `network.pt2` (torch.export) or as a folder `python/`."""
+    if form not in FORMATS:
+        raise ConfigError(f"there is no export format {form!r}; allowed: {', '.join(FORMATS)}")
+    session.records.require("train")
+    if session.store.path is None:
+        raise RunError("there is no directory to export to: give the search an `out`")
+    session.records.by_main(lambda: _write(session, form))
+
+
+def _write(session: Session, form: str) -> None:
+    network = trained_network(session).cpu()
+    path = session.store.file("python" if form == "python" else "network.pt2")
+    difference: Difference
+    if form == "python":
+        difference = to_python(session.load_architecture("architecture.json"), network, path)
+    else:
+        difference = to_torch_export(network, session.inputs, path)
+    session.reporter.say(f"  {path}: differs from eager by {difference.relative:.1e} at most")

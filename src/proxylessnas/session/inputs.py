@@ -1,0 +1,51 @@
+"""Example inputs of any structure as plain values and tensors, and back; no pickle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from proxylessnas.errors import RunError
+
+
+def flatten(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Nested tuples, lists and dicts as JSON; tensors go to `tensors` under the name it keeps.
+
+    Raises:
+        TypeError: a value is of another kind.
+    """
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, tuple | list) and type(value) in (tuple, list):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [flatten(v, tensors) for v in value]}
+    if type(value) is dict and all(isinstance(k, str) for k in value):
+        return {"dict": {k: flatten(v, tensors) for k, v in value.items()}}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    raise TypeError(f"{type(value).__name__} is no tensor, number, text, tuple, list or dict")
+
+
+def unflatten(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse.
+
+    Raises:
+        RunError: the value is not what `flatten` makes.
+    """
+    try:
+        ((kind, content),) = value.items()
+        if kind == "tensor":
+            return tensors[content]
+        if kind == "dict":
+            return {k: unflatten(v, tensors) for k, v in content.items()}
+        if kind in ("tuple", "list"):
+            items = [unflatten(v, tensors) for v in content]
+            return tuple(items) if kind == "tuple" else items
+        if kind == "value":
+            return content
+    except (AttributeError, KeyError, TypeError, ValueError):
+        pass
+    raise RunError("the example inputs in the run directory are damaged")

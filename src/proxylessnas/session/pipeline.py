@@ -1,0 +1,94 @@
+"""The order of a job: what both doors do with a session, from its first line to its last."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from proxylessnas.config import RunConfig
+from proxylessnas.io.stopping import Stopped
+from proxylessnas.session.budget import fit_budget
+from proxylessnas.session.deriving import derive
+from proxylessnas.session.measuring import measure
+from proxylessnas.session.searching import search
+from proxylessnas.session.session import Session
+from proxylessnas.session.tuning import tune
+from proxylessnas.training.callbacks import EndMetrics, RunMetrics
+
+Record = Callable[[RunConfig, str], None]  # writes the settings, with a note
+
+
+def begin(session: Session, record: Record) -> Session:
+    """The session with every automatic setting decided and recorded, before its first stage.
+
+    What no network can keep, and a table of something else, is refused before anything is left.
+    """
+    session = session.configured(replace(session.config, machine=tune(session)))
+    if session.config.table is not None or session.brought_table is not None:
+        _ = session.costs
+    record(session.config, "")
+    return session
+
+
+def find_network(session: Session, record: Record, started: float | None = None) -> Session:
+    """Measure, search and derive, as far as that is not done.
+
+    started: when the command began, in seconds of `time.monotonic`; a budget counts from there.
+    """
+    if _needs_table(session) and not session.records.done("measure"):
+        measure(session)
+    if session.config.budget is not None:
+        session = _fit_budget(session, record, started or time.monotonic())
+    _ = session.costs  # an impossible limit is refused before anything is spent on it
+    for stage, run in (("search", search), ("derive", derive)):
+        stop_if_asked(session)
+        if not session.records.done(stage):
+            run(session)
+    return session
+
+
+def _needs_table(session: Session) -> bool:
+    """A run says what its networks take; a Python call measures only what it has a limit for."""
+    brought = session.config.table is not None or session.brought_table is not None
+    return session.config.data != "" or ("latency" in session.limits and not brought)
+
+
+def _fit_budget(session: Session, record: Record, started: float) -> Session:
+    budget = session.config.budget
+    config = fit_budget(session, time.monotonic() - started)
+    s, t = config.search, config.train
+    epochs = f"{s.warmup_epochs} + {s.epochs} epochs of search, {t.epochs} of training"
+    session.reporter.say(f"a budget of {budget} is {epochs}")
+    record(config, f"# Fitted to a budget of {budget}.\n")
+    return session.configured(config)
+
+
+def stop_if_asked(session: Session) -> None:
+    """Raise `Stopped` on every rank where one of them was asked to stop."""
+    if session.ranks.any(session.signal.requested):
+        raise Stopped
+
+
+@contextmanager
+def told(session: Session) -> Iterator[dict[str, Any]]:
+    """Within the block a run goes on, whose beginning and end the callbacks are told.
+
+    Yields a dict for the facts of the end.
+    """
+    directory = "" if session.store.path is None else str(session.store.path)
+    settings = dataclasses.asdict(session.config)
+    session.callbacks.on_start(RunMetrics(settings=settings, directory=directory))
+    facts: dict[str, Any] = {}
+    try:
+        yield facts
+    except (Stopped, KeyboardInterrupt):
+        session.callbacks.on_end(EndMetrics(status="stopped"))
+        raise
+    except BaseException:
+        session.callbacks.on_end(EndMetrics(status="failed"))
+        raise
+    session.callbacks.on_end(EndMetrics(status="finished", facts=facts))

@@ -1,0 +1,116 @@
+"""What is to be solved: a model with choices, a task, its batches, and what is measured.
+
+A problem never changes. Settings (how long, how fast, on which machine) are no part of it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from torch import nn
+
+from proxylessnas.architecture import Architecture, InputInfo
+from proxylessnas.config import RunConfig
+from proxylessnas.core.estimators import RewardOf
+from proxylessnas.core.supernet import Supernet
+from proxylessnas.data.batches import Batches
+from proxylessnas.errors import ConfigError, DataError
+from proxylessnas.hardware.costs import CostFunction
+from proxylessnas.training.task import Task
+
+Part = Literal["search", "valid", "calibration", "scoring", "train", "test"]
+
+
+class Problem(Protocol):
+    """What both doors hand to a `Session`.
+
+    task: the loss, and what else is known of the outputs.
+    functions: costs of the user's own by name, see `hardware.costs.function_costs`.
+    reward: for the estimator `reinforce`, in place of the settings' own.
+    """
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def functions(self) -> Mapping[str, CostFunction]: ...
+
+    @property
+    def reward(self) -> RewardOf | None: ...
+
+    def example_inputs(self, config: RunConfig) -> tuple[Any, ...]:
+        """The arguments of one forward pass; their shapes are what is measured."""
+
+    def supernet(self, config: RunConfig) -> Supernet:
+        """The model that is searched."""
+
+    def spare(self, config: RunConfig) -> tuple[Supernet, Task]:
+        """Another one, with its task, that trials may spoil."""
+
+    def batches(self, part: Part, config: RunConfig) -> Batches:
+        """The batches of one purpose.
+
+        search: of the weight steps. valid: of the architecture steps. calibration: training
+        batches that renew the statistics of batch normalisation. scoring: validation batches
+        that proposals are scored on. train: everything that the derived network is trained on.
+        test: what nothing before has seen.
+
+        Raises:
+            DataError: the problem has none.
+        """
+
+    def architecture(self, architecture: Architecture, config: RunConfig) -> Architecture:
+        """What is written, trained and exported for an architecture of the supernet."""
+
+    def network(self, architecture: Architecture, config: RunConfig) -> nn.Module:
+        """The plain network with fresh weights of the current generator."""
+
+    def input(self) -> InputInfo | None:
+        """How an example becomes the network's input, where that is known."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelProblem:
+    """A model of the user's own that holds mixed operations, with batches of its own.
+
+    batches_of: part -> batches; `calibration` and `scoring` default to `search` and `valid`.
+    """
+
+    model: nn.Module
+    task: Task
+    inputs: tuple[Any, ...]
+    batches_of: Mapping[str, Batches]
+    functions: Mapping[str, CostFunction] = field(default_factory=dict)
+    reward: RewardOf | None = None
+
+    def example_inputs(self, config: RunConfig) -> tuple[Any, ...]:
+        return self.inputs
+
+    def supernet(self, config: RunConfig) -> Supernet:
+        return Supernet(self.model)
+
+    def spare(self, config: RunConfig) -> tuple[Supernet, Task]:
+        model, task = copy.deepcopy((self.model, self.task))  # a loss may hold the model
+        return Supernet(model), task
+
+    def batches(self, part: Part, config: RunConfig) -> Batches:
+        stand_in = {"calibration": "search", "scoring": "valid"}.get(part, part)
+        batches = self.batches_of.get(part) or self.batches_of.get(stand_in)
+        if batches is None:
+            raise DataError(f"there are no batches for {part}: give them to the call")
+        return batches
+
+    def architecture(self, architecture: Architecture, config: RunConfig) -> Architecture:
+        return architecture
+
+    def network(self, architecture: Architecture, config: RunConfig) -> nn.Module:
+        raise ConfigError(
+            "a model of your own is trained on from the weights that the search gave it: "
+            "result.derive() returns it"
+        )
+
+    def input(self) -> InputInfo | None:
+        return None

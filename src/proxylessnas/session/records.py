@@ -1,0 +1,143 @@
+"""Finished stages: a record each, whose files' checksums prove that it is still true."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from proxylessnas.errors import RunError
+from proxylessnas.io.console import Reporter, duration
+from proxylessnas.session.store import Store
+from proxylessnas.training.callbacks import Callbacks, StageMetrics
+from proxylessnas.training.ranks import Ranks
+
+# In the order in which they follow from one another; evaluation and export follow from training.
+STAGES = ("measure", "search", "derive", "train", "evaluate", "export")
+BASELINES = ("largest", "random")
+_BASELINE_STAGES = tuple(f"{s}-{name}" for name in BASELINES for s in ("train", "evaluate"))
+_ORDER = (*STAGES[:-1], *_BASELINE_STAGES, STAGES[-1])
+
+
+class Records:
+    """The records of a store's stages, on one of the ranks."""
+
+    def __init__(self, store: Store, ranks: Ranks, reporter: Reporter) -> None:
+        self.store, self.ranks, self.reporter = store, ranks, reporter
+
+    def done(self, stage: str) -> bool:
+        """Whether a stage's record is there, and its files are what it left.
+
+        Rank 0 looks, for all: another one may already see what rank 0 does next.
+        """
+
+        def look() -> bool:
+            record = self.read(stage)
+            return record is not None and not self.damaged(record)
+
+        return self.ranks.of_main(look)
+
+    def damaged(self, record: Mapping[str, Any]) -> list[str]:
+        """The files of a record that are missing, or not what the stage left."""
+        digests: dict[str, Any] = record["files"]
+        now = {name: self.store.digest(name) for name in digests}
+        return [name for name, digest in now.items() if digest is None or digest != digests[name]]
+
+    def read(self, stage: str) -> dict[str, Any] | None:
+        name = _name(stage)
+        if not self.store.has(name):
+            return None
+        record = self.store.read_json(name)
+        if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
+            raise RunError(f"{self.store.file(name)} is damaged; remove it and --resume")
+        return record
+
+    def require(self, stage: str) -> dict[str, Any]:
+        """A finished stage's record.
+
+        Raises:
+            RunError: the stage is not finished.
+        """
+        record = self.read(stage) if self.done(stage) else None
+        if record is None:
+            where = self.store.path
+            place = "" if where is None else f" of {where}"
+            remedy = "" if where is None else f": run proxylessnas {stage} --out {where} first"
+            raise RunError(f"the stage {stage}{place} is not finished{remedy}")
+        return record
+
+    @contextmanager
+    def stage(
+        self, name: str, title: str, callbacks: Callbacks | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """One stage: a title, then the facts that the block puts into its record, timed.
+
+        The record's `files` are names in the store; they are kept as checksums.
+        """
+        self.ranks.check_agreed("what is done already", name)
+        if self.ranks.is_main:
+            self._begin(name)
+        self.reporter.say(f"{name}: {title}")
+        start = time.monotonic()
+        facts: dict[str, Any] = {"files": ()}
+        with self.reporter.warnings_as_lines():
+            yield facts
+        seconds = round(time.monotonic() - start, 3)
+        files = {file: self.store.digest(file) for file in facts.pop("files")}
+        self.store.write_json(_name(name), {**facts, "seconds": seconds, "files": files})
+        self.ranks.wait()  # nobody looks for this record before it is there
+        self.reporter.say(f"  done in {duration(seconds)}")
+        if callbacks is not None:
+            callbacks.on_stage_end(StageMetrics(stage=name, facts=facts, seconds=seconds))
+
+    def by_main(self, action: Callable[[], object]) -> None:
+        """What rank 0 does alone, while the others wait."""
+        if self.ranks.is_main:
+            action()
+        self.ranks.wait()
+
+    def _begin(self, stage: str) -> None:
+        """What later stages made of an earlier end of this one must not be taken for its own.
+
+        Raises:
+            RunError: a file of this stage was changed after later ones used it. Their work may
+                be worth days, so the user says whether it goes.
+        """
+        later = self._later(stage)
+        record = self.read(stage)
+        if later and record is not None:
+            (first, *_) = self.damaged(record) or ["a file"]
+            raise RunError(
+                f"{self.store.file(first)} is missing or was changed after {later[0]} used it: "
+                f"put it back, or remove {self.store.file(_name(stage))} to do it and what "
+                "follows again"
+            )
+        for name in later:
+            self.store.remove(_name(name))
+            self.store.remove_checkpoints(name)
+
+    def _later(self, stage: str) -> list[str]:
+        """Stages that were done, or begun, upon this one."""
+        if stage not in _ORDER:
+            return []
+        following = _ORDER[_ORDER.index(stage) + 1 :]
+        later = [s for s in following if self.read(s) is not None or self.store.checkpoints(s)]
+        if stage in ("measure", "search"):  # networks for other limits
+            later += self.other_limits()
+        return later
+
+    def other_limits(self) -> list[str]:
+        """The stages that derived networks for other limits."""
+        prefix = _name("derive-")[: -len(".json")]
+        return [
+            n[len("stages/") : -len(".json")] for n in self.store.names() if n.startswith(prefix)
+        ]
+
+
+def _name(stage: str) -> str:
+    return f"stages/{stage}.json"
+
+
+def any_done(records: Records, stages: Sequence[str]) -> bool:
+    return any(records.done(stage) for stage in stages)

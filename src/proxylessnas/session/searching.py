@@ -1,0 +1,23 @@
+"""The stage `search`: warm-up, then weight and architecture steps in turn."""
+
+from __future__ import annotations
+
+from proxylessnas.core.search import Search
+from proxylessnas.session.session import Session
+
+
+def search(session: Session) -> Search:
+    """The search to its last step; `session.search` keeps it."""
+    job, limit = session.new_search(), session.target_ms
+    target = "no latency limit" if limit is None else f"limit {limit:.4g} ms"
+    steps = job.schedule.architecture_steps
+    title = f"{job.total} weight and {steps} architecture steps, {target}"
+    with session.records.stage("search", title, session.callbacks) as facts:
+        checkpoint = session.drive("search", job, "searching")
+        entropy = job.entropy()
+        session.reporter.say(f"  mean entropy of alpha {entropy:.2f} (1: nothing decided)")
+        facts |= {"entropy": entropy, "multipliers": job.objective.state()}
+        facts |= {"weight_steps": job.step, "architecture_steps": steps}
+        facts["files"] = [checkpoint] if checkpoint else []
+    session.search = job
+    return job

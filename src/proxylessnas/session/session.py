@@ -1,0 +1,306 @@
+"""One job: a problem, settings and a store, and what follows from the three.
+
+The stages (`measuring.py`, `searching.py`, `deriving.py`, `finishing.py`, `exporting.py`) are
+functions of a session. Both doors, the Python call and the command line, use them, so they
+cannot drift.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from proxylessnas.architecture import Architecture
+from proxylessnas.config import RunConfig
+from proxylessnas.core.costs import Costs
+from proxylessnas.core.search import Search
+from proxylessnas.core.supernet import Supernet
+from proxylessnas.errors import ArchitectureError, ConfigError
+from proxylessnas.hardware.costs import (
+    absolute_limits,
+    all_costs,
+    forbid_over_peak_memory,
+    largest_costs,
+)
+from proxylessnas.hardware.count import check_shapes
+from proxylessnas.hardware.measure import NetworkReport, canary_of, describe, measure_networks
+from proxylessnas.hardware.published_table import (
+    is_published,
+    published_cost,
+    read_published_table,
+)
+from proxylessnas.hardware.runtimes import Runtime, make
+from proxylessnas.hardware.table import LatencyTable
+from proxylessnas.hardware.trace import Trace
+from proxylessnas.hardware.trace import trace as trace_of
+from proxylessnas.io.console import Reporter
+from proxylessnas.io.stopping import Signal
+from proxylessnas.limits import Limit, all_limits, parse_limit
+from proxylessnas.session.checkpoints import StoreCheckpoints
+from proxylessnas.session.problem import Problem
+from proxylessnas.session.records import Records
+from proxylessnas.session.store import Store
+from proxylessnas.training.callbacks import Callback, Callbacks, MetricsLog, ProgressBar
+from proxylessnas.training.device import Machine, make_machine
+from proxylessnas.training.loop import Job, run_loop
+from proxylessnas.training.ranks import ALONE, Ranks
+
+TABLE = "latency_table.json"
+MAX_ARCHITECTURE_BYTES, MAX_TABLE_BYTES = 8 << 20, 64 << 20
+
+
+class Session:
+    """One job, on one of the ranks.
+
+    callbacks: see `training.callbacks`. signal: whether the process was asked to stop.
+    runtime, table: in place of those that the settings name. force: use a latency table of
+    another device all the same.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        problem: Problem,
+        store: Store,
+        *,
+        reporter: Reporter | None = None,
+        ranks: Ranks = ALONE,
+        callbacks: Sequence[Callback] = (),
+        signal: Signal | None = None,
+        runtime: Runtime | None = None,
+        table: LatencyTable | None = None,
+        force: bool = False,
+    ) -> None:
+        self.config, self.problem, self.store = config, problem, store
+        self.reporter = reporter or Reporter(quiet=True)
+        self.ranks, self.signal, self.force = ranks, signal or Signal(), force
+        self.callbacks = Callbacks(callbacks)
+        self.records = Records(store, ranks, self.reporter)
+        self._runtime, self._table = runtime, table
+        self.search: Search | None = None
+
+    def configured(self, config: RunConfig) -> Session:
+        """The same job under other settings, before any of its stages has begun."""
+        return Session(
+            config,
+            self.problem,
+            self.store,
+            reporter=self.reporter,
+            ranks=self.ranks,
+            callbacks=self.callbacks.callbacks,
+            signal=self.signal,
+            runtime=self._runtime,
+            table=self._table,
+            force=self.force,
+        )
+
+    # --- parts, each made once when it is first needed ---
+
+    @cached_property
+    def machine(self) -> Machine:
+        machine = make_machine(self.config.machine)
+        if self.ranks.world > 1 and machine.device.index is not None:
+            raise ConfigError(
+                f"machine.device is {machine.device}, for {self.ranks.world} ranks; with "
+                "cuda each takes one of its node's GPUs"
+            )
+        return machine
+
+    @cached_property
+    def inputs(self) -> tuple[Any, ...]:
+        """The arguments of the forward pass that is measured."""
+        return self.problem.example_inputs(self.config)
+
+    @cached_property
+    def _supernet_and_trace(self) -> tuple[Supernet, Trace]:
+        supernet = self.problem.supernet(self.config)
+        trace = trace_of(supernet, self.inputs)
+        check_shapes(supernet, trace)
+        if "peak_memory" in self.limits:
+            mib, _ = parse_limit("peak_memory", self.limits["peak_memory"], "MiB")
+            forbid_over_peak_memory(supernet, trace, mib)
+        return supernet, trace
+
+    @property
+    def supernet(self) -> Supernet:
+        """The model that is searched, without the candidates that no limit allows."""
+        return self._supernet_and_trace[0]
+
+    @property
+    def trace(self) -> Trace:
+        return self._supernet_and_trace[1]
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """What latencies are measured on."""
+        return self._runtime or make(self.config.runtime, threads=self.config.measure.threads)
+
+    # --- what networks cost ---
+
+    @property
+    def limits(self) -> dict[str, Limit]:
+        """The limits as they were written, by the cost's name."""
+        return all_limits(self.config.limits, self.config.target_latency)
+
+    @property
+    def brought_table(self) -> LatencyTable | None:
+        """The table that the user brought, if it is one of ours."""
+        path = self.config.table
+        if self._table is None and path is not None and not is_published(path):
+            self._table = LatencyTable.load(path)
+        return self._table
+
+    @cached_property
+    def is_local(self) -> bool:
+        """Whether networks can be measured on the table's device, or the table is believed."""
+        if self.config.table is not None and is_published(self.config.table):
+            return False
+        table = self.brought_table
+        if table is None:
+            return True
+        # Rank 0 measures, so its machine counts: another rank's may have another CPU.
+        return self.ranks.of_main(lambda: table.is_of(describe(self.runtime, self.inputs)))
+
+    @property
+    def table(self) -> LatencyTable | None:
+        """The latency table: the user's, or the one in the store; None where there is none.
+
+        Raises:
+            MeasurementError: it is of another device or batch, or incomplete.
+        """
+        batch = int(describe(self.runtime, self.inputs)["batch"])
+        table = self.brought_table
+        if table is not None:
+            table.check(table.device, batch, force=self.force)  # of whatever device it is
+            return table
+        if self.config.table is not None or not self.store.has(TABLE):
+            return None
+        table = LatencyTable.from_dict(json.loads(self.store.read(TABLE, MAX_TABLE_BYTES)))
+        table.check(self.runtime.describe(), batch, force=self.force)
+        return table
+
+    @cached_property
+    def costs(self) -> Costs:
+        """Every cost, with the limits that the settings name.
+
+        Raises:
+            LimitError: a limit is under what any network of the space costs.
+        """
+        return self.within(self.limits)
+
+    @cached_property
+    def unlimited_costs(self) -> Costs:
+        """Every cost, without a limit."""
+        published, table = None, None
+        if self.config.table is not None and is_published(self.config.table):
+            published = published_cost(self.supernet, read_published_table(self.config.table))
+        else:
+            table = self.table
+        return all_costs(
+            self.supernet,
+            self.trace,
+            table=table,
+            published=published,
+            functions=self.problem.functions,
+        )
+
+    @cached_property
+    def largest(self) -> dict[str, float]:
+        """The costs of the network of the most MACs; latency limits like `0.6x` are of it."""
+        published = self.config.table is not None and is_published(self.config.table)
+        return largest_costs(self.supernet, self.unlimited_costs, None if published else self.table)
+
+    def within(self, limits: Mapping[str, Limit]) -> Costs:
+        """The costs under these limits, which a network of the space can keep."""
+        costs = self.unlimited_costs
+        costs = costs.limited(absolute_limits(limits, costs, self.largest))
+        costs.check_reachable(self.supernet.mask)
+        return costs
+
+    @property
+    def target_ms(self) -> float | None:
+        """The latency limit in milliseconds."""
+        limit = self.costs.limit("latency")
+        return limit if math.isfinite(limit) else None
+
+    def measure_networks(
+        self,
+        networks: Mapping[str, nn.Module | Path],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> NetworkReport:
+        """Whole networks or exported files now, interleaved with the table's canary."""
+        table = self.table
+        return measure_networks(
+            networks,
+            self.runtime,
+            self.inputs,
+            self.config.measure,
+            canary=canary_of(self.supernet, table, self.costs.space) if table else None,
+            progress=progress,
+            seed=self.config.seed,
+        )
+
+    # --- loops ---
+
+    def new_search(self) -> Search:
+        """The search of this session, at its first step."""
+        return Search.from_settings(
+            self.config.search,
+            costs=self.costs,
+            train=self.problem.batches("search", self.config),
+            valid=self.problem.batches("valid", self.config),
+            supernet=self.supernet,
+            task=self.problem.task,
+            reward=self.problem.reward,
+            seed=self.config.seed,
+            machine=self.machine,
+            ranks=self.ranks,
+        )
+
+    def drive(self, stage: str, job: Job, words: str) -> str:
+        """Take a job's steps; returns the name of its last checkpoint, "" in memory."""
+        with self.reporter.bar(words) as update:
+            callbacks = [ProgressBar(update), *self.callbacks.callbacks]
+            if self.store.path is None:
+                run_loop(job, callbacks=callbacks)
+                return ""
+            checkpoints = StoreCheckpoints(self.store, stage, self.signal)
+            checkpoints.resume(job, self.reporter)
+            with self.signal.looked_at():
+                run_loop(job, checkpoints, [MetricsLog(self.store.log), *callbacks])
+            return checkpoints.save(job)
+
+    def finished_search(self) -> Search:
+        """The search as it ended.
+
+        Raises:
+            RunError: it has not.
+        """
+        self.records.require("search")
+        if self.search is None:
+            job = self.new_search()
+            StoreCheckpoints(self.store, "search", self.signal).load_finished(job)
+            self.search = job
+        return self.search
+
+    def described(self, indices: Sequence[int]) -> Architecture:
+        """The architecture that is written, trained and exported for a choice of candidates."""
+        return self.problem.architecture(self.supernet.architecture(indices), self.config)
+
+    def load_architecture(self, name: str) -> Architecture:
+        """An architecture of the store.
+
+        Raises:
+            RunError, ArchitectureError: it is missing, or damaged.
+        """
+        text = self.store.read(name, MAX_ARCHITECTURE_BYTES).decode("utf-8", "replace")
+        try:
+            return Architecture.from_json(text)
+        except ArchitectureError as error:
+            raise ArchitectureError(f"{self.store.file(name)}: {error}") from None
