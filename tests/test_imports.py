@@ -24,6 +24,7 @@ ORDER = [
     "zoo",
     "report",
     "recipes",
+    "session",
     "runs",
     "api",
     "cli",

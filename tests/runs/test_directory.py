@@ -26,7 +26,7 @@ def tensors(value: float) -> dict[str, torch.Tensor]:
 
 
 def test_a_checkpoint_comes_back(directory: RunDirectory) -> None:
-    directory.save_checkpoint("search", 4, tensors(1.5), {"step": 4, "objective": [0.25]})
+    directory.save_checkpoint("search", 4, (tensors(1.5), {"step": 4, "objective": [0.25]}))
     loaded = directory.load_checkpoint("search")
     assert loaded is not None
     assert torch.equal(loaded[0]["weight"], tensors(1.5)["weight"])
@@ -35,8 +35,8 @@ def test_a_checkpoint_comes_back(directory: RunDirectory) -> None:
 
 def test_the_last_two_are_kept(directory: RunDirectory) -> None:
     for step in (1, 2, 3, 10):
-        directory.save_checkpoint("search", step, tensors(step), {})
-    directory.save_checkpoint("train", 7, tensors(7), {})
+        directory.save_checkpoint("search", step, (tensors(step), {}))
+    directory.save_checkpoint("train", 7, (tensors(7), {}))
     names = sorted(p.name for p in directory.file("checkpoints").glob("search-*.safetensors"))
     assert names == ["search-00000003.safetensors", "search-00000010.safetensors"]
 
@@ -45,8 +45,8 @@ def test_the_last_two_are_kept(directory: RunDirectory) -> None:
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     directory: RunDirectory, damage: str
 ) -> None:
-    directory.save_checkpoint("search", 1, tensors(1), {"step": 1})
-    newest = directory.file(directory.save_checkpoint("search", 2, tensors(2), {"step": 2}))
+    directory.save_checkpoint("search", 1, (tensors(1), {"step": 1}))
+    newest = directory.file(directory.save_checkpoint("search", 2, (tensors(2), {"step": 2})))
     data = bytearray(newest.read_bytes())
     if damage == "cut":
         newest.write_bytes(data[: len(data) // 2])
@@ -124,7 +124,7 @@ def test_a_second_process_is_refused_and_the_lock_dies_with_the_first(tmp_path: 
 
 def test_metrics_are_cut_back_to_the_checkpoint(directory: RunDirectory) -> None:
     directory.log(stage="search", step=1)
-    directory.save_checkpoint("search", 1, tensors(1), {})
+    directory.save_checkpoint("search", 1, (tensors(1), {}))
     directory.log(stage="search", step=2)
     loaded = directory.load_checkpoint("search")
     assert loaded is not None

@@ -25,6 +25,7 @@ from tiny_run import TINY_RUN
 
 from proxylessnas.cli.main import main
 from proxylessnas.session import checkpoints
+from proxylessnas.session.records import Records
 from proxylessnas.training import faults
 
 
