@@ -26,7 +26,13 @@ from proxylessnas.export.onnx import to_onnx
 from proxylessnas.export.quiet import one_thread
 from proxylessnas.export.tflite import channels_last, to_tflite
 from proxylessnas.hardware.kit_results import SCHEMA
-from proxylessnas.hardware.plan import REPEAT, Measurable, PlannedModules, plan_measurement
+from proxylessnas.hardware.plan import (
+    REPEAT,
+    Measurable,
+    PlannedModules,
+    describe_inputs,
+    plan_measurement,
+)
 from proxylessnas.hardware.rounds import orders
 from proxylessnas.hardware.runtimes.base import is_activation
 from proxylessnas.hardware.timing import ProgressCallback
@@ -163,11 +169,10 @@ def _exported(measurable: Measurable, runtime: str) -> bytes:
 
 def _described(planned: PlannedModules) -> dict[str, Any]:
     """The plan and the model that it is of, for the way back."""
-    plan, inputs = planned.plan, planned.trace.inputs
+    plan = planned.plan
     model = planned.supernet.architecture([0] * len(planned.supernet.names))
     return {
-        "batch": int(inputs[0].shape[0]),
-        "input_shapes": ", ".join("x".join(map(str, x.shape)) for x in inputs),
+        **describe_inputs(planned.trace.inputs),
         "canary": plan.canary,
         "space": plan.space,
         "networks": [

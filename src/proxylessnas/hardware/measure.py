@@ -20,6 +20,7 @@ from proxylessnas.hardware.costs import indices_of
 from proxylessnas.hardware.plan import (
     Measurable,
     assemble,
+    describe_inputs,
     known_samples,
     on_device,
     plan_measurement,
@@ -122,11 +123,9 @@ def _load(runtime: Runtime, measurable: Measurable) -> Session:
 
 def describe(runtime: Runtime, example_inputs: tuple[Any, ...]) -> dict[str, Scalar]:
     """The device a table belongs to: see `LatencyTable.device`."""
-    tensors = [x for x in example_inputs if isinstance(x, Tensor)]
     return {
         **runtime.describe(),
-        "batch": int(tensors[0].shape[0]) if tensors and tensors[0].dim() else 1,
-        "input_shapes": ", ".join("x".join(map(str, x.shape)) for x in tensors),
+        **describe_inputs(example_inputs),
         "cores": usable_cpus(),
         "system": f"{platform.system()} {platform.release()}",
         "torch": torch.__version__,

@@ -6,7 +6,7 @@ visits to each. A kit carries it to another machine and brings it back with samp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from proxylessnas.core.costs import Costs
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.export.quiet import one_thread
 from proxylessnas.hardware.costs import batch_of, count_costs, indices_of
-from proxylessnas.hardware.table import LatencyTable, NetworkEntry, Role, Scalar
+from proxylessnas.hardware.table import Identity, LatencyTable, NetworkEntry, Role, Scalar
 from proxylessnas.hardware.timing import Measurement
 from proxylessnas.hardware.trace import Trace, trace
 from proxylessnas.seeds import derive_seed
@@ -30,7 +30,7 @@ REPEAT = " again"  # the suffix of a network that is built and loaded a second t
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedNetwork:
-    """name: `network 3`. choices: mixed operation -> candidate. Others: see `NetworkEntry`."""
+    """name: `network 3`. choices: choice -> candidate. Others: see `NetworkEntry`."""
 
     name: str
     choices: Mapping[str, str]
@@ -50,6 +50,10 @@ class MeasurementPlan:
     @property
     def canary(self) -> str:
         return next(n.name for n in self.networks if n.role == "canary")
+
+    def identity(self, network: PlannedNetwork) -> Identity:
+        """See `NetworkEntry.identity`."""
+        return self.space, tuple(network.choices.items())
 
 
 @dataclass(frozen=True)
@@ -95,35 +99,32 @@ def make_plan(
 ) -> MeasurementPlan:
     """Every distinct candidate, networks to fit the cost model to, and some to validate it.
 
-    The canary is the middle one of the fitted networks. Validation networks are measured as
-    two sessions, which tells the noise floor.
+    The canary is the middle network, by MACs, of those that are fitted. Validation networks are
+    measured as two sessions, which tells the noise floor.
     """
     costs, batch = count_costs(supernet, traced), batch_of(traced.inputs)
     macs = partial(costs.cost_of, "macs")
     count = settings.networks + settings.validation
     chosen = choose_networks(costs, supernet.mask, count, seed=seed)
     fitted = sorted(chosen[: settings.networks], key=macs)
-    networks = []
-    for i, indices in enumerate(chosen):
-        role: Role = "fit" if i < len(fitted) else "validation"
-        networks.append(
-            PlannedNetwork(
-                name=f"network {i}",
-                choices=dict(supernet.architecture(indices).choices),
-                role="canary" if indices == fitted[len(fitted) // 2] else role,
-                macs=round(batch * macs(indices)),
-            )
+    roles: list[Role] = ["fit" if i < len(fitted) else "validation" for i in range(len(chosen))]
+    roles[chosen.index(fitted[len(fitted) // 2])] = "canary"
+    networks = tuple(
+        PlannedNetwork(
+            name=f"network {i}",
+            choices=dict(supernet.architecture(indices).choices),
+            role=role,
+            macs=round(batch * macs(indices)),
         )
+        for i, (indices, role) in enumerate(zip(chosen, roles, strict=True))
+    )
     visits = dict.fromkeys(traced.units, settings.rounds)
     for network in networks:
         visits[network.name] = settings.network_rounds
         if network.role == "validation":
             visits[network.name + REPEAT] = settings.network_rounds
     return MeasurementPlan(
-        space=costs.space,
-        units=tuple(traced.units),
-        networks=tuple(networks),
-        visits=visits,
+        space=costs.space, units=tuple(traced.units), networks=networks, visits=visits
     )
 
 
@@ -156,37 +157,47 @@ def assemble(
     before: LatencyTable | None = None,
 ) -> LatencyTable:
     """The table of these measurements; what an earlier table had beside them stays."""
+    before = before or LatencyTable(device=device, entries={})
     measured = {key: on_device(device, m) for key, m in measured.items()}
-    entries = dict(before.entries) if before else {}
-    entries |= {key: measured[key] for key in plan.units if key in measured}
-    networks = {_identity(n.space, n.choices): n for n in (before.networks if before else ())}
-    networks = {
-        k: replace(n, role="fit") if n.role == "canary" and n.space == plan.space else n
-        for k, n in networks.items()
-    }
-    for n in plan.networks:
-        identity = _identity(plan.space, n.choices)
-        known = networks.get(identity)
-        if n.name in measured:
-            networks[identity] = NetworkEntry(
-                choices=n.choices,
-                role=n.role,
-                space=plan.space,
-                macs=n.macs,
-                measurement=measured[n.name],
-                repeat=measured.get(n.name + REPEAT) or (known.repeat if known else None),
-            )
-        elif known is not None:
-            networks[identity] = replace(known, role=n.role)
+    entries = {key: measured[key] for key in plan.units if key in measured}
+    networks = {n.identity: n for n in before.networks}
+    for identity, n in networks.items():
+        if n.role == "canary" and n.space == plan.space:  # the plan has a canary itself
+            networks[identity] = replace(n, role="fit")
+    for planned in plan.networks:
+        entry = _entry(plan.space, planned, measured, networks.get(plan.identity(planned)))
+        if entry is not None:
+            networks[entry.identity] = entry
     table = LatencyTable(
         device=device,
-        entries=entries,
+        entries={**before.entries, **entries},
         networks=tuple(networks.values()),
         complete=False,
-        columns=before.columns if before else {},
+        columns=before.columns,
     )
-    visits = {k: len(v) for k, v in known_samples(table, plan).items()}
-    return replace(table, complete=all(visits.get(k, 0) >= n for k, n in plan.visits.items()))
+    samples = known_samples(table, plan)
+    complete = all(len(samples.get(key, ())) >= n for key, n in plan.visits.items())
+    return replace(table, complete=complete)
+
+
+def _entry(
+    space: str,
+    planned: PlannedNetwork,
+    measured: Mapping[str, Measurement],
+    before: NetworkEntry | None,
+) -> NetworkEntry | None:
+    """The table's entry of a planned network; None where it was never measured."""
+    if planned.name not in measured:
+        return None if before is None else replace(before, role=planned.role)
+    repeat = measured.get(planned.name + REPEAT) or (before.repeat if before else None)
+    return NetworkEntry(
+        choices=planned.choices,
+        role=planned.role,
+        space=space,
+        macs=planned.macs,
+        measurement=measured[planned.name],
+        repeat=repeat,
+    )
 
 
 def known_samples(
@@ -195,21 +206,23 @@ def known_samples(
     """The samples a table has, in ms, by the plan's keys and names."""
     if table is None:
         return {}
-    known = {k: table.entries[k].samples_ms for k in plan.units if k in table.entries}
-    networks = {_identity(n.space, n.choices): n for n in table.networks}
-    for n in plan.networks:
-        entry = networks.get(_identity(plan.space, n.choices))
+    samples = {k: table.entries[k].samples_ms for k in plan.units if k in table.entries}
+    networks = {n.identity: n for n in table.networks}
+    for planned in plan.networks:
+        entry = networks.get(plan.identity(planned))
         if entry is not None:
-            known[n.name] = entry.measurement.samples_ms
+            samples[planned.name] = entry.measurement.samples_ms
             if entry.repeat is not None:
-                known[n.name + REPEAT] = entry.repeat.samples_ms
-    return known
+                samples[planned.name + REPEAT] = entry.repeat.samples_ms
+    return samples
+
+
+def describe_inputs(inputs: Sequence[Any]) -> dict[str, Scalar]:
+    """batch: examples an inference. input_shapes: of all tensors, as `1x3x224x224, 1x10`."""
+    shapes = ["x".join(map(str, x.shape)) for x in inputs if isinstance(x, Tensor)]
+    return {"batch": batch_of(inputs), "input_shapes": ", ".join(shapes)}
 
 
 def on_device(device: Mapping[str, Scalar], m: Measurement) -> Measurement:
     """The measurement with the device beside the moment's environment."""
     return replace(m, environment={**device, **m.environment})
-
-
-def _identity(space: str, choices: Mapping[str, str]) -> tuple[str, tuple[tuple[str, str], ...]]:
-    return space, tuple(choices.items())

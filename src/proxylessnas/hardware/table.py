@@ -27,6 +27,7 @@ ALIKE = (*SAME, "version", "batch")  # what samples of one table must share
 
 Role = Literal["fit", "validation", "canary"]
 Scalar = str | int | float
+Identity = tuple[str, tuple[tuple[str, str], ...]]  # a network's space and choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,11 @@ class NetworkEntry:
     macs: int
     measurement: Measurement
     repeat: Measurement | None = None
+
+    @property
+    def identity(self) -> Identity:
+        """Which network it is: a table has one entry of each."""
+        return self.space, tuple(self.choices.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,8 +181,8 @@ class LatencyTable:
                     f"tables of different {name} cannot be merged: "
                     f"{self.device.get(name)!r} and {other.device.get(name)!r}"
                 )
-        have = {(n.space, tuple(n.choices.items())) for n in self.networks}
-        new = [n for n in other.networks if (n.space, tuple(n.choices.items())) not in have]
+        known = {n.identity for n in self.networks}
+        new = [n for n in other.networks if n.identity not in known]
         stale = bool({n.space for n in new} & {n.space for n in self.networks})
         return replace(
             self,
