@@ -1,7 +1,7 @@
 """Costs of networks, and their limits: E[cost] = fixed + Σ p·cost (paper section 3.3.1).
 
 A cost is a number that adds up over the choices of a network: its latency (by a model, see
-`hardware.cost`), its MACs, its parameters, or any number that a user can give a candidate. The
+`hardware.costs`), its MACs, its parameters, or any number that a user can give a candidate. The
 search only ever sees this sum, so that every cost is differentiable in the probabilities and
 linear in the one-hot vectors of an integer programme.
 """
