@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from proxylessnas.architecture import InputInfo
 from proxylessnas.data import Augmentation, augment
 
 _tables = st.integers(0, 1000).map(lambda seed: augment.draw(6, seed, "train", 0))
@@ -74,9 +75,12 @@ def test_cutout_sets_one_square_to_the_mean(table: torch.Tensor, side: int) -> N
     ],
 )
 def test_auto(channels: int, classes: tuple[str, ...], text: str) -> None:
-    assert Augmentation.parse("auto", shape=(channels, 32, 32), classes=classes).text == text
+    assert (
+        Augmentation.parse("auto", InputInfo(shape=(channels, 32, 32), classes=classes)).text
+        == text
+    )
 
 
 @pytest.mark.parametrize("text", ["none", "crop", "shift", "crop+flip", "crop+flip+cutout16"])
 def test_policies_by_name(text: str) -> None:
-    assert Augmentation.parse(text, shape=(3, 32, 32), classes=("a", "b")).text == text
+    assert Augmentation.parse(text, InputInfo(shape=(3, 32, 32), classes=("a", "b"))).text == text

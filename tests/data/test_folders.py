@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from image_folders import load, make_folder, picture, pixels_of, whole_part
 
+from proxylessnas.data.stores import PixelsInMemory
 from proxylessnas.errors import DataError
 
 
@@ -15,7 +16,11 @@ def test_folder_without_a_split(tmp_path: Path) -> None:
     data = load(str(make_folder(tmp_path, count=25)))
     assert data.info.shape == (3, 12, 12)
     assert data.info.classes == ("cat", "dog")
-    assert data.in_memory and data.augmentation.text == "crop+flip" and not data.summary.damaged
+    assert (
+        isinstance(data.store, PixelsInMemory)
+        and data.augmentation.text == "crop+flip"
+        and not data.summary.damaged
+    )
     assert [data.size(part) for part in ("train", "search", "valid", "test")] == [40, 36, 4, 10]
     for part in ("train", "test", "valid"):
         counts = whole_part(data, part)[1].bincount()

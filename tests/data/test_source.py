@@ -17,7 +17,7 @@ def part(*labels: int, prefix: str = "") -> SplitPart:
 
 def test_images_are_numbered_across_parts_and_unlabelled_ones_left_out() -> None:
     parts = {"test": part(1, -1, prefix="test/"), "train": part(0, -1, 1, -1, prefix="train/")}
-    source = assemble("x", ["a", "b"], parts, {"row of split extra": 3, "nothing": 0})
+    source = assemble("x", ["a", "b"], parts, {"row of split extra": 3})
     assert {role: numbers.tolist() for role, numbers in source.parts.items()} == {
         "test": [0],
         "train": [2, 4],

@@ -10,12 +10,13 @@ from image_folders import load, make_folder, mixed_size, picture, whole_part
 from PIL import Image
 
 from proxylessnas.data import survey
+from proxylessnas.data.stores import PixelsInMemory, StreamedImages
 
 
 def test_images_of_mixed_size_are_photos(tmp_path: Path) -> None:
     data = load(str(make_folder(tmp_path, size=mixed_size)), workers=0)
     assert data.info.shape == (3, 224, 224) and data.info.central_share == 0.875
-    assert not data.in_memory
+    assert isinstance(data.store, StreamedImages)
     assert load(str(tmp_path), image_size=16, workers=0).info.shape == (3, 16, 16)
 
 
@@ -30,7 +31,8 @@ def test_a_set_that_does_not_fit_in_memory_streams_the_same_pixels(
     kept = load(str(make_folder(tmp_path, size=lambda i: (12, 10))))
     monkeypatch.setattr(survey, "MEMORY_BYTES", 1000)
     streamed = load(str(tmp_path), workers=0)
-    assert kept.in_memory and not streamed.in_memory
+    assert isinstance(kept.store, PixelsInMemory)
+    assert isinstance(streamed.store, StreamedImages)
     assert kept.info == streamed.info and kept.info.shape == (3, 10, 12)
     for part in ("search", "valid", "test"):
         a, b = whole_part(kept, part), whole_part(streamed, part)
@@ -55,7 +57,8 @@ def test_one_colour_image_among_gray_ones_makes_all_rgb(
     monkeypatch.setattr(survey, "SAMPLE", 4)  # not among those looked at: found while decoding
     assert load(str(tmp_path)).info.shape[0] == 3
     picture(6, (13, 12)).save(tmp_path / "cat" / "00006.png")
-    assert load(str(tmp_path), image_size=8, workers=0).in_memory is False
+    data = load(str(tmp_path), image_size=8, workers=0)
+    assert isinstance(data.store, StreamedImages)
 
 
 def test_mean_and_std_are_those_of_the_training_part(tmp_path: Path) -> None:

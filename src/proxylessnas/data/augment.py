@@ -8,18 +8,19 @@ number of workers or where a run was resumed.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from proxylessnas.architecture import InputInfo
 from proxylessnas.errors import DataError
 from proxylessnas.seeds import derive_seed
 
 # Columns of the table of uniforms.
 _Y, _X, _AREA, _ASPECT, _FLIP, _HOLE_Y, _HOLE_X, _BRIGHTNESS, _SATURATION = range(9)
+BOX_COLUMNS = [_Y, _X, _AREA, _ASPECT]  # those that `decode.random_box` takes
 BRIGHTNESS, SATURATION = 32 / 255, 0.5  # how far from 1 the factors may go, as published
 
 
@@ -40,14 +41,14 @@ class Augmentation:
     cutout: int = 0
 
     @classmethod
-    def parse(cls, text: str, *, shape: Sequence[int], classes: Sequence[str]) -> Augmentation:
-        """The augmentation that `text` says, for images of `shape` [channels, height, width].
+    def parse(cls, text: str, info: InputInfo) -> Augmentation:
+        """The augmentation that `text` says, for such inputs.
 
         Raises:
             DataError: a word is unknown or stands twice, or a hole is larger than the image.
         """
         if text == "auto":
-            text = _automatic(shape[0], classes)
+            text = _automatic(info)
         words = [] if text == "none" else text.split("+")
         moves = [word for word in words if word in ("crop", "shift")]
         holes = [int(word[6:]) for word in words if re.fullmatch(r"cutout[1-9]\d*", word)]
@@ -57,8 +58,9 @@ class Augmentation:
                 f"unknown augmentation {text!r}; allowed: auto, none, or crop or shift, flip, "
                 "jitter and cutoutN (N pixels) joined by +, such as crop+flip+cutout16"
             )
-        if holes and holes[0] > shape[1]:
-            raise DataError(f"{words[-1]} is larger than the image ({shape[1]} pixels high)")
+        height = info.shape[1]
+        if holes and holes[0] > height:
+            raise DataError(f"cutout{holes[0]} is larger than the image ({height} pixels high)")
         return cls(
             move=moves[0] if moves else "none",
             flip="flip" in words,
@@ -74,13 +76,6 @@ class Augmentation:
         words += [f"cutout{self.cutout}"] * bool(self.cutout)
         return "+".join(words) or "none"
 
-    def padding(self, height: int, width: int) -> tuple[int, int]:
-        """How far a small image may move, in pixels down and across."""
-        if self.move == "none":
-            return 0, 0
-        share = 8 if self.move == "crop" else 14
-        return max(height // share, 1), max(width // share, 1)
-
     @property
     def smallest_area(self) -> float:
         """The least share of a photo's area that a random box keeps."""
@@ -90,14 +85,14 @@ class Augmentation:
 NONE = Augmentation()
 
 
-def _automatic(channels: int, classes: Sequence[str]) -> str:
+def _automatic(info: InputInfo) -> str:
     """crop+flip for colour and shift for gray images.
 
     Classes that are single characters are taken for digits or letters, which are not mirrored.
     """
-    if channels == 1:
+    if info.shape[0] == 1:
         return "shift"
-    return "crop" if all(len(name) == 1 for name in classes) else "crop+flip"
+    return "crop" if all(len(name) == 1 for name in info.classes) else "crop+flip"
 
 
 def draw(samples: int, seed: int, part: str, epoch: int) -> Tensor:
@@ -106,19 +101,26 @@ def draw(samples: int, seed: int, part: str, epoch: int) -> Tensor:
     return torch.rand(samples, 9, generator=generator)
 
 
-def boxes(uniforms: Tensor) -> Tensor:
-    """The columns that place a photo's random box: [B, 4] y, x, area, aspect."""
-    return uniforms[:, [_Y, _X, _AREA, _ASPECT]]
-
-
 def moved(images: Tensor, augmentation: Augmentation, uniforms: Tensor) -> Tensor:
-    """Small images shifted, with zeros following: [B, C, H, W] of any dtype."""
-    pad_y, pad_x = augmentation.padding(images.shape[2], images.shape[3])
-    if not (pad_y or pad_x):
+    """Small images [B, C, H, W] shifted, with zeros following.
+
+    Each is cut out of itself padded with zeros, from its own corner. All windows of all images
+    are one strided view, so that the cut is a single gather.
+    """
+    if augmentation.move == "none":
         return images
+    batch, channels, height, width = images.shape
+    share = 8 if augmentation.move == "crop" else 14
+    pad_y, pad_x = max(height // share, 1), max(width // share, 1)
+    padded = functional.pad(images, (pad_x, pad_x, pad_y, pad_y))
+    image, channel, row, column = padded.stride()
+    windows = padded.as_strided(
+        (batch, 2 * pad_y + 1, 2 * pad_x + 1, channels, height, width),
+        (image, row, column, channel, row, column),
+    )
     top = _integers(uniforms[:, _Y], 2 * pad_y + 1)
     left = _integers(uniforms[:, _X], 2 * pad_x + 1)
-    return shifted(images, top, left, pad_y, pad_x)
+    return windows[torch.arange(batch), top, left]
 
 
 def flipped(images: Tensor, augmentation: Augmentation, uniforms: Tensor) -> Tensor:
@@ -141,21 +143,6 @@ def jittered(images: Tensor, augmentation: Augmentation, uniforms: Tensor) -> Te
         gray = (images * luma).sum(1, keepdim=True)
         images = torch.lerp(gray, images, saturation).clamp_(0, 255)
     return images
-
-
-def shifted(images: Tensor, top: Tensor, left: Tensor, pad_y: int, pad_x: int) -> Tensor:
-    """Each image padded with zeros and cut out again from its own (top, left) of the padded one.
-
-    All windows of all images are one strided view, so that the cut is a single gather.
-    """
-    batch, channels, height, width = images.shape
-    padded = functional.pad(images, (pad_x, pad_x, pad_y, pad_y))
-    image, channel, row, column = padded.stride()
-    windows = padded.as_strided(
-        (batch, 2 * pad_y + 1, 2 * pad_x + 1, channels, height, width),
-        (image, row, column, channel, row, column),
-    )
-    return windows[torch.arange(batch), top, left]
 
 
 def cut_out_(images: Tensor, augmentation: Augmentation, uniforms: Tensor) -> Tensor:

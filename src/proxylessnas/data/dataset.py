@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from proxylessnas.architecture import InputInfo
 from proxylessnas.data.augment import NONE, Augmentation
+from proxylessnas.data.decode import ImageShape
 from proxylessnas.data.image_batches import ImageBatches
 from proxylessnas.data.source import Indices
-from proxylessnas.data.stores import ImageStore, PixelsInMemory
-from proxylessnas.errors import DataError
+from proxylessnas.data.stores import ImageStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class DataSummary:
     source: the data spec or folder.
     parts: images of "train", which is "search" and "valid" together, and of "test".
     classes: name -> images of the class, all parts together; in the order of the labels.
-    heights, widths: (smallest, largest) of the image files whose headers were read, in pixels.
+    file_shapes: the distinct shapes of (a sample of) the image files.
     shape: (channels, height, width) that images are brought to.
     damaged: images that cannot be decoded, each with the reason.
     left_out: reason -> files or images that are in no part, the damaged ones included.
@@ -31,29 +31,31 @@ class DataSummary:
     source: str
     parts: Mapping[str, int]
     classes: Mapping[str, int]
-    heights: tuple[int, int]
-    widths: tuple[int, int]
+    file_shapes: frozenset[ImageShape]
     shape: tuple[int, ...]
     damaged: tuple[str, ...]
     left_out: Mapping[str, int]
 
     def __str__(self) -> str:
-        counts = {part: f"{count:,} {part}" for part, count in self.parts.items()}
-        each = _interval(min(self.classes.values()), max(self.classes.values()))
+        images = {part: f"{count:,} {part}" for part, count in self.parts.items()}
+        heights = _interval(shape.height for shape in self.file_shapes)
+        widths = _interval(shape.width for shape in self.file_shapes)
         channels, height, width = self.shape
         facts = [
-            f"{counts['train']} images ({counts['search']}, {counts['valid']}), {counts['test']}",
-            f"{len(self.classes)} classes of {each}",
-            f"files of {_interval(*self.heights)} x {_interval(*self.widths)} pixels",
+            f"{images['train']} images ({images['search']}, {images['valid']}), {images['test']}",
+            f"{len(self.classes)} classes of {_interval(self.classes.values())}",
+            f"files of {heights} x {widths} pixels",
             f"read as {height} x {width} {'gray' if channels == 1 else 'RGB'}",
         ]
         if self.left_out:
-            reasons = ", ".join(f"{count:,} ({why})" for why, count in self.left_out.items())
-            facts.append(f"left out {reasons}")
+            reasons = (f"{count:,} ({reason})" for reason, count in self.left_out.items())
+            facts.append(f"left out: {', '.join(reasons)}")
         return "; ".join(facts)
 
 
-def _interval(low: int, high: int) -> str:
+def _interval(numbers: Iterable[int]) -> str:
+    ordered = sorted(numbers)
+    low, high = ordered[0], ordered[-1]
     return f"{low:,}" if low == high else f"{low:,}-{high:,}"
 
 
@@ -72,11 +74,6 @@ class ImageData:
     store: ImageStore
     rows: Mapping[str, Indices]
 
-    @property
-    def in_memory(self) -> bool:
-        """Whether the images are decoded already; else they stream through workers."""
-        return isinstance(self.store, PixelsInMemory)
-
     def size(self, part: str) -> int:
         """The number of images of "train", "search", "valid" or "test"."""
         return len(self._rows(part))
@@ -89,7 +86,6 @@ class ImageData:
         augment: bool | str = False,
         shuffle: bool = False,
         seed: int = 0,
-        drop_last: bool = False,
     ) -> ImageBatches:
         """The batches of a part; order and augmentation depend on `seed`, part and epoch.
 
@@ -99,32 +95,25 @@ class ImageData:
 
         Raises:
             ValueError: there is no such part, or the batch size is not positive.
-            DataError: `drop_last` would leave no batch at all.
+            DataError: the augmentation is not understood.
         """
         rows = self._rows(part)
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: at least 1")
-        if drop_last and batch_size > len(rows):
-            raise DataError(
-                f"a batch of {batch_size} is more than the {len(rows)} images of the {part} part "
-                f"of {self.summary.source}; choose a smaller batch"
-            )
-        default = self.augmentation if augment else NONE
+        if isinstance(augment, str):
+            augmentation = Augmentation.parse(augment, self.info)
+        else:
+            augmentation = self.augmentation if augment else NONE
         return ImageBatches(
             store=self.store,
             rows=torch.from_numpy(rows),
             info=self.info,
             part=part,
             batch_size=batch_size,
-            augmentation=self.parse(augment) if isinstance(augment, str) else default,
+            augmentation=augmentation,
             shuffle=shuffle,
             seed=seed,
-            drop_last=drop_last,
         )
-
-    def parse(self, augment: str) -> Augmentation:
-        """The augmentation that `augment` says in words; DataError where it is not understood."""
-        return Augmentation.parse(augment, shape=self.info.shape, classes=self.info.classes)
 
     def _rows(self, part: str) -> Indices:
         if part not in self.rows:

@@ -26,18 +26,8 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of
 
 # What PIL is known to raise on a damaged file, decompression bombs included.
 DAMAGED: tuple[type[Exception], ...] = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError),
+    *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
 
 _GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
@@ -62,7 +52,7 @@ class ImageShape(NamedTuple):
 
 
 class DamagedImage(Exception):
-    """An image cannot be decoded; the message is the reason, short enough for a list."""
+    """An image cannot be decoded; the message names it and the reason: "cat/1.png (truncated)"."""
 
 
 @contextmanager
@@ -73,7 +63,7 @@ def opened(reader: ImageReader, index: int) -> Iterator[Image.Image]:
             yield image
     except DAMAGED as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise DamagedImage(reason) from error
+        raise DamagedImage(f"{reader.describe(index)} ({reason})") from error
 
 
 def shape_of(image: Image.Image) -> ImageShape:
@@ -114,10 +104,7 @@ def decode(
     if shrink >= 2:
         image.draft(None, (int(width / shrink), int(height / shrink)))  # a no-op but for JPEG
     box = _scaled(box, image.size[0] / width, image.size[1] / height, image.size)
-    image = _converted(image, shape.channels)
-    size = (lying.width, lying.height)
-    if image.size != size or box != (0.0, 0.0, float(size[0]), float(size[1])):
-        image = image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+    image = _resized(_converted(image, shape.channels), (lying.width, lying.height), box)
     if orientation in _TRANSPOSITIONS:
         image = image.transpose(_TRANSPOSITIONS[orientation])
     array = np.array(image, dtype=np.uint8)
@@ -169,13 +156,11 @@ def read_image(path: str | Path, info: InputInfo) -> Tensor:
     """
     if not os.path.exists(path):
         raise DataError(f"there is no image {path}")
-    channels, height, width = info.shape
-    shape = ImageShape(channels, height, width)
     try:
         with opened(ImageFiles((str(path),)), 0) as image:
-            pixels = decode(image, shape, central_share=info.central_share)
+            pixels = decode(image, ImageShape(*info.shape), central_share=info.central_share)
     except DamagedImage as damage:
-        raise DataError(f"image {path} cannot be decoded: {damage}") from damage
+        raise DataError(f"an image cannot be decoded: {damage}") from damage
     return normalised(torch.from_numpy(pixels)[None], info.mean, info.std)
 
 
@@ -194,6 +179,12 @@ def _scaled(box: Box, across: float, down: float, size: tuple[int, int]) -> Box:
         min(right * across, float(size[0])),
         min(bottom * down, float(size[1])),
     )
+
+
+def _resized(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:
+    if image.size == size and box == (0.0, 0.0, float(size[0]), float(size[1])):
+        return image
+    return image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
 
 
 def _converted(image: Image.Image, channels: int) -> Image.Image:

@@ -131,19 +131,17 @@ def _from_splits(name: str, splits: Mapping[str, Any]) -> Source:
     used = {role: splits[split] for role, split in roles.items()}
     features = used["train"].features
     image, label = _image_and_label_columns(name, features)
-    labels = {
+    values = {
         role: _label_values(split, label) if label in split.features else [None] * len(split)
         for role, split in used.items()
     }
-    classes = getattr(features[label], "names", None)
-    if classes is None:
-        classes, labels = _classes_from_values(name, labels)
+    classes, labels = _class_numbers(name, features[label], values)
     parts = {}
     for role, split in used.items():
         if image not in split.features:
             raise DataError(f"{name}: split {roles[role]} has no column {image!r}")
         reader = _ImageColumn(f"{name} {roles[role]}", split, image)
-        parts[role] = SplitPart(_label_numbers(labels[role]), reader)
+        parts[role] = SplitPart(labels[role], reader)
     unused = {f"row of split {s}": len(splits[s]) for s in splits if s not in roles.values()}
     return assemble(name, classes, parts, unused)
 
@@ -186,19 +184,18 @@ def _label_values(split: Any, column: str) -> list[int | str | None]:
     return values
 
 
-def _classes_from_values(
-    name: str, labels: Mapping[str, list[Any]]
-) -> tuple[list[str], dict[str, list[Any]]]:
-    """Without class names in the schema the distinct training labels are the classes, sorted."""
-    values = sorted({value for value in labels["train"] if value not in (None, -1)})
-    numbers = {value: number for number, value in enumerate(values)}
-    for role, part in labels.items():
-        unknown = set(part) - {None, -1} - set(numbers)
+def _class_numbers(
+    name: str, feature: Any, values: Mapping[str, list[Any]]
+) -> tuple[list[str], dict[str, Indices]]:
+    """Class names of the schema, or else the distinct training labels; labels as numbers."""
+    names = getattr(feature, "names", None)
+    classes = range(len(names)) if names else sorted(set(values["train"]) - {None, -1})
+    numbers = {label: number for number, label in enumerate(classes)} | {None: -1, -1: -1}
+    for role, labels in values.items():
+        unknown = set(labels) - set(numbers)
         if unknown:
             raise DataError(f"{name}: {role} has the label {unknown.pop()!r}, train has not")
-    numbered = {role: [numbers.get(v, -1) for v in part] for role, part in labels.items()}
-    return [str(value) for value in values], numbered
-
-
-def _label_numbers(labels: list[Any]) -> Indices:
-    return np.array([-1 if label is None else label for label in labels], dtype=np.int64)
+    return names or [str(label) for label in classes], {
+        role: np.array([numbers[label] for label in labels], dtype=np.int64)
+        for role, labels in values.items()
+    }

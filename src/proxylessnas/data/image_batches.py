@@ -13,7 +13,7 @@ from proxylessnas.data import augment
 from proxylessnas.data.augment import Augmentation
 from proxylessnas.data.batches import WHOLE, Share, portion
 from proxylessnas.data.decode import normalised
-from proxylessnas.data.stores import BatchRequest, ImageStore
+from proxylessnas.data.stores import ImageStore, Requests
 from proxylessnas.seeds import derive_seed
 
 
@@ -35,12 +35,10 @@ class ImageBatches:
     augmentation: Augmentation
     shuffle: bool
     seed: int
-    drop_last: bool
 
     def __len__(self) -> int:
-        """Batches an epoch."""
-        whole, rest = divmod(len(self.rows), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        """Batches an epoch; the last may be smaller."""
+        return -(-len(self.rows) // self.batch_size)
 
     def epoch(
         self, epoch: int, start: int = 0, *, step: int = 1, share: Share = WHOLE
@@ -55,7 +53,7 @@ class ImageBatches:
             raise ValueError(f"epoch {epoch}, start {start}: an epoch has {len(self)} batches")
         return self._load(self._requests(epoch, range(start, len(self), step), share))
 
-    def _requests(self, epoch: int, batches: range, share: Share) -> list[BatchRequest]:
+    def _requests(self, epoch: int, batches: range, share: Share) -> Requests:
         """Everything random is drawn before any image is loaded, so that workers have no state."""
         samples, size = len(self.rows), self.batch_size
         order = torch.arange(samples)
@@ -69,10 +67,10 @@ class ImageBatches:
         for index in batches:
             positions = order[index * size : (index + 1) * size]
             positions = positions[portion(len(positions), share)]
-            requests.append(BatchRequest(self.rows[positions], uniforms[positions]))
+            requests.append((self.rows[positions], uniforms[positions]))
         return requests
 
-    def _load(self, requests: list[BatchRequest]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _load(self, requests: Requests) -> Iterator[tuple[Tensor, Tensor]]:
         augmentation, info = self.augmentation, self.info
         loaded = self.store.load(requests, augmentation)
         for (_, uniforms), (images, labels) in zip(requests, loaded, strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -67,7 +66,7 @@ class Source:
     classes: names in the order of the labels.
     labels: [images], the class number of each; -1 where an image has none.
     parts: "train", mostly "test" and sometimes "valid" -> disjoint numbers of labelled images.
-    left_out: reason -> files or images of the data set that are in no part.
+    left_out: reason -> files or images of the data set that are in no part, or 0.
     """
 
     name: str
@@ -93,14 +92,14 @@ def assemble(
         DataError: no labelled training image, fewer than 2 classes, or labels without a class.
     """
     labels = np.concatenate([part.labels for part in parts.values()]).astype(np.int64)
-    ends = np.cumsum([len(part.labels) for part in parts.values()]).tolist()
+    starts = np.cumsum([0, *(len(part.labels) for part in parts.values())]).tolist()
     numbers: dict[str, Indices] = {}
-    missing: Counter[str] = Counter(left_out)
-    for (role, part), end in zip(parts.items(), ends, strict=True):
+    unused = dict(left_out or {})
+    for (role, part), start in zip(parts.items(), starts, strict=False):
         labelled = np.flatnonzero(part.labels >= 0).astype(np.int64)
         if len(labelled):
-            numbers[role] = labelled + (end - len(part.labels))
-        missing[f"{role} image without a label"] += len(part.labels) - len(labelled)
+            numbers[role] = labelled + start
+        unused[f"{role} image without a label"] = len(part.labels) - len(labelled)
     if "test" not in numbers and "valid" in numbers:
         numbers["test"] = numbers.pop("valid")
     if "train" not in numbers:
@@ -111,9 +110,9 @@ def assemble(
         name=name,
         classes=tuple(classes),
         labels=labels,
-        reader=readers[0] if len(readers) == 1 else _JoinedReaders(readers, tuple(ends)),
+        reader=readers[0] if len(readers) == 1 else _JoinedReaders(readers, tuple(starts)),
         parts=numbers,
-        left_out=+missing,  # without those that count 0
+        left_out=unused,
     )
 
 
@@ -138,10 +137,10 @@ def _check_classes(name: str, classes: Sequence[str], labels: Mapping[str, Indic
 
 @dataclass(frozen=True)
 class _JoinedReaders:
-    """Readers one after the other; `ends` are the cumulated lengths."""
+    """Readers one after the other; `starts` are the numbers of their first images."""
 
     readers: tuple[ImageReader, ...]
-    ends: tuple[int, ...]
+    starts: tuple[int, ...]
 
     def open(self, index: int) -> Image.Image:
         reader, local = self._locate(index)
@@ -152,5 +151,5 @@ class _JoinedReaders:
         return reader.describe(local)
 
     def _locate(self, index: int) -> tuple[ImageReader, int]:
-        position = bisect.bisect_right(self.ends, index)
-        return self.readers[position], index - (self.ends[position - 1] if position else 0)
+        position = bisect.bisect_right(self.starts, index) - 1
+        return self.readers[position], index - self.starts[position]

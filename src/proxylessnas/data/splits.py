@@ -18,22 +18,19 @@ def fixed_parts(source: Source, test_fraction: float) -> dict[str, Indices]:
     test_fraction: held out of train where the data set has no test part; whatever the seed, so
         that accuracies of several seeds are of the same images.
     """
-    parts = {"train": source.parts["train"]}
-    if "test" in source.parts:
-        parts["test"] = source.parts["test"]
-    else:
+    parts = dict(source.parts)
+    if "test" not in parts:
+        train = parts["train"]
         rest, held_out = hold_out(
-            source.labels[parts["train"]],
+            source.labels[train],
             test_fraction,
             seed=0,
             name="test",
             classes=source.classes,
-            stay=1 if "valid" in source.parts else 2,  # one of these becomes validation
+            stay=1 if "valid" in parts else 2,  # one of these becomes validation
         )
-        parts = {"train": parts["train"][rest], "test": parts["train"][held_out]}
-    if "valid" in source.parts:
-        parts["valid"] = source.parts["valid"]
-    return parts
+        parts |= {"train": train[rest], "test": train[held_out]}
+    return {role: parts[role] for role in ("train", "test", "valid") if role in parts}
 
 
 def limited_parts(
@@ -47,18 +44,14 @@ def limited_parts(
         raise DataError(
             f"limit {limit} is too small for {len(source.classes)} classes; at least {least}"
         )
-    return {
-        role: numbers[
-            stratified_sample(
-                source.labels[numbers],
-                limit,
-                seed=0,
-                name=f"limit/{role}",
-                least=2 if role == "train" else 1,
-            )
-        ]
-        for role, numbers in parts.items()
-    }
+    limited = {}
+    for role, numbers in parts.items():
+        least = 2 if role == "train" else 1
+        chosen = stratified_sample(
+            source.labels[numbers], limit, seed=0, name=f"limit/{role}", least=least
+        )
+        limited[role] = numbers[chosen]
+    return limited
 
 
 def with_validation(

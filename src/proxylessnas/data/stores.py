@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,26 +23,12 @@ from proxylessnas.data.decode import DamagedImage, ImageShape, Pixels, decode, o
 from proxylessnas.data.source import ImageReader, Indices
 from proxylessnas.errors import DataError
 
+# Batches to load, with everything random about them: the images' rows in the store, int64 [B],
+# and their uniform numbers, float32 [B, 9] of `augment.draw`, or [B, 0] where nothing is augmented.
+Requests = Sequence[tuple[Tensor, Tensor]]
 
-class BatchRequest(NamedTuple):
-    """A batch to load, with everything random about it.
-
-    rows: int64 [B], the images in the store's order.
-    uniforms: float32 [B, 9], see `augment.draw`; [B, 0] where nothing is augmented.
-    """
-
-    rows: Tensor
-    uniforms: Tensor
-
-
-class ImageStore(Protocol):
-    """The images of all parts of a data set that are not damaged."""
-
-    def load(
-        self, requests: Sequence[BatchRequest], augmentation: Augmentation
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """uint8 images [B, C, H, W], moved or cropped, and int64 labels [B] of each request."""
-        ...
+# uint8 [B, C, H, W], int64 [B], and the images that cannot be decoded, each with the reason.
+_DecodedBatch = tuple[Tensor, Tensor, list[str]]
 
 
 @dataclass(frozen=True)
@@ -54,8 +39,9 @@ class PixelsInMemory:
     labels: Tensor
 
     def load(
-        self, requests: Sequence[BatchRequest], augmentation: Augmentation
+        self, requests: Requests, augmentation: Augmentation
     ) -> Iterator[tuple[Tensor, Tensor]]:
+        """uint8 images [B, C, H, W], moved, and int64 labels [B] of each request."""
         for rows, uniforms in requests:
             images = self.pixels.index_select(0, rows)
             yield augment.moved(images, augmentation, uniforms), self.labels[rows]
@@ -78,13 +64,13 @@ class StreamedImages:
     damaged: list[str] = field(default_factory=list)
 
     def load(
-        self, requests: Sequence[BatchRequest], augmentation: Augmentation
+        self, requests: Requests, augmentation: Augmentation
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """In the order of the requests, whatever the workers do."""
+        """uint8 images, cropped, and labels in the order of the requests, whatever workers do."""
         loader = DataLoader(
-            _BatchDecoder(self, augmentation.smallest_area),
+            _BatchDecoder(self, augmentation),
             batch_size=None,  # an item is a batch already
-            sampler=[_work_order(request, augmentation) for request in requests],
+            sampler=[(rows.numpy(), uniforms.numpy()) for rows, uniforms in requests],
             num_workers=self.workers,
             generator=torch.Generator(),  # else the loader draws from the global one
         )
@@ -102,60 +88,42 @@ class StreamedImages:
                 warnings.warn(f"image cannot be decoded and is left out: {image}", stacklevel=2)
 
 
-class _WorkOrder(NamedTuple):
-    """What a worker is told of a batch: rows [B]; 4 uniforms [B, 4] for each random box."""
-
-    rows: Indices
-    boxes: NDArray[np.float32] | None
-
-
-class _DecodedBatch(NamedTuple):
-    """What a worker answers: uint8 [B, C, H, W], int64 [B], images that cannot be decoded."""
-
-    images: Tensor
-    labels: Tensor
-    damaged: list[str]
-
-
-def _work_order(request: BatchRequest, augmentation: Augmentation) -> _WorkOrder:
-    rows, uniforms = request
-    boxes = augment.boxes(uniforms).numpy() if augmentation.move != "none" else None
-    return _WorkOrder(rows.numpy(), boxes)
-
-
 @dataclass(frozen=True)
 class _BatchDecoder(Dataset[_DecodedBatch]):
     """Decodes whole batches in a worker; holds no random state."""
 
     store: StreamedImages
-    smallest_area: float
+    augmentation: Augmentation
 
-    def __getitem__(self, order: _WorkOrder) -> _DecodedBatch:
+    def __getitem__(self, request: tuple[Indices, NDArray[np.float32]]) -> _DecodedBatch:
+        rows, uniforms = request
         images: dict[int, Pixels] = {}  # place in the batch -> pixels
         damaged = []
-        for place, row in enumerate(order.rows.tolist()):
+        for place, row in enumerate(rows.tolist()):
             try:
-                uniforms = None if order.boxes is None else order.boxes[place]
-                images[place] = self._decode(row, uniforms)
+                images[place] = self._decode(row, uniforms[place])
             except DamagedImage as damage:
-                number = int(self.store.numbers[row])
-                damaged.append(f"{self.store.reader.describe(number)} ({damage})")
+                damaged.append(str(damage))
         if not images:
-            return _DecodedBatch(torch.empty(0), torch.empty(0), damaged)
+            return torch.empty(0), torch.empty(0), damaged
         # In place of an image damaged since the survey, or not part of it, another image of the
         # same batch is taken, so that the batch keeps its size.
         first = next(iter(images))
-        places = [place if place in images else first for place in range(len(order.rows))]
+        places = [place if place in images else first for place in range(len(rows))]
         pixels = np.stack([images[place] for place in places])
-        labels = self.store.labels[order.rows[places]]
-        return _DecodedBatch(torch.from_numpy(pixels), torch.from_numpy(labels), damaged)
+        labels = self.store.labels[rows[places]]
+        return torch.from_numpy(pixels), torch.from_numpy(labels), damaged
 
-    def _decode(self, row: int, uniforms: NDArray[np.float32] | None) -> Pixels:
+    def _decode(self, row: int, uniforms: NDArray[np.float32]) -> Pixels:
+        moved = self.augmentation.move != "none"
         with opened(self.store.reader, int(self.store.numbers[row])) as image:
             return decode(
                 image,
                 self.store.shape,
                 central_share=self.store.central_share,
-                uniforms=uniforms,
-                smallest_area=self.smallest_area,
+                uniforms=uniforms[augment.BOX_COLUMNS] if moved else None,
+                smallest_area=self.augmentation.smallest_area,
             )
+
+
+ImageStore = PixelsInMemory | StreamedImages

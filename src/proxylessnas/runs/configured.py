@@ -14,7 +14,7 @@ from proxylessnas.architecture import Architecture, InputInfo
 from proxylessnas.config import RunConfig
 from proxylessnas.core.estimators import RewardOf
 from proxylessnas.core.supernet import Supernet
-from proxylessnas.data import Batches, ImageData, load_data
+from proxylessnas.data import Augmentation, Batches, ImageData, load_data
 from proxylessnas.hardware.costs import CostFunction
 from proxylessnas.io.console import Reporter
 from proxylessnas.seeds import derive_seed
@@ -52,7 +52,7 @@ class ConfiguredProblem:
             )
         self.reporter.say(f"  {data.summary}")
         if config.train.augment is not None:
-            data.parse(config.train.augment)  # before the search is paid for
+            Augmentation.parse(config.train.augment, data.info)  # before the search is paid for
         return data
 
     def input(self) -> InputInfo:
