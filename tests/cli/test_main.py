@@ -279,3 +279,31 @@ def test_predict_names_classes(
     assert len(answer["classes"]) == 3
     assert all(0 <= p <= 1 for p in answer["classes"].values())
     assert "missing.png" in fails(capsys, "predict", str(finished_run), "missing.png")
+
+
+def test_a_column_of_the_table_is_a_cost_with_a_limit(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every layer that is measured costs 1 mJ, and one whole network 7."""
+    table = json.loads((finished_run / "latency_table.json").read_text())
+    network = table["networks"][0]
+    whole = {"choices": network["choices"], "space": network["space"], "value": 7.0}
+    entries = dict.fromkeys(table["entries"], 1.0)
+    table["columns"] = {"energy_mj": {"unit": "mJ", "entries": entries, "networks": [whole]}}
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    words = [*TINY_RUN, "--table=table.json", "--out=run"]
+    refused = fails(capsys, "run", *words, "--limit=energy_mj=1")
+    assert refused.count(" mJ") == 3 and "the reachable range is" in refused
+    least = float(refused.split()[-5])
+    for limit, expected in (
+        ("power=1", "no cost 'power' to limit; there are latency, macs, parameters"),
+        ("latency=5ms", "the latency has two limits"),
+    ):
+        assert expected in fails(capsys, "run", *words, f"--limit={limit}")
+        assert not Path("run").exists()
+    assert main(["run", *words, f"--limit=energy_mj={least}mJ", "--limit=macs=0.9x"]) == 0
+    predicted = json.loads(Path("run/stages/derive.json").read_text())["predicted"]
+    assert list(predicted) == ["latency", "macs", "parameters", "energy_mj"]
+    assert predicted["energy_mj"] == least
+    searched = Path("run/metrics.jsonl").read_text()
+    assert '"expected_energy_mj"' in searched
