@@ -27,19 +27,19 @@ def count_macs(
 
     Counted on the meta device, where nothing is computed, unless the module needs real values.
     """
-    given = (tuple(inputs), dict(kwargs or {}))
+    arguments = (tuple(inputs), dict(kwargs or {}))
     try:
-        return _counted(module, lambda: _on_meta(module, given))
+        return _counted(module, lambda: _on_meta(module, arguments))
     except Exception:  # whatever the module's code raises where it has no values
-        return _counted(module, lambda: module(*given[0], **given[1]))
+        return _counted(module, lambda: module(*arguments[0], **arguments[1]))
 
 
 def _on_meta(
-    module: nn.Module, given: tuple[Any, Any], of: Callable[[Any], Any] = lambda _: None
+    module: nn.Module, arguments: tuple[Any, Any], of: Callable[[Any], Any] = lambda _: None
 ) -> Any:
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     state = {name: tensor.to("meta") for name, tensor in tensors.items()}
-    args, options = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), given)
+    args, options = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), arguments)
     with evaluating(module):
         return of(functional_call(module, state, args, options))
 

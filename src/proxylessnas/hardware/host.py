@@ -32,7 +32,7 @@ class OtherLoad:
     """
 
     def __init__(self) -> None:
-        self.wall, self.own, self.all = time.monotonic(), time.process_time(), _busy_seconds()
+        self.wall, self.process, self.all = time.monotonic(), time.process_time(), _busy_seconds()
 
     def so_far(self) -> float:
         wall = max(time.monotonic() - self.wall, 1e-6)
@@ -40,8 +40,8 @@ class OtherLoad:
         if now is None or self.all is None:  # not Linux: the load average less ourselves
             if not hasattr(os, "getloadavg"):
                 return 0.0
-            return max(0.0, os.getloadavg()[0] - (time.process_time() - self.own) / wall)
-        return max(0.0, (now - self.all - (time.process_time() - self.own)) / wall)
+            return max(0.0, os.getloadavg()[0] - (time.process_time() - self.process) / wall)
+        return max(0.0, (now - self.all - (time.process_time() - self.process)) / wall)
 
 
 def waited_s() -> float:

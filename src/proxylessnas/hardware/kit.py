@@ -207,7 +207,7 @@ def _write_scripts(kit: zipfile.ZipFile, manifest: Mapping[str, Any], name: str)
 
 
 def _android_script(manifest: Mapping[str, Any]) -> str:
-    """A visit is one start of benchmark_model; its output is kept, with what it belongs to."""
+    """A visit is one start of benchmark_model; the log names the network before its output."""
     visits = {key: f["visits"] for key, f in manifest["files"].items()}
     options = (
         f"--num_threads={manifest['threads']} --num_runs={manifest['runs']} "

@@ -60,7 +60,7 @@ def main(root: str) -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure the networks of this kit.")
     parser.add_argument("--out", default="results.json", help="where the results are kept")
-    parser.add_argument("--device", default=cpu_model(), help="what to call this device")
+    parser.add_argument("--device", default=cpu_model(), help="the name of this device")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""What is measured for a latency table, and what the measurements make of it.
+"""Which candidates and networks a latency table needs, and the table that measurements make.
 
 A plan is plain data: the keys of the candidates, a few whole networks, and the number of
 visits to each. A kit carries it to another machine and brings it back with samples.
@@ -131,7 +131,7 @@ def make_plan(
 def choose_networks(costs: Costs, mask: Tensor, count: int, *, seed: int) -> list[tuple[int, ...]]:
     """Different networks that span the space: the least MACs, the most, then random ones.
 
-    Each random one has a bias of its own towards cheap or costly candidates, so that depth
+    Each random network has another bias towards cheap or costly candidates, so that depth
     and size vary over the whole range; uniform draws would all be near the middle.
     """
     chosen: dict[tuple[int, ...], None] = dict.fromkeys(costs.extremes("macs", mask))

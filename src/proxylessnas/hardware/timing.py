@@ -111,7 +111,7 @@ def _measurements(rounds: Rounds) -> dict[str, Measurement]:
 
 
 def disturbance(measurements: Iterable[Measurement]) -> str:
-    """What else went on while these were measured, in words; empty on a machine at rest."""
+    """Other load and drift while these were measured, in words; empty on a machine at rest."""
 
     environments = [m.environment for m in measurements]
 

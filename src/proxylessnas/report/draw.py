@@ -261,7 +261,7 @@ SIDE, LEFT, TOP = 15.0, 150.0, 74.0
 
 
 def _grid(architecture: Architecture, network: Network, image: Shape) -> str:
-    """A column a block, a row an edge of its cell; branches and scales stand apart."""
+    """A column a block, a row an edge of its cell; a gap is between branches and between scales."""
     canvas = Canvas(f"{architecture.space} network")
     size = f"input {image.channels}×{image.resolution}"
     canvas.text(MARGIN, 54, size, anchor="start", colour=PALE)

@@ -1,4 +1,4 @@
-"""Networks' latencies now, by what a user calls the networks."""
+"""Networks' latencies now, by the names that users have for the networks."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from proxylessnas.hardware.runtimes.base import Factory, Runtime, Session, flag_
 __all__ = ["DEFAULT", "RUNTIMES", "Factory", "Runtime", "Session", "make", "names", "split"]
 
 DEFAULT = "onnxruntime"
+GROUP = "proxylessnas.runtimes"  # of entry points, by which other packages add runtimes
 
 
 def _onnxruntime(*options: str, threads: int = 1) -> Runtime:
@@ -67,8 +68,8 @@ RUNTIMES: dict[str, Factory] = {
 
 def names() -> tuple[str, ...]:
     """All runtimes that can be asked for, the installed plugins' too; fake is for tests."""
-    found = {point.name for point in entry_points(group="proxylessnas.runtimes")}
-    return tuple(sorted({*RUNTIMES, *found} - {"fake"}))
+    plugins = {point.name for point in entry_points(group=GROUP)}
+    return tuple(sorted({*RUNTIMES, *plugins} - {"fake"}))
 
 
 def make(name: str, *, threads: int = 1) -> Runtime:
@@ -84,7 +85,7 @@ def make(name: str, *, threads: int = 1) -> Runtime:
         raise MeasurementError(f"threads is {threads}; it must be at least 1")
     factory = RUNTIMES.get(base)
     if factory is None:
-        points = entry_points(group="proxylessnas.runtimes", name=base)
+        points = entry_points(group=GROUP, name=base)
         if not points:
             raise MeasurementError(f"there is no runtime {base!r}; {did_you_mean(base, names())}")
         factory = cast(Factory, next(iter(points)).load())
@@ -96,14 +97,14 @@ def split(text: str) -> list[str]:
 
     A word that is no runtime's name is a further option of the runtime before it.
     """
-    found: list[str] = []
+    runtimes: list[str] = []
     for word in filter(None, map(str.strip, text.split(","))):
         named = word.partition(":")[0] in {*names(), "fake"}
-        if found and ":" in found[-1] and not named:
-            found[-1] += f",{word}"
+        if runtimes and ":" in runtimes[-1] and not named:
+            runtimes[-1] += f",{word}"
         else:
-            found.append(word)
-    return list(dict.fromkeys(found))
+            runtimes.append(word)
+    return list(dict.fromkeys(runtimes))
 
 
 def _need(module: str, package: str, extra: str) -> None:

@@ -18,7 +18,7 @@ from proxylessnas.seeds import derive_seed
 
 MS_PER_MAC = 5e-8
 MS_PER_LAYER = 0.01
-MS_PER_CALL = 0.004  # once a session: what makes the sum of blocks more than the whole
+MS_PER_CALL = 0.004  # once a session: the sum of blocks is more than the whole
 
 
 @dataclass(kw_only=True)
@@ -99,7 +99,7 @@ def latency_ms(macs: int, layers: int) -> float:
 
 
 def _onnx_work(path: str | Path, batch: int) -> tuple[int, int]:
-    """(MACs, weighted layers) of an ONNX file, so that it costs what its module costs."""
+    """(MACs, weighted layers) of an ONNX file, so that a file costs as much as its module."""
     import onnx
 
     try:

@@ -45,7 +45,7 @@ class LiteRt:
     def _converted(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
         """The same network twice in a row, as a validation network is, is converted once.
 
-        A conversion takes seconds, and what is loaded twice differs in memory all the same.
+        A conversion takes seconds; a network loaded twice differs in memory all the same.
         """
         digest = hashlib.blake2b(fingerprint(module).encode())
         for tensor in (*inputs, *module.state_dict().values()):
@@ -65,7 +65,7 @@ class LiteRt:
         ]
         return _LiteRtSession(interpreter, arrays)
 
-    def _open(self, model: bytes, what: str = "the network", batch: int | None = None) -> Any:
+    def _open(self, model: bytes, subject: str = "the network", batch: int | None = None) -> Any:
         try:
             with stderr_away():
                 interpreter = Interpreter(model_content=model, num_threads=self.threads)
@@ -76,8 +76,8 @@ class LiteRt:
                         interpreter.resize_tensor_input(tensor["index"], shape)
                 interpreter.allocate_tensors()
             return interpreter
-        except Exception as error:  # it raises ValueError and RuntimeError of its own choice
-            raise MeasurementError(f"litert cannot load {what}: {one_line(error)}") from error
+        except Exception as error:  # ValueError, RuntimeError: whichever LiteRT takes
+            raise MeasurementError(f"litert cannot load {subject}: {one_line(error)}") from error
 
 
 class _LiteRtSession(LiteRtNetwork, Session):

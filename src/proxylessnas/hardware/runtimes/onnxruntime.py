@@ -63,7 +63,7 @@ class OnnxRuntime:
         return _OnnxSession(partial(self.open, to_onnx(module, inputs)), arrays, block=block)
 
     def load_file(self, path: str | Path, *, batch: int = 1) -> Session:
-        session = self.open(file_bytes(path, ".onnx", "onnxruntime"), what=str(path))
+        session = self.open(file_bytes(path, ".onnx", "onnxruntime"), subject=str(path))
         arrays = []
         for node in session.get_inputs():
             if node.type not in _DTYPES:
@@ -71,7 +71,7 @@ class OnnxRuntime:
             arrays.append(stand_in(node.shape, _DTYPES[node.type], batch))
         return _OnnxSession(lambda profile: session, arrays, block=False)
 
-    def open(self, content: bytes, profile: str = "", *, what: str = "the network") -> Any:
+    def open(self, content: bytes, profile: str = "", *, subject: str = "the network") -> Any:
         """An `InferenceSession` on this provider; profile: see `open_session`."""
         try:
             with denormal_mode():
@@ -79,12 +79,14 @@ class OnnxRuntime:
                     content, threads=self.threads, provider=self.provider, profile=profile
                 )
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
-            raise MeasurementError(f"onnxruntime cannot load {what}: {one_line(error)}") from error
+            raise MeasurementError(
+                f"onnxruntime cannot load {subject}: {one_line(error)}"
+            ) from error
         # A provider that fails to start is left out with a log line, and the CPU would be timed.
         first = (session.get_providers() or ["nothing"])[0]
         if first != self.provider:
             raise MeasurementError(
-                f"onnxruntime could not start {self.provider} and would run {what} on {first}: "
+                f"onnxruntime could not start {self.provider} and would run {subject} on {first}: "
                 "its drivers or libraries are missing, or of another version"
             )
         return session

@@ -1,6 +1,6 @@
-"""OpenVINO on a CPU, in float32 or in bfloat16: two devices, named apart.
+"""OpenVINO on a CPU, in float32 or in bfloat16: two devices with names of their own.
 
-Its own defaults are bfloat16 where the processor has it, and several threads: precision and
+OpenVINO's defaults are bfloat16 where the processor has it, and several threads: precision and
 threads are always set here.
 """
 
@@ -63,15 +63,15 @@ class OpenVino:
     def load_file(self, path: str | Path, *, batch: int = 1) -> Session:
         request = self._open(file_bytes(path, ".onnx", "openvino"), str(path), batch)
         arrays = [
-            stand_in(list(given.shape), given.element_type.to_dtype().name, batch)
-            for given in request.model_inputs
+            stand_in(list(node.shape), node.element_type.to_dtype().name, batch)
+            for node in request.model_inputs
         ]
         return _OpenVinoSession(request, arrays)
 
     def _open(
         self,
         content: bytes,
-        what: str = "the network",
+        subject: str = "the network",
         batch: int | None = None,
         block: bool = False,
     ) -> Any:
@@ -85,15 +85,15 @@ class OpenVino:
         try:
             model = self._core.read_model(content, b"")
             open_shapes = {
-                given: [batch if d.is_dynamic else d.get_length() for d in given.partial_shape]
-                for given in (model.inputs if batch else ())
-                if given.partial_shape.is_dynamic
+                node: [batch if d.is_dynamic else d.get_length() for d in node.partial_shape]
+                for node in (model.inputs if batch else ())
+                if node.partial_shape.is_dynamic
             }
             if open_shapes:
                 model.reshape(open_shapes)
             return self._core.compile_model(model, "CPU", settings).create_infer_request()
-        except Exception as error:  # it raises RuntimeError with a page of text
-            raise MeasurementError(f"openvino cannot load {what}: {one_line(error)}") from error
+        except Exception as error:  # a RuntimeError with a page of text
+            raise MeasurementError(f"openvino cannot load {subject}: {one_line(error)}") from error
 
 
 class _OpenVinoSession(Session):
@@ -108,7 +108,7 @@ class _OpenVinoSession(Session):
         self, request: Any, inputs: list[np.ndarray[Any, Any]], *, block: bool = False
     ) -> None:
         self._request, self._block = request, block
-        self._inputs = tuple(given.get_any_name() for given in request.model_inputs)
+        self._inputs = tuple(node.get_any_name() for node in request.model_inputs)
         # The exporter drops inputs that the graph never reads.
         for i, array in zip(range(len(request.model_inputs)), inputs, strict=False):
             tensor = openvino.Tensor(np.ascontiguousarray(array), shared_memory=True)

@@ -43,17 +43,17 @@ class TorchRuntime:
 
     def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
         network = fold(module).to(self.device)
-        given = tuple(x.detach().to(self.device) for x in inputs)
+        arguments = tuple(x.detach().to(self.device) for x in inputs)
         if "channels_last" in self.options:
             network = network.to(memory_format=torch.channels_last)
-            given = tuple(
+            arguments = tuple(
                 x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-                for x in given
+                for x in arguments
             )
         try:
             if self.device.type == "cuda":
-                return _CudaSession(network, given, graph="graph" in self.options)
-            session = _CpuSession(network, given, self.threads)
+                return _CudaSession(network, arguments, graph="graph" in self.options)
+            session = _CpuSession(network, arguments, self.threads)
             session()
             return session
         except Exception as error:  # whatever the module's own code raises
