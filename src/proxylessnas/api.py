@@ -38,7 +38,7 @@ from proxylessnas.hardware.costs import CostFunction, check_names
 from proxylessnas.hardware.runtimes import Runtime
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.io.console import Reporter
-from proxylessnas.limits import Limit, all_limits, check_limit_names
+from proxylessnas.limits import Limit, all_limits
 from proxylessnas.runs.configured import ConfiguredProblem
 from proxylessnas.runs.directory import CONFIG, RunDirectory, begun, held
 from proxylessnas.session.deriving import derive_within, inherited_network
@@ -256,16 +256,14 @@ def search(
             runtime=None if isinstance(runtime, str) else runtime,
             table=table if isinstance(table, LatencyTable) else None,
         )
-        return _searched(session, known_costs=costs or {})
+        return _searched(session)
 
 
-def _searched(session: Session, known_costs: Mapping[str, Any]) -> Result:
+def _searched(session: Session) -> Result:
     """Begin, or go on with what the store holds, to the derived network."""
     store = session.store
     record = store.write_config if isinstance(store, RunDirectory) else lambda config, note: None
     brought = session.brought_table
-    columns = brought.columns if brought is not None else {}
-    check_limit_names(session.limits, [*known_costs, *columns])
     if brought is not None and not session.is_local:
         device = brought.device.get("device")
         session.reporter.say(f"the latency table is of {device}: it is used as it is")

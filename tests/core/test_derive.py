@@ -207,6 +207,7 @@ def test_a_wrong_cost_model_is_corrected_until_the_measurement_keeps_the_limit(
     largest = max(c for c in map(cost, ALL) if factor * c <= 10.0)
     assert cost(choice.chosen.indices) == largest
     assert choice.costs.of(choice.chosen.indices) == pytest.approx([factor * largest])
+    assert choice.correction == pytest.approx(factor)
 
 
 def test_three_rounds_at_most_and_then_the_fastest_that_was_measured() -> None:

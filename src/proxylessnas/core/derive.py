@@ -54,13 +54,15 @@ class Proposal:
 class Choice:
     """The chosen network, all proposals, and the costs as measurements corrected them.
 
-    rounds: how many rounds of decoding and measuring it took.
+    rounds: how many rounds of decoding and measuring it took. correction: of the latency, by
+        all of them.
     """
 
     chosen: Proposal
     proposals: tuple[Proposal, ...]
     costs: Costs
     rounds: int
+    correction: float = 1.0
 
 
 def choose(
@@ -87,7 +89,7 @@ def choose(
     """
     proposals: dict[Indices, Proposal] = {}
     measured: dict[Indices, Proposal] = {}
-    limit = costs.limit("latency")
+    limit, correction = costs.limit("latency"), 1.0
     for round_ in range(1, settings.rounds + 1):
         try:
             proposed = propose(supernet, costs, settings, learned=learned, seed=seed)
@@ -105,14 +107,14 @@ def choose(
         # The prediction is a sum of blocks; the device measures the network as a whole.
         latest = _measured(ranked[: settings.measure_best], measure)
         measured |= {p.indices: p for p in latest}
-        correction = _correction(latest, costs.index("latency"))
+        ratio = _measured_over_predicted(latest, costs.index("latency"))
         # With a true cost model, further rounds would propose the same networks.
-        close = abs(correction - 1) <= TOLERANCE and any(_keeps(p, limit) for p in latest)
+        close = abs(ratio - 1) <= TOLERANCE and any(_keeps(p, limit) for p in latest)
         if round_ == settings.rounds or close:
             break
-        costs = costs.scaled("latency", correction)
+        costs, correction = costs.scaled("latency", ratio), correction * ratio
     chosen = _best_measured(measured.values(), worth, limit)
-    return Choice(chosen, tuple((proposals | measured).values()), costs, round_)
+    return Choice(chosen, tuple((proposals | measured).values()), costs, round_, correction)
 
 
 def _scored(
@@ -203,7 +205,7 @@ def _keeps(proposal: Proposal, limit: float) -> bool:
     return proposal.measured_ms <= limit * (1 + max(TOLERANCE, proposal.noise))
 
 
-def _correction(measured: Sequence[Proposal], latency: int) -> float:
+def _measured_over_predicted(measured: Sequence[Proposal], latency: int) -> float:
     """The correction of the cost model: measured over predicted latency.
 
     latency: the position of the latency among the costs.

@@ -113,7 +113,7 @@ def _keep_choice(
     session.store.write(files[0], architecture.to_json().encode())
     session.store.write(f"architecture{suffix}.svg", draw(architecture).encode())
     session.store.save_tensors(files[1], network.state_dict())
-    facts |= {**choice_facts(session.supernet, choice, session.costs), "files": files}
+    facts |= {**choice_facts(session.supernet, choice), "files": files}
     _say_choice(session, facts, choice.costs.limit("latency"))
     return architecture
 
@@ -139,10 +139,9 @@ def inherited_network(session: Session, suffix: str = "") -> nn.Module:
     return network
 
 
-def choice_facts(supernet: Supernet, choice: Choice, before: Costs) -> dict[str, Any]:
+def choice_facts(supernet: Supernet, choice: Choice) -> dict[str, Any]:
     """What a record says of a chosen network and of the proposals beside it."""
     names, chosen, costs = choice.costs.names, choice.chosen, choice.costs
-    share = float(costs.fixed[0]) / float(before.fixed[0]) if float(before.fixed[0]) else 1.0
     return {
         "predicted": dict(zip(names, costs.of(chosen.indices), strict=True)),
         "measured_ms": chosen.measured_ms,
@@ -150,7 +149,7 @@ def choice_facts(supernet: Supernet, choice: Choice, before: Costs) -> dict[str,
         "score": chosen.score,
         "log_p": chosen.log_p,
         "rounds": choice.rounds,
-        "correction": share,
+        "correction": choice.correction,
         "proposals": [
             {
                 "choices": dict(supernet.architecture(p.indices).choices),

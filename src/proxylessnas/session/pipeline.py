@@ -11,6 +11,7 @@ from typing import Any
 
 from proxylessnas.config import RunConfig
 from proxylessnas.io.stopping import Stopped
+from proxylessnas.limits import check_limit_names
 from proxylessnas.session.budget import fit_budget
 from proxylessnas.session.deriving import derive
 from proxylessnas.session.measuring import measure
@@ -27,6 +28,8 @@ def begin(session: Session, record: Record) -> Session:
 
     What no network can keep, and a table of something else, is refused before anything is left.
     """
+    columns = session.brought_table.columns if session.brought_table is not None else {}
+    check_limit_names(session.limits, [*session.problem.functions, *columns])
     session = session.configured(replace(session.config, machine=tune(session)))
     if session.config.table is not None or session.brought_table is not None:
         _ = session.costs
