@@ -174,6 +174,7 @@ def search(
     runtime: str | Runtime = "onnxruntime",
     table: str | Path | LatencyTable | None = None,
     correct: Callable[[Any, Any], Tensor] | None = None,
+    train_loss: Callable[[Any, Any], Tensor] | None = None,
     reward: Callable[[float, Sequence[int]], float] | None = None,
     calibration: Any = None,
     scoring: Any = None,
@@ -205,6 +206,7 @@ def search(
         predictions; the table of another device is used as it is, and nothing is measured here.
     correct: (output, target) -> how many of the batch are right; lets the final choice go by
         accuracy rather than by loss.
+    train_loss: the loss of the weight steps where it is another one (label smoothing, say).
     reward: (accuracy, candidate indices) -> R, for the estimator `reinforce`; the objective's
         limits hold besides.
     calibration: training batches without augmentation, that renew the statistics of batch
@@ -236,7 +238,7 @@ def search(
     _check_limits(config, table is not None, reward is not None)
     problem = ModelProblem(
         model=model,
-        task=Task(loss=loss, correct=correct),
+        task=Task(loss=loss, train_loss=train_loss, correct=correct),
         inputs=tuple(example_inputs),
         batches_of=_batches(
             seed, search=train, valid=valid, calibration=calibration, scoring=scoring
