@@ -1,7 +1,7 @@
-"""The value that flows through the house: which candidate every mixed operation chose.
+"""The value that flows through the house: the candidate of every choice.
 
 `Architecture` names the space (or the `module:factory`) that builds the model, the
-settings it is built with, and one candidate for each mixed operation. It is frozen,
+settings it is built with, and one candidate for each choice. It is frozen,
 hashable and round-trips through JSON. No torch here: reading one is instant.
 """
 
@@ -55,7 +55,8 @@ class Architecture:
 
     space: a name in `proxylessnas.spaces.SPACES`, or `module:factory`.
     settings: what the space is built with; plain JSON values.
-    choices: mixed operation (its module path) -> name of the chosen candidate.
+    choices: choice -> name of its candidate. A choice is named by the module path of its mixed
+        operation, or by the `choice=` that several mixed operations share.
     input: what the network was made for, where that is known.
     """
 

@@ -172,7 +172,7 @@ def test_indices_and_architecture_are_inverse() -> None:
     [
         ({"0": "a"}, "chooses nothing for '1'"),
         ({"0": "a", "1": "c"}, "no candidate 'c'"),
-        ({"0": "a", "1": "b", "2": "a"}, "no mixed operation '2'"),
+        ({"0": "a", "1": "b", "2": "a"}, "no choice '2'"),
     ],
 )
 def test_an_architecture_of_another_model_is_refused(choices: dict[str, str], message: str) -> None:

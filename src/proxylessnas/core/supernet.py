@@ -218,7 +218,7 @@ class Supernet:
         for name in choices:
             if name not in self.names:
                 raise ArchitectureError(
-                    f"the model has no mixed operation {name!r}; {did_you_mean(name, self.names)}"
+                    f"the model has no choice {name!r}; {did_you_mean(name, self.names)}"
                 )
         indices = []
         for name, candidates in zip(self.names, self.candidates, strict=True):

@@ -52,34 +52,34 @@ def _counted(module: nn.Module, forward: Callable[[], Any]) -> int:
 
 
 def check_shapes(supernet: Supernet, trace: Trace) -> None:
-    """All candidates of a mixed operation return the same shapes; nothing is computed for it.
+    """At every call all candidates return the same shapes; nothing is computed for it.
 
     Raises:
         SupernetError: they do not, or one of them fails on its input.
     """
-    output_shapes: dict[str, Any] = {}
     operations = {path: mixed for mixed, path in supernet.paths.items()}
+    known: dict[str, Any] = {}  # key -> shapes
     for call in (call for calls in trace.calls for call in calls):
-        shapes: dict[str, Any] = {}  # of the candidates whose output's are known
-        for (name, candidate), key in zip(
-            operations[call.path].candidates.items(), call.keys, strict=True
-        ):
-            if key is not None:
-                if key not in output_shapes:
-                    words = f"{name!r} of {call.path!r}"
-                    output_shapes[key] = _output_shapes(trace.units[key], words)
-                shapes[name] = output_shapes[key]
-            elif isinstance(candidate, nn.Identity):
-                sibling = next((k for k in call.keys if k is not None), None)
-                shapes[name] = sibling and _shapes(trace.units[sibling].inputs)
-        first, *others = shapes.items() or [("", None)]
-        for name, other in others:
-            if first[1] and other and other != first[1]:
-                raise SupernetError(
-                    f"the candidates {first[0]!r} and {name!r} of the mixed operation "
-                    f"{call.path!r} return the shapes {first[1]} and {other}; all must return "
-                    "the same"
-                )
+        keys = dict(zip(operations[call.path].candidates, call.keys, strict=True))
+        for name, key in keys.items():
+            if key is not None and key not in known:
+                known[key] = _output_shapes(trace.units[key], f"{name!r} of {call.path!r}")
+        shapes = {name: known[key] for name, key in keys.items() if key is not None}
+        sibling = next((trace.units[key] for key in keys.values() if key is not None), None)
+        for name, candidate in operations[call.path].candidates.items():
+            if sibling and keys[name] is None and isinstance(candidate, nn.Identity):
+                shapes[name] = _shapes(sibling.inputs)  # an identity returns what it is given
+        _check_equal(call.path, {name: shapes[name] for name in keys if shapes.get(name)})
+
+
+def _check_equal(path: str, shapes: Mapping[str, Any]) -> None:
+    first = next(iter(shapes), None)
+    for name, other in shapes.items():
+        if first is not None and other != shapes[first]:
+            raise SupernetError(
+                f"the candidates {first!r} and {name!r} of the mixed operation {path!r} return the "
+                f"shapes {shapes[first]} and {other}; all must return the same"
+            )
 
 
 def _output_shapes(unit: Unit, what: str) -> Any:

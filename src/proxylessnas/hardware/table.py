@@ -34,7 +34,7 @@ Identity = tuple[str, tuple[tuple[str, str], ...]]  # a network's space and choi
 class NetworkEntry:
     """A whole network that was measured in the same rounds as the blocks.
 
-    choices: mixed operation -> candidate. role: fit (the cost model is fitted to it),
+    choices: choice -> candidate. role: fit (the cost model is fitted to it),
     validation (it is predicted), canary (also fitted; measured again later to show drift).
     space: which supernet and input shape, `costs.space_id`. macs: multiply-adds.
     repeat: the same network, built and loaded again, measured in the same rounds.

@@ -2,7 +2,7 @@
 
 Kernels are colours, expansions are heights, blocks left out are thin gaps; stages with their
 width and resolution stand below. Tree cells are a grid of blocks by edges. Of a user's model,
-every mixed operation and its candidate.
+every choice and its candidate.
 """
 
 from __future__ import annotations
@@ -313,7 +313,7 @@ def _edge_words(edge: str) -> str:
 
 
 def _choices(architecture: Architecture, rows: int = 24) -> str:
-    """Every mixed operation with its candidate, in the model's order, in columns."""
+    """Every choice with its candidate, in the model's order, in columns."""
     canvas = Canvas(f"network of {architecture.space}")
     candidates = list(dict.fromkeys(architecture.choices.values()))
     colours = {name: MORE[i % len(MORE)] for i, name in enumerate(candidates)}

@@ -141,7 +141,7 @@ def may_compile(machine: MachineSettings) -> bool:
 def compiling(machine: MachineSettings, probe: Probe, *, steps: int) -> MachineSettings:
     """The settings with `compile` decided: whether it saves more seconds than it takes.
 
-    One candidate of every mixed operation is compiled and its steps are timed beside eager
+    One candidate of every choice is compiled and its steps are timed beside eager
     ones; compiling the others is taken to cost as much each. What fails stays eager.
 
     steps: weight steps of the whole search.
@@ -163,7 +163,7 @@ def compiling(machine: MachineSettings, probe: Probe, *, steps: int) -> MachineS
 
 
 def _one_path(probe: Probe, on: MachineSettings) -> Probed:
-    """A search over the largest candidate of every mixed operation alone."""
+    """A search over the largest candidate of every choice alone."""
     job = probe(on)
     supernet = job.supernet
     only = torch.zeros_like(supernet.mask)
