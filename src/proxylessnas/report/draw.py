@@ -328,4 +328,4 @@ def _choices(architecture: Architecture, rows: int = 24) -> str:
             canvas.text(x + wide - 16, y + 11, candidate, anchor="end")
         x += wide + 12
     canvas.grow(x - 28, 58)
-    return canvas.svg(f"network of {architecture.space}, {len(items)} mixed operations")
+    return canvas.svg(f"network of {architecture.space}, {len(items)} choices")
