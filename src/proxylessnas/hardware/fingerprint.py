@@ -1,13 +1,16 @@
 """The structure of a module as a hash and as a readable label; weights are ignored.
 
 Two candidates that are built alike share one latency, wherever they stand in the network
-and whatever their weights are. What counts: classes, plain attributes, the shapes and
-dtypes of parameters and buffers, children, and the source of `forward` where the class is
-not torch's own. What does not: weights, `training`, hooks, gradients.
+and whatever their weights are. Counted: classes, attributes, the shapes and dtypes of parameters
+and buffers, children, the source of `forward` where the class is not torch's own, and of every
+function that the module holds its source, defaults and closed-over values. Not counted: weights,
+`training`, hooks, gradients.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import inspect
 import math
@@ -20,6 +23,8 @@ from torch import Tensor, nn
 
 from proxylessnas.core.supernet import Residual
 
+SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+PLAIN = (*SCALARS, Tensor, Mapping, list, tuple, set, frozenset)
 _OF_TORCH = frozenset(nn.Module().__dict__)  # `training`, `_parameters`, `_forward_hooks`, ...
 
 
@@ -70,9 +75,7 @@ def _value(
         yield from _describe(value, replaced, seen)
     elif isinstance(value, Tensor):
         yield tensor_label(value)
-    elif value is None or isinstance(
-        value, bool | int | float | complex | str | bytes | torch.dtype | torch.device
-    ):
+    elif isinstance(value, SCALARS):
         yield f"{type(value).__name__} {value!r}"
     elif isinstance(value, Mapping):
         yield f"mapping {len(value)}"
@@ -85,12 +88,54 @@ def _value(
             yield from _value(item, replaced, seen)
     elif isinstance(value, set | frozenset):
         yield f"set {sorted(map(repr, value))}"
+    elif isinstance(value, functools.partial):
+        yield "partial"
+        yield from _value([value.func, value.args, value.keywords], replaced, seen)
     elif inspect.isroutine(value):
-        yield f"{getattr(value, '__qualname__', '')} {_source(value)}"
-    else:  # an object of the user's: its class, and its repr where that is not an address
-        text = repr(value)
-        yield f"{type(value).__module__}.{type(value).__qualname__}"
-        yield "" if re.search(r" at 0x[0-9a-f]+", text) else text
+        yield from _function(value, replaced, seen)
+    else:
+        yield from _object(value, replaced, seen)
+
+
+def _function(
+    function: Any, replaced: Mapping[nn.Module, nn.Module], seen: dict[int, int]
+) -> Iterator[str]:
+    """The source, and the values that two functions of one source differ by."""
+    yield f"{getattr(function, '__qualname__', '')} {_source(function)}"
+    if id(function) in seen or not inspect.isfunction(function):
+        if inspect.ismethod(function):
+            yield from _value([function.__self__], replaced, seen)
+        return
+    seen[id(function)] = len(seen)
+    values = [function.__defaults__, function.__kwdefaults__]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # a variable that has no value yet
+            values.append(cell.cell_contents)
+    for value in values:
+        if value is not None:
+            yield from _value(value, replaced, seen)
+
+
+def _object(
+    value: object, replaced: Mapping[nn.Module, nn.Module], seen: dict[int, int]
+) -> Iterator[str]:
+    """An object of a user's: its class, and its repr or else, where that is an address, its plain
+    attributes. Of the objects that it refers to, the classes."""
+    text = repr(value)
+    yield f"{type(value).__module__}.{type(value).__qualname__}"
+    if not re.search(r" at 0x[0-9a-f]+", text):
+        yield text
+        return
+    yield ""
+    if id(value) in seen:
+        return
+    seen[id(value)] = len(seen)
+    for name, attribute in sorted(getattr(value, "__dict__", {}).items()):
+        yield name
+        if isinstance(attribute, PLAIN) or inspect.isroutine(attribute):
+            yield from _value(attribute, replaced, seen)
+        else:
+            yield type(attribute).__qualname__
 
 
 def _source(function: Callable[..., Any]) -> str:
