@@ -48,7 +48,6 @@ from proxylessnas.session.problem import ModelProblem
 from proxylessnas.session.session import Session
 from proxylessnas.session.store import MemoryStore, Store
 from proxylessnas.training.callbacks import Callback
-from proxylessnas.training.device import make_machine
 from proxylessnas.training.ranks import ALONE, Ranks
 from proxylessnas.training.task import Task
 
@@ -246,7 +245,6 @@ def search(
         functions=dict(costs or {}),
         reward=reward,
     )
-    make_machine(config.machine)  # refused before anything is measured
     with _opened(out, ranks) as store:
         session = Session(
             config,

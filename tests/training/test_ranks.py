@@ -16,7 +16,7 @@ from forked_runs import ForkServer
 from tiny_run import TINY_RUN, assert_same_run
 
 from proxylessnas.cli.main import main
-from proxylessnas.config import DataSettings, TrainSettings
+from proxylessnas.config import DataSettings, RunConfig, TrainSettings
 from proxylessnas.data import load_data
 from proxylessnas.data.batches import LoaderBatches, portion
 from proxylessnas.errors import ConfigError
@@ -101,8 +101,8 @@ def test_only_the_main_rank_writes(tmp_path: Path) -> None:
     directory.lock()
     directory.log(stage="search")
     directory.write_json("a.json", 1)
-    directory.write_config({})
-    directory.save_checkpoint("search", 1, {"a": torch.ones(1)}, {})
+    directory.write_config(RunConfig())
+    directory.save_checkpoint("search", 1, ({"a": torch.ones(1)}, {}))
     directory.cut_metrics_of("search")
     directory.unlock()
     directory.remove_if_unused()

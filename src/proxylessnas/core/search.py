@@ -122,7 +122,6 @@ class Search:
             )
         self.total, self.stopped = self.schedule.total, False
         self.model = self.machine.place(self.supernet.model)
-        self.ranks.copy_main(list(self.model.state_dict().values()))
         self.tensors = collect_tensors(self.supernet)
         self.step, self.latest, self.recovery = 0, LatestStep(), Recovery()
         self.batch: Any = None
@@ -155,8 +154,12 @@ class Search:
         return f"the search's learning_rate ({self.settings.learning_rate:g})"
 
     def prepare(self) -> Callable[[], None]:
-        """Training mode, and whatever lets the model compute fast here; returns what undoes it."""
+        """Rank 0's weights, training mode, and whatever lets the model compute fast here.
+
+        Returns what undoes the latter two.
+        """
         modes = {module: module.training for module in self.model.modules()}
+        self.ranks.copy_main(list(self.model.state_dict().values()))
         self.model.train()
         candidates = [c for mixed in self.supernet.paths for c in mixed.candidates.values()]
         undo = self.machine.prepare(self.model, candidates)

@@ -32,7 +32,7 @@ def begin(session: Session, record: Record) -> Session:
     check_limit_names(session.limits, [*session.problem.functions, *columns])
     session = session.configured(replace(session.config, machine=tune(session)))
     if session.config.table is not None or session.brought_table is not None:
-        _ = session.costs
+        session.check_limits()
     record(session.config, "")
     return session
 
@@ -46,7 +46,7 @@ def find_network(session: Session, record: Record, started: float | None = None)
         measure(session)
     if session.config.budget is not None:
         session = _fit_budget(session, record, started or time.monotonic())
-    _ = session.costs  # an impossible limit is refused before anything is spent on it
+    session.check_limits()
     for stage, run in (("search", search), ("derive", derive)):
         stop_if_asked(session)
         if not session.records.done(stage):
