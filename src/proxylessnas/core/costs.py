@@ -99,13 +99,14 @@ class Costs:
         return replace(self, limits=torch.tensor(values, dtype=torch.float64))
 
     def scaled(self, name: str, factor: float) -> Costs:
-        """One cost multiplied by what a measurement said of it, its limit as before.
+        """One cost multiplied by a measured correction; its limit stays.
 
         Raises:
             MeasurementError: the factor is not a positive number.
         """
         if not 0 < factor < math.inf:
             raise MeasurementError(f"the cost {name} cannot be corrected by a factor of {factor}")
+        # The fixed part too: a measurement is of the whole network, and cannot tell them apart.
         factors = torch.ones(len(self.names), dtype=torch.float64)
         factors[self.index(name)] = factor
         per_candidate = self.per_candidate * factors[:, None, None]
@@ -127,14 +128,16 @@ class Costs:
     def expected(self, probabilities: Tensor) -> Tensor:
         """E[cost] over the full softmax, [costs]; differentiable in the probabilities.
 
-        probabilities: [choices, candidates]. Choices are independent, and a sum's expectation is
-        the sum of expectations: no network has to be drawn for it.
+        probabilities: [choices, candidates].
         """
+        # The expectation of a sum is the sum of expectations, so no network is drawn: the value is
+        # exact, and ∂E/∂p_j is the cost of candidate j, whichever candidates run in this step.
         per_candidate = self.per_candidate.to(probabilities)
         return self.fixed.to(probabilities) + (per_candidate * probabilities).sum((1, 2))
 
     def of(self, indices: Sequence[int]) -> list[float]:
-        """The costs of one network, summed exactly: a limit must not be kept by rounding alone."""
+        """The costs of one network. indices: one candidate for every choice."""
+        # fsum rounds once, at the end: whether a limit is kept must not depend on the order.
         rows = self.per_candidate.tolist()
         return [
             float(fixed) + math.fsum(row[i] for row, i in zip(cost, indices, strict=True))
@@ -157,12 +160,13 @@ class Costs:
 
     def range(self, mask: Tensor) -> list[tuple[float, float]]:
         """The least and the most that a network can cost, for each cost."""
+        # Each choice is free, so the extremes of a sum are the sums of the extremes.
         low = self.per_candidate.masked_fill(~mask, math.inf).amin(2).sum(1) + self.fixed
         high = self.per_candidate.masked_fill(~mask, -math.inf).amax(2).sum(1) + self.fixed
         return list(zip(low.tolist(), high.tolist(), strict=True))
 
     def check_reachable(self, mask: Tensor) -> None:
-        """Refuse a limit that the space cannot keep, before anything is spent on it.
+        """Refuse a limit that no network of the space keeps, before a search is spent on it.
 
         Raises:
             LimitError: naming the reachable range.
