@@ -12,6 +12,7 @@ import pytest
 import torch
 from image_folders import load, picture, pixels_of
 
+from proxylessnas.data import huggingface
 from proxylessnas.errors import DataError
 
 
@@ -135,3 +136,20 @@ def test_cifar10() -> None:
     assert seen[-1] == (60_000, 60_000)
     labels = torch.cat([y for _, y in data.batches("valid", 1000).epoch(0)])
     assert labels.bincount().tolist() == [500] * 10
+
+
+def test_a_split_that_is_no_part_is_said() -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    )
+    split = datasets.Dataset.from_dict(
+        {"img": [cell(0), cell(1), cell(2)], "label": [0, 1, None]}, features=features
+    )
+    source = huggingface._from_splits("x", {"train": split, "test": split, "extra": split})
+    assert source.left_out == {
+        "row of split extra": 3,
+        "train image without a label": 1,
+        "test image without a label": 1,
+    }

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from image_folders import Sizes, load, make_folder, mixed_size, whole_part
+from image_folders import Sizes, load, make_folder, mixed_size, picture, whole_part
 from PIL import Image
 
 from proxylessnas.architecture import Architecture
@@ -57,3 +57,38 @@ def test_what_is_known_of_the_images_round_trips_with_an_architecture() -> None:
     info = load("digits", limit=20).info
     architecture = Architecture(space="x", choices={}, input=info)
     assert Architecture.from_json(architecture.to_json()).input == info
+
+
+def test_what_was_read_is_said(tmp_path: Path) -> None:
+    make_folder(tmp_path / "train", count=70, size=mixed_size)
+    make_folder(tmp_path / "test", count=40, size=mixed_size, first=500)
+    make_folder(tmp_path / "more", count=1)
+    picture(1).save(tmp_path / "train" / "loose.png")
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("later")
+    (tmp_path / "test" / "dog" / "00000.png").write_bytes(b"gone")
+    with pytest.warns(UserWarning, match="cannot be decoded and are skipped"):
+        data = load(tmp_path, image_size=16, workers=0, limit=100)
+    summary = data.summary
+    assert summary.parts == {"train": 100, "search": 90, "valid": 10, "test": 80}
+    assert summary.classes == {"cat": 90, "dog": 90} and summary.shape == (3, 16, 16)
+    assert sorted(summary.file_shapes)[0] == (3, 26, 20) and len(summary.file_shapes) == 35
+    assert summary.left_out == {
+        "folder that is neither train, val nor test": 1,
+        "image in no class folder": 1,
+        "not an image file": 1,
+        "over loading.limit": 40,
+        "cannot be decoded": 1,
+    }
+    assert len(summary.damaged) == 1 and "test/dog/00000.png (" in summary.damaged[0]
+    assert str(summary) == (
+        "100 train images (90 search, 10 valid), 80 test; 2 classes of 90; files of 26-30 x 20-26 "
+        "pixels; read as 16 x 16 RGB; left out: 1 (folder that is neither train, val nor test), "
+        "1 (image in no class folder), 1 (not an image file), 40 (over loading.limit), "
+        "1 (cannot be decoded)"
+    )
+
+
+def test_nothing_left_out_is_not_mentioned() -> None:
+    summary = load("digits").summary
+    assert not summary.left_out and "left out" not in str(summary)
+    assert sum(summary.classes.values()) == 1797

@@ -10,6 +10,7 @@ from image_folders import load, make_folder, mixed_size, picture, whole_part
 from PIL import Image
 
 from proxylessnas.data import survey
+from proxylessnas.data.decode import ImageShape
 from proxylessnas.data.stores import PixelsInMemory, StreamedImages
 
 
@@ -79,3 +80,13 @@ def test_a_constant_channel_is_not_divided_by_zero(tmp_path: Path) -> None:
         for i in range(4):
             Image.new("RGB", (8, 8), (255, 0, i * 9)).save(tmp_path / c / f"{i}.png")
     assert torch.isfinite(whole_part(load(str(tmp_path)), "train")[0]).all()
+
+
+def test_a_colour_image_that_no_sample_promised_makes_streamed_images_rgb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(tmp_path, mode="L", size=mixed_size)
+    picture(5, (20, 30)).save(tmp_path / "cat" / "00005.png")
+    gray = frozenset({ImageShape(1, 30, 20), ImageShape(1, 29, 21)})
+    monkeypatch.setattr(survey, "sample_shapes", lambda reader, numbers: gray)
+    assert load(tmp_path, image_size=8, workers=0).info.shape == (3, 8, 8)

@@ -71,10 +71,9 @@ class Augmentation:
     @property
     def text(self) -> str:
         """The words that `parse` reads."""
-        words = [self.move] if self.move != "none" else []
-        words += ["flip"] * self.flip + ["jitter"] * self.jitter
-        words += [f"cutout{self.cutout}"] * bool(self.cutout)
-        return "+".join(words) or "none"
+        words = [self.move, "flip" * self.flip, "jitter" * self.jitter]
+        words.append(f"cutout{self.cutout}" * bool(self.cutout))
+        return "+".join(word for word in words if word not in ("", "none")) or "none"
 
     @property
     def smallest_area(self) -> float:

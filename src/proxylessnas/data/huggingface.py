@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import io
 import os
-import re
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
@@ -82,16 +82,15 @@ def _check_reachable(spec: str) -> None:
     offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
     if proxied or offline:
         return
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    host, _, port = re.sub(r"^\w+://", "", endpoint).split("/")[0].partition(":")
-    default = 80 if endpoint.startswith("http://") else 443
+    hub = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     try:
-        socket.create_connection((host, int(port or default)), timeout=10).close()
+        port = hub.port or (80 if hub.scheme == "http" else 443)
+        socket.create_connection((hub.hostname, port), timeout=10).close()
     except OSError as error:
         raise DataError(
-            f"there is no folder {spec}, and the Hugging Face hub ({host}) cannot be reached: "
-            f"{error.strerror or error}; give a local folder, or set HF_HUB_OFFLINE=1 to use "
-            "a copy downloaded before"
+            f"there is no folder {spec}, and the Hugging Face hub ({hub.hostname}) cannot be "
+            f"reached: {error.strerror or error}; give a local folder, or set HF_HUB_OFFLINE=1 "
+            "to use a copy downloaded before"
         ) from error
 
 

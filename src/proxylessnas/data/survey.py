@@ -7,7 +7,7 @@ they are needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -65,29 +65,30 @@ def survey_images(
     accept: called before anything is decoded, for its errors; mean and std are still empty.
     """
     numbers = np.concatenate(list(parts.values()))
-    file_shapes = sample_shapes(source.reader, numbers)
+    file_shapes, sample = sample_shapes(source.reader, numbers), evenly(parts["train"], SAMPLE)
     while True:
         info, only_size = choose_format(file_shapes, len(numbers), image_size)
         info = replace(info, classes=source.classes)
         accept(info)
-        decoder = _Decoder.of(source.reader, info, only_size, numbers, parts["train"])
+        examined = numbers if only_size or len(numbers) <= SAMPLE else sample
         try:
-            damaged, counts = decoder.decode_all(progress)
+            pixels, damaged, counts = _decode_all(
+                source.reader, info, only_size, examined, frozenset(sample.tolist()), progress
+            )
             break
         except UnexpectedShape as unexpected:  # not all files are as the sample promised
-            file_shapes |= {unexpected.shape}
+            file_shapes |= set(unexpected.args)
     mean, std = mean_and_std(counts)
     intact = ~np.isin(numbers, list(damaged))
     roles = np.repeat(list(parts), [len(part) for part in parts.values()])[intact]
-    pixels = decoder.pixels[intact] if damaged and only_size else decoder.pixels
     return Survey(
         info=replace(info, mean=mean, std=std),
         file_shapes=file_shapes,
-        examined=len(decoder.examined),
+        examined=len(examined),
         damaged=tuple(damaged[number] for number in sorted(damaged)),
         numbers=numbers[intact],
         rows={part: np.flatnonzero(roles == part).astype(np.int64) for part in parts},
-        pixels=torch.from_numpy(pixels) if only_size else None,
+        pixels=torch.from_numpy(pixels[intact] if damaged else pixels) if only_size else None,
     )
 
 
@@ -134,79 +135,54 @@ def choose_format(
 
 
 class UnexpectedShape(Exception):
-    """An image is not like those that the input format was chosen for."""
-
-    def __init__(self, shape: ImageShape) -> None:
-        super().__init__(str(shape))
-        self.shape = shape
+    """An image, of the ImageShape in `args`, is not like those that the format was chosen for."""
 
 
-@dataclass(frozen=True)
-class _Decoder:
-    """Decodes the examined images in threads, each into its row of `pixels`.
+def _decode_all(
+    reader: ImageReader,
+    info: InputInfo,
+    only_size: tuple[int, int] | None,
+    examined: Indices,
+    counted: Container[int],
+    progress: ProgressCallback | None,
+) -> tuple[NDArray[np.uint8], dict[int, str], NDArray[np.int64]]:
+    """Decode the examined images, in threads.
 
-    counted: the training images among them that mean and deviation are taken of.
-    pixels: uint8 [examined, C, H, W] of a set in memory, zero where damaged; else empty.
+    Returns their pixels, where they stay in memory, with damaged rows zero; the damaged images,
+    number -> name and reason; and over the images `counted` how often each value of a pixel
+    occurs, [channels, 256].
     """
+    pixels = np.zeros((len(examined) if only_size else 0, *info.shape), np.uint8)
 
-    reader: ImageReader
-    info: InputInfo
-    only_size: tuple[int, int] | None
-    examined: Indices
-    counted: frozenset[int]
-    pixels: NDArray[np.uint8]
-
-    @classmethod
-    def of(
-        cls,
-        reader: ImageReader,
-        info: InputInfo,
-        only_size: tuple[int, int] | None,
-        numbers: Indices,
-        training: Indices,
-    ) -> _Decoder:
-        sample = evenly(training, SAMPLE)
-        everything = only_size is not None or len(numbers) <= SAMPLE
-        pixels = np.zeros((len(numbers) if only_size else 0, *info.shape), np.uint8)
-        examined = numbers if everything else sample
-        return cls(reader, info, only_size, examined, frozenset(sample.tolist()), pixels)
-
-    def decode_all(
-        self, progress: ProgressCallback | None
-    ) -> tuple[dict[int, str], NDArray[np.int64]]:
-        """The damaged images, number -> name and reason; the counts of the training images.
-
-        Raises:
-            UnexpectedShape: an image does not fit the format.
-        """
-        blocks = _in_blocks(len(self.examined), self._decode_block, progress)
-        damaged = {number: damage for block, _ in blocks for number, damage in block.items()}
-        return damaged, np.sum([counts for _, counts in blocks], axis=0)
-
-    def _decode_block(self, block: range) -> tuple[dict[int, str], NDArray[np.int64]]:
+    def decode_block(block: range) -> tuple[dict[int, str], NDArray[np.int64]]:
         damaged: dict[int, str] = {}
-        counts = np.zeros((self.info.shape[0], 256), np.int64)
+        counts = np.zeros((info.shape[0], 256), np.int64)
         for row in block:
-            number = int(self.examined[row])
+            number = int(examined[row])
             try:
-                image = self._decode(number)
+                image = _decode_expected(reader, number, info, only_size)
             except DamagedImage as damage:
                 damaged[number] = str(damage)
                 continue
-            if len(self.pixels):
-                self.pixels[row] = image
-            if number in self.counted:
+            if only_size:
+                pixels[row] = image
+            if number in counted:
                 counts += np.stack([np.bincount(c.ravel(), minlength=256) for c in image])
         return damaged, counts
 
-    def _decode(self, number: int) -> Pixels:
-        wanted = ImageShape(*self.info.shape)
-        with opened(self.reader, number) as image:
-            shape = shape_of(image)
-            fits = self.only_size in (None, (shape.height, shape.width))
-            if not fits or shape.channels > wanted.channels:
-                raise UnexpectedShape(shape)
-            return decode(image, wanted, central_share=self.info.central_share)
+    blocks = _in_blocks(len(examined), decode_block, progress)
+    damaged = {number: damage for block, _ in blocks for number, damage in block.items()}
+    return pixels, damaged, np.sum([counts for _, counts in blocks], axis=0)
+
+
+def _decode_expected(
+    reader: ImageReader, number: int, info: InputInfo, only_size: tuple[int, int] | None
+) -> Pixels:
+    with opened(reader, number) as image:
+        shape = shape_of(image)
+        if only_size not in (None, (shape.height, shape.width)) or shape.channels > info.shape[0]:
+            raise UnexpectedShape(shape)
+        return decode(image, ImageShape(*info.shape), central_share=info.central_share)
 
 
 def mean_and_std(counts: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
