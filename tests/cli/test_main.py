@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 from tiny_run import TINY_RUN, assert_same_run
 
@@ -307,3 +308,19 @@ def test_a_column_of_the_table_is_a_cost_with_a_limit(
     assert predicted["energy_mj"] == least
     searched = Path("run/metrics.jsonl").read_text()
     assert '"expected_energy_mj"' in searched
+
+
+def test_limits_of_a_run_may_change_until_it_is_searched(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One by one; that of the peak memory only until it is measured, and none in secret."""
+    assert (
+        main(["measure", *TINY_RUN, "--out=run", "--limit=macs=0.9x", "--limit=peak_memory=9"]) == 0
+    )
+    refused = fails(capsys, "search", "run", "--limit=peak_memory=8", "--quiet")
+    assert "holds another run: its limits is" in refused
+    assert main(["search", "run", "--limit=macs=0.8x", "--quiet"]) == 0
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert config["limits"] == {"macs": "0.8x", "peak_memory": 9.0}
+    assert "holds another run" in fails(capsys, "search", "run", "--limit=macs=0.7x", "--quiet")
+    assert main(["search", "run", "--limit=macs=0.8x", "--quiet"]) == 0

@@ -128,9 +128,8 @@ def _merge(
     """The stored config with settings that no finished stage depends on."""
     changes: dict[str, Any] = {}
     for key, value in settings.items():
-        before, after = getattr(stored, key), value
-        if key == "space_settings" and all(before.get(k) == v for k, v in value.items()):
-            continue
+        before = getattr(stored, key)
+        after = {**before, **value} if isinstance(before, dict) else value
         if dataclasses.is_dataclass(before) and not isinstance(before, type):
             after = dataclasses.replace(before, **value)
         if after == before or key == "budget":
@@ -146,6 +145,8 @@ def _check_open(
 ) -> None:
     """RunError where a stage was done with another value of a setting."""
     stage = FIRST_STAGE.get(key)
+    if key == "limits" and after.get("peak_memory") != before.get("peak_memory"):
+        stage = "measure"  # what needs more memory is never measured
     if stage is not None and not any_done(records, STAGES[STAGES.index(stage) :]):
         return
     name, old, new = _difference(key, before, after)
