@@ -82,7 +82,7 @@ def _search(args: argparse.Namespace, ranks: Ranks) -> Search:
 
 def _replicated_step(job: Search, whole: nn.Module) -> None:
     """The gradients of one weight step, averaged by DistributedDataParallel."""
-    inputs, target = job.train_stream.take()
+    inputs, target = job.train_stream.draw()
     with job.supernet.gated([Path(j) for j in job.weight_gates()]):
         job.task.loss(whole(inputs), target).backward()  # type: ignore[no-untyped-call]
     job.weight_optimizer.zero_grad(set_to_none=True)

@@ -32,7 +32,7 @@ from proxylessnas.core.costs import Costs
 from proxylessnas.core.objective import check_objective
 from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import Supernet
-from proxylessnas.data.batches import Batches, LoaderBatches
+from proxylessnas.data import Batches, LoaderBatches
 from proxylessnas.errors import ConfigError, LimitError, RunError
 from proxylessnas.hardware.costs import CostFunction, check_names
 from proxylessnas.hardware.runtimes import Runtime

@@ -282,7 +282,7 @@ def test_an_architecture_step_changes_alpha_alone() -> None:
         job.architecture_step()
     assert changed(job.model, before) == set()
     assert not torch.equal(job.supernet.alpha, alpha)
-    assert job.train_stream.taken == 1 and job.valid_stream.taken == 5
+    assert job.train_stream.drawn == 1 and job.valid_stream.drawn == 5
 
 
 def test_forbidden_and_missing_candidates_do_not_move() -> None:

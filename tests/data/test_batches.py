@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from proxylessnas.data import LoaderBatches, Stream
+from proxylessnas.data import BatchStream, LoaderBatches
 from proxylessnas.errors import DataError
 
 
@@ -36,11 +36,11 @@ def test_drawing_batches_leaves_the_global_generator_alone() -> None:
 
 def test_a_stream_goes_on_where_it_was() -> None:
     batches = LoaderBatches(list(enumerate("abc")), name="train")
-    whole = Stream(batches)
-    taken = [whole.take() for _ in range(8)]
+    whole = BatchStream(batches)
+    taken = [whole.draw() for _ in range(8)]
     assert [i for i, _ in taken] == [0, 1, 2, 0, 1, 2, 0, 1]
     for start in range(8):
-        assert Stream(batches, start).take() == taken[start]
+        assert BatchStream(batches, start).draw() == taken[start]
 
 
 @pytest.mark.parametrize(
@@ -60,10 +60,10 @@ def test_data_that_end_early_are_named() -> None:
         def __iter__(self) -> Any:
             return iter([(1, 2)])
 
-    stream = Stream(LoaderBatches(Short(), name="train"))
-    stream.take()
+    stream = BatchStream(LoaderBatches(Short(), name="train"))
+    stream.draw()
     with pytest.raises(DataError, match="ended after 1 of 3 batches"):
-        stream.take()
+        stream.draw()
 
 
 class Countdown:

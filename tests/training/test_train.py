@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from toys import After, changed, regression, snapshot
 
 from proxylessnas.config import TrainSettings
-from proxylessnas.data.batches import LoaderBatches, Stream
+from proxylessnas.data.batches import BatchStream, LoaderBatches
 from proxylessnas.errors import DataError, UserError
 from proxylessnas.training.evaluate import evaluate, recalibrate
 from proxylessnas.training.loop import run_loop
@@ -152,7 +152,7 @@ def test_a_loader_process_that_dies_is_one_line() -> None:
     job = training()
     loader = torch.utils.data.DataLoader(_Dying(), batch_size=2, num_workers=1)
     job.train = LoaderBatches(loader, name="train")
-    job.stream = Stream(job.train)
+    job.stream = BatchStream(job.train)
     with pytest.raises(
         DataError, match=r"process that loads data died.*number of workers"
     ) as error:

@@ -69,7 +69,7 @@ def adapt(
     with torch.no_grad():
         supernet.alpha.copy_(_softened(mine) if steps else mine.alpha)
     adapted.step, adapted.recovery = search.step, Recovery(returns=search.recovery.returns)
-    adapted.streams_after(search.train_stream.taken, search.valid_stream.taken)
+    adapted.streams_after(search.train_stream.drawn, search.valid_stream.drawn)
     if steps:
         adapted.objective.load(search.objective.state())
         adapted.estimator.load(search.estimator.state())

@@ -27,7 +27,7 @@ from proxylessnas.core.gradients import Estimate, StepContext
 from proxylessnas.core.objective import Objective, make_objective
 from proxylessnas.core.schedule import Schedule, fair_gates
 from proxylessnas.core.supernet import Supernet, collect_tensors
-from proxylessnas.data.batches import Batches, Stream
+from proxylessnas.data import Batches, BatchStream
 from proxylessnas.errors import ConfigError, SupernetError
 from proxylessnas.seeds import derive_seed
 from proxylessnas.training.callbacks import ArchitectureMetrics, StepMetrics, mean_entropy
@@ -223,7 +223,7 @@ class Search:
         active = list(self.tensors.of([[j] for j in choice]))
         for group in self.weight_optimizer.param_groups:
             group["lr"] = self.recovery.factor * self.weight_rate()
-        self.batch = self.machine.put(self.train_stream.take())
+        self.batch = self.machine.put(self.train_stream.draw())
         self.machine.seed(derive_seed(self.seed, "dropout", self.step, *self.ranks.stream))
         # BN statistics move in the forward pass. Should the loss not be finite, they go back.
         snapshots = [
@@ -280,7 +280,7 @@ class Search:
         for group in self.arch_optimizer.param_groups:
             group["lr"] = self.recovery.factor * self.arch_rate
         # Validation images: the weights have fitted the training images already.
-        self.batch = self.machine.put(self.valid_stream.take())
+        self.batch = self.machine.put(self.valid_stream.draw())
         dropout = derive_seed(self.seed, "architecture dropout", self.step, *self.ranks.stream)
         self.machine.seed(dropout)
         generator = self._generator("architecture gates")
@@ -357,8 +357,8 @@ class Search:
 
     def streams_after(self, train_batches: int, valid_batches: int) -> None:
         """The two streams of batches, after so many of each."""
-        self.train_stream = Stream(self.train, train_batches, self.ranks.share)
-        self.valid_stream = Stream(self.valid, valid_batches, self.ranks.share)
+        self.train_stream = BatchStream(self.train, train_batches, self.ranks.share)
+        self.valid_stream = BatchStream(self.valid, valid_batches, self.ranks.share)
 
     # --- its state ---
 
@@ -374,8 +374,8 @@ class Search:
             "step": self.step,
             "stopped": self.stopped,
             "recovery": self.recovery.state(),
-            "train_batches": self.train_stream.taken,
-            "valid_batches": self.valid_stream.taken,
+            "train_batches": self.train_stream.drawn,
+            "valid_batches": self.valid_stream.drawn,
             "objective": self.objective.state(),
             "estimator": self.estimator.state(),
         }

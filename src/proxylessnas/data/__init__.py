@@ -15,7 +15,7 @@ batches.py         `Batches`, as search and training see them; a user's own load
 """
 
 from proxylessnas.data.augment import Augmentation
-from proxylessnas.data.batches import WHOLE, Batches, LoaderBatches, Share, Stream, portion
+from proxylessnas.data.batches import WHOLE, Batches, BatchStream, LoaderBatches, Share, portion
 from proxylessnas.data.dataset import DataSummary, ImageData
 from proxylessnas.data.decode import read_image
 from proxylessnas.data.image_batches import ImageBatches
@@ -24,13 +24,13 @@ from proxylessnas.data.load import load_data
 __all__ = [
     "WHOLE",
     "Augmentation",
+    "BatchStream",
     "Batches",
     "DataSummary",
     "ImageBatches",
     "ImageData",
     "LoaderBatches",
     "Share",
-    "Stream",
     "load_data",
     "portion",
     "read_image",

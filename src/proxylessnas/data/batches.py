@@ -101,16 +101,16 @@ def _cut(batch: Any, share: Share) -> Any:
     return pytree.tree_map_only(Tensor, cut, batch)
 
 
-class Stream:
-    """Batches, or a slice of each, epoch after epoch; `taken`, the batches so far, is its state."""
+class BatchStream:
+    """Batches, or a slice of each, epoch after epoch; `drawn`, their number so far, is its state."""
 
-    def __init__(self, batches: Batches, taken: int = 0, share: Share = WHOLE) -> None:
-        self.batches, self.taken, self.share = batches, taken, share
+    def __init__(self, batches: Batches, drawn: int = 0, share: Share = WHOLE) -> None:
+        self.batches, self.drawn, self.share = batches, drawn, share
         self._iterator: Iterator[Any] | None = None
 
-    def take(self) -> Any:
+    def draw(self) -> Any:
         """The next batch; DataError where an epoch has fewer batches than its length."""
-        epoch, start = divmod(self.taken, len(self.batches))
+        epoch, start = divmod(self.drawn, len(self.batches))
         if self._iterator is None or start == 0:
             self._iterator = self.batches.epoch(epoch, start, share=self.share)
         try:
@@ -119,5 +119,5 @@ class Stream:
             raise DataError(
                 f"the data ended after {start} of {len(self.batches)} batches"
             ) from None
-        self.taken += 1
+        self.drawn += 1
         return batch

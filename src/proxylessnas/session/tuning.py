@@ -25,7 +25,7 @@ from proxylessnas.core.objective import Alone
 from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import Supernet
-from proxylessnas.data.batches import LoaderBatches, Stream
+from proxylessnas.data import BatchStream, LoaderBatches
 from proxylessnas.session.session import Session
 from proxylessnas.training.autotune import (
     PROBE_STEPS,
@@ -66,7 +66,7 @@ def tune(session: Session) -> MachineSettings:
         return plain
     with explained():
         batches = session.problem.batches("search", config)
-        batch = Stream(batches, share=session.ranks.share).take()
+        batch = BatchStream(batches, share=session.ranks.share).draw()
     if not any(isinstance(x, Tensor) and x.dim() == 4 for x in pytree.tree_leaves(batch)):
         machine = replace(plain, autocast=machine.autocast, compile=machine.compile)
     if _decided(machine):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from proxylessnas.data.batches import Batches
+from proxylessnas.data import Batches
 from proxylessnas.training.device import Machine
 from proxylessnas.training.faults import explained
 from proxylessnas.training.freezing import evaluating

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from proxylessnas.config import TrainSettings
-from proxylessnas.data.batches import Batches, Stream
+from proxylessnas.data import Batches, BatchStream
 from proxylessnas.errors import ConfigError
 from proxylessnas.seeds import derive_seed
 from proxylessnas.training.callbacks import StepMetrics
@@ -62,7 +62,7 @@ class Training:
         self.step, self.recovery = 0, Recovery()
         self.loss: Tensor | None = None
         self.batch: Any = None
-        self.stream = Stream(self.train, share=self.ranks.share)
+        self.stream = BatchStream(self.train, share=self.ranks.share)
         groups = decay_groups(self.model, s.weight_decay)
         self.optimizer = sgd(groups, rate=s.learning_rate, momentum=s.momentum)
 
@@ -100,7 +100,7 @@ class Training:
         rate = self.recovery.factor * self.settings.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = cosine(rate, self.step, self.total)
-        self.batch = self.machine.put(self.stream.take())
+        self.batch = self.machine.put(self.stream.draw())
         dropout = derive_seed(self.seed, "training dropout", self.step, *self.ranks.stream)
         self.machine.seed(dropout)
         kept = [BufferSnapshot(m._buffers) for m in self.model.modules() if m._buffers]
@@ -120,7 +120,7 @@ class Training:
             "step": self.step,
             "stopped": self.stopped,
             "recovery": self.recovery.state(),
-            "batches": self.stream.taken,
+            "batches": self.stream.drawn,
         }
         return tensors, values
 
@@ -131,7 +131,7 @@ class Training:
         self.step, self.recovery = int(values["step"]), Recovery.of(values["recovery"])
         if values["stopped"]:
             self.stop()
-        self.stream = Stream(self.train, int(values["batches"]), self.ranks.share)
+        self.stream = BatchStream(self.train, int(values["batches"]), self.ranks.share)
 
 
 def synchronised(network: nn.Module, machine: Machine) -> nn.Module:
