@@ -22,6 +22,7 @@ ORDER = [
     "export",
     "hardware",
     "zoo",
+    "pretrained",
     "report",
     "recipes",
     "session",

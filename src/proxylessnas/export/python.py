@@ -21,7 +21,7 @@ from proxylessnas.errors import ExportError
 from proxylessnas.export.compare import Difference, difference, eager_outputs
 from proxylessnas.io.files import write_atomic
 from proxylessnas.spaces import SPACES
-from proxylessnas.spaces.blocks import ConvBN, Head, MBConv, Network
+from proxylessnas.spaces.blocks import ConvBN, Head, MBConv, Network, SamePadding
 from proxylessnas.spaces.tree_layers import (
     EPS,
     Cell,
@@ -103,7 +103,6 @@ def _preamble(architecture: Architecture, tree: bool) -> str:
     if tree:
         standard.insert(0, "from collections.abc import Iterator, Sequence")
         standard.insert(1, "from functools import reduce")
-    functional = ["from torch.nn import functional"] if tree else []
     title = f"A network of the space {architecture.space}, written by proxylessnas; yours to edit."
     return "\n".join(
         [
@@ -119,7 +118,7 @@ def _preamble(architecture: Architecture, tree: bool) -> str:
             "",
             "import torch",
             "from torch import Tensor, nn",
-            *functional,
+            "from torch.nn import functional",
             "",
             *facts,
         ]
@@ -159,7 +158,11 @@ if __name__ == "__main__":
 def _layers(module: Network) -> str:
     shortcuts = any(isinstance(block, Residual) for block in module.blocks)
     return "\n\n\n".join(
-        [_source(ConvBN, MBConv), *([RESIDUAL.strip()] if shortcuts else []), _source(Head)]
+        [
+            _source(SamePadding, ConvBN, MBConv),
+            *([RESIDUAL.strip()] if shortcuts else []),
+            _source(Head),
+        ]
     )
 
 
@@ -197,16 +200,24 @@ def _call(module: nn.Module) -> str:
         words += [conv.stride[0]] if conv.stride[0] > 1 else []
         return _text("ConvBN", words, _style(module))
     if isinstance(module, MBConv):
-        shape = _convolution(module).in_channels, _convolution(module[-1]).out_channels
-        options: dict[str, object] = {"kernel": module.kernel, "expansion": module.expansion}
-        stride = _convolution(module[-2]).stride[0]
+        first, inner = _convolution(module), module.project.conv.in_channels
+        whole = (
+            module.expand is not None and inner % first.in_channels == 0 and module.expansion > 1
+        )
+        width = {"expansion": inner // first.in_channels} if whole else {"inner": inner}
+        options: dict[str, object] = {"kernel": module.kernel}
+        options |= width if module.expand is not None else {"expansion": 1}
+        stride = module.depthwise.conv.stride[0]
         options |= {"stride": stride} if stride > 1 else {}
-        return _text("MBConv", shape, options | _style(module[-2]))
+        shape = first.in_channels, module.project.conv.out_channels
+        return _text("MBConv", shape, options | _style(module.depthwise))
     if isinstance(module, Head):
         linear, drop = module[-1], module[-2]
         assert isinstance(linear, nn.Linear) and isinstance(drop, nn.Dropout)
         words = [_convolution(module).in_channels, linear.in_features, linear.out_features]
-        return _text("Head", words, _dropout(drop) | _style(module[0]))
+        first_layer = module[0]
+        assert isinstance(first_layer, ConvBN)
+        return _text("Head", words, _dropout(drop) | _style(first_layer))
     if isinstance(module, TreeHead):
         linear, drop = module[-1], module[-2]
         assert isinstance(linear, nn.Linear) and isinstance(drop, nn.Dropout)
@@ -228,14 +239,14 @@ def _convolution(module: nn.Module) -> nn.Conv2d:
     return next(m for m in module.modules() if isinstance(m, nn.Conv2d))
 
 
-def _style(conv_bn: nn.Module) -> dict[str, object]:
-    """Activation and BN epsilon of a ConvBN, where they are not its defaults."""
-    layers = list(conv_bn.children())
-    norm = layers[1]
-    assert isinstance(norm, nn.BatchNorm2d)
-    activation = f"nn.{type(layers[2]).__name__}" if len(layers) > 2 else None
-    style: dict[str, object] = {} if activation == "nn.ReLU6" else {"activation": activation}
-    return style | ({} if norm.eps == 1e-3 else {"eps": norm.eps})
+def _style(layer: ConvBN) -> dict[str, object]:
+    """Activation, BN epsilon and padding of a ConvBN, where they are not its defaults."""
+    activation = layer.activation
+    style: dict[str, object] = {}
+    if activation is not nn.ReLU6:
+        style["activation"] = f"nn.{activation.__name__}" if activation else None
+    style |= {} if layer.norm.eps == 1e-3 else {"eps": layer.norm.eps}
+    return style | ({"same": True} if layer.same else {})
 
 
 def _dropout(layer: nn.Dropout) -> dict[str, object]:
@@ -276,7 +287,18 @@ def _tree_layers(module: Network) -> str:
         f"GROUPS = {block.cell.conv.groups}  # of a cell's convolution",
         f"PATH_DROP = {tuple(rates)}  # rates of leaving out a path: cell, branch, levels of edges",
     ]
-    layers = (ConvBN, PreConv, Depthwise, edge_layer, dropped, Node, Cell, TreeBlock, TreeHead)
+    layers = (
+        SamePadding,
+        ConvBN,
+        PreConv,
+        Depthwise,
+        edge_layer,
+        dropped,
+        Node,
+        Cell,
+        TreeBlock,
+        TreeHead,
+    )
     return "\n".join(constants) + "\n\n\n" + _source(*layers) + "\n\n" + GROW
 
 

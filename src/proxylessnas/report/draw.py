@@ -244,9 +244,9 @@ def _block(module: nn.Module, *, fixed: bool) -> Block:
     inner = module.branch if isinstance(module, Residual) else module
     kernel, words, height = convolutions[0].kernel_size[0], "Conv", HEIGHTS[1]
     if isinstance(inner, MBConv):
-        kernel, words = inner.kernel, f"MB{inner.expansion}"
-        height = HEIGHTS.get(inner.expansion, 150.0)
-        fixed = fixed or inner.expansion == 1
+        kernel, words = inner.kernel, f"MB{inner.expansion:.3g}"
+        height = HEIGHTS.get(round(inner.expansion), 150.0)
+        fixed = fixed or inner.expand is None
     fill = PLAIN if fixed else KERNELS.get(kernel, MORE[-1])
     return Block(words=f"{words} {kernel}×{kernel}", fill=fill, height=height)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from proxylessnas.core.supernet import MixedOp, Residual
 from proxylessnas.errors import ArchitectureError, did_you_mean
@@ -39,8 +40,30 @@ def round_channels(channels: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
+class SamePadding(nn.Module):
+    """TensorFlow's "same" padding in front of a convolution with stride.
+
+    Zeros are added until the output has ceil(size / stride) pixels; where their number is odd,
+    the last one stands below and to the right, while PyTorch pads all sides alike. With a stride
+    of 1 both are the same.
+    """
+
+    def __init__(self, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.overlap, self.stride = kernel - stride, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        below = self.overlap + -x.shape[2] % self.stride
+        right = self.overlap + -x.shape[3] % self.stride
+        sides = (right // 2, right - right // 2, below // 2, below - below // 2)
+        return functional.pad(x, sides)
+
+
 class ConvBN(nn.Sequential):
-    """Convolution without bias, batch normalisation, activation; "same" padding."""
+    """Convolution without bias, batch normalisation, activation; "same" padding.
+
+    same: pad as TensorFlow does, see `SamePadding`; default: all sides alike.
+    """
 
     def __init__(
         self,
@@ -52,18 +75,42 @@ class ConvBN(nn.Sequential):
         groups: int = 1,
         activation: type[nn.Module] | None = nn.ReLU6,
         eps: float = 1e-3,
+        same: bool = False,
     ) -> None:
-        layers: list[nn.Module] = [
-            nn.Conv2d(
-                channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
-            ),
+        uneven = same and stride > 1
+        layers: list[nn.Module] = [SamePadding(kernel, stride)] if uneven else []
+        padding = 0 if uneven else kernel // 2
+        layers += [
+            nn.Conv2d(channels, out_channels, kernel, stride, padding, groups=groups, bias=False),
             nn.BatchNorm2d(out_channels, eps=eps, momentum=0.1),
         ]
         super().__init__(*layers, *([activation()] if activation else []))
 
+    @property
+    def conv(self) -> nn.Conv2d:
+        return next(layer for layer in self if isinstance(layer, nn.Conv2d))
+
+    @property
+    def norm(self) -> nn.BatchNorm2d:
+        return next(layer for layer in self if isinstance(layer, nn.BatchNorm2d))
+
+    @property
+    def activation(self) -> type[nn.Module] | None:
+        last = self[-1]
+        return None if last is self.norm else type(last)
+
+    @property
+    def same(self) -> bool:
+        return isinstance(self[0], SamePadding)
+
 
 class MBConv(nn.Sequential):
-    """Inverted bottleneck: expand 1x1, depthwise kxk, project 1x1 (no expansion at ratio 1)."""
+    """Inverted bottleneck: expand 1x1, depthwise kxk, project 1x1.
+
+    expansion: hidden channels over input channels; without an expanding convolution at 1.
+    inner: hidden channels, of any number, behind an expanding convolution; overrules expansion.
+    same: see `SamePadding`.
+    """
 
     def __init__(
         self,
@@ -71,21 +118,49 @@ class MBConv(nn.Sequential):
         out_channels: int,
         *,
         kernel: int,
-        expansion: int,
+        expansion: float = 1,
+        inner: int | None = None,
         stride: int = 1,
         activation: type[nn.Module] = nn.ReLU6,
         eps: float = 1e-3,
+        same: bool = False,
     ) -> None:
-        inner = channels * expansion
+        hidden = round(channels * expansion) if inner is None else inner
         layers: list[nn.Module] = []
-        if expansion != 1:
-            layers.append(ConvBN(channels, inner, 1, activation=activation, eps=eps))
+        if expansion != 1 or inner is not None:
+            layers.append(ConvBN(channels, hidden, 1, activation=activation, eps=eps))
         layers.append(
-            ConvBN(inner, inner, kernel, stride, groups=inner, activation=activation, eps=eps)
+            ConvBN(
+                hidden,
+                hidden,
+                kernel,
+                stride,
+                groups=hidden,
+                activation=activation,
+                eps=eps,
+                same=same,
+            )
         )
-        layers.append(ConvBN(inner, out_channels, 1, activation=None, eps=eps))
+        layers.append(ConvBN(hidden, out_channels, 1, activation=None, eps=eps))
         super().__init__(*layers)
-        self.kernel, self.expansion = kernel, expansion
+        self.kernel, self.expansion = kernel, expansion if inner is None else inner / channels
+
+    @property
+    def expand(self) -> ConvBN | None:
+        return self._part(0) if len(self) == 3 else None
+
+    @property
+    def depthwise(self) -> ConvBN:
+        return self._part(-2)
+
+    @property
+    def project(self) -> ConvBN:
+        return self._part(-1)
+
+    def _part(self, index: int) -> ConvBN:
+        layer = self[index]
+        assert isinstance(layer, ConvBN)
+        return layer
 
 
 class Head(nn.Sequential):
@@ -120,6 +195,26 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.head(self.blocks(self.stem(x)))
         return out
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the classifier sees of images [batch, channels, height, width]: [batch, width]."""
+        assert isinstance(self.head, nn.Sequential)
+        x = self.blocks(self.stem(x))
+        for layer in list(self.head)[:-1]:
+            x = layer(x)
+        return x
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The last layer of the head."""
+        assert isinstance(self.head, nn.Sequential)
+        layer = self.head[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def replace_classifier(self, classifier: nn.Linear) -> None:
+        assert isinstance(self.head, nn.Sequential)
+        self.head[-1] = classifier
 
 
 def initialise(model: nn.Module) -> None:
@@ -206,10 +301,10 @@ def _embed(small: MBConv, large: MBConv) -> None:
 
 
 def _kernel(layer: nn.Module) -> Tensor:
-    assert isinstance(layer, ConvBN) and isinstance(layer[0], nn.Conv2d)
-    return layer[0].weight
+    assert isinstance(layer, ConvBN)
+    return layer.conv.weight
 
 
 def _norm(layer: nn.Module) -> nn.BatchNorm2d:
-    assert isinstance(layer, ConvBN) and isinstance(layer[1], nn.BatchNorm2d)
-    return layer[1]
+    assert isinstance(layer, ConvBN)
+    return layer.norm

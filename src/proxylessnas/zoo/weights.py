@@ -46,9 +46,18 @@ def load_published_weights(network: nn.Module, path: str | Path) -> None:
         ArchitectureError: the file cannot be read, or its keys or shapes are not the
             network's; the first that differ are named, and nothing is loaded.
     """
-    state = _read(Path(path))
-    expected = published_keys(network)
-    if problems := _differences(state, expected):
+    copy_weights(read_weights(Path(path)), published_keys(network), path)
+
+
+def copy_weights(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path
+) -> None:
+    """The file's tensors into the network's of the same names.
+
+    Raises:
+        ArchitectureError: keys or shapes differ; the first are named, and nothing is copied.
+    """
+    if problems := differences(state, expected):
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ArchitectureError(
             f"the weights {path} are not this network's: {'; '.join(problems[:3])}{more}"
@@ -78,7 +87,12 @@ def published_keys(network: nn.Module) -> dict[str, Tensor]:
     return keys
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The named tensors of a checkpoint or a `.safetensors` file; runs nothing the file holds.
+
+    Raises:
+        ArchitectureError: the file cannot be read, or holds something else.
+    """
     try:
         _check_size(path)
         if path.suffix == ".safetensors":
@@ -118,7 +132,8 @@ def _line(error: BaseException) -> str:
     return " ".join((str(error) or type(error).__name__).split())[:200]
 
 
-def _differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Where a file's keys, shapes and dtypes are not the network's, a line each."""
     problems = []
     for key, tensor in expected.items():
         if key not in state:

@@ -1,0 +1,315 @@
+"""The family of networks that can be specialised: inverted bottlenecks between stem and head.
+
+`NetworkShape` says how wide everything is, `build_network` makes it, `shape_of` reads it off a
+network, and `convert` brings another library's module into blocks of ours, weights included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from proxylessnas.architecture import InputInfo
+from proxylessnas.core.supernet import Residual
+from proxylessnas.errors import ArchitectureError
+from proxylessnas.spaces.blocks import ConvBN, Head, MBConv, Network
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu6": nn.ReLU6,
+    "relu": nn.ReLU,
+    "hardswish": nn.Hardswish,
+    "silu": nn.SiLU,
+}
+TOLERANCE = 1e-5  # of the largest output, between a library's module and ours
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockShape:
+    """One inverted bottleneck.
+
+    kernel, stride: of the depthwise convolution. out: channels of the output.
+    inner: hidden channels; None: no expanding convolution, as many as the input has.
+    shortcut: whether the input is added to the output.
+    """
+
+    kernel: int
+    stride: int
+    out: int
+    inner: int | None
+    shortcut: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkShape:
+    """A network of the family; plain values.
+
+    stem: channels after the first convolution, of `stem_kernel` and `stem_stride`.
+    blocks: None where a block is left out. head: width of the last convolution.
+    same: TensorFlow's padding, see `spaces.blocks.SamePadding`. eps: of batch normalisation.
+    """
+
+    channels: int = 3
+    stem: int = 32
+    stem_kernel: int = 3
+    stem_stride: int = 2
+    blocks: tuple[BlockShape | None, ...] = ()
+    head: int = 1280
+    classes: int = 1000
+    same: bool = False
+    eps: float = 1e-3
+    activation: str = "relu6"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """A trained network in blocks of ours.
+
+    network: in evaluation mode; its parts are `stem`, `blocks`, `head` and `classifier`.
+    input: the input that the weights were trained for: shape [channels, height, width], mean and
+        standard deviation of pixels in [0, 1], names of the classes where they are known.
+    name: what it was loaded by.
+    """
+
+    network: Network
+    input: InputInfo
+    name: str = field(default="")
+
+    @property
+    def classes(self) -> int:
+        """Outputs of the classifier."""
+        return self.network.classifier.out_features
+
+
+def build_network(shape: NetworkShape) -> Network:
+    """The network of a shape, with PyTorch's initial weights."""
+    activation = ACTIVATIONS[shape.activation]
+    stem = ConvBN(
+        shape.channels,
+        shape.stem,
+        shape.stem_kernel,
+        shape.stem_stride,
+        activation=activation,
+        eps=shape.eps,
+        same=shape.same,
+    )
+    blocks: list[nn.Module] = []
+    channels = shape.stem
+    for block in shape.blocks:
+        if block is None:
+            blocks.append(nn.Identity())
+            continue
+        layers = MBConv(
+            channels,
+            block.out,
+            kernel=block.kernel,
+            inner=block.inner,
+            stride=block.stride,
+            activation=activation,
+            eps=shape.eps,
+            same=shape.same,
+        )
+        blocks.append(Residual(layers) if block.shortcut else layers)
+        channels = block.out
+    head = Head(channels, shape.head, shape.classes, activation=activation, eps=shape.eps)
+    return Network(stem, blocks, head)
+
+
+def bottleneck(block: nn.Module) -> MBConv | None:
+    """The inverted bottleneck of a network's block, with or without a shortcut; None: left out.
+
+    Raises:
+        ArchitectureError: the block is something else.
+    """
+    inner = block.branch if isinstance(block, Residual) else block
+    if isinstance(inner, nn.Identity):
+        return None
+    if not isinstance(inner, MBConv):
+        raise ArchitectureError(
+            f"a block is a {type(inner).__name__}; only networks of inverted bottlenecks, as "
+            "those of the space mobile, can be specialised"
+        )
+    return inner
+
+
+def shape_of(network: Network) -> NetworkShape:
+    """The inverse of `build_network`.
+
+    Raises:
+        ArchitectureError: the network has layers of another kind.
+    """
+    stem, head = network.stem, network.head
+    first = head[0] if isinstance(head, Head) else None
+    if not isinstance(stem, ConvBN) or not isinstance(first, ConvBN):
+        raise ArchitectureError(
+            "the network is not one of inverted bottlenecks: other stem or head"
+        )
+    names = {kind: name for name, kind in ACTIVATIONS.items()}
+    return NetworkShape(
+        channels=stem.conv.in_channels,
+        stem=stem.conv.out_channels,
+        stem_kernel=stem.conv.kernel_size[0],
+        stem_stride=stem.conv.stride[0],
+        blocks=tuple(map(_block_shape, network.blocks)),
+        head=first.conv.out_channels,
+        classes=network.classifier.out_features,
+        same=stem.same,
+        eps=stem.norm.eps,
+        activation=names[first.activation or nn.ReLU6],
+    )
+
+
+def _block_shape(block: nn.Module) -> BlockShape | None:
+    layers = bottleneck(block)
+    if layers is None:
+        return None
+    conv = layers.depthwise.conv
+    return BlockShape(
+        kernel=conv.kernel_size[0],
+        stride=conv.stride[0],
+        out=layers.project.conv.out_channels,
+        inner=None if layers.expand is None else conv.out_channels,
+        shortcut=isinstance(block, Residual),
+    )
+
+
+def conv_layers(module: nn.Module) -> list[ConvBN]:
+    """All convolutions with their normalisation, from the input to the output."""
+    return [layer for layer in module.modules() if isinstance(layer, ConvBN)]
+
+
+# --- another library's module into blocks of ours ---
+
+
+@dataclass
+class _Layer:
+    """A convolution, the normalisation and the activation after it."""
+
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d | None = None
+    activation: nn.Module | None = None
+
+    @property
+    def is_depthwise(self) -> bool:
+        return self.conv.groups == self.conv.in_channels == self.conv.out_channels > 1
+
+    @property
+    def is_pointwise(self) -> bool:
+        return self.conv.kernel_size == (1, 1) and self.conv.groups == 1
+
+
+@torch.no_grad()
+def convert(reference: nn.Module, *, name: str, size: int = 64) -> Network:
+    """A module of torchvision or timm in blocks of ours, with the same weights.
+
+    The layers are read in the order in which the module registers them, and grouped around the
+    depthwise convolutions. Whether that order is also the order of computation, where shortcuts
+    are, and how strided convolutions pad is then tried: the outputs of both are compared on random
+    images of `size` and of `size + 1` pixels.
+
+    Raises:
+        ArchitectureError: the module is no plain network of inverted bottlenecks.
+    """
+    reference = reference.eval()
+    layers, classifier = _layers(reference, name)
+    network = build_network(_shape(layers, classifier, name)).eval()
+    for ours, theirs in zip(conv_layers(network), layers, strict=True):
+        assert theirs.norm is not None
+        ours.conv.weight.copy_(theirs.conv.weight)
+        for tensor in ("weight", "bias", "running_mean", "running_var"):
+            getattr(ours.norm, tensor).copy_(getattr(theirs.norm, tensor))
+    network.classifier.load_state_dict(classifier.state_dict())
+    difference = max(_difference(network, reference, pixels) for pixels in (size, size + 1))
+    if not difference <= TOLERANCE:
+        raise _other_family(
+            name,
+            f"blocks of its layers compute something else (by {difference:.1g} of the largest "
+            "output)",
+        )
+    return network
+
+
+def _layers(reference: nn.Module, name: str) -> tuple[list[_Layer], nn.Linear]:
+    layers: list[_Layer] = []
+    classifier: nn.Linear | None = None
+    for module in reference.modules():
+        if isinstance(module, nn.Conv2d):
+            layers.append(_Layer(module))
+        elif isinstance(module, nn.Linear):
+            classifier = module
+        elif isinstance(module, nn.BatchNorm2d) and layers and layers[-1].norm is None:
+            layers[-1].norm = module
+        elif type(module) in ACTIVATIONS.values() and layers:
+            layers[-1].activation = module
+        elif next(module.parameters(recurse=False), None) is not None:
+            raise _other_family(name, f"it has a {type(module).__name__}")
+    if classifier is None or classifier.bias is None:
+        raise _other_family(name, "it has no linear classifier")
+    for layer in layers:
+        if layer.norm is None or layer.conv.bias is not None:
+            raise _other_family(name, "a convolution has no batch normalisation")
+    return layers, classifier
+
+
+def _pads_as_tensorflow(layers: Sequence[_Layer]) -> bool:
+    strided = [layer.conv for layer in layers if layer.conv.stride[0] > 1]
+    return any(conv.padding != tuple(k // 2 for k in conv.kernel_size) for conv in strided)
+
+
+def _shape(layers: Sequence[_Layer], classifier: nn.Linear, name: str) -> NetworkShape:
+    stem, *middle, head = layers
+    activations = {type(layer.activation) for layer in layers if layer.activation is not None}
+    epsilons = {layer.norm.eps for layer in layers if layer.norm is not None}
+    if len(activations) != 1 or len(epsilons) != 1:
+        raise _other_family(name, "activations or BN epsilons are not the same everywhere")
+    names = {kind: word for word, kind in ACTIVATIONS.items()}
+    return NetworkShape(
+        channels=stem.conv.in_channels,
+        stem=stem.conv.out_channels,
+        stem_kernel=stem.conv.kernel_size[0],
+        stem_stride=stem.conv.stride[0],
+        blocks=tuple(_blocks(middle, name)),
+        head=head.conv.out_channels,
+        classes=classifier.out_features,
+        same=_pads_as_tensorflow(layers),
+        eps=epsilons.pop(),
+        activation=names[activations.pop()],
+    )
+
+
+def _blocks(layers: Sequence[_Layer], name: str) -> Iterator[BlockShape]:
+    rest = list(layers)
+    while rest:
+        count = 2 if rest[0].is_depthwise else 3
+        block, rest = rest[:count], rest[count:]
+        depthwise, project = block[-2:] if len(block) > 1 else (block[0], block[0])
+        pointwise = [*block[:-2], project]
+        if len(block) != count or not depthwise.is_depthwise or project.activation is not None:
+            raise _other_family(name, "its blocks are not expand, depthwise, project")
+        if not all(layer.is_pointwise for layer in pointwise):
+            raise _other_family(name, "its blocks are not expand, depthwise, project")
+        conv, ends = depthwise.conv, (block[0].conv.in_channels, project.conv.out_channels)
+        yield BlockShape(
+            kernel=conv.kernel_size[0],
+            stride=conv.stride[0],
+            out=ends[1],
+            inner=conv.out_channels if count == 3 else None,
+            shortcut=conv.stride[0] == 1 and ends[0] == ends[1],
+        )
+
+
+def _difference(network: nn.Module, reference: nn.Module, size: int) -> float:
+    """The largest difference of two outputs, as a share of the largest output."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, size, size, generator=generator)
+    theirs: Tensor = reference(images)
+    return float((network(images) - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
+
+
+def _other_family(name: str, reason: str) -> ArchitectureError:
+    return ArchitectureError(
+        f"{name} is no network of plain inverted bottlenecks: {reason}; use efficientnet_lite0, "
+        "torchvision:mobilenet_v2 or timm:mobilenetv2_100 and their like"
+    )
