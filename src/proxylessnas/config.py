@@ -181,7 +181,8 @@ class DeriveSettings:
         objective.
     arch_steps: architecture steps in which alpha learns on, from where the search left it, under
         a further limit, before that one's networks are decoded (objective constraint).
-    recalibrate_images: training images that renew the BN statistics before a score.
+    recalibrate_images: training images that renew the BN statistics before a score; 0 keeps the
+        statistics that the weights came with.
     score_images: validation images a score uses; default: all.
     """
 
@@ -194,7 +195,8 @@ class DeriveSettings:
     score_images: int | None = None
 
     def __post_init__(self) -> None:
-        _positive(self, "top_k", "measure_best", "rounds", "recalibrate_images", "score_images")
+        _positive(self, "top_k", "measure_best", "rounds", "score_images")
+        _not_negative(self, "recalibrate_images")
         if not isinstance(self.arch_steps, int) or self.arch_steps < 0:
             raise ConfigError(
                 f"arch_steps is {self.arch_steps}; it must be a whole number, 0 or more"

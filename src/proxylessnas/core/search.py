@@ -32,6 +32,7 @@ from proxylessnas.errors import ConfigError, SupernetError
 from proxylessnas.seeds import derive_seed
 from proxylessnas.training.callbacks import ArchitectureMetrics, StepMetrics, mean_entropy
 from proxylessnas.training.device import Machine
+from proxylessnas.training.evaluate import batch_norms
 from proxylessnas.training.faults import Recovery, finite, guarded, named
 from proxylessnas.training.freezing import BufferSnapshot, ModuleTensors
 from proxylessnas.training.optimizers import (
@@ -67,6 +68,9 @@ class Search:
     train, valid: batches of the weight steps and of the architecture steps. They share no image,
         or else α would prefer whatever memorises the training set.
     schedule: which steps there are.
+    alpha: [choices, candidates] to begin from; default: noise, as published.
+    keep_statistics: batch normalisation keeps the running statistics that the weights were
+        trained with, in the steps of both kinds, instead of those of the batch.
     ranks: each of several processes takes its slice of every batch.
 
     Raises:
@@ -86,6 +90,8 @@ class Search:
     seed: int = 0
     machine: Machine = field(default_factory=Machine)
     ranks: Ranks = ALONE
+    alpha: Tensor | None = None
+    keep_statistics: bool = False
 
     @staticmethod
     def from_settings(
@@ -94,13 +100,15 @@ class Search:
         costs: Costs,
         train: Batches,
         reward: RewardOf | None = None,
+        schedule: Schedule | None = None,
         **parts: Any,
     ) -> Search:
         """The search that the settings describe, with their objective and their estimator.
 
-        reward: for the estimator `reinforce`, in place of the settings' own. parts: as `Search`.
+        reward: for the estimator `reinforce`, in place of the settings' own. schedule: in place of
+        the settings' epochs. parts: as `Search`.
         """
-        schedule = Schedule.of(settings, len(train))
+        schedule = schedule or Schedule.of(settings, len(train))
         return Search(
             costs=costs,
             train=train,
@@ -131,7 +139,7 @@ class Search:
         # α ~ N(0, 1e-3), as published: nearly uniform, with no ties for the most probable one.
         with torch.no_grad():
             noise = torch.randn(self.supernet.alpha.shape, generator=self._generator("alpha"))
-            self.supernet.alpha.copy_(1e-3 * noise)
+            self.supernet.alpha.copy_(1e-3 * noise if self.alpha is None else self.alpha)
 
     def _make_optimizers(self) -> None:
         s = self.settings
@@ -161,6 +169,9 @@ class Search:
         modes = {module: module.training for module in self.model.modules()}
         self.ranks.copy_main(list(self.model.state_dict().values()))
         self.model.train()
+        if self.keep_statistics:
+            for norm in batch_norms(self.model):
+                norm.eval()
         candidates = [c for mixed in self.supernet.paths for c in mixed.candidates.values()]
         undo = self.machine.prepare(self.model, candidates)
 

@@ -94,9 +94,12 @@ def _calibrated(
 ) -> nn.Module:
     """A plain network with the supernet's weights and BN statistics of its own.
 
-    The supernet's statistics are a mixture over its paths, which belongs to no network.
+    The supernet's statistics are a mixture over its paths, which belongs to no network. Trained
+    weights that were never mixed keep theirs (`derive.recalibrate_images: 0`).
     """
     network = job.supernet.derive(indices)
+    if not settings.recalibrate_images:
+        return network
     batches = session.problem.batches("calibration", session.config)
     recalibrate(network, batches, settings.recalibrate_images, session.machine, session.ranks)
     return network

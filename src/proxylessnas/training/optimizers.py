@@ -30,7 +30,7 @@ def gradients(model: nn.Module, task: Task, machine: Machine, batch: Any) -> Ten
     inputs, target = split(batch)
     with machine.precision():
         output = call(model, inputs)
-        loss = scalar((task.train_loss or task.loss)(output, target))
+        loss = scalar(task.weight_loss(output, target, inputs))
     # Activation checkpointing runs the network again, so within a path's gates. Where a Zero
     # cuts everything off there is nothing to learn.
     if loss.requires_grad:

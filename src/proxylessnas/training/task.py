@@ -19,11 +19,20 @@ class Task:
     loss: (output, target) -> scalar, of architecture steps and of evaluation.
     train_loss: the same for weight steps (label smoothing); default: `loss`.
     correct: (output, target) -> how many of the batch are right; None where that has no meaning.
+    distil_loss: (output, target, inputs) -> scalar, of weight steps in place of `train_loss`: a
+        teacher's opinion depends on the inputs (`pretrained.distil`).
     """
 
     loss: Callable[[Any, Any], Tensor]
     train_loss: Callable[[Any, Any], Tensor] | None = None
     correct: Callable[[Any, Any], Tensor] | None = None
+    distil_loss: Callable[[Any, Any, Any], Tensor] | None = None
+
+    def weight_loss(self, output: Any, target: Any, inputs: Any) -> Tensor:
+        """The loss of a weight step."""
+        if self.distil_loss is not None:
+            return self.distil_loss(output, target, inputs)
+        return (self.train_loss or self.loss)(output, target)
 
     @staticmethod
     def classification(label_smoothing: float = 0.0) -> Task:

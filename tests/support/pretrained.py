@@ -1,0 +1,62 @@
+"""Small networks of inverted bottlenecks with statistics as if they were trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from proxylessnas.pretrained.networks import BlockShape, NetworkShape, build_network
+from proxylessnas.spaces.blocks import MBConv, Network, initialise
+
+
+def settled(module: nn.Module, generator: torch.Generator) -> None:
+    """Give every normalisation statistics and an affine part that are not its first ones."""
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            for tensor in (norm.running_mean, norm.bias):
+                assert tensor is not None
+                tensor.data.copy_(0.3 * torch.randn(tensor.shape, generator=generator))
+            for tensor in (norm.running_var, norm.weight):
+                assert tensor is not None
+                tensor.data.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+
+
+def trained_block(
+    *,
+    channels: int = 6,
+    inner: int = 12,
+    kernel: int = 3,
+    stride: int = 1,
+    same: bool = False,
+    size: int = 8,
+) -> tuple[MBConv, Tensor]:
+    """A block in evaluation mode, and inputs of it."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    block = MBConv(channels, channels, kernel=kernel, inner=inner, stride=stride, same=same)
+    settled(block, generator)
+    return block.eval(), torch.randn(20, channels, size, size, generator=generator)
+
+
+SMALL = NetworkShape(
+    stem=8,
+    blocks=(
+        BlockShape(kernel=3, stride=1, out=8, inner=None, shortcut=False),
+        BlockShape(kernel=5, stride=2, out=16, inner=48, shortcut=False),
+        BlockShape(kernel=3, stride=1, out=16, inner=96, shortcut=True),
+        BlockShape(kernel=5, stride=1, out=16, inner=96, shortcut=True),
+    ),
+    head=32,
+    classes=5,
+    same=True,
+)
+
+
+def small_teacher() -> Network:
+    """Four blocks, five classes, images of 16 pixels or more; in evaluation mode."""
+    torch.manual_seed(0)
+    network = build_network(SMALL)
+    initialise(network)
+    nn.init.normal_(network.classifier.weight)  # outputs that tell images apart
+    settled(network, torch.Generator().manual_seed(1))
+    return network.eval()
