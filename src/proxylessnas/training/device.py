@@ -54,8 +54,16 @@ class Machine:
             model.to(memory_format=torch.channels_last)
         return model
 
-    def prepare(self, model: nn.Module, candidates: Sequence[nn.Module] = ()) -> Callable[[], None]:
+    def prepare(
+        self,
+        model: nn.Module,
+        candidates: Sequence[nn.Module] = (),
+        *,
+        frozen_statistics: bool = False,
+    ) -> Callable[[], None]:
         """Let the model train as this machine does best; returns what undoes it.
+
+        frozen_statistics: normalisations keep the statistics they have, see `kernels.folding`.
 
         Its weights, its state and copies of it, as `derive` makes them, know nothing of that.
 
@@ -66,7 +74,10 @@ class Machine:
         inside = {m for candidate in compiled for m in candidate.modules()}
         others = [m for m in model.modules() if m not in inside]
         slow_down = speed_up(
-            others, depthwise_strips=self.depthwise_strips, fused_batch_norm=self.fused_batch_norm
+            others,
+            depthwise_strips=self.depthwise_strips,
+            fused_batch_norm=self.fused_batch_norm,
+            frozen_statistics=frozen_statistics,
         )
         for candidate in compiled:
             candidate.compile(**apart())

@@ -40,10 +40,23 @@ class SplitCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         m = self.module
-        learns = m.weight.requires_grad and torch.is_grad_enabled()
-        if len(args) != 1 or kwargs or not learns or not are_images(args[0], m.weight) or hooked(m):
+        if len(args) != 1 or kwargs or not _suits(args[0], m.weight) or hooked(m):
             return m._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
         return _Split.apply(args[0], m.weight, m.bias, m.stride, m.padding)
+
+
+def convolve(module: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution of such a module with other weights."""
+    if _suits(x, weight):
+        out: Tensor = _Split.apply(x, weight, bias, module.stride, module.padding)
+    else:
+        out = module._conv_forward(x, weight, bias)
+    return out
+
+
+def _suits(x: Any, weight: Tensor) -> bool:
+    """Whether there is a gradient to be taken in strips."""
+    return weight.requires_grad and torch.is_grad_enabled() and are_images(x, weight)
 
 
 class _Split(torch.autograd.Function):
