@@ -94,13 +94,15 @@ class Search:
         costs: Costs,
         train: Batches,
         reward: RewardOf | None = None,
+        schedule: Schedule | None = None,
         **parts: Any,
     ) -> Search:
         """The search that the settings describe, with their objective and their estimator.
 
-        reward: for the estimator `reinforce`, in place of the settings' own. parts: as `Search`.
+        reward: for the estimator `reinforce`, in place of the settings' own. schedule: in place of
+        theirs. parts: as `Search`.
         """
-        schedule = Schedule.of(settings, len(train))
+        schedule = schedule or Schedule.of(settings, len(train))
         return Search(
             costs=costs,
             train=train,
