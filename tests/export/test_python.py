@@ -36,7 +36,7 @@ STRANGER = """
 import importlib.abc, json, sys
 class Only(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"proxylessnas", "torchvision", "jsonargparse", "onnx"}:
+        if name.split(".")[0] in {"proxylessnas", "torchvision", "pydantic", "onnx"}:
             raise ImportError(f"{name} is not installed here")
 sys.meta_path.insert(0, Only())
 import runpy

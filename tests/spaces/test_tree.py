@@ -199,8 +199,8 @@ def test_any_settings_build_or_say_why(
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"blocks": []}, "every scale needs at least 1"),
-        ({"blocks": [1, 0]}, "every scale needs at least 1"),
+        ({"blocks": []}, r"blocks is \[\]; .*of length at least 1"),
+        ({"blocks": [1, 0]}, r"blocks\[1\] is 0; it must be a whole number, at least 1"),
         ({"growth": -2}, "growth is -2"),
         ({"groups": 0}, "groups is 0"),
         ({"start": 17, "growth": 0, "bottleneck": 1}, "start 17 is wider than the first block"),
@@ -210,9 +210,9 @@ def test_any_settings_build_or_say_why(
         ({"candidates": []}, "name each once"),
         ({"path_drop": [0.1, 0.1]}, "give one, or 4"),
         ({"cell_drop": [0.1, 0.1]}, "give one, or 54"),
-        ({"path_drop": [1.0]}, "a rate must be in"),
+        ({"path_drop": [1.0]}, r"path_drop\[0\] is 1.0; it must be a number, at least 0, below 1"),
         ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"width": 3}, "no setting 'width'"),
+        ({"width": 3}, "there is no 'width'"),
     ],
 )
 def test_wrong_settings(wrong: dict[str, Any], says: str) -> None:

@@ -15,8 +15,7 @@ from proxylessnas.errors import ConfigError, UserError, did_you_mean
 from proxylessnas.io.stopping import Signal, Stopped, listening
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
-
+    from proxylessnas.cli.options import Parser
     from proxylessnas.runs.directory import RunDirectory
     from proxylessnas.session.session import Session
     from proxylessnas.training.ranks import Ranks
@@ -90,116 +89,14 @@ def _verb(words: list[str], signal: Signal) -> int:
     return _stages(verb, rest, signal)
 
 
-# --- options ---
-
-
-def _parser(verb: str) -> ArgumentParser:
-    from jsonargparse import ArgumentParser
-
-    from proxylessnas.cli.options import add_measuring
-    from proxylessnas.config import RunConfig, add_options
-
-    parser = ArgumentParser(prog=f"proxylessnas {verb}", exit_on_error=False, default_env=False)
-    parser.allow_abbrev = False  # a misspelt option must not become another one
-    if verb == "measure":
-        add_measuring(parser)
-    else:
-        parser.add_argument("directory", nargs="?", help="the run directory; the same as --out")
-    parser.add_argument("--config", help="settings from a YAML file; options go over them")
-    parser.add_argument("--out", help="the run directory; default: runs/DATA-SPACE")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the directory")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="use a latency table of another device, runtime, precision or batch all the same; "
-        "measure --out table.json replaces it",
-    )
-    if verb == "derive":
-        parser.add_argument(
-            "--latencies", help="one network for each of these latencies, as 8ms,10ms,12ms"
-        )
-    if verb == "export":
-        parser.add_argument(
-            "--format", type=str, help="onnx (the default), torch (.pt2) or python (network.py)"
-        )
-    parser.add_argument(
-        "--limit",
-        action="append",
-        help="NAME=VALUE, once for each limit: macs=600M, parameters=4e6, peak_memory=1.5 (MiB), "
-        "latency=12ms, or a column of the latency table",
-    )
-    add_options(parser, RunConfig)
-    return parser
-
-
-def parse(parser: ArgumentParser, words: list[str]) -> dict[str, Any]:
-    """The options that were given, nested; what is not given is not there.
-
-    Raises:
-        ConfigError: an option is unknown, or its value has the wrong type.
-    """
-    import argparse
-
-    from proxylessnas.errors import one_line
-
-    try:
-        given = parser.parse_args(words, defaults=False).as_dict()
-    except (argparse.ArgumentError, argparse.ArgumentTypeError, TypeError, ValueError) as error:
-        raise ConfigError(_plainly(one_line(error), parser)) from None
-    given = {key: value for key, value in given.items() if value is not None}
-    if "limit" in given:
-        given["limits"] = dict(map(_limit, given.pop("limit")))
-    return given
-
-
-def _limit(words: str) -> tuple[str, Any]:
-    """NAME=VALUE to a pair; what is no number is left to the check of the limits."""
-    name, equals, value = words.partition("=")
-    if not equals:
-        raise ConfigError(f"--limit {words}: write NAME=VALUE, as --limit macs=300e6")
-    try:
-        return name, float(value)
-    except ValueError:
-        return name, value
-
-
-def _plainly(message: str, parser: ArgumentParser) -> str:
-    """The parsing library's message in our words, with the nearest option."""
-    options = [o for action in parser._actions for o in action.option_strings]
-    for opening in ("unrecognized arguments: ", "Unrecognized arguments: "):
-        if message.startswith(opening):
-            word = message[len(opening) :].split()[0].split("=")[0]
-            if word.startswith("-"):
-                from proxylessnas.config import RENAMED
-
-                new = RENAMED.get(word.rpartition(".")[2].lstrip("-").replace("-", "_"), "")
-                if new.startswith("limits."):
-                    return f"{word} is now --limit {new.removeprefix('limits.')}=VALUE"
-                if new:
-                    return f"{word} is now --{new.replace('_', '-')}"
-                return f"there is no option {word}; {_near(word, options)}"
-            return f"the argument {word!r} is not understood; options start with --"
-    if message.startswith("Option '") and "is not accepted" in message:
-        word = message.split("'")[1]
-        near = _near("--" + word.replace("_", "-"), options)
-        return f"the config has no setting {word!r}; {near}"
-    return message.replace("Parser key ", "").replace("Got value:", "but it is")
-
-
-def _near(word: str, options: list[str]) -> str:
-    import difflib
-
-    found = difflib.get_close_matches(word, options, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(found)}?" if found else "--help lists them"
-
-
 # --- the stages ---
 
 
 def _stages(verb: str, words: list[str], signal: Signal) -> int:
+    from proxylessnas.cli.options import parse, stage_parser
+
     started = time.monotonic()  # a budget counts from here
-    parser = _parser(verb)
+    parser = stage_parser(verb)
     if "-h" in words or "--help" in words:
         parser.print_help()
         return 0
@@ -293,9 +190,9 @@ def _with_config(path: str | None, given: dict[str, Any]) -> dict[str, Any]:
 
 def _check(given: Mapping[str, Any]) -> None:
     """Refuse values out of range before anything is read."""
-    from proxylessnas.config import RunConfig, from_namespace
+    from proxylessnas.config import RunConfig, parse_settings
 
-    from_namespace(RunConfig, given)
+    parse_settings(RunConfig, given)
 
 
 def _named_here(space: str, words: list[str]) -> None:
@@ -353,24 +250,18 @@ def _do(
 # --- predict, zoo ---
 
 
-def _parsed(verb: str, add: Callable[[ArgumentParser], None], words: list[str]) -> Any:
+def _parsed(verb: str, add: Callable[[Parser], None], words: list[str]) -> Any:
     """The options of a verb without settings; None where they were only explained."""
-    import argparse
+    from types import SimpleNamespace
 
-    from jsonargparse import ArgumentParser
+    from proxylessnas.cli.options import Parser
 
-    from proxylessnas.errors import one_line
-
-    parser = ArgumentParser(prog=f"proxylessnas {verb}", exit_on_error=False, default_env=False)
-    parser.allow_abbrev = False
+    parser = Parser(verb)
     add(parser)
     if "-h" in words or "--help" in words:
         parser.print_help()
         return None
-    try:
-        return parser.parse_args(words)
-    except argparse.ArgumentError as error:
-        raise ConfigError(_plainly(one_line(error), parser)) from None
+    return SimpleNamespace(**parser.parse(words))
 
 
 def _predict(words: list[str]) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from proxylessnas.architecture import Architecture
-from proxylessnas.config import RunConfig, from_namespace
+from proxylessnas.config import RunConfig, parse_settings
 from proxylessnas.core.objective import check_objective
 from proxylessnas.errors import ConfigError, RunError
 from proxylessnas.hardware.runtimes import make
@@ -73,7 +73,7 @@ def open_run(
         records = Records(directory, ranks, reporter)
         config = _merge(directory, records, stored, settings)
     else:
-        config = from_namespace(RunConfig, settings)
+        config = parse_settings(RunConfig, settings)
     _check(config, ranks)
     problem = ConfiguredProblem(config, reporter)
     if stored is None:
