@@ -158,7 +158,7 @@ def test_the_words_are_the_same() -> None:
         ({"data": 3}, "data is 3; it must be a text"),
         ({"limits": {"macs": -5}}, "the macs -5 is not understood"),
         ({"limits": [5]}, r"limits is \[5\]; it must be a mapping"),
-        ({"train": {"space_settings": {"widths": [3]}}}, "train.space_settings has no 'widths'"),
+        ({"train": {"space_settings": {"widths": [3]}}}, "train: space_settings has no 'widths'"),
         ({"search": {"epochs": 3, "arch_delay_epochs": 3}}, "search: arch_delay_epochs is 3"),
     ],
 )
@@ -225,7 +225,7 @@ def test_latencies_are_read(text: str, value: tuple[float, bool]) -> None:
     assert (pytest.approx(ms), relative) == value
 
 
-@pytest.mark.parametrize("text", ["", "12", "ms", "-3ms", "0ms", "0x", "1e3ms", "12 min", "nanms"])
+@pytest.mark.parametrize("text", ["", "12", "ms", "-3ms", "0ms", "0x", "12 min", "nanms"])
 def test_what_is_no_latency_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="12ms, 800us"):
         parse_latency(text)
