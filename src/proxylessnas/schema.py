@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Hint = Any  # a type, or what `typing` makes of types
+Path = tuple[int | str, ...]  # of field names and places in lists
 
 # Whole numbers are no booleans and texts are no numbers; a list counts as a tuple in JSON alone.
-STRICT = {
+STRICT: dict[str, Any] = {
     "extra": "forbid",
     "strict": True,
     "allow_inf_nan": False,
@@ -75,11 +76,13 @@ def checked(
     *,
     place: str = "",
     renamed: Mapping[str, str] | None = None,
+    others: Literal["forbid", "ignore"] = "forbid",
 ) -> Callable[[type[T]], type[T]]:
     """Let a keyword-only frozen dataclass validate its fields when it is constructed.
 
     error: what a refused value raises. place: the group that its messages name, as `search`.
-    renamed: earlier names of fields -> their dotted names now.
+    renamed: earlier names of fields -> their dotted names now. others: whether a decoded value may
+    have fields besides.
     """
 
     def decorate(cls: type[T]) -> type[T]:
@@ -94,7 +97,7 @@ def checked(
             )
 
         cls.__init__ = __init__  # type: ignore[method-assign, assignment]
-        cls.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
+        cls.__pydantic_config__ = {**STRICT, "extra": others}  # type: ignore[attr-defined]
         cls.__renamed__ = renamed or {}  # type: ignore[attr-defined]
         return cls
 
@@ -166,10 +169,11 @@ def _explained(
 def explain(problems: ValidationError, hint: Hint, place: str = "") -> str:
     """pydantic's error as one line: dotted name, value, what is allowed; a wrong name first."""
     problem = min(problems.errors(include_url=False), key=lambda p: p["type"] != UNKNOWN)
-    kind, path, value = problem["type"], problem["loc"], problem["input"]
+    kind, value = problem["type"], problem["input"]
+    path, allowed = _walk(hint, problem["loc"])
     name = dotted(place, path)
     if kind == UNKNOWN:
-        return _unknown(hint_at(hint, path[:-1]), str(path[-1]), name)
+        return _unknown(_walk(hint, path[:-1])[1], str(path[-1]), name)
     if kind == "value_error":
         words = str(problem["ctx"]["error"])
         return f"{name}: {words}" if name else words
@@ -177,9 +181,7 @@ def explain(problems: ValidationError, hint: Hint, place: str = "") -> str:
         return f"{name} is missing"
     if kind == "json_invalid":
         return f"{name or 'the text'} is not JSON: {problem['ctx']['error']}"
-    if path[-1:] == ("[key]",):
-        return f"{dotted(place, path[:-2])} has the name {shown(value)}, which is not a text"
-    allowed, near = hint_at(hint, path), ""
+    near = ""
     if kind == "literal_error" and isinstance(value, str):
         near = did_you_mean(value, map(str, typing.get_args(unannotated(required(allowed)))))
         near = f"; {near}" if near.startswith("did") else ""
@@ -193,7 +195,7 @@ def _unknown(cls: Hint, last: str, name: str) -> str:
     return f"there is no {name!r}; {did_you_mean(last, names)}"
 
 
-def dotted(place: str, path: tuple[int | str, ...]) -> str:
+def dotted(place: str, path: Path) -> str:
     """`search.epochs`, `blocks[3].cell`: where a value stands."""
     for step in path:
         place += f"[{step}]" if isinstance(step, int) else f".{step}" if place else step
@@ -204,7 +206,8 @@ def shown(value: object) -> str:
     """A value as a config file writes it, of bounded length."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return reprlib.repr(value)
+    text = reprlib.repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 # --- types ---
@@ -253,19 +256,21 @@ def bare(hint: Hint) -> Hint:
     return typing.get_origin(hint) or hint
 
 
-def hint_at(hint: Hint, path: tuple[int | str, ...]) -> Hint:
-    """The type of the value at a path within a value of the type."""
-    for step in path:
-        hint = unannotated(required(hint))
-        arguments = typing.get_args(hint)
-        if dataclasses.is_dataclass(hint):
-            hint = hints_of(typing.cast(Hint, hint))[str(step)]
-        elif isinstance(step, int):
-            varied = len(arguments) == 2 and arguments[1] is ...
-            hint = arguments[0] if varied or bare(hint) is list else arguments[step]
-        else:
+def _walk(hint: Hint, path: Path) -> tuple[Path, Hint]:
+    """A path within a value of the type, as far as fields and items go, and the type there."""
+    for i, step in enumerate(path):
+        inner = unannotated(required(hint))
+        arguments = typing.get_args(inner)
+        if dataclasses.is_dataclass(inner):
+            hint = hints_of(typing.cast(Hint, inner)).get(str(step))
+        elif bare(inner) in (tuple, list) and isinstance(step, int):
+            varied = bare(inner) is list or arguments[-1] is ...
+            hint = arguments[0] if varied else arguments[step]
+        elif bare(inner) in (dict, Mapping) and step != "[key]":
             hint = arguments[1]
-    return hint
+        else:  # pydantic goes on with the member of a union, or with a key
+            return path[:i], hint
+    return path, hint
 
 
 @cache
