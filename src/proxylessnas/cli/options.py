@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, Literal, NoReturn
 
 from proxylessnas import schema
@@ -111,6 +112,16 @@ def _limits(words: Sequence[str]) -> dict[str, Any]:
 
 def _option(name: str) -> str:
     return f"--{name}".replace("_", "-")
+
+
+def parsed(verb: str, add: Callable[[Parser], None], words: Sequence[str]) -> Any:
+    """The options of a verb without settings as attributes; None where they were explained."""
+    parser = Parser(verb)
+    add(parser)
+    if "-h" in words or "--help" in words:
+        parser.print_help()
+        return None
+    return SimpleNamespace(**parser.parse(words))
 
 
 # --- the stages ---

@@ -18,12 +18,13 @@ from proxylessnas.limits import all_limits
 from proxylessnas.runs import summary
 from proxylessnas.runs.configured import ConfiguredProblem
 from proxylessnas.runs.directory import CONFIG, RunDirectory
+from proxylessnas.session import STAGES
 from proxylessnas.session.deriving import derive, derive_within
 from proxylessnas.session.exporting import export
 from proxylessnas.session.finishing import baselines, evaluate, train
 from proxylessnas.session.measuring import measure
 from proxylessnas.session.pipeline import begin, find_network, stop_if_asked, told
-from proxylessnas.session.records import STAGES, Records, any_done
+from proxylessnas.session.records import Records, any_done
 from proxylessnas.session.searching import search
 from proxylessnas.session.session import Session
 from proxylessnas.spaces import complete_settings
