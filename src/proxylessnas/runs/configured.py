@@ -89,6 +89,14 @@ class ConfiguredProblem:
         source = "search" if part == "calibration" else "valid"
         return batches(source, SCORING_BATCH, shuffle=True, seed=seed)
 
+    def search_parts(
+        self, config: RunConfig, supernet: Supernet, epoch_steps: int
+    ) -> Mapping[str, Any]:
+        return {}
+
+    def training_task(self, config: RunConfig) -> Task:
+        return self.task
+
     def architecture(self, architecture: Architecture, config: RunConfig) -> Architecture:
         """With the data's input, and the training's dropout and the like."""
         settings = {**architecture.settings, **config.train.space_settings}

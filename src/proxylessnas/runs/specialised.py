@@ -1,0 +1,156 @@
+"""The problem of `--pretrained`: images, classes, and the space around a trained network.
+
+What the stages `teach` and `candidates` leave in the store is part of the problem from then on:
+the teacher with its weights, and its candidates with theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from proxylessnas.architecture import Architecture
+from proxylessnas.config import RunConfig
+from proxylessnas.core.schedule import Schedule
+from proxylessnas.core.supernet import Supernet
+from proxylessnas.data import Batches, ImageData
+from proxylessnas.errors import ConfigError, RunError
+from proxylessnas.io.console import Reporter
+from proxylessnas.pretrained.distil import distilled
+from proxylessnas.pretrained.loading import load_pretrained
+from proxylessnas.pretrained.networks import Pretrained, shape_of
+from proxylessnas.pretrained.space import blank_candidates, prior, space_around
+from proxylessnas.runs.configured import SCORING_BATCH, ConfiguredProblem
+from proxylessnas.session.problem import Part
+from proxylessnas.session.store import Store
+from proxylessnas.spaces import build
+from proxylessnas.spaces.blocks import Network
+from proxylessnas.spaces.inverted import settings_of
+from proxylessnas.training.task import Task
+
+SPACE = "inverted"
+TEACHER, CANDIDATES = "teacher.safetensors", "candidates.safetensors"
+
+
+class SpecialisedProblem(ConfiguredProblem):
+    """A trained network, taught the user's classes and cut to the limit."""
+
+    def __init__(self, config: RunConfig, reporter: Reporter, store: Store) -> None:
+        super().__init__(config, reporter)
+        self.store = store
+
+    @cached_property
+    def trained(self) -> Pretrained:
+        """The network as it was loaded, with the classes that it was trained for."""
+        name = self.config.pretrained
+        assert name is not None
+        return load_pretrained(name)
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The images as the weights want them: three channels, their own mean and deviation."""
+        data, want = super().data, self.trained.input
+        channels, height, width = data.info.shape
+        if channels == 1:
+            self.reporter.say("  gray images: the one channel is given to all three of the network")
+        elif channels != want.shape[0]:
+            raise ConfigError(
+                f"the images have {channels} channels, and {self.config.pretrained} takes "
+                f"{want.shape[0]}"
+            )
+        info = replace(
+            data.info, shape=(want.shape[0], height, width), mean=want.mean, std=want.std
+        )
+        return replace(data, info=info)
+
+    # --- networks ---
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The teacher's shape, as the settings of an architecture."""
+        shape = replace(shape_of(self.trained.network), classes=len(self.data.info.classes))
+        return settings_of(shape, self.data.info.shape)
+
+    def new_teacher(self) -> Network:
+        """The trained network with a classifier of the user's classes, which knows nothing yet."""
+        network = self.trained.network
+        features = network.classifier.in_features
+        network.classifier = nn.Linear(features, len(self.data.info.classes))
+        return network
+
+    def teacher(self) -> Network:
+        """The teacher as the stage `teach` left it, in evaluation mode.
+
+        Raises:
+            RunError: the stage is not finished.
+        """
+        network = build(Architecture(space=SPACE, settings=self.settings, choices={}))
+        assert isinstance(network, Network)
+        self.store.load_weights(TEACHER, network)
+        return network.eval()
+
+    def supernet(self, config: RunConfig) -> Supernet:
+        """The space around the teacher, with the weights that the stage `candidates` fitted."""
+        if not self.store.has("scores.json"):
+            raise RunError("the candidates are not cut yet: the stage candidates comes first")
+        model = space_around(self.teacher(), blank_candidates(self.teacher(), self.scores))
+        self.store.load_weights(CANDIDATES, model)
+        return Supernet(model, space=SPACE, settings=self.settings, input=self.data.info)
+
+    @property
+    def scores(self) -> list[dict[str, float]]:
+        """Of every block its candidates' scores, see `pretrained.scores`."""
+        scores = self.store.read_json("scores.json")
+        if not isinstance(scores, list) or not all(isinstance(named, dict) for named in scores):
+            raise RunError(f"{self.store.file('scores.json')} is damaged: do candidates again")
+        return scores
+
+    def search_parts(
+        self, config: RunConfig, supernet: Supernet, epoch_steps: int
+    ) -> Mapping[str, Any]:
+        """α begins at its prior and learns alone; weights and statistics are the teacher's."""
+        steps = Schedule.of(config.search, epoch_steps).architecture_steps
+        return {
+            "alpha": prior(supernet, self.scores),
+            "schedule": Schedule.architecture_alone(steps),
+            "keep_statistics": True,
+        }
+
+    def architecture(self, architecture: Architecture, config: RunConfig) -> Architecture:
+        return replace(architecture.with_input(self.data.info), space=SPACE, settings=self.settings)
+
+    def network(self, architecture: Architecture, config: RunConfig) -> nn.Module:
+        return build(architecture)
+
+    def training_task(self, config: RunConfig) -> Task:
+        """With the teacher's opinion beside the labels."""
+        return distilled(self.task, self.teacher())
+
+    # --- batches ---
+
+    def batches(self, part: Part, config: RunConfig) -> Batches:
+        if part == "teach":
+            size, augment = config.teach.batch_size, config.teach.augment or True
+            return self.data.batches(
+                "search", size, augment=augment, shuffle=True, seed=config.seed
+            )
+        return super().batches(part, config)
+
+    def plain_images(self, config: RunConfig) -> Batches:
+        """Training images as the network will see them, in random order."""
+        return self.data.batches("search", SCORING_BATCH // 4, shuffle=True, seed=config.seed)
+
+
+def images_of(batches: Batches, most: int, *, skip: int = 0) -> Any:
+    """The inputs of an epoch's batches: after `skip` images, about `most`."""
+    count = 0
+    for inputs, _ in batches.epoch(0):
+        if count >= skip:
+            yield inputs
+        count += len(inputs)
+        if count >= skip + most:
+            return
