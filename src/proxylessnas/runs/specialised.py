@@ -6,26 +6,31 @@ the teacher with its weights, and its candidates with theirs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.config import RunConfig
 from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data import Batches, ImageData
-from proxylessnas.errors import ConfigError, RunError
+from proxylessnas.errors import RunError
 from proxylessnas.io.console import Reporter
 from proxylessnas.pretrained.distil import distilled
 from proxylessnas.pretrained.loading import load_pretrained
 from proxylessnas.pretrained.networks import Pretrained, shape_of
 from proxylessnas.pretrained.space import blank_candidates, prior, space_around
+from proxylessnas.pretrained.teach import as_the_network_wants, in_colour
 from proxylessnas.runs.configured import SCORING_BATCH, ConfiguredProblem
+from proxylessnas.session.pipeline import Record
 from proxylessnas.session.problem import Part
+from proxylessnas.session.session import Session
 from proxylessnas.session.store import Store
 from proxylessnas.spaces import build
 from proxylessnas.spaces.blocks import Network
@@ -33,7 +38,60 @@ from proxylessnas.spaces.inverted import settings_of
 from proxylessnas.training.task import Task
 
 SPACE = "inverted"
-TEACHER, CANDIDATES = "teacher.safetensors", "candidates.safetensors"
+TEACHER, CANDIDATES, SCORES = "teacher.safetensors", "candidates.safetensors", "scores.json"
+
+
+# Of a run that begins with trained weights, unless they are given.
+DEFAULTS: dict[str, Any] = {
+    "space": SPACE,
+    # α begins at its prior and learns for as many steps as an epoch has batches.
+    "search": {"warmup_epochs": 0, "epochs": 1, "batch_size": 32},
+    "derive": {"recalibrate_images": 0},
+    "train": {
+        "epochs": 3,
+        "batch_size": 32,
+        "learning_rate": 0.005,
+        "warmup_epochs": 0.3,
+        "average_decay": 0.99,
+        "frozen_statistics": True,
+        "inherit": True,
+    },
+}
+
+
+def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that were given over those of the road that they take."""
+    if settings.get("pretrained") in (None, "none"):
+        return dict(settings)
+    merged: dict[str, Any] = dict(DEFAULTS)
+    for key, value in settings.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = {**merged[key], **value} if both else value
+    return merged
+
+
+def begin_specialised(session: Session, record: Record) -> Session:
+    """The session with every automatic setting decided, before its first stage.
+
+    Memory format and kernels are not tried: images in channels_last with folded normalisation and
+    strips for wide depthwise kernels are fastest on the CPUs that were tried (docs/log.md).
+    """
+    machine, device = session.config.machine, session.machine.device
+    layout = machine.memory_format if machine.memory_format != "auto" else "channels_last"
+    strips = machine.depthwise_strips
+    machine = replace(
+        machine,
+        device=str(device),
+        threads=machine.threads or torch.get_num_threads(),
+        memory_format=layout,
+        autocast=bool(machine.autocast),
+        compile=bool(machine.compile),
+        depthwise_strips=device.type == "cpu" if strips is None else strips,
+        fused_batch_norm=bool(machine.fused_batch_norm),
+    )
+    session = session.configured(replace(session.config, machine=machine))
+    record(session.config, "")
+    return session
 
 
 class SpecialisedProblem(ConfiguredProblem):
@@ -52,20 +110,12 @@ class SpecialisedProblem(ConfiguredProblem):
 
     @cached_property
     def data(self) -> ImageData:
-        """The images as the weights want them: three channels, their own mean and deviation."""
-        data, want = super().data, self.trained.input
-        channels, height, width = data.info.shape
-        if channels == 1:
-            self.reporter.say("  gray images: the one channel is given to all three of the network")
-        elif channels != want.shape[0]:
-            raise ConfigError(
-                f"the images have {channels} channels, and {self.config.pretrained} takes "
-                f"{want.shape[0]}"
-            )
-        info = replace(
-            data.info, shape=(want.shape[0], height, width), mean=want.mean, std=want.std
-        )
-        return replace(data, info=info)
+        """The images as the weights want them: their channels, mean and deviation."""
+        data = super().data
+        if data.info.shape[0] == 1 and self.trained.input.shape[0] == 3:
+            self.reporter.say("  gray images: the network takes the one channel three times")
+            data = in_colour(data)
+        return as_the_network_wants(data, self.trained)
 
     # --- networks ---
 
@@ -77,9 +127,9 @@ class SpecialisedProblem(ConfiguredProblem):
 
     def new_teacher(self) -> Network:
         """The trained network with a classifier of the user's classes, which knows nothing yet."""
-        network = self.trained.network
-        features = network.classifier.in_features
-        network.classifier = nn.Linear(features, len(self.data.info.classes))
+        network = copy.deepcopy(self.trained.network)
+        classes = len(self.data.info.classes)
+        network.replace_classifier(nn.Linear(network.classifier.in_features, classes))
         return network
 
     def teacher(self) -> Network:
@@ -95,7 +145,7 @@ class SpecialisedProblem(ConfiguredProblem):
 
     def supernet(self, config: RunConfig) -> Supernet:
         """The space around the teacher, with the weights that the stage `candidates` fitted."""
-        if not self.store.has("scores.json"):
+        if not self.store.has(SCORES):
             raise RunError("the candidates are not cut yet: the stage candidates comes first")
         model = space_around(self.teacher(), blank_candidates(self.teacher(), self.scores))
         self.store.load_weights(CANDIDATES, model)
@@ -104,7 +154,7 @@ class SpecialisedProblem(ConfiguredProblem):
     @property
     def scores(self) -> list[dict[str, float]]:
         """Of every block its candidates' scores, see `pretrained.scores`."""
-        scores = self.store.read_json("scores.json")
+        scores = self.store.read_json(SCORES)
         if not isinstance(scores, list) or not all(isinstance(named, dict) for named in scores):
             raise RunError(f"{self.store.file('scores.json')} is damaged: do candidates again")
         return scores
@@ -145,7 +195,7 @@ class SpecialisedProblem(ConfiguredProblem):
         return self.data.batches("search", SCORING_BATCH // 4, shuffle=True, seed=config.seed)
 
 
-def images_of(batches: Batches, most: int, *, skip: int = 0) -> Any:
+def images_of(batches: Batches, most: int, *, skip: int = 0) -> Iterator[Tensor]:
     """The inputs of an epoch's batches: after `skip` images, about `most`."""
     count = 0
     for inputs, _ in batches.epoch(0):
