@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
-from proxylessnas.config import DeriveSettings, SearchSettings
+from proxylessnas.config import DeriveSettings, SearchSettings, TrainSettings
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import decode
 from proxylessnas.core.schedule import Schedule
@@ -35,6 +35,7 @@ from proxylessnas.training.device import Machine
 from proxylessnas.training.loop import run_loop
 from proxylessnas.training.optimizers import gradients
 from proxylessnas.training.task import Task
+from proxylessnas.training.train import Training
 from tests.support.pretrained import small_teacher
 
 IMAGES = torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(3))
@@ -150,7 +151,7 @@ def search_of(supernet: Supernet, alpha: Tensor, costs: Costs, *, steps: int = 6
         task=Task.classification(),
         schedule=Schedule.architecture_alone(steps),
         alpha=alpha,
-        keep_statistics=True,
+        frozen_statistics=True,
     )
 
 
@@ -169,7 +170,7 @@ def test_a_search_from_a_prior_moves_alpha_alone(
     assert all(torch.equal(after[k], v) for k, v in before.items())
 
 
-def test_kept_statistics_are_used_in_architecture_steps(
+def test_frozen_statistics_are_used_in_architecture_steps(
     teacher: Network, supernet: Supernet
 ) -> None:
     """The loss of a step through the teacher's path is the teacher's in evaluation mode."""
@@ -254,3 +255,21 @@ def test_a_training_step_leaves_the_teacher_alone(teacher: Network) -> None:
 def test_evaluation_knows_no_teacher(teacher: Network) -> None:
     task = replace(Task.classification(), correct=None)
     assert distilled(task, teacher).loss is task.loss
+
+
+def test_fine_tuning_keeps_the_statistics(teacher: Network) -> None:
+    student = copy.deepcopy(teacher)
+    before = copy.deepcopy(student.state_dict())
+    loader = [(IMAGES, torch.randint(5, (24,)))]
+    run_loop(
+        Training(
+            network=student,
+            task=distilled(Task.classification(), teacher),
+            train=LoaderBatches(loader, name="train"),
+            settings=TrainSettings(epochs=2),
+            frozen_statistics=True,
+        )
+    )
+    after = student.state_dict()
+    assert {k for k, _ in student.named_buffers() if not torch.equal(after[k], before[k])} == set()
+    assert not torch.equal(after["blocks.1.0.1.weight"], before["blocks.1.0.1.weight"])
