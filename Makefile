@@ -3,8 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadgroup
 
-.PHONY: demo env test test-fast check bench clean
+.PHONY: demo env test test-fast test-all check bench clean
 
 demo: env
 	rm -rf runs/demo
@@ -19,10 +20,13 @@ $(VENV)/.complete: requirements.txt pyproject.toml
 	touch $@
 
 test: env
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 test-fast: env
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
+
+test-all: env  # every seed and example
+	TESTS=thorough $(PYTEST)
 
 check: env
 	$(BIN)/ruff format --check .

@@ -51,17 +51,19 @@ from scipy.stats import kendalltau
 from proxylessnas.config import DataSettings, DeriveSettings, MachineSettings, SearchSettings
 from proxylessnas.core.adapt import adapt
 from proxylessnas.core.derive import choose
-from proxylessnas.core.estimators import make_estimator
-from proxylessnas.core.objective import Constraint, make_objective
+from proxylessnas.core.objective import Constraint
+from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.search import Search
 from proxylessnas.data import load_data
 from proxylessnas.hardware.costs import count_costs
 from proxylessnas.hardware.trace import trace
-from proxylessnas.io.console import output
+from proxylessnas.io.console import Reporter, output
 from proxylessnas.spaces import build_supernet
 from proxylessnas.spaces.macro import code
+from proxylessnas.training.callbacks import ProgressBar
 from proxylessnas.training.device import make_machine
 from proxylessnas.training.evaluate import Score, evaluate, recalibrate
+from proxylessnas.training.loop import run_loop
 from proxylessnas.training.task import Task
 
 DATA = Path(os.environ.get("PROXYLESSNAS_DATA", "data"))
@@ -153,43 +155,37 @@ class Bench:
         self.scores: dict[tuple[int, ...], Score] = {}
 
     def search(
-        self,
-        limit: float,
-        estimator: str,
-        arch_steps: int,
-        epochs: int,
-        seed: int,
-        *,
-        warmup: int | None = None,
+        self, limit: float, estimator: str, schedule: Schedule, *, epochs: int = 1, seed: int
     ) -> Search:
-        warmup = epochs - 1 if warmup is None else warmup
-        reinmax = self.args.reinmax and estimator in WITH_GATES
+        """A search on the shared weights; epochs: of its joint phase, for the rate's cosine."""
         settings = SearchSettings(
-            warmup_epochs=warmup,
-            epochs=epochs - warmup,
+            warmup_epochs=0,
+            epochs=epochs,
             arch_every=ARCH_EVERY,
-            learning_rate=0.05 if warmup else 0.025,  # as published
+            learning_rate=0.05 if schedule.warmup else 0.025,  # as published
             batch_size=64,
             label_smoothing=0.0,
             weight_decay=1e-4,
             estimator=estimator,  # type: ignore[arg-type]
-            reinmax=reinmax,
-            arch_learning_rate=10.0 / max(1, arch_steps),
+            reinmax=self.args.reinmax and estimator in WITH_GATES,
             reinforce_samples=SAMPLES,
         )
-        costs = self.costs.limited({"macs": limit})
-        return Search(
+        return Search.from_settings(
+            settings,
             supernet=self.supernet,
             task=self.task,
             train=self.data.batches("search", 64, augment=True, shuffle=True, seed=seed),
             valid=self.data.batches("valid", 64, augment=True, shuffle=True, seed=seed),
-            costs=costs,
-            objective=make_objective(settings, costs, arch_steps),
-            estimator=make_estimator(estimator, samples=SAMPLES, reinmax=reinmax),
-            settings=settings,
+            costs=self.costs.limited({"macs": limit}),
+            schedule=schedule,
             seed=seed,
             machine=self.machine,
         )
+
+    def epochs(self, count: int) -> Schedule:
+        """So many epochs of weight and architecture steps in turn."""
+        steps = count * len(self.data.batches("search", 64))
+        return Schedule(warmup=0, total=steps, arch_every=ARCH_EVERY, arch_from=0)
 
     # --- the shared weights ---
 
@@ -207,21 +203,14 @@ class Bench:
     def train_period(self, period: int) -> None:
         # Every period draws its own batches and paths.
         seed = self.args.seed + 1000 * period
-        job = self.search(float("inf"), "random", 1, self.args.epochs[period], seed)
-        self.console.print(f"period {period + 1}: {job.schedule.total} uniform steps of 64 images")
-        start, losses = time.time(), list[float]()
-        job.model.train()
-        for _ in track(range(job.schedule.total), "training", console=self.console):
-            job.weight_step()
-            job.step += 1
-            assert job.latest.weight_loss is not None
-            losses.append(float(job.latest.weight_loss))
-            if job.step % 500 == 0:
-                self.console.print(
-                    f"step {job.step}: loss {statistics.mean(losses[-500:]):.3f}, "
-                    f"{time.time() - start:.0f} s"
-                )
-        took = {"seconds": time.time() - start, "steps": job.schedule.total}
+        epochs = self.args.epochs[period]
+        schedule = self.epochs(epochs).weights_alone()
+        job = self.search(float("inf"), "random", schedule, epochs=epochs, seed=seed)
+        self.console.print(f"period {period + 1}: {job.total} uniform steps of 64 images")
+        start = time.time()
+        with Reporter().bar("training") as update:
+            run_loop(job, callbacks=[ProgressBar(update)])
+        took = {"seconds": time.time() - start, "steps": job.total}
         self.file("weights", "json", period + 1).write_text(json.dumps(took))
 
     # --- one estimator under one limit ---
@@ -230,11 +219,18 @@ class Bench:
         start = time.time()
         self.shared()
         steps = round(BUDGET[estimator] * self.args.arch_steps)
-        job = self.search(limit, estimator, max(1, steps), 1, self.args.seed)
-        _learn(job, steps)
+        job = self.learned(limit, estimator, steps)
         if self.args.joint_epochs:
-            job = self.joint(job, limit, estimator, max(1, steps))
+            job = self.joint(job, limit, estimator)
         return self.chosen(job, estimator, limit, start)
+
+    def learned(self, limit: float, estimator: str, steps: int) -> Search:
+        """α after so many architecture steps on the shared weights."""
+        schedule = Schedule.architecture_alone(steps)
+        job = self.search(limit, estimator, schedule, seed=self.args.seed)
+        with Reporter().bar(f"{estimator} within {limit / 1e6:g} M") as update:
+            run_loop(job, callbacks=[ProgressBar(update)])
+        return job
 
     def chosen(self, job: Search, estimator: str, limit: float, start: float) -> dict[str, Any]:
         """The network that a search's α comes to, and how."""
@@ -274,9 +270,7 @@ class Bench:
     def unlimited(self) -> Search:
         """α learned without a limit."""
         self.shared()
-        job = self.search(float("inf"), "two_path", self.args.arch_steps, 1, self.args.seed)
-        _learn(job, self.args.arch_steps)
-        return job
+        return self.learned(float("inf"), "two_path", self.args.arch_steps)
 
     def shared(self) -> None:
         """The shared weights as they were trained; scores of any others are forgotten."""
@@ -284,13 +278,13 @@ class Bench:
             self.supernet.model.load_state_dict(load_file(self.file("weights", "safetensors")))
             self.scores.clear()
 
-    def joint(self, job: Search, limit: float, estimator: str, steps: int) -> Search:
-        """The search's own loop, weights and α in turn, from where the steps on α alone ended."""
+    def joint(self, job: Search, limit: float, estimator: str) -> Search:
+        """Weights and α in turn, from where the steps on α alone ended."""
         epochs, seed = self.args.joint_epochs, self.args.seed + 500
-        after = self.search(limit, estimator, steps, epochs, seed, warmup=0)
+        after = self.search(limit, estimator, self.epochs(epochs), epochs=epochs, seed=seed)
         tensors, values = job.state()
         after.load(tensors, {**values, "step": 0})
-        after.run()
+        run_loop(after)
         return after
 
     def more(self, estimator: str) -> int:
@@ -342,14 +336,6 @@ class Bench:
             file.write_text(json.dumps(make(), indent=1))
         result: dict[str, Any] = json.loads(file.read_text())
         return result
-
-
-def _learn(job: Search, steps: int) -> None:
-    """Architecture steps alone."""
-    job.model.train()
-    for _ in range(steps):
-        job.architecture_step()
-        job.step += 1
 
 
 def main() -> None:

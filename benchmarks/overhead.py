@@ -40,7 +40,7 @@ from proxylessnas.training.device import Machine, fastest
 FIRST_STEP = """
 import torch
 from step import make_search
-from proxylessnas.machine import Machine
+from proxylessnas.training.device import Machine
 from proxylessnas.spaces import build_supernet
 batch = torch.randn(2, 3, 32, 32), torch.arange(2)
 make_search(build_supernet("macro", {}), batch, Machine()).weight_step()
@@ -126,7 +126,7 @@ def data(spec: str, rounds: int) -> list[tuple[str, str]]:
     ratio = ms["weight"] / ms["batch"]
     return [
         (
-            f"data, {images.info.name} in batches of 64: images a second",
+            f"data, {images.summary.source} in batches of 64: images a second",
             f"{64e3 / ms['batch']:.0f}",
         ),
         ("  beside the weight step of macro", f"{ratio:.0f} times its rate"),

@@ -27,9 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from proxylessnas.config import SearchSettings
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.estimators import make_estimator
 from proxylessnas.core.gates import Path
-from proxylessnas.core.objective import Constraint
 from proxylessnas.core.search import Search
 from proxylessnas.data.batches import LoaderBatches
 from proxylessnas.io.console import output
@@ -67,15 +65,16 @@ def _search(args: argparse.Namespace, ranks: Ranks) -> Search:
     supernet = build_supernet(args.space, {"input_shape": [3, args.size, args.size]})
     x = torch.randn(args.batch, 3, args.size, args.size)
     data = LoaderBatches([(x, torch.zeros(args.batch, dtype=torch.long))], name="noise")
-    return Search(
+    settings = SearchSettings(
+        warmup_epochs=1000, epochs=1000, learning_rate=1e-4, estimator=args.estimator
+    )
+    return Search.from_settings(
+        settings,
         supernet=supernet,
         task=Task.classification(),
         train=data,
         valid=data,
         costs=Costs.free(*supernet.mask.shape),
-        objective=Constraint([], rate=1.0),
-        estimator=make_estimator(args.estimator),
-        settings=SearchSettings(warmup_epochs=1000, epochs=1000, learning_rate=1e-4),
         ranks=ranks,
     )
 

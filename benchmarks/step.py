@@ -47,6 +47,7 @@ from proxylessnas.config import SearchSettings
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import Estimator, FullPath, TwoPath
 from proxylessnas.core.objective import Linear
+from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import MixedOp, Supernet
 from proxylessnas.data.batches import LoaderBatches
@@ -136,6 +137,7 @@ def make_search(
 ) -> Search:
     """A search whose α all but stays, on one batch again and again."""
     batches = LoaderBatches([batch] * 1000, name="random")
+    settings = SearchSettings(learning_rate=1e-3, warmup_epochs=0, arch_learning_rate=1e-9)
     search = Search(
         supernet=supernet,
         task=Task.classification(),
@@ -144,7 +146,8 @@ def make_search(
         costs=Costs.one("latency", supernet.mask.double(), unit="ms"),
         objective=Linear(0.1),
         estimator=estimator or TwoPath(),
-        settings=SearchSettings(learning_rate=1e-3, warmup_epochs=0, arch_learning_rate=1e-9),
+        settings=settings,
+        schedule=Schedule.of(settings, len(batches)),
         machine=machine,
     )
     search.model.train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -28,6 +29,13 @@ hypothesis.settings.load_profile("tests")
 def _seeded() -> None:
     """Fresh weights are the same whatever test ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported_for_good() -> None:
+    """Garbage collections, of which trials of weight steps make many, pass by what is imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

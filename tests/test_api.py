@@ -46,7 +46,7 @@ def test_a_peak_memory_that_the_shared_layers_exceed() -> None:
     [
         ({"example_inputs": torch.zeros(2, 4)}, r"example_inputs is Tensor.*write \(x,\)"),
         ({"example_inputs": ()}, "example_inputs is tuple"),
-        ({"target_latency": 0.6}, "the latency 0.6 is not understood"),
+        ({"target_latency": 0.6}, "target_latency is 0.6; it must be a latency as 12ms"),
         ({"limits": {"macs": "1Q"}}, "the macs '1Q' is not understood"),
         ({"limits": {"parameters": -5}}, "the parameters -5 is not understood"),
         ({"limits": {"mac": 5}}, "no cost 'mac' to limit; there are latency, macs"),

@@ -27,7 +27,7 @@ def example(**changes: Any) -> Architecture:
 
 
 def decoded(**changes: Any) -> dict[str, Any]:
-    return {**example().to_dict(), **changes}
+    return {**json.loads(example().to_json()), **changes}
 
 
 names = st.text(min_size=1, max_size=8)
@@ -93,32 +93,57 @@ NAN, INFINITE, HUGE = float("nan"), float("inf"), 10**400
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([], "not an object"),
-        (decoded(schema=2), "schema 2"),
-        (decoded(extra=1), "unknown field 'extra'"),
-        (decoded(space=""), "not a name"),
-        (decoded(space=7), "not a name"),
-        (decoded(choices=None), "choices is NoneType"),
-        (decoded(choices={"a": 1}), "not a pair of strings"),
-        (decoded(settings=[]), "settings is list"),
-        (decoded(input={"shape": []}), "not a shape"),
-        (decoded(input={"shape": [3, 0, 4]}), "not a shape"),
-        (decoded(input={"shape": [3, 2.5]}), "not a shape"),
-        (decoded(input={"shape": [3, True]}), "not a list of numbers"),
-        (decoded(input={"shape": [NAN, 4, 4]}), "not a list of numbers"),
-        (decoded(input={"shape": [INFINITE]}), "not a list of numbers"),
-        (decoded(input={"shape": [HUGE]}), "not a list of numbers"),
-        (decoded(input={"shape": [3], "classes": "cat"}), "not a list of names"),
+        ([], "the value is \\[\\]; it must be a group of named values"),
+        (decoded(schema=2), "schema is 2; it must be 1"),
+        (decoded(extra=1), "there is no 'extra'"),
+        (decoded(space=""), "space is ''; it must be a text, of length at least 1"),
+        (decoded(space=7), "space is 7; it must be a text"),
+        (decoded(choices=None), "choices is null; it must be a mapping"),
+        (decoded(choices={"a": 1}), "choices.a is 1; it must be a text"),
+        (decoded(settings=[]), "settings is \\[\\]; it must be a mapping"),
+        (decoded(input={}), "input.shape is missing"),
+        (decoded(input={"shape": []}), "input.shape is \\[\\]; .* of length at least 1"),
+        (decoded(input={"shape": [3, 0, 4]}), "input.shape\\[1\\] is 0; it must be a whole number"),
+        (
+            decoded(input={"shape": [3, 2.5]}),
+            "input.shape\\[1\\] is 2.5; it must be a whole number",
+        ),
+        (decoded(input={"shape": [3, True]}), "input.shape\\[1\\] is true"),
+        (decoded(input={"shape": [NAN, 4, 4]}), "NaN is no number in JSON"),
+        (decoded(input={"shape": [INFINITE]}), "Infinity is no number in JSON"),
+        (decoded(input={"shape": [HUGE]}), "it must be a whole number, at least 1, at most"),
+        (
+            decoded(input={"shape": [1 << 20] * 2}),
+            "input: shape is .*: more than 67,108,864 numbers",
+        ),
+        (decoded(input={"shape": [3], "classes": "cat"}), "classes is 'cat'; it must be a list"),
         (decoded(input={"shape": [3], "mean": [1.0], "std": [1.0]}), "do not fit"),
-        (decoded(input={"shape": [1], "mean": [1.0], "std": [0.0]}), "do not fit"),
-        (decoded(input={"shape": [1], "mean": [1.0], "std": [NAN]}), "not a list of numbers"),
-        (decoded(input={"shape": [1], "central_share": 1.5}), "not in"),
-        (decoded(input={"shape": [1], "central_share": "all"}), "not a list of numbers"),
+        (
+            decoded(input={"shape": [1], "mean": [1.0], "std": [0.0]}),
+            "std\\[0\\] is 0.0; .*above 0",
+        ),
+        (decoded(input={"shape": [1], "mean": [1e13], "std": [1.0]}), "mean\\[0\\] is 1.*at most"),
+        (decoded(input={"shape": [1], "central_share": 1.5}), "central_share is 1.5; .*at most 1"),
+        (decoded(input={"shape": [1], "central_share": "all"}), "central_share is 'all'"),
     ],
 )
 def test_a_damaged_value_is_refused_by_name(data: Any, message: str) -> None:
     with pytest.raises(ArchitectureError, match=message):
-        Architecture.from_dict(data)
+        Architecture.from_json(json.dumps(data))
+
+
+def test_a_value_of_python_is_refused_in_the_same_words() -> None:
+    with pytest.raises(
+        ArchitectureError, match=r"input.shape\[1\] is 0; it must be a whole number"
+    ):
+        InputInfo(shape=(3, 0, 4))
+    with pytest.raises(ArchitectureError, match=r"architecture.choices.a is 1; it must be a text"):
+        example(choices={"a": 1})
+
+
+def test_a_key_that_is_there_twice_is_refused() -> None:
+    with pytest.raises(ArchitectureError, match="the key 'space' is there twice"):
+        Architecture.from_json('{"space": "mobile", "space": "tree", "choices": {}}')
 
 
 @pytest.mark.parametrize(
@@ -138,5 +163,5 @@ def test_a_missing_or_oversized_file_is_refused(tmp_path: Path) -> None:
         Architecture.load(tmp_path / "none.json")
     large = tmp_path / "large.json"
     large.write_bytes(b" " * (MAX_FILE_BYTES + 1))
-    with pytest.raises(ArchitectureError, match="larger than 8 MiB"):
+    with pytest.raises(ArchitectureError, match="no regular file of at most 8,388,608 bytes"):
         Architecture.load(large)

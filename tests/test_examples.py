@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked_runs import ForkServer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
+@pytest.mark.xdist_group("faults")  # for the fork server
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -21,16 +21,10 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
         ("transformer", "test accuracy"),
     ],
 )
-def test_example_runs(name: str, says: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{name}.py"), "--quick"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    assert says in done.stdout
+def test_example_runs(server: ForkServer, name: str, says: str, tmp_path: Path) -> None:
+    code, text = server.run_script(EXAMPLES / f"{name}.py", "--quick", directory=tmp_path)
+    assert code == 0, text
+    assert says in text
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
 
 

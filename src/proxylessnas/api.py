@@ -26,7 +26,6 @@ from proxylessnas.config import (
     MeasureSettings,
     RunConfig,
     SearchSettings,
-    check_seed,
 )
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.objective import check_objective
@@ -220,7 +219,7 @@ def search(
     Raises:
         UserError: the model, the data, a limit or a setting is not usable; the message says how.
     """
-    _check(model, loss, example_inputs, runtime, table, seed)
+    _check(model, loss, example_inputs, runtime, table)
     config = RunConfig(
         space=CUSTOM,
         target_latency=target_latency,
@@ -389,7 +388,7 @@ def _load_inputs(store: Store) -> Any:
     return unflatten(values.get("structure"), tensors)
 
 
-def _check(model: Any, loss: Any, example_inputs: Any, runtime: Any, table: Any, seed: Any) -> None:
+def _check(model: Any, loss: Any, example_inputs: Any, runtime: Any, table: Any) -> None:
     """Refuse arguments of the wrong kind, which would fail later in torch's words.
 
     Raises:
@@ -408,7 +407,6 @@ def _check(model: Any, loss: Any, example_inputs: Any, runtime: Any, table: Any,
         raise ConfigError(f"runtime is {runtime!r}, neither a name (onnxruntime) nor a runtime")
     if not isinstance(table, str | Path | LatencyTable | None):
         raise ConfigError(f"table is {type(table).__name__}, neither a path nor a LatencyTable")
-    check_seed(seed)
 
 
 def _check_limits(config: RunConfig, has_table: bool, own_reward: bool) -> None:

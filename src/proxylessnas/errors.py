@@ -24,11 +24,6 @@ import re
 from collections.abc import Iterable
 
 MAX_LINE = 1500  # characters
-# How the parsing library says that a value is not of an optional type.
-UNION = (
-    r"^(.*?)Does not validate against any of the Union subtypes Subtypes: \[(.*?)(, NoneType)?\] "
-    r"Errors: .* Given value: (.*)$"
-)
 
 
 class UserError(Exception):
@@ -105,6 +100,4 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
 def one_line(error: BaseException, most: int = 200) -> str:
     """Another library's message as one line of at most so many characters."""
     text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
-    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.", "")
-    text = re.sub(UNION, r"\1\4 is not of the type \2", text)
     return text if len(text) <= most else f"{text[: most - 3]}..."

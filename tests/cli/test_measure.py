@@ -259,7 +259,10 @@ def test_a_list_of_runtimes() -> None:
         (["--out=t.json", "--space=mobil"], "did you mean mobile?"),
         (["--out=t.json", "--image-size=8", "--space-settings={input_shape: [3, 9, 9]}"], "one"),
         (["--out=t.json", "--runtime=onnx"], "onnxruntime"),
-        (["--out=t.json", "--measure.networks=2"], "needs 3 or more"),
+        (
+            ["--out=t.json", "--measure.networks=2"],
+            "measure.networks is 2; it must be a whole number, at least 3",
+        ),
         (["--data=digits", "--out=runs/x", "--plot=t.svg"], "--plot goes with"),
         (["proxyless_cpu", "--plot=t.svg"], "--plot has no meaning with a network"),
         (["proxyless_cpu", "--out=t.json"], "--out has no meaning with a network"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -374,7 +373,7 @@ def test_a_table_names_choices_and_prices_the_positions_together() -> None:
         rounds=1, network_rounds=1, networks=8, validation=6, runs=1, warmup=0
     )
     table = measure_table(supernet, FakeRuntime(), (IMAGE,), settings, seed=0)
-    table = LatencyTable.from_dict(json.loads(table.to_json()))
+    table = LatencyTable.from_json(table.to_json())
     assert all(tuple(n.choices) == supernet.names for n in table.networks)
     cost = latency_costs(supernet, trace(supernet, (IMAGE,)), table)
     report = validate(cost, supernet, table)

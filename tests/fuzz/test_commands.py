@@ -62,9 +62,10 @@ def test_a_damaged_config_or_table_on_the_command_line(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--space-settings={stem: null}"], "stem is empty"),
-        (["--space-settings={widths: [1000000000], depths: [1]}"], "parameters"),
-        (["--limit=peak_memory=nan"], "the peak_memory nan is not understood"),
+        (["--space-settings={stem: null}"], "stem is null"),
+        (["--space-settings={widths: [1000000000], depths: [1]}"], "widths[0] is 1000000000"),
+        (["--space-settings={widths: [1000000], depths: [1]}"], "parameters"),
+        (["--limit=peak_memory=nan"], "the peak_memory 'nan' is not understood"),
         (["--limit=macs=1Q"], "the macs '1Q' is not understood"),
         (["--limit=macs"], "NAME=VALUE"),
         (["--max-macs=5"], "--max-macs is now --limit macs="),

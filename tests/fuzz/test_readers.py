@@ -184,7 +184,7 @@ def test_latency_tables(tmp_path: Path, seed: int) -> None:
     if table is not None:
         survives(lambda: table["no such key"])
         survives(lambda: table.check(DEVICE, 1))
-        survives(lambda: LatencyTable.from_dict(json.loads(table.to_json())))
+        survives(lambda: LatencyTable.from_json(table.to_json()))
 
 
 @many(400)

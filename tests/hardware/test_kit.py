@@ -199,7 +199,9 @@ def test_input_shapes_that_cannot_be_are_refused(how: str, results: Path, tmp_pa
     whole["manifest"]["input_shapes"] = SHAPES[how]
     out = tmp_path / "bad.json"
     out.write_text(json.dumps(whole))
-    with pytest.raises(MeasurementError, match="not a kit's results: its input_shapes") as caught:
+    with pytest.raises(
+        MeasurementError, match="not a kit's results: manifest.input_shapes: the"
+    ) as caught:
         import_kit(out)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
@@ -209,7 +211,9 @@ def test_macs_that_cannot_be_are_refused(results: Path, tmp_path: Path) -> None:
     whole["manifest"]["networks"][0]["macs"] = 10**400
     out = tmp_path / "bad.json"
     out.write_text(json.dumps(whole))
-    with pytest.raises(MeasurementError, match="MACs are malformed"):
+    with pytest.raises(
+        MeasurementError, match=r"manifest.networks\[0\].macs is .* a whole number, at least 0"
+    ):
         import_kit(out)
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import pytest
+from clock import Clock
 
 from proxylessnas.io.console import Reporter, duration
 
 
 def test_the_time_left_is_that_of_the_part_at_hand(capsys: pytest.CaptureFixture[str]) -> None:
     """Three slow steps, then many quick ones: the second estimate knows nothing of the first."""
-    clock = [0.0]
-    with Reporter(clock=lambda: clock[0]).bar("measuring") as update:
+    clock = Clock()
+    with Reporter(clock=clock).bar("measuring") as update:
         for done in range(1, 4):
             update(done, 3)
-            clock[0] += 60
+            clock.sleep(60)
         for done in range(100):
             update(done, 1000)
-            clock[0] += 0.5
+            clock.sleep(0.5)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "  measuring: 2 of 3, 1:00 left"
     later = [line for line in lines[1:] if " left" in line]

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import resource
+import runpy
 import signal
 import sys
 import tempfile
@@ -44,6 +45,8 @@ def run(request: dict[str, Any]) -> int:
         os.dup2(log, descriptor)
     torch.set_num_threads(1)
     os.environ.update(request.get("environment", {}))
+    if (script := request.get("script")) is not None:
+        return run_script(script, request["words"], request["directory"])
     if (worker := request.get("ranks_worker")) is not None:
         return ranks_worker.start(worker)
     checkpoints.CHECKPOINT_SECONDS = 0.03
@@ -57,6 +60,15 @@ def run(request: dict[str, Any]) -> int:
     if (stage := request.get("stops_in")) is not None:
         _stop_in(stage)
     return main(request["words"])
+
+
+def run_script(path: str, words: list[str], directory: str) -> int:
+    """As `python path words...` in the directory."""
+    os.chdir(directory)
+    sys.argv = [path, *words]
+    sys.path[0] = os.path.dirname(path)
+    runpy.run_path(path, run_name="__main__")
+    return 0
 
 
 def _stop_in(stage: str) -> None:

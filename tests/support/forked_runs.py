@@ -40,7 +40,7 @@ class StartedRun:
 
 
 class ForkServer:
-    """Starts tiny runs, one at a time, and ranks; see `fork_server`."""
+    """Starts tiny runs, ranks and scripts, one at a time; see `fork_server`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -62,6 +62,14 @@ class ForkServer:
         started = self.start(out, **options)
         code = started.code()
         return code, started.log.read_text().strip().splitlines()
+
+    def run_script(self, path: Path, *words: str, directory: Path) -> tuple[int, str]:
+        """Exit status and output of a Python script."""
+        log = self.folder / f"{path.stem}.log"
+        request = {"script": str(path), "words": words, "directory": str(directory)}
+        self._fork([{**request, "log": str(log)}])
+        (code,) = self.answer()
+        return code, log.read_text()
 
     def run_ranks(self, *words: str, ranks: int = 2) -> list[tuple[int, str]]:
         """Exit status and output of each rank; words: see `ranks_worker.start`."""

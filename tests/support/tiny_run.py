@@ -25,7 +25,7 @@ OPTIONS = (
     "--derive.top-k=3",
     "--loading.limit=300",
     "--machine.memory-format=contiguous",
-    "--machine.depthwise_strips=false",
+    "--machine.depthwise-strips=false",
     "--machine.threads=1",
 )
 TINY_RUN = (*OPTIONS, "--quiet")

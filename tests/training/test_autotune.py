@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from clock import Clock
 from torch import Tensor, nn
 
 from proxylessnas import MixedOp, search
@@ -102,7 +102,7 @@ def test_a_candidate_that_cannot_do_channels_last_decides(monkeypatch: pytest.Mo
     assert searched(Particular).machine.memory_format == "contiguous"
 
 
-def _prefer_channels_last(variants: dict[str, Any], *, rounds: int) -> dict[str, float]:
+def _prefer_channels_last(variants: dict[str, Any], *, rounds: int, clock: Any) -> dict[str, float]:
     for variant in variants.values():
         for _ in range(rounds):
             variant()
@@ -110,15 +110,17 @@ def _prefer_channels_last(variants: dict[str, Any], *, rounds: int) -> dict[str,
 
 
 def test_one_variant_that_fails_does_not_decide_for_the_others() -> None:
+    clock = Clock()
+
     def probe(on: MachineSettings) -> Any:
         def step() -> None:
             if on.autocast:
                 raise RuntimeError("unsafe to autocast")
-            time.sleep(0.001 if on.memory_format == "channels_last" else 0.02)
+            clock.sleep(0.001 if on.memory_format == "channels_last" else 0.02)
 
         return SimpleNamespace(step=0, weight_step=step, prepare=lambda: None)
 
-    found = quickest(MachineSettings(device="cuda:0"), probe, rounds=2)
+    found = quickest(MachineSettings(device="cuda:0"), probe, rounds=2, clock=clock)
     assert (found.memory_format, found.autocast) == ("channels_last", False)
 
 
@@ -184,16 +186,17 @@ def test_what_is_left_open_is_tried_and_the_fastest_taken(
     device: str, given: dict[str, Any], tried: list[tuple[str, bool]]
 ) -> None:
     """The last variant is made the fastest one."""
+    clock = Clock()
     seen: list[tuple[str, bool | None]] = []
 
     def probe(on: MachineSettings) -> Any:
         seen.append((on.memory_format, on.autocast))
         wait = 0.01 * (len(tried) - len(seen))
-        step = lambda: time.sleep(wait)  # noqa: E731
+        step = lambda: clock.sleep(wait)  # noqa: E731
         return SimpleNamespace(step=0, weight_step=step, prepare=lambda: None)
 
     settings = MachineSettings(device=device, **given)
-    found = quickest(settings, probe, rounds=2)
+    found = quickest(settings, probe, rounds=2, clock=clock)
     assert seen == tried
     last = tried[-1] if tried else ("channels_last", False)
     assert (found.memory_format, found.autocast) == last and found.device == device

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from clock import Clock
 from torch import Tensor, nn
 from toys import After, make_search
 
@@ -61,6 +61,7 @@ def make(machine: Machine, estimator: Estimator) -> Search:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("compiled")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("estimator", [TwoPath, FullPath])
 def test_compiled_candidates_learn_the_same(estimator: type[TwoPath | FullPath]) -> None:
@@ -107,6 +108,7 @@ class Steps:
     def __init__(self, first: float, later: float, eager: float, *, fails: bool = False) -> None:
         self.first, self.later, self.eager, self.fails = first, later, eager, fails
         self.masks: list[Tensor] = []
+        self.clock = Clock()
 
     def __call__(self, on: MachineSettings) -> Any:
         supernet, lengths = Supernet(Net()), iter([self.first])
@@ -114,7 +116,7 @@ class Steps:
         def step() -> None:
             if on.compile and self.fails:
                 raise RuntimeError("no Triton")
-            time.sleep(next(lengths, self.later) if on.compile else self.eager)
+            self.clock.sleep(next(lengths, self.later) if on.compile else self.eager)
             self.masks.append(supernet.mask)
 
         return SimpleNamespace(supernet=supernet, step=0, weight_step=step, prepare=lambda: None)
@@ -135,7 +137,7 @@ LONG = int(2 * WORTH_COMPILING / 0.02)  # steps that take an hour
 def test_what_saves_more_than_it_takes_is_compiled(
     probe: Steps, steps: int, compiled: bool
 ) -> None:
-    assert compiling(CUDA, probe, steps=steps).compile is compiled
+    assert compiling(CUDA, probe, steps=steps, clock=probe.clock).compile is compiled
 
 
 def test_a_first_step_that_takes_longer_than_all_it_saves_is_not_worth_it(
@@ -144,8 +146,8 @@ def test_a_first_step_that_takes_longer_than_all_it_saves_is_not_worth_it(
     """0.4 s, for 3 candidates and 6 graphs of each; a step saves about 0.018 s."""
     monkeypatch.setattr("proxylessnas.training.autotune.WORTH_COMPILING", 0.0)
     probe = Steps(0.4, 0.002, 0.02)
-    assert not compiling(CUDA, probe, steps=200).compile  # 3.6 s of 7.2
-    assert compiling(CUDA, probe, steps=2000).compile  # 36 s of 7.2
+    assert not compiling(CUDA, probe, steps=200, clock=probe.clock).compile  # 3.6 s of 7.2
+    assert compiling(CUDA, probe, steps=2000, clock=probe.clock).compile  # 36 s of 7.2
 
 
 def test_the_trial_runs_the_largest_candidate_of_every_operation() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import io
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from clock import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -398,6 +398,7 @@ FAST = Machine(channels_last=True, depthwise_strips=True, fused_batch_norm=True)
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("compiled")
 @compiler
 def test_a_search_learns_the_same() -> None:
     """Compiled, by weights, running statistics and α; the model is the user's again afterwards."""
@@ -417,6 +418,7 @@ def test_a_search_learns_the_same() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("compiled")
 @compiler
 def test_kernels_serve_every_shape_without_another_compilation() -> None:
     """What a run computes first decides nothing: it could not be repeated from the middle."""
@@ -489,6 +491,7 @@ class Steps:
     def __init__(self, eager: float, strips: float, fused: float, *, fails: bool = False) -> None:
         self.eager, self.strips, self.fused, self.fails = eager, strips, fused, fails
         self.tried: set[tuple[bool | None, bool | None]] = set()
+        self.clock = Clock()
 
     def __call__(self, on: MachineSettings) -> Any:
         self.tried.add((on.depthwise_strips, on.fused_batch_norm))
@@ -499,7 +502,7 @@ class Steps:
 
         def step() -> None:
             strips = self.strips if on.depthwise_strips else self.eager
-            time.sleep(self.fused if on.fused_batch_norm else strips)
+            self.clock.sleep(self.fused if on.fused_batch_norm else strips)
 
         return SimpleNamespace(step=0, weight_step=step, prepare=prepare)
 
@@ -521,7 +524,7 @@ OPEN = MachineSettings(device="cpu", memory_format="channels_last", autocast=Fal
 def test_what_is_faster_is_chosen_where_the_search_is_long_enough(
     probe: Steps, seconds: float, chosen: tuple[bool, bool]
 ) -> None:
-    found = layers(OPEN, probe, lasts=lambda _: seconds)
+    found = layers(OPEN, probe, lasts=lambda _: seconds, clock=probe.clock)
     assert (found.depthwise_strips, found.fused_batch_norm) == chosen
 
 

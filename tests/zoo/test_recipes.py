@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from proxylessnas import recipes
-from proxylessnas.config import RunConfig
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import make_estimator
 from proxylessnas.core.objective import Linear, make_objective
@@ -30,15 +29,10 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", recipes.NAMES)
-def test_a_recipe_is_a_function_and_a_file(name: str) -> None:
-    config = getattr(recipes, name)()
-    assert isinstance(config, RunConfig) and config == recipes.load(name)
-    assert recipes.path(name).read_text().startswith("# ")
-
-
-def test_every_file_has_a_name() -> None:
-    assert {file.stem for file in recipes.FOLDER.glob("*.yaml")} == set(recipes.NAMES)
+def test_a_recipe_says_where_it_is_from() -> None:
+    assert len(recipes.NAMES) >= 6
+    for name in recipes.NAMES:
+        assert recipes.path(name).read_text().startswith("# ")
     with pytest.raises(ConfigError, match="did you mean cifar10_tree"):
         recipes.load("cifar_tree")
 
@@ -85,26 +79,19 @@ def test_two_steps(name: str) -> None:
 
 def test_published_settings() -> None:
     """Against docs/paper.md, "Settings of the published search"."""
-    search, train = recipes.imagenet_mobile().search, recipes.imagenet_mobile().train
+    mobile = recipes.load("imagenet_mobile")
+    search, train = mobile.search, mobile.train
     assert (search.warmup_epochs, search.epochs, search.arch_every) == (40, 120, 5)
     assert (search.warmup_learning_rate, search.learning_rate) == (0.05, 0.025)
     assert search.arch_delay_epochs == 1
     assert (train.epochs, train.learning_rate, train.batch_size) == (300, 0.05, 256)
     assert "jitter" in (train.augment or "")
     dropout = [
-        getattr(recipes, f"imagenet_{d}")().train.space_settings["dropout"]
+        recipes.load(f"imagenet_{d}").train.space_settings["dropout"]
         for d in ("gpu", "cpu", "mobile")
     ]
     assert dropout == [0.3, 0.2, 0.1]
-    assert round(1_281_167 * recipes.imagenet_mobile().loading.valid_fraction, -3) == 50_000
-    tree = recipes.cifar10_tree().train
+    assert round(1_281_167 * mobile.loading.valid_fraction, -3) == 50_000
+    tree = recipes.load("cifar10_tree").train
     assert (tree.epochs, tree.learning_rate, tree.weight_decay) == (600, 0.1, 1e-4)
     assert tree.augment == "crop+flip+cutout16"
-
-
-def test_cost_estimate() -> None:
-    """The published ImageNet search: 160 epochs of about 1.2 million images, 24 steps of alpha."""
-    search, train = recipes.training_macs(recipes.imagenet_mobile(), 320_427_584, 1_281_167)
-    images = 1_281_167 * (1 - 0.039)
-    assert search == pytest.approx(3 * 320_427_584 * images * (160 + 119 / 5))
-    assert train == pytest.approx(3 * 320_427_584 * 1_281_167 * 300)

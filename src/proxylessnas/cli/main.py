@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import importlib
 import os
 import sys
-import time
-import warnings
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from proxylessnas.errors import ConfigError, UserError, did_you_mean
 from proxylessnas.io.stopping import Signal, Stopped, listening
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
-
-    from proxylessnas.runs.directory import RunDirectory
-    from proxylessnas.session.session import Session
-    from proxylessnas.training.ranks import Ranks
+from proxylessnas.session import STAGES
 
 HELP = """\
 proxylessnas: a neural network specialised to your data set and your device, at the latency
@@ -41,12 +30,6 @@ usage: proxylessnas VERB [options]          proxylessnas VERB --help for the opt
   proxylessnas run --data ~/photos --target-latency 12ms --budget 2h
   proxylessnas predict runs/demo image.png
 """
-STAGES = ("measure", "search", "derive", "train", "evaluate", "export")
-# Options that set nothing of a run; the second line's are the verb measure's.
-OWN = (
-    *("directory", "out", "resume", "quiet", "latencies", "format", "force"),
-    *("plot", "export_kit", "import_kit", "merge"),
-)
 VERBS = ("run", *STAGES, "predict", "zoo")
 
 
@@ -78,323 +61,18 @@ def _verb(words: list[str], signal: Signal) -> int:
         return 0
     verb, rest = words[0], words[1:]
     if verb == "--version":
-        import importlib.metadata
+        from importlib.metadata import version
 
-        print(importlib.metadata.version("proxylessnas"))
+        print(version("proxylessnas"))
         return 0
     if verb not in VERBS:
         raise ConfigError(f"there is no verb {verb!r}; {did_you_mean(verb, VERBS)}")
-    actions: dict[str, Callable[[list[str]], int]] = {"predict": _predict, "zoo": _zoo}
-    if verb in actions:
-        return actions[verb](rest)
-    return _stages(verb, rest, signal)
+    from proxylessnas.cli import options, stages  # only now: the help above is instant
 
-
-# --- options ---
-
-
-def _parser(verb: str) -> ArgumentParser:
-    from jsonargparse import ArgumentParser
-
-    from proxylessnas.cli.options import add_measuring
-    from proxylessnas.config import RunConfig, add_options
-
-    parser = ArgumentParser(prog=f"proxylessnas {verb}", exit_on_error=False, default_env=False)
-    parser.allow_abbrev = False  # a misspelt option must not become another one
-    if verb == "measure":
-        add_measuring(parser)
-    else:
-        parser.add_argument("directory", nargs="?", help="the run directory; the same as --out")
-    parser.add_argument("--config", help="settings from a YAML file; options go over them")
-    parser.add_argument("--out", help="the run directory; default: runs/DATA-SPACE")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the directory")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="use a latency table of another device, runtime, precision or batch all the same; "
-        "measure --out table.json replaces it",
-    )
-    if verb == "derive":
-        parser.add_argument(
-            "--latencies", help="one network for each of these latencies, as 8ms,10ms,12ms"
-        )
-    if verb == "export":
-        parser.add_argument(
-            "--format", type=str, help="onnx (the default), torch (.pt2) or python (network.py)"
-        )
-    parser.add_argument(
-        "--limit",
-        action="append",
-        help="NAME=VALUE, once for each limit: macs=600M, parameters=4e6, peak_memory=1.5 (MiB), "
-        "latency=12ms, or a column of the latency table",
-    )
-    add_options(parser, RunConfig)
-    return parser
-
-
-def parse(parser: ArgumentParser, words: list[str]) -> dict[str, Any]:
-    """The options that were given, nested; what is not given is not there.
-
-    Raises:
-        ConfigError: an option is unknown, or its value has the wrong type.
-    """
-    import argparse
-
-    from proxylessnas.errors import one_line
-
-    try:
-        given = parser.parse_args(words, defaults=False).as_dict()
-    except (argparse.ArgumentError, argparse.ArgumentTypeError, TypeError, ValueError) as error:
-        raise ConfigError(_plainly(one_line(error), parser)) from None
-    given = {key: value for key, value in given.items() if value is not None}
-    if "limit" in given:
-        given["limits"] = dict(map(_limit, given.pop("limit")))
-    return given
-
-
-def _limit(words: str) -> tuple[str, Any]:
-    """NAME=VALUE to a pair; what is no number is left to the check of the limits."""
-    name, equals, value = words.partition("=")
-    if not equals:
-        raise ConfigError(f"--limit {words}: write NAME=VALUE, as --limit macs=300e6")
-    try:
-        return name, float(value)
-    except ValueError:
-        return name, value
-
-
-def _plainly(message: str, parser: ArgumentParser) -> str:
-    """The parsing library's message in our words, with the nearest option."""
-    options = [o for action in parser._actions for o in action.option_strings]
-    for opening in ("unrecognized arguments: ", "Unrecognized arguments: "):
-        if message.startswith(opening):
-            word = message[len(opening) :].split()[0].split("=")[0]
-            if word.startswith("-"):
-                from proxylessnas.config import RENAMED
-
-                new = RENAMED.get(word.rpartition(".")[2].lstrip("-").replace("-", "_"), "")
-                if new.startswith("limits."):
-                    return f"{word} is now --limit {new.removeprefix('limits.')}=VALUE"
-                if new:
-                    return f"{word} is now --{new.replace('_', '-')}"
-                return f"there is no option {word}; {_near(word, options)}"
-            return f"the argument {word!r} is not understood; options start with --"
-    if message.startswith("Option '") and "is not accepted" in message:
-        word = message.split("'")[1]
-        near = _near("--" + word.replace("_", "-"), options)
-        return f"the config has no setting {word!r}; {near}"
-    return message.replace("Parser key ", "").replace("Got value:", "but it is")
-
-
-def _near(word: str, options: list[str]) -> str:
-    import difflib
-
-    found = difflib.get_close_matches(word, options, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(found)}?" if found else "--help lists them"
-
-
-# --- the stages ---
-
-
-def _stages(verb: str, words: list[str], signal: Signal) -> int:
-    started = time.monotonic()  # a budget counts from here
-    parser = _parser(verb)
-    if "-h" in words or "--help" in words:
-        parser.print_help()
-        return 0
-    given = parse(parser, words)
-    own = {k: given.pop(k, None) for k in OWN}
-    given = _with_config(given.pop("config", None), given)
-    _check(given)
-    if verb == "measure":
-        from proxylessnas.cli.measure import form_of
-
-        _named_here(given.get("space", ""), words)
-        act = form_of(own, given)
-        if act is not None:
-            act()
-            return 0
-        own["directory"] = next(iter(own["directory"] or ()), None)
-    from proxylessnas.errors import RunError
-    from proxylessnas.training.ranks import open_ranks
-
-    if verb == "derive" and own["latencies"] is not None:
-        own["deriving"] = given.pop("derive", {})  # of these latencies alone; the run keeps its own
-    path = _directory(own, given)
-    if verb not in ("run", "measure") and not (path / "config.yaml").exists():
-        raise RunError(f"{path} holds no run: begin with proxylessnas run or measure")
-    with open_ranks() as ranks:
-        return _in_directory(verb, words, given, own, path, ranks, signal, started)
-
-
-def _in_directory(
-    verb: str,
-    words: list[str],
-    given: dict[str, Any],
-    own: Mapping[str, Any],
-    path: Path,
-    ranks: Ranks,
-    signal: Signal,
-    started: float,
-) -> int:
-    """The verb in its run directory, which rank 0 holds."""
-    from proxylessnas.io.console import Reporter
-    from proxylessnas.runs.directory import CONFIG, RunDirectory, begun
-    from proxylessnas.runs.job import open_run
-
-    # Processes that torchrun starts again have the words that they began with. It counts the
-    # restarts on the node where one died.
-    resume = ranks.any(bool(own["resume"]) or verb != "run" or ranks.restarted)
-    signal.patient = ranks.world > 1
-    if not ranks.is_main:
-        warnings.simplefilter("ignore")
-    with begun(RunDirectory(path, writes=ranks.is_main)) as directory:
-        try:
-            stored = directory.read_config().space if directory.has(CONFIG) else ""
-            _named_here(given.get("space") or stored, words)
-            session = open_run(
-                directory,
-                given,
-                resume=resume,
-                reporter=Reporter(quiet=bool(own["quiet"]) or not ranks.is_main),
-                ranks=ranks,
-                signal=signal,
-                force=bool(own["force"]),
-            )
-            _do(verb, session, directory, own, started)
-            return 0
-        except Stopped:
-            if not directory.has(CONFIG):
-                raise  # nothing was begun: the same command begins again
-            if ranks.is_main:
-                print(
-                    "stopped; what is done is saved, go on: "
-                    f"proxylessnas {verb} --out {path} --resume",
-                    file=sys.stderr,
-                )
-            return 130
-
-
-def _with_config(path: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a config file, with the given options over them."""
-    if path is None:
-        return given
-    from proxylessnas.config import RunConfig, parse_settings, pick
-    from proxylessnas.io.yaml_files import read_yaml
-
-    data = read_yaml(Path(path))
-    merged = pick(parse_settings(RunConfig, data, path), data)
-    for key, value in given.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = {**merged[key], **value} if both else value
-    return merged
-
-
-def _check(given: Mapping[str, Any]) -> None:
-    """Refuse values out of range before anything is read."""
-    from proxylessnas.config import RunConfig, from_namespace
-
-    from_namespace(RunConfig, given)
-
-
-def _named_here(space: str, words: list[str]) -> None:
-    """Code that a file names is imported only if the command line names it too.
-
-    Raises:
-        ConfigError: a config file names a `module:factory` and no option does.
-    """
-    if ":" in space and not any(space in word for word in words):
-        raise ConfigError(
-            f"the space {space} is code that a file names; to import it, say so: --space {space}"
-        )
-
-
-def _directory(own: Mapping[str, Any], given: Mapping[str, Any]) -> Path:
-    named = own["directory"] or own["out"]
-    if own["directory"] and own["out"] and own["directory"] != own["out"]:
-        raise ConfigError(f"the run directory is given twice: {own['directory']}, {own['out']}")
-    if named:
-        return Path(named)
-    if not given.get("data"):
-        raise ConfigError(
-            "--data is missing: mnist5k, digits, a folder of images, a Hugging Face data set or "
-            "torchvision:NAME (or --out for a run that exists)"
-        )
-    from proxylessnas.runs.job import default_directory
-
-    return default_directory(given["data"], given.get("space", "mobile"))
-
-
-def _do(
-    verb: str,
-    session: Session,
-    directory: RunDirectory,
-    own: Mapping[str, Any],
-    started: float,
-) -> None:
-    from proxylessnas.io.console import output
-    from proxylessnas.runs import summary
-    from proxylessnas.runs.job import derive_latencies, do_stage, run_all
-    from proxylessnas.session.exporting import ONNX_FORMAT, export_as
-
-    if verb == "run":
-        facts = run_all(session, directory, started)
-        if session.ranks.is_main:
-            summary.show(facts, str(directory.path), output())
-    elif verb == "derive" and own["latencies"] is not None:
-        derive_latencies(session, own["latencies"].split(","), own["deriving"])
-    elif verb == "export" and own["format"] not in (None, ONNX_FORMAT):
-        export_as(session, own["format"])
-    else:
-        do_stage(session, verb)
-
-
-# --- predict, zoo ---
-
-
-def _parsed(verb: str, add: Callable[[ArgumentParser], None], words: list[str]) -> Any:
-    """The options of a verb without settings; None where they were only explained."""
-    import argparse
-
-    from jsonargparse import ArgumentParser
-
-    from proxylessnas.errors import one_line
-
-    parser = ArgumentParser(prog=f"proxylessnas {verb}", exit_on_error=False, default_env=False)
-    parser.allow_abbrev = False
-    add(parser)
-    if "-h" in words or "--help" in words:
-        parser.print_help()
-        return None
-    try:
-        return parser.parse_args(words)
-    except argparse.ArgumentError as error:
-        raise ConfigError(_plainly(one_line(error), parser)) from None
-
-
-def _predict(words: list[str]) -> int:
-    from proxylessnas.cli.options import add_predicting
-
-    given = _parsed("predict", add_predicting, words)
-    if given is None:
-        return 0
-    from proxylessnas.runs.predict import predict
-
-    for path, classes in predict(Path(given.directory), given.images, given.top, given.space):
-        if given.json:
-            print(json.dumps({"image": str(path), "classes": dict(classes)}))
-        else:
-            print(f"{path}: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in classes))
-    return 0
-
-
-def _zoo(words: list[str]) -> int:
-    from proxylessnas.cli.options import add_zoo
-
-    given = _parsed("zoo", add_zoo, words)
-    if given is not None:
-        from proxylessnas.cli.zoo import zoo
-
-        zoo(given)
+    adders = {"predict": options.add_predicting, "zoo": options.add_zoo}
+    if verb not in adders:
+        return stages.main(verb, signal, rest)
+    chosen = options.parsed(verb, adders[verb], rest)
+    if chosen is not None:  # torch, too, only where there is something to do
+        importlib.import_module(f"proxylessnas.cli.{verb}").main(chosen)
     return 0

@@ -1,8 +1,22 @@
-"""What the verbs measure, predict and zoo take besides the settings; no torch here."""
+"""Options of the command line, generated from the settings classes; no torch, no pydantic for help.
+
+Every field of `RunConfig` is an option, `--search.warmup-epochs` where it is of a group. `parse`
+returns what was given and nothing else, so that a config file under the options keeps its values.
+"""
 
 from __future__ import annotations
 
-from jsonargparse import ArgumentParser
+import argparse
+import dataclasses
+import difflib
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, Literal, NoReturn
+
+from proxylessnas import schema
+from proxylessnas.config import RENAMED, RunConfig
+from proxylessnas.errors import ConfigError
+from proxylessnas.io.yaml_files import decode_yaml
 
 MEASURE = """\
 proxylessnas measure RUN_DIR, or --data DATA    the first stage of a run
@@ -18,8 +32,163 @@ A table that was broken off goes on with the same command. --measure.networks an
 --measure.validation are 20 each for --out table.json, 10 in a kit, unless they are given."""
 
 
-def add_measuring(parser: ArgumentParser) -> None:
-    parser.usage = MEASURE
+LIMIT = """\
+Once for each limit: macs=600M, parameters=4e6, peak_memory=1.5 (MiB), latency=12ms, or a column of
+the latency table."""
+METAVARS = {int: "N", float: "X", bool: "BOOL", str: "TEXT", Literal: "NAME", dict: "MAPPING"}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose refusals are `ConfigError`s of one line, with the nearest option.
+
+    settings: the type of every option that sets a field, by the field's dotted name.
+    """
+
+    def __init__(
+        self, verb: str, usage: str | None = None, argument_default: str | None = None
+    ) -> None:
+        super().__init__(
+            prog=f"proxylessnas {verb}",
+            usage=usage,
+            allow_abbrev=False,  # a misspelt option must not become another one
+            argument_default=argument_default,
+        )
+        self.settings: dict[str, schema.Hint] = {}
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+    def parse(self, words: Sequence[str]) -> dict[str, Any]:
+        """The options that were given, by their names, as argparse decodes them."""
+        options, unknown = self.parse_known_args(words)
+        for word in unknown:
+            self._refuse(word.split("=")[0])
+        return vars(options)
+
+    def _refuse(self, word: str) -> NoReturn:
+        if not word.startswith("-"):
+            raise ConfigError(f"the argument {word!r} is not understood; options start with --")
+        now = RENAMED.get(word.rpartition(".")[2].lstrip("-").replace("-", "_"), "")
+        if now.startswith("limits."):
+            raise ConfigError(f"{word} is now --limit {now.removeprefix('limits.')}=VALUE")
+        if now:
+            raise ConfigError(f"{word} is now {_option(now)}")
+        near = difflib.get_close_matches(word, self._option_string_actions, n=3)
+        words = f"did you mean {' or '.join(near)}?" if near else "--help lists them"
+        raise ConfigError(f"there is no option {word}; {words}")
+
+
+def parse(parser: Parser, words: Sequence[str]) -> dict[str, Any]:
+    """The options that were given, nested and of the types of their settings.
+
+    Raises:
+        ConfigError: an option is unknown, or its value is not allowed.
+    """
+    nested: dict[str, Any] = {}
+    for name, value in parser.parse(words).items():
+        if name == "limit":
+            name, value = "limits", _limits(value)
+        elif name in parser.settings:
+            value = _value(parser.settings[name], value, name)
+        group, _, field = name.rpartition(".")
+        (nested.setdefault(group, {}) if group else nested)[field] = value
+    return nested
+
+
+def _value(hint: schema.Hint, text: str, name: str) -> Any:
+    """A setting's value from an option: a text as it stands, null, or anything else as YAML."""
+    kinds = {schema.bare(option) for option in schema.alternatives(hint)}
+    stands = kinds & {str, Literal} and not (text == "null" and type(None) in kinds)
+    return schema.from_plain(hint, text if stands else decode_yaml(text, name), name)
+
+
+def _limits(words: Sequence[str]) -> dict[str, Any]:
+    pairs = [word.partition("=") for word in words]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise ConfigError(f"--limit {name}: write NAME=VALUE, as --limit macs=300e6")
+    return {name: decode_yaml(value, f"--limit {name}") for name, _, value in pairs}
+
+
+def _option(name: str) -> str:
+    return f"--{name}".replace("_", "-")
+
+
+def parsed(verb: str, add: Callable[[Parser], None], words: Sequence[str]) -> Any:
+    """The options of a verb without settings as attributes; None where they were explained."""
+    parser = Parser(verb)
+    add(parser)
+    if "-h" in words or "--help" in words:
+        parser.print_help()
+        return None
+    return SimpleNamespace(**parser.parse(words))
+
+
+# --- the stages ---
+
+
+def stage_parser(verb: str) -> Parser:
+    """The parser of `run` and of the verbs of its stages."""
+    usage = MEASURE if verb == "measure" else f"proxylessnas {verb} [RUN_DIR] [options]"
+    parser = Parser(verb, usage, argparse.SUPPRESS)
+    if verb == "measure":
+        add_measuring(parser)
+    else:
+        parser.add_argument("directory", nargs="?", help="the run directory; the same as --out")
+    parser.add_argument("--config", help="settings from a YAML file; options go over them")
+    parser.add_argument("--out", help="the run directory; default: runs/DATA-SPACE")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the directory")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="use a latency table of another device, runtime, precision or batch all the same; "
+        "measure --out table.json replaces it",
+    )
+    if verb == "derive":
+        parser.add_argument(
+            "--latencies", help="one network for each of these latencies, as 8ms,10ms,12ms"
+        )
+    if verb == "export":
+        parser.add_argument(
+            "--format", help="onnx (the default), torch (.pt2) or python (network.py)"
+        )
+    _add_settings(parser, parser, RunConfig, "")
+    return parser
+
+
+def _add_settings(
+    parser: Parser, group: argparse._ActionsContainer, cls: schema.Hint, prefix: str
+) -> None:
+    """An option for every field of a settings class; a group of options for a nested class."""
+    docs, hints = schema.docs_of(cls), schema.hints_of(cls)
+    for field in dataclasses.fields(cls):
+        name, hint = prefix + field.name, hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            nested = parser.add_argument_group(name, (hint.__doc__ or "").strip())
+            _add_settings(parser, nested, hint, f"{name}.")
+        elif name == "limits":
+            group.add_argument("--limit", metavar="NAME=VALUE", action="append", help=LIMIT)
+        else:
+            parser.settings[name] = hint
+            text = f"{docs[field.name]} ({_allowed(hint, field)})".replace("%", "%%")
+            metavar = METAVARS[schema.bare(schema.required(hint))]
+            group.add_argument(_option(name), dest=name, metavar=metavar, help=text)
+
+
+def _allowed(hint: schema.Hint, field: dataclasses.Field[Any]) -> str:
+    """What the help says after an option's sentence: its range and its default."""
+    default = {} if field.default is dataclasses.MISSING else field.default
+    words = schema.describe(schema.required(hint))
+    plain = default if isinstance(default, str) else schema.shown(default)
+    default_words = f"default {plain}" if plain else "no default"
+    return default_words if words in ("a text", "a mapping") else f"{words}; {default_words}"
+
+
+# --- the other verbs, and what measure takes besides ---
+
+
+def add_measuring(parser: Parser) -> None:
     parser.add_argument("directory", nargs="*", help="the run directory, or networks to measure")
     parser.add_argument(
         "--plot", help="write predicted against measured latency as this .svg, .png or .pdf file"
@@ -29,7 +198,7 @@ def add_measuring(parser: ArgumentParser) -> None:
     parser.add_argument("--merge", nargs="+", help="tables of one device, to become one in --out")
 
 
-def add_predicting(parser: ArgumentParser) -> None:
+def add_predicting(parser: Parser) -> None:
     parser.add_argument("directory", help="the run directory")
     parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--top", type=int, default=3, help="classes to print")
@@ -37,7 +206,7 @@ def add_predicting(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object an image")
 
 
-def add_zoo(parser: ArgumentParser) -> None:
+def add_zoo(parser: Parser) -> None:
     parser.add_argument("name", nargs="*", help="a network; without one, all are listed")
     parser.add_argument("--build", action="store_true", help="print the plain network")
     parser.add_argument("--draw", help="write the network as this SVG file")

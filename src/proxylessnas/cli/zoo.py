@@ -25,7 +25,7 @@ SPECIALISED = ("proxyless_gpu", "proxyless_cpu", "proxyless_mobile")
 OF_ONE = ("build", "draw", "export", "weights")  # options that take one network
 
 
-def zoo(options: Any) -> None:
+def main(options: Any) -> None:
     """List all networks, or do with one what the options say; several can be measured."""
     console = output()
     if not options.name and not options.measure:

@@ -105,7 +105,7 @@ class Search:
         """The search that the settings describe, with their objective and their estimator.
 
         reward: for the estimator `reinforce`, in place of the settings' own. schedule: in place of
-        the settings' epochs. parts: as `Search`.
+        theirs. parts: as `Search`.
         """
         schedule = schedule or Schedule.of(settings, len(train))
         return Search(

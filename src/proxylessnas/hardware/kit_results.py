@@ -10,21 +10,110 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, Literal
 
-from proxylessnas.errors import MeasurementError, one_line
+from proxylessnas.errors import MeasurementError
 from proxylessnas.hardware.plan import MeasurementPlan, PlannedNetwork, assemble
-from proxylessnas.hardware.table import LatencyTable, decode, list_of, object_of, scalars_of
+from proxylessnas.hardware.table import LatencyTable, Milliseconds, Scalar
 from proxylessnas.hardware.timing import Measurement
+from proxylessnas.io.files import read_bytes
+from proxylessnas.io.json_files import parse_json
+from proxylessnas.schema import Parsed, checked
 
-SCHEMA = 1
+SCHEMA: Final = 1
 MAX_FILE_BYTES = 64 << 20
 MAX_SHAPES_TEXT = 1000
 MAX_ELEMENTS = 1 << 27  # of the inputs together: 512 MiB in float32
-FIELDS = (
-    *("schema", "runtime", "threads", "batch", "input_shapes", "runs", "warmup", "seed"),
-    *("canary", "space", "model", "files", "networks"),
-)
+
+
+def _shapes(text: str) -> tuple[tuple[int, ...], ...]:
+    """`1x3x224x224, 1x10` as shapes, of inputs that a machine can hold."""
+    shapes = [
+        # A number of thousands of digits is refused unread: Python would not read it either.
+        tuple(int(size) if len(size) <= 9 else MAX_ELEMENTS + 1 for size in shape.split("x"))
+        for shape in re.findall(r"[0-9]+(?:x[0-9]+)*", text[:MAX_SHAPES_TEXT])
+    ]
+    empty = any(0 in shape for shape in shapes)
+    if empty or len(text) > MAX_SHAPES_TEXT or sum(map(math.prod, shapes)) > MAX_ELEMENTS:
+        raise ValueError(
+            f"the shapes are {text[:60]!r}: every size must be 1 or more, and all inputs "
+            f"together at most {MAX_ELEMENTS} values"
+        )
+    return tuple(shapes)
+
+
+Samples = tuple[Milliseconds, ...]
+
+
+@checked(MeasurementError)
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    space: str
+    settings: dict[str, Any]
+
+
+@checked(MeasurementError, others="ignore")
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    visits: int
+
+
+@checked(MeasurementError)
+@dataclass(frozen=True, kw_only=True)
+class _Manifest:
+    """What `kit.py` packs; it comes back with the samples."""
+
+    schema: Literal[1]
+    runtime: str
+    threads: int
+    batch: int
+    input_shapes: Annotated[str, Parsed(_shapes, "shapes as 1x3x224x224")]
+    runs: int
+    warmup: int
+    seed: int
+    canary: str
+    space: str
+    model: _Model
+    files: dict[str, _File]
+    networks: tuple[PlannedNetwork, ...]
+
+    def plan(self) -> MeasurementPlan:
+        visits = {key: file.visits for key, file in self.files.items()}
+        return MeasurementPlan(
+            space=self.space,
+            units=tuple(key for key in visits if not key.startswith("network ")),
+            networks=self.networks,
+            visits=visits,
+        )
+
+
+@checked(MeasurementError)
+@dataclass(frozen=True, kw_only=True)
+class _ResultsFile:
+    schema: Literal[1]
+    manifest: _Manifest
+    device: dict[str, Scalar]
+    environment: dict[str, Scalar]
+    samples_ms: dict[str, Samples]
+
+    def __post_init__(self) -> None:
+        for key in self.samples_ms:
+            if key not in self.manifest.files:
+                raise ValueError(f"it has samples of {key!r}, which its manifest does not name")
+
+    def results(self) -> KitResults:
+        measurements = {
+            key: Measurement(samples_ms=samples, environment=self.environment)
+            for key, samples in self.samples_ms.items()
+            if samples
+        }
+        model = self.manifest.model
+        return KitResults(
+            table=assemble(self.manifest.plan(), self.device, measurements),
+            space=model.space,
+            settings=model.settings,
+            input_shapes=_shapes(self.manifest.input_shapes),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,33 +132,27 @@ def import_kit(path: str | Path) -> KitResults:
     Raises:
         MeasurementError: the file is missing, too large, or not a kit's results.
     """
-    path = Path(path)
+    text = read_bytes(path, MAX_FILE_BYTES, MeasurementError)
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise MeasurementError(f"cannot read {path}: {error.strerror}") from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise MeasurementError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB")
-    try:
-        results = _android_results(raw) if b"### manifest " in raw else decode(raw)
-        return _results(results)
+        if b"### manifest " in text:
+            return _android_results(text.decode("utf-8", errors="replace")).results()
+        file: _ResultsFile = parse_json(_ResultsFile, text, MeasurementError)
+        return file.results()
     except MeasurementError as error:
-        raise MeasurementError(f"{path} is not a kit's results: {one_line(error)}") from None
+        raise MeasurementError(f"{path} is not a kit's results: {error}") from None
 
 
-def _android_results(raw: bytes) -> dict[str, Any]:
+def _android_results(text: str) -> _ResultsFile:
     """The log of android.sh as a results file.
 
     benchmark_model prints statistics of its runs in us: their median where it does, else the
     mean of `Inference (avg)`.
     """
-    text = raw.decode("utf-8", errors="replace")
-    found = {
+    header = {
         name: match[1].strip() if (match := re.search(rf"^### {name} (.*)$", text, re.M)) else ""
         for name in ("manifest", "device", "system", "date")
     }
-    manifest = object_of(decode(found["manifest"].encode()), "its manifest")
+    manifest: _Manifest = parse_json(_Manifest, header["manifest"], MeasurementError)
     samples: dict[str, list[float]] = {}
     for part in text.split("### visit ")[1:]:
         key, _, output = part.partition("\n")
@@ -79,24 +162,24 @@ def _android_results(raw: bytes) -> dict[str, Any]:
             raise MeasurementError(f"benchmark_model did not finish on {key.strip()!r}")
         micros = _number(medians[-1] if len(medians) > 1 else mean[1], key.strip())
         samples.setdefault(key.strip(), []).append(micros / 1e3)
-    device = {
-        "runtime": manifest.get("runtime"),
+    device: dict[str, Scalar] = {
+        "runtime": manifest.runtime,
         "version": "benchmark_model",
         "precision": "f32",
-        "threads": manifest.get("threads"),
-        "device": found["device"] or "Android",
-        "batch": manifest.get("batch"),
-        "input_shapes": manifest.get("input_shapes"),
+        "threads": manifest.threads,
+        "device": header["device"] or "Android",
+        "batch": manifest.batch,
+        "input_shapes": manifest.input_shapes,
         "cores": 0,
-        "system": found["system"],
+        "system": header["system"],
     }
-    return {
-        "schema": SCHEMA,
-        "manifest": manifest,
-        "device": device,
-        "environment": {"date": found["date"]},
-        "samples_ms": samples,
-    }
+    return _ResultsFile(
+        schema=SCHEMA,
+        manifest=manifest,
+        device=device,
+        environment={"date": header["date"]},
+        samples_ms={key: tuple(values) for key, values in samples.items()},
+    )
 
 
 def _number(text: str, key: str) -> float:
@@ -104,82 +187,3 @@ def _number(text: str, key: str) -> float:
         return float(text)
     except ValueError:
         raise MeasurementError(f"benchmark_model's {text[:40]!r} of {key!r} is no number") from None
-
-
-def _shapes(text: str) -> tuple[tuple[int, ...], ...]:
-    """`1x3x224x224, 1x10` as shapes, of inputs that a machine can hold."""
-    shapes = [
-        # A number of thousands of digits is refused unread: Python would not read it either.
-        tuple(int(size) if len(size) <= 9 else MAX_ELEMENTS + 1 for size in shape.split("x"))
-        for shape in re.findall(r"[0-9]+(?:x[0-9]+)*", text[:MAX_SHAPES_TEXT])
-    ]
-    empty = any(0 in shape for shape in shapes)
-    if empty or len(text) > MAX_SHAPES_TEXT or sum(map(math.prod, shapes)) > MAX_ELEMENTS:
-        raise MeasurementError(
-            f"its input_shapes are {text[:60]!r}: every size must be 1 or more, and all inputs "
-            f"together at most {MAX_ELEMENTS} values"
-        )
-    return tuple(shapes)
-
-
-def _results(results: object) -> KitResults:
-    names = ("schema", "manifest", "device", "environment", "samples_ms")
-    fields = object_of(results, "the file", names)
-    if fields["schema"] != SCHEMA:
-        raise MeasurementError(f"schema {fields['schema']!r}; this version reads {SCHEMA}")
-    manifest = object_of(fields["manifest"], "its manifest", tuple(FIELDS))
-    plan = _plan(manifest)
-    model = object_of(manifest["model"], "its model", ("space", "settings"))
-    shapes = _shapes(str(manifest["input_shapes"]))
-    environment = scalars_of(fields["environment"], "environment")
-    measured = {}
-    for key, samples in object_of(fields["samples_ms"], "samples_ms").items():
-        if key not in plan.visits:
-            raise MeasurementError(f"it has samples of {key!r}, which its manifest does not name")
-        values = list_of(samples, key)
-        for v in values:
-            number = isinstance(v, int | float) and not isinstance(v, bool)
-            if not number or not 0 < v < 1e12:
-                raise MeasurementError(
-                    f"{key} has the sample {str(v)[:40]}, not a positive number of ms"
-                )
-        if values:
-            measured[key] = Measurement(
-                samples_ms=tuple(float(v) for v in values), environment=environment
-            )
-    return KitResults(
-        table=assemble(plan, scalars_of(fields["device"], "device"), measured),
-        space=str(model["space"]),
-        settings=object_of(model["settings"], "its model's settings"),
-        input_shapes=shapes,
-    )
-
-
-def _plan(manifest: Mapping[str, Any]) -> MeasurementPlan:
-    networks = []
-    for data in list_of(manifest["networks"], "networks"):
-        n = object_of(data, "a network", ("name", "choices", "role", "macs"))
-        choices = object_of(n["choices"], "a network's choices")
-        if n["role"] not in ("fit", "validation", "canary"):
-            raise MeasurementError(f"a network has the role {n['role']!r}")
-        macs = n["macs"]
-        counted = isinstance(macs, int) and not isinstance(macs, bool) and 0 <= macs < 1 << 62
-        if not counted or not isinstance(n["name"], str):
-            raise MeasurementError("a network's name or MACs are malformed")
-        if not all(isinstance(c, str) for c in choices.values()):
-            raise MeasurementError("a network's choices are not all names")
-        networks.append(PlannedNetwork(name=n["name"], choices=choices, role=n["role"], macs=macs))
-    visits: dict[str, int] = {}
-    for key, data in object_of(manifest["files"], "files").items():
-        count = object_of(data, f"the file of {key!r}").get("visits")
-        if not isinstance(count, int) or isinstance(count, bool):
-            raise MeasurementError(f"the visits of {key!r} are {count!r}, not a number")
-        visits[key] = count
-    if not isinstance(manifest["space"], str):
-        raise MeasurementError("its space is not a string")
-    return MeasurementPlan(
-        space=manifest["space"],
-        units=tuple(k for k in visits if not k.startswith("network ")),
-        networks=tuple(networks),
-        visits=visits,
-    )

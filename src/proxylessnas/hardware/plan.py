@@ -18,16 +18,26 @@ from torch import Tensor, nn
 from proxylessnas.config import MeasureSettings
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.supernet import Supernet
+from proxylessnas.errors import MeasurementError
 from proxylessnas.export.quiet import one_thread
 from proxylessnas.hardware.costs import batch_of, count_costs, indices_of
-from proxylessnas.hardware.table import Identity, LatencyTable, NetworkEntry, Role, Scalar
+from proxylessnas.hardware.table import (
+    Identity,
+    LatencyTable,
+    MacCount,
+    NetworkEntry,
+    Role,
+    Scalar,
+)
 from proxylessnas.hardware.timing import Measurement
 from proxylessnas.hardware.trace import Trace, trace
+from proxylessnas.schema import checked
 from proxylessnas.seeds import derive_seed
 
 REPEAT = " again"  # the suffix of a network that is built and loaded a second time
 
 
+@checked(MeasurementError)
 @dataclass(frozen=True, kw_only=True)
 class PlannedNetwork:
     """name: `network 3`. choices: choice -> candidate. Others: see `NetworkEntry`."""
@@ -35,7 +45,7 @@ class PlannedNetwork:
     name: str
     choices: Mapping[str, str]
     role: Role
-    macs: int
+    macs: MacCount
 
 
 @dataclass(frozen=True, kw_only=True)

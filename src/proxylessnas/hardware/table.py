@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal
 
-from proxylessnas.errors import MeasurementError, MissingEntry, one_line
+from annotated_types import Ge, Gt, Lt, MaxLen, MinLen
+
+from proxylessnas.errors import MeasurementError, MissingEntry
 from proxylessnas.hardware.timing import Environment, Measurement
-from proxylessnas.io.files import write_atomic
+from proxylessnas.io.files import read_bytes, write_atomic
+from proxylessnas.io.json_files import parse_json
+from proxylessnas.schema import checked
 
-SCHEMA = 1
 MAX_FILE_BYTES = 64 << 20
-MAX_SAMPLES = 100_000
 SAME = ("runtime", "precision", "threads", "device")  # what makes another device of it
 ALIKE = (*SAME, "version", "batch")  # what samples of one table must share
 
 Role = Literal["fit", "validation", "canary"]
 Scalar = str | int | float
+MacCount = Annotated[int, Ge(0), Lt(1 << 62)]
+Milliseconds = Annotated[float, Gt(0), Lt(1e12)]
+Amount = Annotated[float, Gt(-1e30), Lt(1e30)]
 Identity = tuple[str, tuple[tuple[str, str], ...]]  # a network's space and choices
 
 
@@ -53,15 +57,17 @@ class NetworkEntry:
         return self.space, tuple(self.choices.items())
 
 
+@checked(MeasurementError)
 @dataclass(frozen=True, kw_only=True)
 class NetworkValue:
     """A column's value of a whole network; choices and space as in `NetworkEntry`."""
 
     choices: Mapping[str, str]
     space: str
-    value: float
+    value: Amount
 
 
+@checked(MeasurementError)
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """Another cost than the latency, such as energy in mJ, measured or computed by a user.
@@ -71,7 +77,7 @@ class Column:
     """
 
     unit: str
-    entries: Mapping[str, float]
+    entries: Mapping[str, Amount]
     networks: tuple[NetworkValue, ...] = ()
 
 
@@ -221,7 +227,7 @@ class LatencyTable:
             for n in self.networks
         ]
         fields = {
-            "schema": SCHEMA,
+            "schema": 1,
             "complete": self.complete,
             "device": dict(self.device),
             "validation": self.validation,
@@ -238,62 +244,28 @@ class LatencyTable:
         return f'{text} "networks": [\n{rows}\n ]\n}}\n'
 
     @staticmethod
+    def from_json(text: str | bytes) -> LatencyTable:
+        """The table of a JSON text.
+
+        Raises:
+            MeasurementError: the text is not JSON, or a field is missing, unknown or of the wrong
+                type.
+        """
+        file: _TableFile = parse_json(_TableFile, text, MeasurementError)
+        return file.table()
+
+    @staticmethod
     def load(path: str | Path) -> LatencyTable:
         """Read a table; at most 64 MiB.
 
         Raises:
-            MeasurementError: the file is missing, too large or not a latency table.
+            MeasurementError: the file cannot be read, is too large or not a latency table.
         """
+        text = read_bytes(path, MAX_FILE_BYTES, MeasurementError)
         try:
-            with Path(path).open("rb") as file:
-                raw = file.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise MeasurementError(f"cannot read {path}: {error.strerror}") from None
-        if len(raw) > MAX_FILE_BYTES:
-            raise MeasurementError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB")
-        try:
-            return LatencyTable.from_dict(decode(raw))
+            return LatencyTable.from_json(text)
         except MeasurementError as error:
-            raise MeasurementError(f"{path} is not a latency table: {one_line(error)}") from None
-
-    @staticmethod
-    def from_dict(data: object) -> LatencyTable:
-        """Check every field of a decoded JSON value.
-
-        Raises:
-            MeasurementError: a field is missing, unknown or of the wrong type.
-        """
-        names = (
-            "schema",
-            "complete",
-            "device",
-            "validation",
-            "environments",
-            "entries",
-            "networks",
-        )
-        columns = object_of(data, "the table").get("columns", {})
-        fields = object_of(data, "the table", (*names, *(("columns",) if columns else ())))
-        if fields["schema"] != SCHEMA:
-            raise MeasurementError(f"schema {fields['schema']!r}; this version reads {SCHEMA}")
-        environments = [
-            scalars_of(e, "an environment") for e in list_of(fields["environments"], "environments")
-        ]
-        entries = object_of(fields["entries"], "entries")
-        if fields["validation"] is not None:
-            object_of(fields["validation"], "validation")
-        if not isinstance(fields["complete"], bool):
-            raise MeasurementError(f"complete is {fields['complete']!r}, not true or false")
-        return LatencyTable(
-            device=scalars_of(fields["device"], "device"),
-            entries={k: _measurement(v, k, environments) for k, v in entries.items()},
-            networks=tuple(
-                _network(n, environments) for n in list_of(fields["networks"], "networks")
-            ),
-            validation=fields["validation"],
-            complete=fields["complete"],
-            columns={k: _column(c, k) for k, c in object_of(columns, "columns").items()},
-        )
+            raise MeasurementError(f"{path} is not a latency table: {error}") from None
 
 
 def _both(first: Mapping[str, Column], second: Mapping[str, Column]) -> dict[str, Column]:
@@ -316,111 +288,71 @@ def _both(first: Mapping[str, Column], second: Mapping[str, Column]) -> dict[str
     return merged
 
 
-def _column(data: object, name: str) -> Column:
-    fields = {"networks": [], **object_of(data, f"the column {name}")}
-    fields = object_of(fields, f"the column {name}", ("unit", "entries", "networks"))
-    if not isinstance(fields["unit"], str):
-        raise MeasurementError(f"the column {name} has the unit {fields['unit']!r}, not a word")
-    entries = object_of(fields["entries"], f"the column {name}.entries")
-    networks = []
-    for row in list_of(fields["networks"], f"the column {name}.networks"):
-        row = object_of(row, f"a network of the column {name}", ("choices", "space", "value"))
-        choices = object_of(row["choices"], "a network's choices")
-        if not all(isinstance(c, str) for c in (row["space"], *choices.values())):
-            raise MeasurementError(f"a network of the column {name} has choices that are no names")
-        value = _number(row["value"], f"a network of the column {name}")
-        networks.append(NetworkValue(choices=choices, space=row["space"], value=value))
-    return Column(
-        unit=fields["unit"],
-        entries={k: _number(v, f"the column {name}: {k}") for k, v in entries.items()},
-        networks=tuple(networks),
-    )
-
-
-def _number(value: object, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
-        raise MeasurementError(f"{what} is {value!r}, not a number")
-    return float(value)
-
-
 def _refuse(message: str, force: bool) -> None:
     if not force:
         raise MeasurementError(message)
     warnings.warn(message, stacklevel=3)
 
 
-def decode(raw: bytes) -> object:
-    def constant(name: str) -> None:
-        raise MeasurementError(f"it has the number {name}")
-
-    try:
-        return json.loads(raw.decode("utf-8"), parse_constant=constant)
-    except (ValueError, RecursionError) as error:
-        raise MeasurementError(f"it is not JSON: {error}") from None
+# --- the form of the file ---
 
 
-def object_of(data: object, what: str, fields: tuple[str, ...] | None = None) -> dict[str, Any]:
-    if not isinstance(data, dict):
-        raise MeasurementError(f"{what} is {type(data).__name__}, not an object")
-    for name in fields or ():
-        if name not in data:
-            raise MeasurementError(f"{what} lacks the field {name!r}")
-    for name in data:
-        if fields is not None and name not in fields:
-            raise MeasurementError(f"{what} has the unknown field {name!r}")
-    return data
+@checked(MeasurementError)
+@dataclass(frozen=True, kw_only=True)
+class _Samples:
+    """A measurement; environment: its place in the file's list."""
+
+    samples_ms: Annotated[tuple[Milliseconds, ...], MinLen(1), MaxLen(100_000)]
+    environment: Annotated[int, Ge(0)]
+
+    def measurement(self, environments: Sequence[Environment]) -> Measurement:
+        if self.environment >= len(environments):
+            raise MeasurementError(
+                f"a measurement is of environment {self.environment}, but there are "
+                f"{len(environments)}"
+            )
+        return Measurement(samples_ms=self.samples_ms, environment=environments[self.environment])
 
 
-def list_of(data: object, what: str) -> list[Any]:
-    if not isinstance(data, list):
-        raise MeasurementError(f"{what} is {type(data).__name__}, not a list")
-    return data
+@checked(MeasurementError)
+@dataclass(frozen=True, kw_only=True)
+class _NetworkRow(_Samples):
+    role: Role
+    space: str
+    macs: MacCount
+    choices: dict[str, str]
+    repeat: _Samples | None
+
+    def entry(self, environments: Sequence[Environment]) -> NetworkEntry:
+        return NetworkEntry(
+            choices=self.choices,
+            role=self.role,
+            space=self.space,
+            macs=self.macs,
+            measurement=self.measurement(environments),
+            repeat=self.repeat.measurement(environments) if self.repeat else None,
+        )
 
 
-def scalars_of(data: object, what: str) -> dict[str, Scalar]:
-    fields = object_of(data, what)
-    for name, value in fields.items():
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise MeasurementError(f"{what}.{name} is neither a string nor a number")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise MeasurementError(f"{what}.{name} is {value}")
-    return fields
+@checked(MeasurementError)
+@dataclass(frozen=True, kw_only=True)
+class _TableFile:
+    schema: Literal[1]
+    complete: bool
+    device: dict[str, Scalar]
+    validation: dict[str, Any] | None
+    environments: tuple[dict[str, Scalar], ...]
+    entries: dict[str, _Samples]
+    networks: tuple[_NetworkRow, ...]
+    columns: dict[str, Column] = field(default_factory=dict)
 
-
-def _measurement(data: object, what: str, environments: list[dict[str, Scalar]]) -> Measurement:
-    fields = object_of(data, what, ("samples_ms", "environment"))
-    samples, index = list_of(fields["samples_ms"], f"{what}: samples_ms"), fields["environment"]
-    if not samples or len(samples) > MAX_SAMPLES:
-        raise MeasurementError(f"{what} has {len(samples)} samples")
-    for s in samples:
-        if isinstance(s, bool) or not isinstance(s, int | float) or not 0 < s < 1e12:
-            raise MeasurementError(f"{what} has the sample {s!r}, not a positive number of ms")
-    if isinstance(index, bool) or not isinstance(index, int):
-        raise MeasurementError(f"{what}: environment is {index!r}, not a number")
-    if not 0 <= index < len(environments):
-        raise MeasurementError(f"{what} has the environment {index} of {len(environments)}")
-    return Measurement(samples_ms=tuple(float(s) for s in samples), environment=environments[index])
-
-
-def _network(data: object, environments: list[dict[str, Scalar]]) -> NetworkEntry:
-    names = ("role", "space", "macs", "choices", "samples_ms", "environment", "repeat")
-    fields = object_of(data, "a network", names)
-    choices, macs = object_of(fields["choices"], "a network's choices"), fields["macs"]
-    if not all(isinstance(c, str) for c in choices.values()):
-        raise MeasurementError("a network's choices are not all names")
-    if fields["role"] not in get_args(Role):
-        raise MeasurementError(f"a network has the role {fields['role']!r}")
-    if not isinstance(fields["space"], str):
-        raise MeasurementError("a network's space is not a string")
-    if isinstance(macs, bool) or not isinstance(macs, int) or not 0 <= macs < 1 << 62:
-        raise MeasurementError(f"a network has {macs!r} MACs")
-    measured = {name: fields[name] for name in ("samples_ms", "environment")}
-    repeat = fields["repeat"]
-    return NetworkEntry(
-        choices=choices,
-        role=cast(Role, fields["role"]),
-        space=fields["space"],
-        macs=macs,
-        measurement=_measurement(measured, "a network", environments),
-        repeat=None if repeat is None else _measurement(repeat, "a repeat", environments),
-    )
+    def table(self) -> LatencyTable:
+        places = self.environments
+        return LatencyTable(
+            device=self.device,
+            entries={key: row.measurement(places) for key, row in self.entries.items()},
+            networks=tuple(row.entry(places) for row in self.networks),
+            validation=self.validation,
+            complete=self.complete,
+            columns=self.columns,
+        )

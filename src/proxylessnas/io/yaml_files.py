@@ -1,4 +1,4 @@
-"""Settings as YAML, read without surprises."""
+"""Settings as YAML, read without surprises: `1e-3` is a number, no key twice, no aliases."""
 
 from __future__ import annotations
 
@@ -8,29 +8,53 @@ from typing import Any
 
 import yaml
 
-from proxylessnas.errors import ConfigError
-from proxylessnas.io.files import write_atomic as write_atomic
+from proxylessnas.errors import ConfigError, one_line
+from proxylessnas.io.files import read_bytes
 
 MAX_CONFIG_BYTES = 1 << 20
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+class _Loader(yaml.SafeLoader):
+    """Plain values alone; numbers as in YAML 1.2 and JSON."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if key.value in keys:
+                raise yaml.YAMLError(f"the key {key.value!r} is there twice")
+            keys |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+        return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it uses YAML aliases, which are not read")  # they could explode
+        return super().compose_node(parent, index)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), "-+0123456789"
+)
+
+
+def decode_yaml(text: str | bytes, name: str) -> Any:
+    """The plain value of a YAML text.
+
+    Raises:
+        ConfigError: the text is not YAML, or uses aliases or a key twice.
+    """
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
-    if len(raw) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES >> 20} MiB")
-    try:
-        if b"&" in raw and b"*" in raw:  # aliases could expand without bound
-            for event in yaml.parse(raw, Loader=yaml.SafeLoader):
-                if isinstance(event, yaml.AliasEvent):
-                    raise ConfigError(f"{path} uses YAML aliases, which are not read")
-        data = yaml.safe_load(raw)
+        return yaml.load(text, Loader=_Loader)  # safe: a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        reason = re.sub(r"\s+", " ", str(error))
-        raise ConfigError(f"{path} is not YAML: {reason[:200]}") from None
+        raise ConfigError(f"{name} is not YAML: {one_line(error)}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a file of at most 1 MiB.
+
+    Raises:
+        ConfigError: unreadable, too large, or not a mapping in YAML.
+    """
+    data = decode_yaml(read_bytes(path, MAX_CONFIG_BYTES, ConfigError), str(path))
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):

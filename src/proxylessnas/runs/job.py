@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from proxylessnas.architecture import Architecture
-from proxylessnas.config import RunConfig, from_namespace
+from proxylessnas.config import RunConfig, parse_settings
 from proxylessnas.core.objective import check_objective
 from proxylessnas.errors import ConfigError, RunError
 from proxylessnas.hardware.runtimes import make
@@ -18,12 +18,13 @@ from proxylessnas.limits import all_limits
 from proxylessnas.runs import summary
 from proxylessnas.runs.configured import ConfiguredProblem
 from proxylessnas.runs.directory import CONFIG, RunDirectory
+from proxylessnas.session import STAGES
 from proxylessnas.session.deriving import derive, derive_within
 from proxylessnas.session.exporting import export
 from proxylessnas.session.finishing import baselines, evaluate, train
 from proxylessnas.session.measuring import measure
 from proxylessnas.session.pipeline import begin, find_network, stop_if_asked, told
-from proxylessnas.session.records import STAGES, Records, any_done
+from proxylessnas.session.records import Records, any_done
 from proxylessnas.session.searching import search
 from proxylessnas.session.session import Session
 from proxylessnas.spaces import complete_settings
@@ -73,7 +74,7 @@ def open_run(
         records = Records(directory, ranks, reporter)
         config = _merge(directory, records, stored, settings)
     else:
-        config = from_namespace(RunConfig, settings)
+        config = parse_settings(RunConfig, settings)
     _check(config, ranks)
     problem = ConfiguredProblem(config, reporter)
     if stored is None:

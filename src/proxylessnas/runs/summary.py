@@ -12,7 +12,8 @@ from rich.table import Table
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.errors import RunError
-from proxylessnas.session.records import BASELINES, STAGES
+from proxylessnas.session import STAGES
+from proxylessnas.session.records import BASELINES
 from proxylessnas.session.session import Session
 
 PACKAGES = ("proxylessnas", "torch", "torchvision", "onnxruntime", "onnx", "numpy", "scipy")

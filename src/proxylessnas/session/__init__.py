@@ -10,3 +10,6 @@
 
 The Python call (`api.py`) and the command line (`runs/`, `cli/`) are thin doors to it.
 """
+
+# In the order in which they follow from one another; evaluation and export follow from training.
+STAGES = ("measure", "search", "derive", "train", "evaluate", "export")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def export(session: Session) -> None:
 def _export_onnx(session: Session) -> dict[str, Any]:
     network = trained_network(session).cpu()
     info = session.problem.input()
-    metadata = None if info is None else info.to_dict()
+    metadata = None if info is None else asdict(info)
     data = to_onnx(network, session.inputs, metadata=metadata)
     session.store.write(ONNX, data)
     difference = compare(network, data, session.inputs)

@@ -9,12 +9,11 @@ from typing import Any
 
 from proxylessnas.errors import RunError
 from proxylessnas.io.console import Reporter, duration
+from proxylessnas.session import STAGES
 from proxylessnas.session.store import Store
 from proxylessnas.training.callbacks import Callbacks, StageMetrics
 from proxylessnas.training.ranks import Ranks
 
-# In the order in which they follow from one another; evaluation and export follow from training.
-STAGES = ("measure", "search", "derive", "train", "evaluate", "export")
 BASELINES = ("largest", "random")
 _BASELINE_STAGES = tuple(f"{s}-{name}" for name in BASELINES for s in ("train", "evaluate"))
 _ORDER = (*STAGES[:-1], *_BASELINE_STAGES, STAGES[-1])

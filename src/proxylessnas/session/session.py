@@ -7,7 +7,6 @@ cannot drift.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -181,7 +180,7 @@ class Session:
             return table
         if self.config.table is not None or not self.store.has(TABLE):
             return None
-        table = LatencyTable.from_dict(json.loads(self.store.read(TABLE, MAX_TABLE_BYTES)))
+        table = LatencyTable.from_json(self.store.read(TABLE, MAX_TABLE_BYTES))
         table.check(self.runtime.describe(), batch, force=self.force)
         return table
 
@@ -307,7 +306,7 @@ class Session:
         Raises:
             RunError, ArchitectureError: it is missing, or damaged.
         """
-        text = self.store.read(name, MAX_ARCHITECTURE_BYTES).decode("utf-8", "replace")
+        text = self.store.read(name, MAX_ARCHITECTURE_BYTES)
         try:
             return Architecture.from_json(text)
         except ArchitectureError as error:

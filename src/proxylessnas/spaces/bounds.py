@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
+
+from annotated_types import Ge, Le, MinLen
 
 from proxylessnas.architecture import LARGEST_INPUT
 from proxylessnas.errors import ConfigError
 
 MAX_PARAMETERS = 1 << 29  # of all candidates; 2 GiB in float32
 MAX_BLOCKS = 1000
+Size = Annotated[int, Ge(1), Le(1 << 20)]  # of a width, a side or a number of layers
+Sizes = Annotated[tuple[Size, ...], MinLen(1)]
+InputShape = tuple[Size, Size, Size]
 
 
 def check(input_shape: Sequence[int], blocks: int, parameters: float) -> None:
@@ -20,8 +26,6 @@ def check(input_shape: Sequence[int], blocks: int, parameters: float) -> None:
     Raises:
         ConfigError: the input, the depth or the number of parameters is absurd.
     """
-    if len(input_shape) != 3 or any(side < 1 for side in input_shape):
-        raise ConfigError(f"input_shape is {list(input_shape)}, not [channels, height, width]")
     if math.prod(input_shape) > LARGEST_INPUT:
         raise ConfigError(
             f"input_shape is {list(input_shape)}: more than {LARGEST_INPUT:,} numbers an example"

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from proxylessnas.config import ShareBelowOne
 from proxylessnas.core.supernet import Residual
 from proxylessnas.errors import ArchitectureError, ConfigError
+from proxylessnas.schema import checked
 from proxylessnas.spaces.blocks import (
     ConvBN,
     Head,
@@ -21,46 +23,41 @@ from proxylessnas.spaces.blocks import (
     initialise,
     start_alike,
 )
-from proxylessnas.spaces.bounds import check
+from proxylessnas.spaces.bounds import InputShape, Size, Sizes, check
 
 CANDIDATES = ("identity", "e3_k3", "e6_k5")  # the table's digits 0, 1, 2
 EPS = 1e-5
 
 
+@checked()
 @dataclass(frozen=True, kw_only=True)
 class MacroSettings:
-    """How the space is built; the defaults are NAS-Bench-Macro's.
+    """How the space is built; the defaults are NAS-Bench-Macro's."""
 
-    input_shape: [channels, height, width]. classes: outputs.
-    widths, depths: channels and layers of every stage; each stage halves the resolution.
-    stem, head: widths of the stem and of the head. dropout: before the classifier.
-    alike: whether the supernet's candidates begin as one function, see `blocks.start_alike`.
-    """
-
-    input_shape: tuple[int, int, int] = (3, 32, 32)
-    classes: int = 10
-    widths: tuple[int, ...] = (64, 128, 256)
-    depths: tuple[int, ...] = (2, 3, 3)
-    stem: int = 32
-    head: int = 1280
-    dropout: float = 0.0
+    input_shape: InputShape = (3, 32, 32)
+    """Channels, height and width of an image."""
+    classes: Size = 10
+    """Outputs of the network."""
+    widths: Sizes = (64, 128, 256)
+    """Channels of every stage; each stage halves the resolution."""
+    depths: Sizes = (2, 3, 3)
+    """Layers of every stage."""
+    stem: Size = 32
+    """Channels of the stem."""
+    head: Size = 1280
+    """Channels of the head."""
+    dropout: ShareBelowOne = 0.0
+    """Rate of dropout before the classifier."""
     alike: bool = True
+    """Whether the supernet's candidates begin as one function, see `blocks.start_alike`."""
 
     def __post_init__(self) -> None:
-        if len(self.widths) != len(self.depths) or not self.widths:
+        if len(self.widths) != len(self.depths):
             raise ConfigError(
                 f"widths and depths must have one entry a stage: "
                 f"{len(self.widths)} and {len(self.depths)} were given"
             )
-        for name in ("widths", "depths"):
-            if any(v < 1 for v in getattr(self, name)):
-                raise ConfigError(f"{name} are {list(getattr(self, name))}; all must be at least 1")
-        for name in ("stem", "head", "classes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive")
         check(self.input_shape, sum(self.depths), self._parameters())
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}; it must be in [0, 1)")
 
     def _parameters(self) -> float:
         """About how many the supernet has."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal, get_args
 
 from torch import nn
 
+from proxylessnas.config import Positive, ShareBelowOne
 from proxylessnas.core.supernet import Residual, Zero
-from proxylessnas.errors import ConfigError, did_you_mean
+from proxylessnas.errors import ConfigError
+from proxylessnas.schema import checked
 from proxylessnas.spaces.blocks import (
     ConvBN,
     Head,
@@ -23,41 +26,47 @@ from proxylessnas.spaces.blocks import (
     round_channels,
     start_alike,
 )
-from proxylessnas.spaces.bounds import check
+from proxylessnas.spaces.bounds import InputShape, Size, Sizes, check
 
-KERNELS = (3, 5, 7)
-EXPANSIONS = (3, 6)
-CANDIDATES = tuple(f"k{k}_e{e}" for e in EXPANSIONS for k in KERNELS)
+Candidate = Literal["k3_e3", "k5_e3", "k7_e3", "k3_e6", "k5_e6", "k7_e6"]
+CANDIDATES: tuple[Candidate, ...] = get_args(Candidate)
 SMALL = 64  # inputs under this many pixels keep their resolution in stem and first stage
 
 
+@checked()
 @dataclass(frozen=True, kw_only=True)
 class MobileSettings:
-    """How the space is built.
+    """How the space is built."""
 
-    input_shape: [channels, height, width]. classes: outputs.
-    widths, depths, strides: channels, blocks and first stride of every stage.
-    stem, first, head: widths of the stem, of the fixed first block and of the head.
-    width_mult: scales all widths, rounded to multiples of 8; the head only upwards.
-    candidates: a choice among `k3_e3 k5_e3 k7_e3 k3_e6 k5_e6 k7_e6`, in this order.
-    zero: whether a block with a shortcut may be left out. dropout: before the classifier.
-    alike: whether the supernet's candidates begin as one function, see `blocks.start_alike`.
-    """
-
-    input_shape: tuple[int, int, int] = (3, 224, 224)
-    classes: int = 1000
-    widths: tuple[int, ...] = (24, 40, 80, 96, 192, 320)
-    depths: tuple[int, ...] = (4, 4, 4, 4, 4, 1)
-    strides: tuple[int, ...] | None = None
-    stem: int = 32
-    stem_stride: int | None = None
-    first: int = 16
-    head: int = 1280
-    width_mult: float = 1.0
-    candidates: tuple[str, ...] = CANDIDATES
+    input_shape: InputShape = (3, 224, 224)
+    """Channels, height and width of an image."""
+    classes: Size = 1000
+    """Outputs of the network."""
+    widths: Sizes = (24, 40, 80, 96, 192, 320)
+    """Channels of every stage."""
+    depths: Sizes = (4, 4, 4, 4, 4, 1)
+    """Blocks of every stage."""
+    strides: Sizes | None = None
+    """Stride of every stage's first block; null is 2, 2, 2, 1, 2, 1, and 1 at first for images of
+    less than 64 pixels."""
+    stem: Size = 32
+    """Channels of the stem."""
+    stem_stride: Size | None = None
+    """Stride of the stem; null is 2, and 1 for images of less than 64 pixels."""
+    first: Size = 16
+    """Channels of the fixed first block."""
+    head: Size = 1280
+    """Channels of the head."""
+    width_mult: Positive = 1.0
+    """Factor of all widths, rounded to multiples of 8; it scales the head only upwards."""
+    candidates: tuple[Candidate, ...] = CANDIDATES
+    """Candidates of a block, named by kernel and expansion, in this order."""
     zero: bool = True
-    dropout: float = 0.0
+    """Whether a block with a shortcut may be left out."""
+    dropout: ShareBelowOne = 0.0
+    """Rate of dropout before the classifier."""
     alike: bool = True
+    """Whether the supernet's candidates begin as one function, see `blocks.start_alike`."""
 
     def __post_init__(self) -> None:
         small = min(self.input_shape[1:]) < SMALL
@@ -68,31 +77,18 @@ class MobileSettings:
             strides = usual + (1,) * (len(self.widths) - len(usual))
             object.__setattr__(self, "strides", strides[: len(self.widths)])
         assert self.strides is not None
-        if not len(self.widths) == len(self.depths) == len(self.strides) or not self.widths:
+        if not len(self.widths) == len(self.depths) == len(self.strides):
             raise ConfigError(
                 f"widths, depths and strides must have one entry a stage: "
                 f"{len(self.widths)}, {len(self.depths)} and {len(self.strides)} were given"
             )
-        for name in ("widths", "depths", "strides"):
-            if any(v < 1 for v in getattr(self, name)):
-                raise ConfigError(f"{name} are {list(getattr(self, name))}; all must be at least 1")
-        for name in ("stem", "first", "head", "classes", "stem_stride", "width_mult"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive")
         check(self.input_shape, sum(self.depths), self._parameters())
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}; it must be in [0, 1)")
-        for name in self.candidates:
-            if name not in CANDIDATES:
-                raise ConfigError(
-                    f"there is no candidate {name!r}; {did_you_mean(name, CANDIDATES)}"
-                )
         if not self.candidates or len(set(self.candidates)) != len(self.candidates):
             raise ConfigError(f"candidates are {list(self.candidates)}; name each once")
 
     def _parameters(self) -> float:
         """About how many the supernet has."""
-        ratios = sum(int(name[-1]) for name in self.candidates if name in CANDIDATES)
+        ratios = sum(int(name[-1]) for name in self.candidates)
         total, channels = 0.0, max(self.stem, self.first) * self.width_mult
         for width, depth in zip(self.widths, self.depths, strict=True):
             out = width * self.width_mult

@@ -14,12 +14,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated, Literal, get_args
 
+from annotated_types import Ge, Le
 from torch import nn
 
-from proxylessnas.errors import ConfigError, did_you_mean
+from proxylessnas.config import ShareBelowOne
+from proxylessnas.errors import ConfigError
+from proxylessnas.schema import checked
 from proxylessnas.spaces.blocks import ConvBN, Network, choose
-from proxylessnas.spaces.bounds import check
+from proxylessnas.spaces.bounds import InputShape, Size, Sizes, check
 from proxylessnas.spaces.tree_layers import (
     EPS,
     Cell,
@@ -31,64 +35,53 @@ from proxylessnas.spaces.tree_layers import (
 )
 
 MAX_EDGES = 10_000
-CANDIDATES = ("identity", "dw3", "dw5", "dw7", "dil3", "avg3", "max3")
+Candidate = Literal["identity", "dw3", "dw5", "dw7", "dil3", "avg3", "max3"]
+CANDIDATES: tuple[Candidate, ...] = get_args(Candidate)
+Degree = Annotated[int, Ge(1), Le(8)]
 
 
+@checked()
 @dataclass(frozen=True, kw_only=True)
 class TreeSettings:
-    """How the space is built; the defaults are the published network's.
+    """How the space is built; the defaults are the published network's."""
 
-    input_shape: [channels, height, width]. classes: outputs.
-    blocks: at every scale; each scale after the first halves the resolution.
-    start: width of the stem, from which the inner width of the blocks grows evenly.
-    growth: how much wider the last block is inside; the widths are multiples of `groups`.
-    bottleneck: a block's outer width, as a multiple of its inner one.
-    branches: parts a cell's convolution is split into, each the root of a tree.
-    depth, branching: levels of edges in a tree, and edges below each node.
-    groups: of the cell's convolution. candidates: what an edge chooses from, in this order.
-    path_drop: rate of leaving out a path, one for all or one a level of the cell.
-    cell_drop: rate of leaving out a block's branch, one for all or one a block.
-    dropout: before the classifier.
-    """
-
-    input_shape: tuple[int, int, int] = (3, 32, 32)
-    classes: int = 10
-    blocks: tuple[int, ...] = (18, 18, 18)
-    start: int = 16
-    growth: int = 84
-    bottleneck: int = 4
-    branches: int = 2
-    depth: int = 2
-    branching: int = 2
-    groups: int = 2
-    candidates: tuple[str, ...] = CANDIDATES
-    path_drop: tuple[float, ...] = (0.0,)
-    cell_drop: tuple[float, ...] = (0.0,)
-    dropout: float = 0.0
+    input_shape: InputShape = (3, 32, 32)
+    """Channels, height and width of an image."""
+    classes: Size = 10
+    """Outputs of the network."""
+    blocks: Sizes = (18, 18, 18)
+    """Blocks at every scale; each scale after the first halves the resolution."""
+    start: Size = 16
+    """Channels of the stem, from which the inner width of the blocks grows evenly."""
+    growth: Annotated[int, Ge(0), Le(1 << 20)] = 84
+    """How much wider the last block is inside; the widths are multiples of `groups`."""
+    bottleneck: Size = 4
+    """A block's outer width as a multiple of its inner width."""
+    branches: Degree = 2
+    """Parts that a cell's convolution is split into, each the root of a tree."""
+    depth: Degree = 2
+    """Levels of edges in a tree."""
+    branching: Degree = 2
+    """Edges below each node of a tree."""
+    groups: Size = 2
+    """Groups of a cell's convolution."""
+    candidates: tuple[Candidate, ...] = CANDIDATES
+    """Layers that an edge chooses from, in this order."""
+    path_drop: tuple[ShareBelowOne, ...] = (0.0,)
+    """Rate of leaving out a path: one for all, or one a level of the cell."""
+    cell_drop: tuple[ShareBelowOne, ...] = (0.0,)
+    """Rate of leaving out a block's branch: one for all, or one a block."""
+    dropout: ShareBelowOne = 0.0
+    """Rate of dropout before the classifier."""
 
     def __post_init__(self) -> None:
-        for name in ("classes", "start", "bottleneck", "branches", "depth", "branching", "groups"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.blocks or any(v < 1 for v in self.blocks):
-            raise ConfigError(f"blocks are {list(self.blocks)}; every scale needs at least 1")
-        if self.growth < 0:
-            raise ConfigError(f"growth is {self.growth}; it must not be negative")
         self._check_size()
         self._check_widths()
-        for name in self.candidates:
-            if name not in CANDIDATES:
-                raise ConfigError(
-                    f"there is no candidate {name!r}; {did_you_mean(name, CANDIDATES)}"
-                )
         if not self.candidates or len(set(self.candidates)) != len(self.candidates):
             raise ConfigError(f"candidates are {list(self.candidates)}; name each once")
         self._check_rates()
 
     def _check_size(self) -> None:
-        for name in ("branches", "depth", "branching"):
-            if getattr(self, name) > 8:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at most 8")
         edges = self.branches * sum(self.branching**level for level in range(1, self.depth + 1))
         blocks, inner = sum(self.blocks), self.start + self.growth
         if edges * blocks > MAX_EDGES:
@@ -124,10 +117,6 @@ class TreeSettings:
                 raise ConfigError(
                     f"{name} has {len(rates)} rates; give one, or {count}: one a {of}"
                 )
-            if not all(0 <= rate < 1 for rate in rates):
-                raise ConfigError(f"{name} is {list(rates)}; a rate must be in [0, 1)")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}; it must be in [0, 1)")
 
     def inner(self, index: int) -> int:
         """The inner width of block `index`, counted from 1."""
@@ -161,7 +150,7 @@ def _block(
     s: TreeSettings, channels: int, stride: int, index: int, choices: dict[str, str] | None
 ) -> nn.Module:
     inner = s.inner(index + 1)
-    candidates = {name: partial(edge_layer, name, inner) for name in s.candidates}
+    candidates = {str(name): partial(edge_layer, name, inner) for name in s.candidates}
 
     def node(name: str, level: int) -> Node:
         edges = [choose(f"{name}.edges.{j}", candidates, choices) for j in range(s.branching)]

@@ -1,6 +1,7 @@
 """Which way of computing makes weight steps fastest here, found by trying.
 
-A probe makes a search that may be spoiled, on a machine with the settings to be tried.
+A probe makes a search that may be spoiled, on a machine with the settings to be tried. Its steps
+are timed by `clock`, in seconds.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Probed(Protocol):
 
 
 Probe = Callable[[MachineSettings], Probed]
+Clock = Callable[[], float]
 
 FORMATS: tuple[Literal["contiguous"], Literal["channels_last"]] = ("contiguous", "channels_last")
 PROBE_STEPS = 3
@@ -56,7 +58,9 @@ def best(
     return compiling(chosen, probe, steps=steps)
 
 
-def quickest(machine: MachineSettings, probe: Probe, *, rounds: int) -> MachineSettings:
+def quickest(
+    machine: MachineSettings, probe: Probe, *, rounds: int, clock: Clock = time.perf_counter
+) -> MachineSettings:
     """The settings, with what they leave open chosen so that weight steps are fastest here.
 
     That is the memory format, and on a GPU the precision: few CPUs gain by bfloat16, and
@@ -70,7 +74,7 @@ def quickest(machine: MachineSettings, probe: Probe, *, rounds: int) -> MachineS
     if len(variants) == 1:
         return variants[0]
     trials = {str(i): Trial(_uncompiled(probe, on)) for i, on in enumerate(variants)}
-    seconds = _timed(trials, rounds=rounds)
+    seconds = _timed(trials, rounds=rounds, clock=clock)
     running = [i for i, trial in trials.items() if not trial.failed] or ["0"]
     return variants[int(min(running, key=lambda i: seconds[i]))]
 
@@ -92,6 +96,7 @@ def layers(
     *,
     lasts: Callable[[float], float],
     rounds: int = PROBE_STEPS,
+    clock: Clock = time.perf_counter,
 ) -> MachineSettings:
     """The settings with `depthwise_strips` and `fused_batch_norm` decided: what makes steps faster.
 
@@ -105,20 +110,20 @@ def layers(
     )
     if not may_speed_up(machine):
         return found
-    length = lasts(_timed({"": Trial(_uncompiled(probe, found))})[""])
+    length = lasts(_timed({"": Trial(_uncompiled(probe, found))}, clock=clock)[""])
     if machine.depthwise_strips is None and length >= WORTH_SPLITTING:
-        found = _faster(found, replace(found, depthwise_strips=True), probe, rounds)
+        found = _faster(found, replace(found, depthwise_strips=True), probe, rounds, clock)
     fuses = machine.memory_format == "channels_last" and length >= WORTH_FUSING
     if machine.fused_batch_norm is None and fuses:
-        found = _faster(found, replace(found, fused_batch_norm=True), probe, rounds)
+        found = _faster(found, replace(found, fused_batch_norm=True), probe, rounds, clock)
     return found
 
 
 def _faster(
-    plain: MachineSettings, other: MachineSettings, probe: Probe, rounds: int
+    plain: MachineSettings, other: MachineSettings, probe: Probe, rounds: int, clock: Clock
 ) -> MachineSettings:
     trials = {"plain": Trial(_uncompiled(probe, plain)), "other": Trial(_uncompiled(probe, other))}
-    seconds = _timed(trials, rounds=rounds)
+    seconds = _timed(trials, rounds=rounds, clock=clock)
     gained = seconds["other"] < NOISE * seconds["plain"]
     return other if gained and not trials["other"].failed else plain
 
@@ -138,7 +143,9 @@ def may_compile(machine: MachineSettings) -> bool:
     return machine.compile is None and machine.device.startswith("cuda")
 
 
-def compiling(machine: MachineSettings, probe: Probe, *, steps: int) -> MachineSettings:
+def compiling(
+    machine: MachineSettings, probe: Probe, *, steps: int, clock: Clock = time.perf_counter
+) -> MachineSettings:
     """The settings with `compile` decided: whether it saves more seconds than it takes.
 
     One candidate of every choice is compiled and its steps are timed beside eager
@@ -150,14 +157,14 @@ def compiling(machine: MachineSettings, probe: Probe, *, steps: int) -> MachineS
     if not may_compile(machine) or not steps:
         return plain
     eager = Trial(partial(_one_path, probe, plain))
-    if _timed({"": eager})[""] * steps < WORTH_COMPILING or not eager.job:
+    if _timed({"": eager}, clock=clock)[""] * steps < WORTH_COMPILING or not eager.job:
         return plain
     compiled = Trial(partial(_one_path, probe, replace(machine, compile=True)))
-    start = time.perf_counter()
+    start = clock()
     compiled()
     wait()
-    cost = (time.perf_counter() - start) * eager.job.supernet.mask.shape[1] * GRAPHS
-    seconds = _timed({"eager": eager, "compiled": compiled})
+    cost = (clock() - start) * eager.job.supernet.mask.shape[1] * GRAPHS
+    seconds = _timed({"eager": eager, "compiled": compiled}, clock=clock)
     saved = (seconds["eager"] - seconds["compiled"]) * steps
     return replace(machine, compile=not compiled.failed and saved > cost)
 
@@ -178,12 +185,14 @@ def _one_path(probe: Probe, on: MachineSettings) -> Probed:
     return job
 
 
-def _timed(trials: Mapping[str, Trial], *, rounds: int = PROBE_STEPS) -> dict[str, float]:
+def _timed(
+    trials: Mapping[str, Trial], *, rounds: int = PROBE_STEPS, clock: Clock
+) -> dict[str, float]:
     """Seconds of a step of each."""
     gc.collect()  # searches refer to themselves: those of the trials before would stay for a while
     with warnings.catch_warnings():  # of losses that are not finite; the search gives them again
         warnings.simplefilter("ignore")
-        return fastest(trials, rounds=rounds)
+        return fastest(trials, rounds=rounds, clock=clock)
 
 
 class Trial:

@@ -151,15 +151,20 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def fastest(variants: Mapping[str, Callable[[], object]], *, rounds: int = 3) -> dict[str, float]:
+def fastest(
+    variants: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Seconds of each variant: medians of interleaved runs, after one to warm up."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for round_ in range(rounds + 1):
         for name, variant in variants.items():
             wait()
-            start = time.perf_counter()
+            start = clock()
             variant()
             wait()
             if round_:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}

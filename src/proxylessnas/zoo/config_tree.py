@@ -210,7 +210,7 @@ class _CellShape:
 
 def _edge(place: Place, width: int) -> str:
     """The candidate that an edge's layer is."""
-    layers = {name: _edge_layer(name, width) for name in tree.CANDIDATES}
+    layers = {str(name): _edge_layer(name, width) for name in tree.CANDIDATES}
     return place.one_of(layers)
 
 

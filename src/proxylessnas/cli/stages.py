@@ -1,0 +1,175 @@
+"""The verbs `run`, `measure`, `search`, `derive`, `train`, `evaluate` and `export`.
+
+They share their options, the run directory and how it is opened. Nothing here imports torch
+before the options are understood.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from proxylessnas.cli.options import parse, stage_parser
+from proxylessnas.config import RunConfig, parse_settings, pick
+from proxylessnas.errors import ConfigError, RunError
+from proxylessnas.io.console import Reporter, output
+from proxylessnas.io.stopping import Signal, Stopped
+from proxylessnas.io.yaml_files import read_yaml
+
+if TYPE_CHECKING:
+    from proxylessnas.runs.directory import RunDirectory
+    from proxylessnas.session.session import Session
+    from proxylessnas.training.ranks import Ranks
+
+# Options that set nothing of a run; the second line's are the verb measure's.
+FLAGS = (
+    *("directory", "out", "resume", "quiet", "latencies", "format", "force"),
+    *("plot", "export_kit", "import_kit", "merge"),
+)
+
+
+def main(verb: str, signal: Signal, words: list[str]) -> int:
+    """The verb with its words; returns the exit code."""
+    started = time.monotonic()  # a budget counts from here
+    parser = stage_parser(verb)
+    if "-h" in words or "--help" in words:
+        parser.print_help()
+        return 0
+    settings = parse(parser, words)
+    flags = {k: settings.pop(k, None) for k in FLAGS}
+    settings = _with_config(settings.pop("config", None), settings)
+    parse_settings(RunConfig, settings)  # refused before anything is read
+    if verb == "measure":
+        from proxylessnas.cli.measure import form_of
+
+        _named_here(settings.get("space", ""), words)
+        act = form_of(flags, settings)
+        if act is not None:
+            act()
+            return 0
+        flags["directory"] = next(iter(flags["directory"] or ()), None)
+    from proxylessnas.training.ranks import open_ranks
+
+    if verb == "derive" and flags["latencies"] is not None:
+        flags["deriving"] = settings.pop(
+            "derive", {}
+        )  # of these latencies alone; the run keeps its own
+    path = _directory(flags, settings)
+    if verb not in ("run", "measure") and not (path / "config.yaml").exists():
+        raise RunError(f"{path} holds no run: begin with proxylessnas run or measure")
+    with open_ranks() as ranks:
+        return _in_directory(verb, words, settings, flags, path, ranks, signal, started)
+
+
+def _in_directory(
+    verb: str,
+    words: list[str],
+    settings: dict[str, Any],
+    flags: Mapping[str, Any],
+    path: Path,
+    ranks: Ranks,
+    signal: Signal,
+    started: float,
+) -> int:
+    """The verb in its run directory, which rank 0 holds."""
+    from proxylessnas.runs.directory import CONFIG, RunDirectory, begun
+    from proxylessnas.runs.job import open_run
+
+    # Processes that torchrun starts again have the words that they began with. It counts the
+    # restarts on the node where one died.
+    resume = ranks.any(bool(flags["resume"]) or verb != "run" or ranks.restarted)
+    signal.patient = ranks.world > 1
+    if not ranks.is_main:
+        warnings.simplefilter("ignore")
+    with begun(RunDirectory(path, writes=ranks.is_main)) as directory:
+        try:
+            stored = directory.read_config().space if directory.has(CONFIG) else ""
+            _named_here(settings.get("space") or stored, words)
+            session = open_run(
+                directory,
+                settings,
+                resume=resume,
+                reporter=Reporter(quiet=bool(flags["quiet"]) or not ranks.is_main),
+                ranks=ranks,
+                signal=signal,
+                force=bool(flags["force"]),
+            )
+            _do(verb, session, directory, flags, started)
+            return 0
+        except Stopped:
+            if not directory.has(CONFIG):
+                raise  # nothing was begun: the same command begins again
+            if ranks.is_main:
+                print(
+                    "stopped; what is done is saved, go on: "
+                    f"proxylessnas {verb} --out {path} --resume",
+                    file=sys.stderr,
+                )
+            return 130
+
+
+def _with_config(path: str | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a config file, with the options over them."""
+    if path is None:
+        return settings
+    data = read_yaml(Path(path))
+    merged = pick(parse_settings(RunConfig, data, path), data)
+    for key, value in settings.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = {**merged[key], **value} if both else value
+    return merged
+
+
+def _named_here(space: str, words: list[str]) -> None:
+    """Code that a file names is imported only if the command line names it too.
+
+    Raises:
+        ConfigError: a config file names a `module:factory` and no option does.
+    """
+    if ":" in space and not any(space in word for word in words):
+        raise ConfigError(
+            f"the space {space} is code that a file names; to import it, say so: --space {space}"
+        )
+
+
+def _directory(flags: Mapping[str, Any], settings: Mapping[str, Any]) -> Path:
+    named = flags["directory"] or flags["out"]
+    if flags["directory"] and flags["out"] and flags["directory"] != flags["out"]:
+        raise ConfigError(f"the run directory is given twice: {flags['directory']}, {flags['out']}")
+    if named:
+        return Path(named)
+    if not settings.get("data"):
+        raise ConfigError(
+            "--data is missing: mnist5k, digits, a folder of images, a Hugging Face data set or "
+            "torchvision:NAME (or --out for a run that exists)"
+        )
+    from proxylessnas.runs.job import default_directory
+
+    return default_directory(settings["data"], settings.get("space", "mobile"))
+
+
+def _do(
+    verb: str,
+    session: Session,
+    directory: RunDirectory,
+    flags: Mapping[str, Any],
+    started: float,
+) -> None:
+    from proxylessnas.runs import summary
+    from proxylessnas.runs.job import derive_latencies, do_stage, run_all
+    from proxylessnas.session.exporting import ONNX_FORMAT, export_as
+
+    if verb == "run":
+        facts = run_all(session, directory, started)
+        if session.ranks.is_main:
+            summary.show(facts, str(directory.path), output())
+    elif verb == "derive" and flags["latencies"] is not None:
+        derive_latencies(session, flags["latencies"].split(","), flags["deriving"])
+    elif verb == "export" and flags["format"] not in (None, ONNX_FORMAT):
+        export_as(session, flags["format"])
+    else:
+        do_stage(session, verb)
