@@ -71,7 +71,7 @@ from proxylessnas.training.task import Task
 from proxylessnas.training.train import Training
 
 SHARES = [share / 48 for share in range(2, 49)]  # of hidden channels, of uniform networks
-HELD_OUT, FIT = 192, 1024  # photos for scores, and for moments
+HELD_OUT, FIT = 128, 1024  # photos for scores, and for moments
 MACHINE = Machine(channels_last=True, depthwise_strips=True)
 TASK = Task.classification(label_smoothing=0.1)
 
@@ -130,12 +130,13 @@ class Bench:
         """A fine-tuned copy."""
         network = copy.deepcopy(network)
         settings = TrainSettings(
-            epochs=self.args.epochs, batch_size=32, learning_rate=self.args.rate
+            epochs=self.args.epochs,
+            batch_size=32,
+            learning_rate=self.args.rate,
+            frozen_statistics=True,
         )
         train = self.batches("train", augment=True, size=size)
-        job = Training(
-            network, task, train, settings, seed=self.seed, machine=MACHINE, frozen_statistics=True
-        )
+        job = Training(network, task, train, settings, seed=self.seed, machine=MACHINE)
         run_loop(job)
         return network.eval()
 
@@ -247,8 +248,8 @@ def photos(args: argparse.Namespace, seed: int) -> ImageData:
         rows = data.rows[part]
         return rows[torch.randperm(len(rows), generator=generator)[:count].numpy()]
 
-    train = some("train", args.photos)
-    rows = {"train": train, "valid": train[:HELD_OUT], "search": train[HELD_OUT:]}
+    train, held_out = some("train", args.photos), min(HELD_OUT, args.photos // 8)
+    rows = {"train": train, "valid": train[:held_out], "search": train[held_out:]}
     rows["test"] = some("test", args.test)
     return replace(data, rows=rows, info=replace(data.info, mean=info.mean, std=info.std))
 

@@ -223,6 +223,8 @@ class TrainSettings:
     """Weight decay; none on batch normalisation and biases."""
     label_smoothing: ShareBelowOne = 0.1
     """Label smoothing of the loss."""
+    frozen_statistics: bool = False
+    """Whether batch normalisation keeps its statistics, as trained weights and few images want."""
     inherit: bool = False
     """Whether training starts from the supernet's weights instead of from scratch."""
     augment: str | None = None

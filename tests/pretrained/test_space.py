@@ -266,8 +266,7 @@ def test_fine_tuning_keeps_the_statistics(teacher: Network) -> None:
             network=student,
             task=distilled(Task.classification(), teacher),
             train=LoaderBatches(loader, name="train"),
-            settings=TrainSettings(epochs=2),
-            frozen_statistics=True,
+            settings=TrainSettings(epochs=2, frozen_statistics=True),
         )
     )
     after = student.state_dict()

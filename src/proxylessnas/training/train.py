@@ -39,8 +39,6 @@ class Training:
     ranks: of several processes each takes its slice of every batch.
     may_skip: whether a batch may leave parameters out, as path drop does; for several ranks.
     stage: the name of the run's stage, in metrics.
-    frozen_statistics: batch normalisation keeps the running statistics that it has; for
-        pretrained weights and few images.
     """
 
     network: nn.Module
@@ -52,7 +50,6 @@ class Training:
     ranks: Ranks = ALONE
     may_skip: bool = False
     stage: str = "train"
-    frozen_statistics: bool = False
 
     def __post_init__(self) -> None:
         s = self.settings
@@ -77,7 +74,8 @@ class Training:
 
     def prepare(self) -> Callable[[], None]:
         self.model.train()
-        return self.machine.prepare(self.model, frozen_statistics=self.frozen_statistics)
+        frozen = self.settings.frozen_statistics
+        return self.machine.prepare(self.model, frozen_statistics=frozen)
 
     def stop(self) -> None:
         """The latest step was the last one."""
