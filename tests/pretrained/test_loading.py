@@ -19,8 +19,9 @@ from proxylessnas.errors import (
 )
 from proxylessnas.pretrained import load_pretrained
 from proxylessnas.pretrained.loading import LITE, lite_shape
-from proxylessnas.pretrained.networks import build_network, convert, shape_of
+from proxylessnas.pretrained.networks import convert, shape_of
 from proxylessnas.spaces import build
+from proxylessnas.spaces.inverted import build_network
 from proxylessnas.zoo.weights import published_keys
 
 TOLERANCE = 1e-5  # of the largest output

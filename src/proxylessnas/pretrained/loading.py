@@ -30,17 +30,10 @@ from proxylessnas.errors import (
     MissingDependency,
     one_line,
 )
-from proxylessnas.pretrained.networks import (
-    BlockShape,
-    NetworkShape,
-    Pretrained,
-    bottleneck,
-    build_network,
-    convert,
-    shape_of,
-)
+from proxylessnas.pretrained.networks import Pretrained, bottleneck, convert, shape_of
 from proxylessnas.spaces import build
 from proxylessnas.spaces.blocks import ConvBN, Head, Network, round_channels
+from proxylessnas.spaces.inverted import BlockShape, NetworkShape, build_network
 from proxylessnas.zoo.weights import copy_weights, differences, published_keys, read_weights
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

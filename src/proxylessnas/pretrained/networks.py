@@ -1,7 +1,7 @@
-"""The family of networks that can be specialised: inverted bottlenecks between stem and head.
+"""Trained networks of inverted bottlenecks, in blocks of ours.
 
-`NetworkShape` says how wide everything is, `build_network` makes it, `shape_of` reads it off a
-network, and `convert` brings another library's module into blocks of ours, weights included.
+`shape_of` reads a `NetworkShape` off a network (`spaces.inverted`), and `convert` brings another
+library's module into blocks of ours, weights included.
 """
 
 from __future__ import annotations
@@ -16,51 +16,9 @@ from proxylessnas.architecture import InputInfo
 from proxylessnas.core.supernet import Residual
 from proxylessnas.errors import ArchitectureError
 from proxylessnas.spaces.blocks import ConvBN, Head, MBConv, Network
+from proxylessnas.spaces.inverted import ACTIVATIONS, BlockShape, NetworkShape, build_network
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu6": nn.ReLU6,
-    "relu": nn.ReLU,
-    "hardswish": nn.Hardswish,
-    "silu": nn.SiLU,
-}
 TOLERANCE = 1e-5  # of the largest output, between a library's module and ours
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockShape:
-    """One inverted bottleneck.
-
-    kernel, stride: of the depthwise convolution. out: channels of the output.
-    inner: hidden channels; None: no expanding convolution, as many as the input has.
-    shortcut: whether the input is added to the output.
-    """
-
-    kernel: int
-    stride: int
-    out: int
-    inner: int | None
-    shortcut: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkShape:
-    """A network of the family; plain values.
-
-    stem: channels after the first convolution, of `stem_kernel` and `stem_stride`.
-    blocks: None where a block is left out. head: width of the last convolution.
-    same: TensorFlow's padding, see `spaces.blocks.SamePadding`. eps: of batch normalisation.
-    """
-
-    channels: int = 3
-    stem: int = 32
-    stem_kernel: int = 3
-    stem_stride: int = 2
-    blocks: tuple[BlockShape | None, ...] = ()
-    head: int = 1280
-    classes: int = 1000
-    same: bool = False
-    eps: float = 1e-3
-    activation: str = "relu6"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,40 +39,6 @@ class Pretrained:
     def classes(self) -> int:
         """Outputs of the classifier."""
         return self.network.classifier.out_features
-
-
-def build_network(shape: NetworkShape) -> Network:
-    """The network of a shape, with PyTorch's initial weights."""
-    activation = ACTIVATIONS[shape.activation]
-    stem = ConvBN(
-        shape.channels,
-        shape.stem,
-        shape.stem_kernel,
-        shape.stem_stride,
-        activation=activation,
-        eps=shape.eps,
-        same=shape.same,
-    )
-    blocks: list[nn.Module] = []
-    channels = shape.stem
-    for block in shape.blocks:
-        if block is None:
-            blocks.append(nn.Identity())
-            continue
-        layers = MBConv(
-            channels,
-            block.out,
-            kernel=block.kernel,
-            inner=block.inner,
-            stride=block.stride,
-            activation=activation,
-            eps=shape.eps,
-            same=shape.same,
-        )
-        blocks.append(Residual(layers) if block.shortcut else layers)
-        channels = block.out
-    head = Head(channels, shape.head, shape.classes, activation=activation, eps=shape.eps)
-    return Network(stem, blocks, head)
 
 
 def bottleneck(block: nn.Module) -> MBConv | None:

@@ -23,7 +23,7 @@ from proxylessnas.architecture import Architecture, InputInfo
 from proxylessnas.config import parse_settings
 from proxylessnas.core.supernet import Supernet, collapse_residuals
 from proxylessnas.errors import ArchitectureError, ConfigError, did_you_mean
-from proxylessnas.spaces import macro, mobile, tree
+from proxylessnas.spaces import inverted, macro, mobile, tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,7 @@ SPACES: dict[str, Space] = {
     "mobile": Space(mobile.MobileSettings, mobile.build),
     "macro": Space(macro.MacroSettings, macro.build),
     "tree": Space(tree.TreeSettings, tree.build),
+    "inverted": Space(inverted.InvertedSettings, inverted.build),
 }
 
 
