@@ -22,7 +22,7 @@ from proxylessnas.hardware.costs import count_costs
 from proxylessnas.hardware.trace import trace
 from proxylessnas.pretrained.candidates import BlockFits, block_inputs
 from proxylessnas.pretrained.distil import distilled, divergence
-from proxylessnas.pretrained.scores import replacement_scores
+from proxylessnas.pretrained.scores import mean_scores, replacement_scores
 from proxylessnas.pretrained.space import (
     largest_within,
     prior,
@@ -102,6 +102,26 @@ def test_a_score_is_the_divergence_of_the_derived_network(
             kl = float(kl_div(student, expected, log_target=True, reduction="batchmean"))
             assert scores[choice + 1][name] == pytest.approx(kl, rel=1e-3, abs=1e-6)
     assert scores[0] == {"k3_w8": 0.0}
+
+
+def test_scores_around_another_network(
+    teacher: Network, supernet: Supernet, candidates: Candidates
+) -> None:
+    around = (2, 3, 1)
+    names = [c[i] for c, i in zip(supernet.candidates, around, strict=True)]
+    again = replacement_scores(teacher, candidates, IMAGES.split(9), around=["", *names])
+    expected = log_softmax(outputs(teacher), 1)
+    for choice, candidate in ((0, 0), (0, 2), (1, 0), (1, 3), (2, 1), (2, 6)):
+        indices = [candidate if m == choice else j for m, j in enumerate(around)]
+        student = log_softmax(outputs(supernet.derive(indices)), 1)
+        kl = float(kl_div(student, expected, log_target=True, reduction="batchmean"))
+        name = supernet.candidates[choice][candidate]
+        assert again[choice + 1][name] == pytest.approx(kl, rel=1e-3, abs=1e-6)
+
+
+def test_the_mean_of_scores_is_of_what_a_block_adds() -> None:
+    several = [[{"a": 0.0, "b": 2.0}], [{"a": 5.0, "b": 4.0}]]
+    assert mean_scores(several) == [{"a": 0.5, "b": 1.0}]
 
 
 def test_the_prior_follows_the_scores(supernet: Supernet, scores: list[dict[str, float]]) -> None:
