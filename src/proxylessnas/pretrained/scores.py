@@ -38,7 +38,7 @@ def replacement_scores(
 
     network: the teacher. images: batches as the network takes them.
     around: the name of every block's candidate in the network around the replaced one (anything
-        where a block has none); default: the teacher, whose own branches score 0.
+        where a block has but one); default: the teacher, whose own branches score 0.
     progress: called with (scored, all).
     """
     # Without normalisation as layers of its own a pass takes half the time.
@@ -50,7 +50,7 @@ def replacement_scores(
     ]
     names = around or [next(iter(named), "") for named in candidates]
     chain = [
-        named[name] if named else block
+        named[name] if len(named) > 1 else block
         for name, named, block in zip(names, choices, teacher, strict=True)
     ]
     batches = list(images)
@@ -65,7 +65,7 @@ def replacement_scores(
         unchanged = _divergence(head(inputs[-1]), wanted)
         for index, named in enumerate(choices):
             for name, choice in named.items():
-                if choice is chain[index]:
+                if name == names[index] or len(named) == 1:
                     sums[index][name] += unchanged
                 else:
                     x = _through([choice, *chain[index + 1 :]], inputs[index])
