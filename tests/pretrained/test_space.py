@@ -138,6 +138,20 @@ def test_the_prior_follows_the_scores(supernet: Supernet, scores: list[dict[str,
         assert scale == pytest.approx(-float(alpha[0, 1]) / scores[1][supernet.candidates[0][1]])
 
 
+def test_a_prior_within_limits_keeps_them_in_expectation(
+    supernet: Supernet, scores: list[dict[str, float]]
+) -> None:
+    costs = count_costs(supernet, trace(supernet, (IMAGES[:1],)))
+    low, high = costs.range(supernet.mask)[0]
+    for share in (0.3, 0.6):
+        limited = costs.limited({"macs": low + share * (high - low)})
+        p = softmax(prior(supernet, scores, limited), supernet.mask)
+        assert float(limited.expected(p)[0]) == pytest.approx(limited.limit("macs"), rel=1e-6)
+        assert mean_entropy(p, supernet.mask) == pytest.approx(0.5, abs=1e-3)
+    loose = costs.limited({"macs": 2 * high})
+    assert torch.equal(prior(supernet, scores, loose), prior(supernet, scores))
+
+
 def test_the_scale_of_the_prior_changes_no_decoded_network(
     supernet: Supernet, scores: list[dict[str, float]]
 ) -> None:

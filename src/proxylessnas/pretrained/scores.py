@@ -1,4 +1,4 @@
-"""What a candidate is worth: how far the teacher's outputs move when it stands in its block's place.
+"""What a candidate is worth: how far the teacher's outputs move when it takes its block's place.
 
 KL(teacher ‖ network with the candidate), in nats a photo, on photos that the candidates were not
 fitted to. The error of the block's own output says less: a network forgives some errors, and
