@@ -134,7 +134,7 @@ class Recovery:
 
 
 def guarded(
-    optimizer: torch.optim.SGD,
+    optimizer: torch.optim.Optimizer,
     active: Sequence[nn.Parameter],
     loss: Tensor,
     snapshots: Iterable[BufferSnapshot],
