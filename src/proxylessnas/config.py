@@ -223,8 +223,23 @@ class TrainSettings:
     """Weight decay; none on batch normalisation and biases."""
     label_smoothing: ShareBelowOne = 0.1
     """Label smoothing of the loss."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Optimiser: SGD with momentum, or AdamW."""
+    warmup_epochs: RateOrZero = 0.0
+    """Epochs, or a part of one, in which the learning rate grows from 0 in a line."""
+    classifier_rate: Rate = 1.0
+    """Learning rate of the last linear layer, as a multiple of the others'."""
+    average_decay: ShareBelowOne = 0.0
+    """Decay of a moving average of the weights, which is what training ends with; 0 takes none."""
     frozen_statistics: bool = False
     """Whether batch normalisation keeps its statistics, as trained weights and few images want."""
+    keep_best: bool = False
+    """Whether the validation part is scored after every epoch, and training ends with the best
+    weights, those before the first step included."""
+    patience: Count | None = None
+    """Epochs without a better score after which training ends, with keep_best; null: none."""
+    class_weights: Literal["images", "balanced"] = "images"
+    """What a class counts in the loss: as its images, or as every other class."""
     inherit: bool = False
     """Whether training starts from the supernet's weights instead of from scratch."""
     augment: str | None = None
@@ -239,6 +254,30 @@ class TrainSettings:
             if name not in REGULARISERS:
                 near = did_you_mean(name, REGULARISERS)
                 raise ConfigError(f"space_settings has no {name!r}; {near}")
+        if self.patience is not None and not self.keep_best:
+            raise ConfigError("patience counts epochs without a better score: set keep_best")
+
+
+@checked(place="teach", renamed=RENAMED)
+@dataclass(frozen=True, kw_only=True)
+class TeachSettings(TrainSettings):
+    """Fine-tuning of a pretrained network that has its linear classifier."""
+
+    epochs: Count = 6
+    """Epochs over the training images without the validation part."""
+    batch_size: Count = 32
+    """Images of a step."""
+    learning_rate: Rate = 0.003
+    """Learning rate at the start of its cosine decay."""
+    warmup_epochs: RateOrZero = 0.5
+    """Epochs, or a part of one, in which the learning rate grows from 0 in a line."""
+    average_decay: ShareBelowOne = 0.99
+    """Decay of a moving average of the weights, which is what training ends with; 0 takes none."""
+    frozen_statistics: bool = True
+    """Whether batch normalisation keeps its statistics, as trained weights and few images want."""
+    keep_best: bool = True
+    """Whether the validation part is scored after every epoch, and training ends with the best
+    weights, those before the first step included."""
 
 
 @checked(place="machine", renamed=RENAMED)

@@ -193,6 +193,9 @@ class Search:
         """The latest step was the last one."""
         self.total, self.stopped = self.step, True
 
+    def give_up(self) -> bool:
+        return False
+
     def retry(self, batch: Any) -> Any:
         """The latest step's computation on another batch; what it leaves behind is of no use."""
         return self._again(batch)

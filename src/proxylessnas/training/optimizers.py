@@ -18,6 +18,18 @@ def cosine(rate: float, step: int, steps: int) -> float:
     return 0.5 * rate * (1 + math.cos(math.pi * step / max(1, steps)))
 
 
+def scheduled(rate: float, step: int, steps: int, warmup: float = 0) -> float:
+    """The rate of a step: a line up from 0 over `warmup` steps, then the cosine over the rest."""
+    if step + 1 <= warmup:
+        return rate * (step + 1) / warmup
+    return cosine(rate, step - int(warmup), steps - int(warmup))
+
+
+def adamw(groups: Sequence[dict[str, Any]], *, rate: float) -> torch.optim.AdamW:
+    """AdamW in one pass over memory; see `step`."""
+    return torch.optim.AdamW(groups, lr=rate, fused=True)
+
+
 def sgd(groups: Sequence[dict[str, Any]], *, rate: float, momentum: float) -> torch.optim.SGD:
     """SGD with Nesterov momentum, in one pass over memory where torch has that; see `step`."""
     parameters = [p for group in groups for p in group["params"]]
@@ -39,7 +51,7 @@ def gradients(model: nn.Module, task: Task, machine: Machine, batch: Any) -> Ten
 
 
 def step(
-    optimizer: torch.optim.SGD, active: Iterable[nn.Parameter], *, taken: Tensor | None = None
+    optimizer: torch.optim.Optimizer, active: Iterable[nn.Parameter], *, taken: Tensor | None = None
 ) -> None:
     """One step of the parameters among `active` that have a gradient; the others stay.
 
@@ -57,7 +69,7 @@ def step(
         elif p.grad.stride() != p.stride():
             p.grad = torch.empty_like(p).copy_(p.grad)
         # It wants all buffers or none; one of zeros becomes the first gradient, as usual.
-        if optimizer.defaults["momentum"] and "momentum_buffer" not in optimizer.state[p]:
+        if optimizer.defaults.get("momentum") and "momentum_buffer" not in optimizer.state[p]:
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     everything = [group["params"] for group in optimizer.param_groups]
     chosen = {id(p) for p in moving}

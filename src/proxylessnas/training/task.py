@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -35,13 +36,33 @@ class Task:
         return (self.train_loss or self.loss)(output, target)
 
     @staticmethod
-    def classification(label_smoothing: float = 0.0) -> Task:
-        """Cross entropy and top-1 over logits [batch, classes] and labels [batch]."""
+    def classification(label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> Task:
+        """Cross entropy and top-1 over logits [batch, classes] and labels [batch].
+
+        class_weights: [classes], of the weight steps' loss; see `balanced_weights`.
+        """
+
+        def smoothed(output: Tensor, target: Tensor) -> Tensor:
+            weight = None if class_weights is None else class_weights.to(output)
+            return nn.functional.cross_entropy(
+                output, target, weight, label_smoothing=label_smoothing
+            )
+
         return Task(
             loss=nn.functional.cross_entropy,
-            train_loss=nn.CrossEntropyLoss(label_smoothing=label_smoothing),
+            train_loss=smoothed,
             correct=lambda output, target: (output.argmax(1) == target).sum(),
         )
+
+
+def balanced_weights(counts: Sequence[int]) -> Tensor:
+    """Weights with which all classes count alike in a loss, 1 in the mean over the examples.
+
+    counts: examples of every class; a class without any has the weight 0.
+    """
+    each = torch.tensor(counts, dtype=torch.float64)
+    weights = torch.where(each > 0, each.sum() / (each > 0).sum() / each.clamp_min(1), 0.0)
+    return weights.float()
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from proxylessnas.config import TrainSettings
 from proxylessnas.data import Batches, BatchStream
 from proxylessnas.errors import ConfigError
 from proxylessnas.seeds import derive_seed
+from proxylessnas.training.averages import BestWeights, WeightAverage
 from proxylessnas.training.callbacks import StepMetrics
 from proxylessnas.training.device import Machine
-from proxylessnas.training.evaluate import batch_norms
+from proxylessnas.training.evaluate import batch_norms, evaluate
 from proxylessnas.training.faults import Recovery, guarded
 from proxylessnas.training.freezing import BufferSnapshot
 from proxylessnas.training.optimizers import (
-    cosine,
+    adamw,
     gradients,
     load_model,
     load_optimizer,
     model_tensors,
     optimizer_tensors,
+    scheduled,
     sgd,
 )
 from proxylessnas.training.ranks import ALONE, Ranks, running_statistics
@@ -32,10 +36,9 @@ from proxylessnas.training.task import Task
 
 @dataclass
 class Training:
-    """One network's training: SGD with Nesterov momentum and cosine decay.
+    """One network's training; `training.loop.run_loop` takes its steps.
 
-    `training.loop.run_loop` takes its steps.
-
+    valid: what the network is scored on after every epoch, where the settings keep the best.
     ranks: of several processes each takes its slice of every batch.
     may_skip: whether a batch may leave parameters out, as path drop does; for several ranks.
     stage: the name of the run's stage, in metrics.
@@ -50,6 +53,7 @@ class Training:
     ranks: Ranks = ALONE
     may_skip: bool = False
     stage: str = "train"
+    valid: Batches | None = None
 
     def __post_init__(self) -> None:
         s = self.settings
@@ -63,8 +67,11 @@ class Training:
         self.loss: Tensor | None = None
         self.batch: Any = None
         self.stream = BatchStream(self.train, share=self.ranks.share)
-        groups = decay_groups(self.model, s.weight_decay)
-        self.optimizer = sgd(groups, rate=s.learning_rate, momentum=s.momentum)
+        self.optimizer = make_optimizer(self.model, s)
+        self.average = WeightAverage(self.model, s.average_decay) if s.average_decay else None
+        self.best = BestWeights() if s.keep_best else None
+        if self.best is not None and self.valid is None:
+            raise ConfigError("train.keep_best needs a validation part, and there is none")
 
     # --- what the loop asks for, see `training.loop.Job` ---
 
@@ -75,11 +82,26 @@ class Training:
     def prepare(self) -> Callable[[], None]:
         self.model.train()
         frozen = self.settings.frozen_statistics
-        return self.machine.prepare(self.model, frozen_statistics=frozen)
+        slow_down = self.machine.prepare(self.model, frozen_statistics=frozen)
+        if self.best is not None and self.best.step is None:
+            self._score()  # what the network is worth before it learns
+
+        def undo() -> None:
+            slow_down()
+            if self.step >= self.total:
+                self._finish()
+
+        return undo
 
     def stop(self) -> None:
         """The latest step was the last one."""
         self.total, self.stopped = self.step, True
+
+    def give_up(self) -> bool:
+        if self.best is None:
+            return False
+        self.stop()
+        return True
 
     def retry(self, batch: Any) -> Tensor:
         return gradients(self.replica, self.task, self.machine, batch)
@@ -98,9 +120,10 @@ class Training:
         return None
 
     def take_step(self) -> None:
+        warmup = self.settings.warmup_epochs * len(self.train)
         rate = self.recovery.factor * self.settings.learning_rate
         for group in self.optimizer.param_groups:
-            group["lr"] = cosine(rate, self.step, self.total)
+            group["lr"] = group["share"] * scheduled(rate, self.step, self.total, warmup)
         self.batch = self.machine.put(self.stream.draw())
         dropout = derive_seed(self.seed, "training dropout", self.step, *self.ranks.stream)
         self.machine.seed(dropout)
@@ -111,6 +134,30 @@ class Training:
         taken = guarded(self.optimizer, parameters, self.loss, kept, later=later)
         self.recovery.report("training", self.step, taken)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.step)
+        if self.best is not None and (self.step + 1) % len(self.train) == 0:
+            self._score(self.step + 1)
+            if self.settings.patience and self.best.since >= self.settings.patience:
+                self.total, self.stopped = self.step + 1, True
+
+    def _score(self, steps: int = 0) -> None:
+        """Offer the weights that would be used after so many steps as the best."""
+        assert self.best is not None and self.valid is not None
+        with self._averaged():
+            score = evaluate(self.model, self.task, self.valid, self.machine, ranks=self.ranks)
+            # Where as many are right the loss decides: small parts have few distinct accuracies.
+            self.best.offer((score.value[0], -score.loss), steps, self.model)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.average is None else self.average.in_place()
+
+    def _finish(self) -> None:
+        """Let the network have the weights that the training is for."""
+        if self.best is not None:
+            self.model.load_state_dict(self.best.state)
+        elif self.average is not None:
+            self.average.finish()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, plain values): all that changes while it trains."""
@@ -123,6 +170,11 @@ class Training:
             "recovery": self.recovery.state(),
             "batches": self.stream.drawn,
         }
+        if self.average is not None:
+            tensors |= self.average.tensors()
+        if self.best is not None:
+            tensors |= self.best.tensors()
+            values["best"] = self.best.values()
         return tensors, values
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -132,6 +184,10 @@ class Training:
         self.step, self.recovery = int(values["step"]), Recovery.of(values["recovery"])
         if values["stopped"]:
             self.stop()
+        if self.average is not None:
+            self.average.load(tensors)
+        if self.best is not None:
+            self.best.load(tensors, values["best"])
         self.stream = BatchStream(self.train, int(values["batches"]), self.ranks.share)
 
 
@@ -149,6 +205,21 @@ def synchronised(network: nn.Module, machine: Machine) -> nn.Module:
     convert = nn.SyncBatchNorm.convert_sync_batchnorm
     converted: nn.Module = convert(network)  # type: ignore[no-untyped-call]
     return converted
+
+
+def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """The optimiser that the settings name; a group's `share` is of the learning rate."""
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
+    last = {id(p) for layer in linear for p in layer.parameters()}
+    groups = []
+    for group in decay_groups(model, settings.weight_decay):
+        for is_last, share in ((False, 1.0), (True, settings.classifier_rate)):
+            parameters = [p for p in group["params"] if (id(p) in last) == is_last]
+            groups.append({**group, "params": parameters, "share": share})
+    groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "adamw":
+        return adamw(groups, rate=settings.learning_rate)
+    return sgd(groups, rate=settings.learning_rate, momentum=settings.momentum)
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

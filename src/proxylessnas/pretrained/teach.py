@@ -1,0 +1,161 @@
+"""The teacher: a pretrained network specialised to a data set at its full size.
+
+First a linear classifier on the frozen features, in closed form (`classifier`). Then fine-tuning
+of everything from there with frozen statistics of batch normalisation: an ordinary `Training`,
+which ends with the best weights on the validation part. Those from before the first step are among
+them, so that a wrong rate leaves the linear classifier and never less.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from proxylessnas.config import TeachSettings, TrainSettings
+from proxylessnas.data import Batches, ImageData
+from proxylessnas.errors import DataError
+from proxylessnas.pretrained.classifier import LinearFit, collect_moments, fit_classifier
+from proxylessnas.pretrained.networks import Pretrained
+from proxylessnas.spaces.blocks import Network
+from proxylessnas.training.device import Machine
+from proxylessnas.training.loop import run_loop
+from proxylessnas.training.ranks import ALONE, Ranks
+from proxylessnas.training.task import Task, balanced_weights
+from proxylessnas.training.train import Training
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Teacher:
+    """What teaching led to; accuracies are shares in [0, 1] on the validation part.
+
+    best_step: steps of fine-tuning after which the network was best; 0: the linear classifier.
+    """
+
+    network: Network
+    linear: LinearFit
+    linear_accuracy: float
+    accuracy: float
+    best_step: int
+
+    @property
+    def sentence(self) -> str:
+        """What happened, for people."""
+        linear = f"linear classifier {100 * self.linear_accuracy:.1f} %"
+        if self.best_step == 0:
+            return (
+                f"{linear}; fine-tuning never got beyond it on the validation part, so the linear "
+                "classifier is the teacher (a lower teach.learning_rate may help)"
+            )
+        return f"{linear}, fine-tuned {100 * self.accuracy:.1f} % of the validation part"
+
+
+def as_the_network_wants(data: ImageData, pretrained: Pretrained) -> ImageData:
+    """The data with the mean and the standard deviation that the weights were trained with.
+
+    Raises:
+        DataError: the images do not have as many channels as the network takes.
+    """
+    channels = pretrained.input.shape[0]
+    if data.info.shape[0] != channels:
+        raise DataError(
+            f"the images have {data.info.shape[0]} channels, and {pretrained.name} takes "
+            f"{channels}: read them in colour"
+        )
+    info = replace(data.info, mean=pretrained.input.mean, std=pretrained.input.std)
+    return replace(data, info=info)
+
+
+def with_linear_classifier(
+    network: Network,
+    batches: Batches,
+    classes: int,
+    machine: Machine | None = None,
+    *,
+    images: int | None = None,
+    after_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> LinearFit:
+    """Replace the network's classifier by the one in closed form for these images.
+
+    Raises:
+        DataError: there are too few images or classes.
+    """
+    moments = collect_moments(
+        network, batches, classes, machine, images=images, after_batch=after_batch
+    )
+    fit = fit_classifier(moments)
+    network.replace_classifier(fit.layer())
+    return fit
+
+
+def teaching(
+    network: Network,
+    fit: LinearFit,
+    train: Batches,
+    valid: Batches,
+    settings: TrainSettings,
+    *,
+    seed: int = 0,
+    machine: Machine | None = None,
+    ranks: Ranks = ALONE,
+) -> Training:
+    """The fine-tuning of a network with its linear classifier; `run_loop` takes its steps."""
+    weights = balanced_weights(fit.counts) if settings.class_weights == "balanced" else None
+    return Training(
+        network=network,
+        task=Task.classification(settings.label_smoothing, weights),
+        train=train,
+        settings=settings,
+        seed=seed,
+        machine=machine or Machine(),
+        ranks=ranks,
+        stage="teach",
+        valid=valid,
+    )
+
+
+def taught(training: Training, fit: LinearFit) -> Teacher:
+    """The result of a fine-tuning that ended."""
+    best = training.best
+    assert best is not None and best.step is not None and isinstance(training.network, Network)
+    return Teacher(
+        network=training.network.eval(),
+        linear=fit,
+        linear_accuracy=best.first[0],
+        accuracy=best.score[0],
+        best_step=best.step,
+    )
+
+
+def teach(
+    pretrained: Pretrained,
+    data: ImageData,
+    settings: TeachSettings | None = None,
+    *,
+    seed: int = 0,
+    machine: Machine | None = None,
+    callbacks: Sequence[Any] = (),
+) -> Teacher:
+    """A pretrained network taught a data set, in memory; its own network is left as it is.
+
+    Raises:
+        DataError: the images do not suit the network, or are too few.
+    """
+    settings = TeachSettings() if settings is None else settings
+    data, machine = as_the_network_wants(data, pretrained), machine or Machine()
+    network = machine.place(copy.deepcopy(pretrained.network))
+    assert isinstance(network, Network)
+    size = min(settings.batch_size, data.size("search"))
+    fit = with_linear_classifier(
+        network,
+        data.batches("search", size),
+        len(data.info.classes),
+        machine,
+        images=data.size("search"),
+    )
+    train = data.batches("search", size, augment=settings.augment or True, shuffle=True, seed=seed)
+    valid = data.batches("valid", size)
+    job = teaching(network, fit, train, valid, settings, seed=seed, machine=machine)
+    run_loop(job, callbacks=callbacks)
+    return taught(job, fit)
