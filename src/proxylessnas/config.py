@@ -232,7 +232,7 @@ class TrainSettings:
     average_decay: ShareBelowOne = 0.0
     """Decay of a moving average of the weights, which is what training ends with; 0 takes none."""
     frozen_statistics: bool = False
-    """Whether batch normalisation keeps the statistics it has, folded into the convolutions."""
+    """Whether batch normalisation keeps its statistics, as trained weights and few images want."""
     keep_best: bool = False
     """Whether the validation part is scored after every epoch, and training ends with the best
     weights, those before the first step included."""
@@ -274,7 +274,7 @@ class TeachSettings(TrainSettings):
     average_decay: ShareBelowOne = 0.99
     """Decay of a moving average of the weights, which is what training ends with; 0 takes none."""
     frozen_statistics: bool = True
-    """Whether batch normalisation keeps the statistics it has, folded into the convolutions."""
+    """Whether batch normalisation keeps its statistics, as trained weights and few images want."""
     keep_best: bool = True
     """Whether the validation part is scored after every epoch, and training ends with the best
     weights, those before the first step included."""

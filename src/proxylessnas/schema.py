@@ -281,13 +281,14 @@ def hints_of(cls: Hint) -> dict[str, Hint]:
 
 @cache
 def docs_of(cls: type) -> dict[str, str]:
-    """The docstring under every field of a class, inherited ones too, as one line each."""
-    parent = cls.__mro__[1]
-    docs = {} if parent is object else dict(docs_of(parent))
+    """The docstring under every field of a class and of those it inherits from, a line each."""
     module = ast.parse(inspect.getsource(inspect.getmodule(cls)))  # type: ignore[arg-type]
     body = next(
         n.body for n in module.body if isinstance(n, ast.ClassDef) and n.name == cls.__name__
     )
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__bases__):
+        docs |= docs_of(base) if dataclasses.is_dataclass(base) else {}
     for before, after in itertools.pairwise(body):
         if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr):
             assert isinstance(before.target, ast.Name) and isinstance(after.value, ast.Constant)

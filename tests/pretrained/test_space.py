@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
-from proxylessnas.config import DeriveSettings, SearchSettings
+from proxylessnas.config import DeriveSettings, SearchSettings, TrainSettings
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import decode
 from proxylessnas.core.schedule import Schedule
@@ -22,7 +22,7 @@ from proxylessnas.hardware.costs import count_costs
 from proxylessnas.hardware.trace import trace
 from proxylessnas.pretrained.candidates import BlockFits, block_inputs
 from proxylessnas.pretrained.distil import distilled, divergence
-from proxylessnas.pretrained.scores import replacement_scores
+from proxylessnas.pretrained.scores import mean_scores, replacement_scores
 from proxylessnas.pretrained.space import (
     largest_within,
     prior,
@@ -35,6 +35,7 @@ from proxylessnas.training.device import Machine
 from proxylessnas.training.loop import run_loop
 from proxylessnas.training.optimizers import gradients
 from proxylessnas.training.task import Task
+from proxylessnas.training.train import Training
 from tests.support.pretrained import small_teacher
 
 IMAGES = torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(3))
@@ -103,6 +104,26 @@ def test_a_score_is_the_divergence_of_the_derived_network(
     assert scores[0] == {"k3_w8": 0.0}
 
 
+def test_scores_around_another_network(
+    teacher: Network, supernet: Supernet, candidates: Candidates
+) -> None:
+    around = (2, 3, 1)
+    names = [c[i] for c, i in zip(supernet.candidates, around, strict=True)]
+    again = replacement_scores(teacher, candidates, IMAGES.split(9), around=["", *names])
+    expected = log_softmax(outputs(teacher), 1)
+    for choice, candidate in ((0, 0), (0, 2), (1, 0), (1, 3), (2, 1), (2, 6)):
+        indices = [candidate if m == choice else j for m, j in enumerate(around)]
+        student = log_softmax(outputs(supernet.derive(indices)), 1)
+        kl = float(kl_div(student, expected, log_target=True, reduction="batchmean"))
+        name = supernet.candidates[choice][candidate]
+        assert again[choice + 1][name] == pytest.approx(kl, rel=1e-3, abs=1e-6)
+
+
+def test_the_mean_of_scores_is_of_what_a_block_adds() -> None:
+    several = [[{"a": 0.0, "b": 2.0}], [{"a": 5.0, "b": 4.0}]]
+    assert mean_scores(several) == [{"a": 0.5, "b": 1.0}]
+
+
 def test_the_prior_follows_the_scores(supernet: Supernet, scores: list[dict[str, float]]) -> None:
     alpha = prior(supernet, scores)
     p = softmax(alpha, supernet.mask)
@@ -115,6 +136,20 @@ def test_the_prior_follows_the_scores(supernet: Supernet, scores: list[dict[str,
             [named[n] for n in names]
         )
         assert scale == pytest.approx(-float(alpha[0, 1]) / scores[1][supernet.candidates[0][1]])
+
+
+def test_a_prior_within_limits_keeps_them_in_expectation(
+    supernet: Supernet, scores: list[dict[str, float]]
+) -> None:
+    costs = count_costs(supernet, trace(supernet, (IMAGES[:1],)))
+    low, high = costs.range(supernet.mask)[0]
+    for share in (0.3, 0.6):
+        limited = costs.limited({"macs": low + share * (high - low)})
+        p = softmax(prior(supernet, scores, limited), supernet.mask)
+        assert float(limited.expected(p)[0]) == pytest.approx(limited.limit("macs"), rel=1e-6)
+        assert mean_entropy(p, supernet.mask) == pytest.approx(0.5, abs=1e-3)
+    loose = costs.limited({"macs": 2 * high})
+    assert torch.equal(prior(supernet, scores, loose), prior(supernet, scores))
 
 
 def test_the_scale_of_the_prior_changes_no_decoded_network(
@@ -150,7 +185,7 @@ def search_of(supernet: Supernet, alpha: Tensor, costs: Costs, *, steps: int = 6
         task=Task.classification(),
         schedule=Schedule.architecture_alone(steps),
         alpha=alpha,
-        keep_statistics=True,
+        frozen_statistics=True,
     )
 
 
@@ -169,7 +204,7 @@ def test_a_search_from_a_prior_moves_alpha_alone(
     assert all(torch.equal(after[k], v) for k, v in before.items())
 
 
-def test_kept_statistics_are_used_in_architecture_steps(
+def test_frozen_statistics_are_used_in_architecture_steps(
     teacher: Network, supernet: Supernet
 ) -> None:
     """The loss of a step through the teacher's path is the teacher's in evaluation mode."""
@@ -254,3 +289,20 @@ def test_a_training_step_leaves_the_teacher_alone(teacher: Network) -> None:
 def test_evaluation_knows_no_teacher(teacher: Network) -> None:
     task = replace(Task.classification(), correct=None)
     assert distilled(task, teacher).loss is task.loss
+
+
+def test_fine_tuning_keeps_the_statistics(teacher: Network) -> None:
+    student = copy.deepcopy(teacher)
+    before = copy.deepcopy(student.state_dict())
+    loader = [(IMAGES, torch.randint(5, (24,)))]
+    run_loop(
+        Training(
+            network=student,
+            task=distilled(Task.classification(), teacher),
+            train=LoaderBatches(loader, name="train"),
+            settings=TrainSettings(epochs=2, frozen_statistics=True),
+        )
+    )
+    after = student.state_dict()
+    assert {k for k, _ in student.named_buffers() if not torch.equal(after[k], before[k])} == set()
+    assert not torch.equal(after["blocks.1.0.1.weight"], before["blocks.1.0.1.weight"])

@@ -32,7 +32,6 @@ from proxylessnas.errors import ConfigError, SupernetError
 from proxylessnas.seeds import derive_seed
 from proxylessnas.training.callbacks import ArchitectureMetrics, StepMetrics, mean_entropy
 from proxylessnas.training.device import Machine
-from proxylessnas.training.evaluate import batch_norms
 from proxylessnas.training.faults import Recovery, finite, guarded, named
 from proxylessnas.training.freezing import BufferSnapshot, ModuleTensors
 from proxylessnas.training.optimizers import (
@@ -69,8 +68,8 @@ class Search:
         or else α would prefer whatever memorises the training set.
     schedule: which steps there are.
     alpha: [choices, candidates] to begin from; default: noise, as published.
-    keep_statistics: batch normalisation keeps the running statistics that the weights were
-        trained with, in the steps of both kinds, instead of those of the batch.
+    frozen_statistics: batch normalisation keeps the running statistics that the weights were
+        trained with, in the steps of both kinds, instead of taking those of the batch.
     ranks: each of several processes takes its slice of every batch.
 
     Raises:
@@ -91,7 +90,7 @@ class Search:
     machine: Machine = field(default_factory=Machine)
     ranks: Ranks = ALONE
     alpha: Tensor | None = None
-    keep_statistics: bool = False
+    frozen_statistics: bool = False
 
     @staticmethod
     def from_settings(
@@ -169,11 +168,10 @@ class Search:
         modes = {module: module.training for module in self.model.modules()}
         self.ranks.copy_main(list(self.model.state_dict().values()))
         self.model.train()
-        if self.keep_statistics:
-            for norm in batch_norms(self.model):
-                norm.eval()
         candidates = [c for mixed in self.supernet.paths for c in mixed.candidates.values()]
-        undo = self.machine.prepare(self.model, candidates)
+        undo = self.machine.prepare(
+            self.model, candidates, frozen_statistics=self.frozen_statistics
+        )
 
         def put_back() -> None:
             undo()
@@ -194,6 +192,9 @@ class Search:
     def stop(self) -> None:
         """The latest step was the last one."""
         self.total, self.stopped = self.step, True
+
+    def give_up(self) -> bool:
+        return False
 
     def retry(self, batch: Any) -> Any:
         """The latest step's computation on another batch; what it leaves behind is of no use."""

@@ -232,16 +232,20 @@ def measure_networks(
     canary: Canary | None = None,
     progress: ProgressCallback | None = None,
     seed: int,
+    inputs_of: Mapping[str, tuple[Tensor, ...]] | None = None,
 ) -> NetworkReport:
     """Modules, or exported files of the runtime's format, interleaved with the canary.
 
+    inputs_of: of modules that take others than `inputs`, by their name.
     canary: see `canary_of`: by how much it is slower or faster now corrects the others.
 
     Raises:
         MeasurementError: one of them cannot run on the runtime; it is named.
     """
     measurables = {
-        f"network {name}": Measurable(f"the network {name!r}", network, inputs)
+        f"network {name}": Measurable(
+            f"the network {name!r}", network, (inputs_of or {}).get(name, inputs)
+        )
         for name, network in modules.items()
     }
     if canary is not None:

@@ -160,7 +160,8 @@ def fit_projection(moments: Moments, channels: Tensor, ridge: float = RIDGE) -> 
     system = moments.gram[channels][:, channels]
     system = system + weight * torch.eye(len(channels), dtype=system.dtype)
     right = moments.cross[channels] + weight * moments.weight[channels]
-    return torch.linalg.solve(system, right)
+    solution: Tensor = torch.linalg.solve(system, right)
+    return solution
 
 
 def elimination_order(moments: Moments, keep: int, ridge: float = RIDGE) -> Tensor:

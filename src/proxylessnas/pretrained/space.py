@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, softmax
 from proxylessnas.pretrained.candidates import BlockFits, blank, rounded_width
 from proxylessnas.pretrained.networks import bottleneck
@@ -65,8 +66,14 @@ def _with_blocks(network: Network, blocks: Sequence[nn.Module]) -> Network:
     return Network(copy.deepcopy(network.stem), blocks, copy.deepcopy(network.head))
 
 
-def prior(supernet: Supernet, scores: Scores, *, entropy: float = PRIOR_ENTROPY) -> Tensor:
-    """α with log p = -s·KL + constant, [choices, candidates]; see `scores.replacement_scores`.
+def prior(
+    supernet: Supernet,
+    scores: Scores,
+    costs: Costs | None = None,
+    *,
+    entropy: float = PRIOR_ENTROPY,
+) -> Tensor:
+    """α with log p = -s·KL - μ·cost + constant, [choices, candidates].
 
     One s serves all choices, because a nat is worth the same in every block: where KLs add up, the
     most probable network within a limit is the one whose outputs move least, whatever s is. What s
@@ -74,20 +81,53 @@ def prior(supernet: Supernet, scores: Scores, *, entropy: float = PRIOR_ENTROPY)
     p(1 - p): at a mean entropy of 0 nothing would move any more, at 1 the scores would say
     nothing. s is such that the mean entropy is halfway.
 
-    scores: of the blocks that are choices, in their order; blocks with one candidate are skipped.
+    scores: see `scores.replacement_scores`; blocks with one candidate are skipped.
+    costs: with limits, each cost counting as a share of its limit; μ is then the least with which
+        the expected costs keep them. Without, μ is 0 and the teacher the most probable network,
+        which would have to learn the limit first.
     """
     rows = [named for named in scores if len(named) > 1]
     kl = torch.zeros(supernet.mask.shape, dtype=torch.float64)
     for m, (names, named) in enumerate(zip(supernet.candidates, rows, strict=True)):
         kl[m, : len(names)] = torch.tensor([named[name] for name in names], dtype=torch.float64)
+
+    def entropy_of(alpha: Tensor) -> float:
+        return mean_entropy(softmax(alpha, supernet.mask), supernet.mask)
+
+    def alpha_of(scale: float) -> Tensor:
+        return _within(-scale * kl, supernet, costs)
+
+    return alpha_of(_least(lambda scale: entropy_of(alpha_of(scale)) <= entropy))
+
+
+def _within(alpha: Tensor, supernet: Supernet, costs: Costs | None) -> Tensor:
+    """α less μ·cost with the least μ that keeps the expected costs within their limits."""
+    limited = [] if costs is None else costs.limits.isfinite().nonzero()[:, 0].tolist()
+    if costs is None or not limited:
+        return alpha
+    shares = (costs.per_candidate / costs.limits[:, None, None])[limited].sum(0)
+
+    def keeps(weight: float) -> bool:
+        expected = costs.expected(softmax(alpha - weight * shares, supernet.mask))
+        return bool((expected <= costs.limits).all())
+
+    return alpha - _least(keeps) * shares
+
+
+def _least(holds: Callable[[float], bool], largest: float = 1e9) -> float:
+    """The least number from 0 on at which a condition holds that does not cease to; by bisection.
+
+    Where it never holds, about `largest`.
+    """
+    if holds(0.0):
+        return 0.0
     low, high = 0.0, 1.0
-    while mean_entropy(softmax(-high * kl, supernet.mask), supernet.mask) > entropy and high < 1e9:
-        high *= 2
-    for _ in range(50):
+    while high < largest and not holds(high):
+        low, high = high, 2 * high
+    for _ in range(40):
         middle = (low + high) / 2
-        above = mean_entropy(softmax(-middle * kl, supernet.mask), supernet.mask) > entropy
-        low, high = (middle, high) if above else (low, middle)
-    return -high * kl
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
 # --- what the search is compared with ---

@@ -67,19 +67,6 @@ def as_the_network_wants(data: ImageData, pretrained: Pretrained) -> ImageData:
     return replace(data, info=info)
 
 
-def in_colour(data: ImageData) -> ImageData:
-    """Gray images as images of three equal channels.
-
-    The networks' first layer takes three; mean and deviation are still one number each.
-    """
-    channels, height, width = data.info.shape
-    assert channels == 1
-    info = replace(
-        data.info, shape=(3, height, width), mean=data.info.mean * 3, std=data.info.std * 3
-    )
-    return replace(data, info=info)
-
-
 def with_linear_classifier(
     network: Network,
     batches: Batches,

@@ -70,7 +70,8 @@ class Machine:
         Raises:
             ConfigError: no kernel can be compiled here.
         """
-        compiled = self._compiled(candidates)
+        # What is compiled keeps the calls it was compiled with, and cannot be folded.
+        compiled = [] if frozen_statistics else self._compiled(candidates)
         inside = {m for candidate in compiled for m in candidate.modules()}
         others = [m for m in model.modules() if m not in inside]
         slow_down = speed_up(

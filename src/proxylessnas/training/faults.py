@@ -37,6 +37,10 @@ ANCHOR_EVERY = 500  # steps
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
 
+class Diverged(UserError):
+    """Numbers were not finite again and again, whatever the rate."""
+
+
 @dataclass
 class Recovery:
     """bad: steps in a row that were not finite, by kind. anchors: steps of the last two.
@@ -108,10 +112,10 @@ class Recovery:
         """One more return, from a step.
 
         Raises:
-            UserError: the job has gone back too often.
+            Diverged: the job has gone back too often.
         """
         if self.returns >= MAX_RETURNS:
-            raise UserError(
+            raise Diverged(
                 f"{self.failure} {MAX_BAD_STEPS} times in a row, last at step {step}, also after "
                 f"going back {self.returns} times and lowering the rate to {self.factor:g} of what "
                 f"was asked: lower {rate}, or look at the loss and the data"

@@ -19,7 +19,7 @@ from proxylessnas.training.callbacks import (
     StepMetrics,
     StopStage,
 )
-from proxylessnas.training.faults import MAX_BAD_STEPS, Recovery, State, explained
+from proxylessnas.training.faults import MAX_BAD_STEPS, Diverged, Recovery, State, explained
 from proxylessnas.training.ranks import Ranks
 
 
@@ -49,6 +49,9 @@ class Job(Protocol):
 
     def stop(self) -> None:
         """The latest step was the last one."""
+
+    def give_up(self) -> bool:
+        """End although the latest steps came to nothing; False where the job has no result then."""
 
     def metrics(self) -> StepMetrics | None:
         """Of the latest weight step; None where the schedule has none."""
@@ -105,6 +108,10 @@ def run_loop(
             if _step(job, checkpoints):
                 _tell(job, callbacks)
                 checkpoints.after_step(job)
+    except Diverged as failure:
+        if not job.give_up():
+            raise
+        warnings.warn(f"{failure}; the best weights so far are the result", stacklevel=2)
     finally:
         undo()
 

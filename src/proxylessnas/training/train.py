@@ -97,6 +97,12 @@ class Training:
         """The latest step was the last one."""
         self.total, self.stopped = self.step, True
 
+    def give_up(self) -> bool:
+        if self.best is None:
+            return False
+        self.stop()
+        return True
+
     def retry(self, batch: Any) -> Tensor:
         return gradients(self.replica, self.task, self.machine, batch)
 
