@@ -12,6 +12,7 @@ from torch import nn
 
 from proxylessnas.architecture import Architecture, InputInfo
 from proxylessnas.config import RunConfig
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import RewardOf
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data import Augmentation, Batches, ImageData, load_data
@@ -90,7 +91,7 @@ class ConfiguredProblem:
         return batches(source, SCORING_BATCH, shuffle=True, seed=seed)
 
     def search_parts(
-        self, config: RunConfig, supernet: Supernet, epoch_steps: int
+        self, config: RunConfig, supernet: Supernet, costs: Costs, epoch_steps: int
     ) -> Mapping[str, Any]:
         return {}
 

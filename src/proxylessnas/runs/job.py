@@ -16,6 +16,8 @@ from proxylessnas.io.console import Reporter, duration
 from proxylessnas.io.stopping import Signal
 from proxylessnas.limits import all_limits
 from proxylessnas.runs import summary
+from proxylessnas.runs.by_hand import STAGE as BY_HAND
+from proxylessnas.runs.by_hand import by_hand
 from proxylessnas.runs.configured import ConfiguredProblem
 from proxylessnas.runs.directory import CONFIG, RunDirectory
 from proxylessnas.runs.specialised import SpecialisedProblem, begin_specialised, with_defaults
@@ -195,13 +197,21 @@ def run_all(session: Session, directory: RunDirectory, started: float) -> dict[s
             if not done(stage):
                 run(session)
         if session.config.baselines:
-            baselines(session)
+            compare(session)
         if not done("export"):
             export(session)
         facts |= summary.summarise(session)
         directory.write_json("summary.json", facts)
         session.reporter.say(f"all done in {duration(sum(facts['seconds'].values()))}")
     return facts
+
+
+def compare(session: Session) -> None:
+    """Train and measure the baselines that belong to the road that was taken."""
+    if not isinstance(session.problem, SpecialisedProblem):
+        baselines(session)
+    elif not session.records.done(BY_HAND):
+        by_hand(session, session.problem)
 
 
 def derive_latencies(

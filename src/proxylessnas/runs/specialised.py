@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.config import RunConfig
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data import Batches, ImageData
@@ -26,7 +27,7 @@ from proxylessnas.pretrained.distil import distilled
 from proxylessnas.pretrained.loading import load_pretrained
 from proxylessnas.pretrained.networks import Pretrained, shape_of
 from proxylessnas.pretrained.space import blank_candidates, prior, space_around
-from proxylessnas.pretrained.teach import as_the_network_wants, in_colour
+from proxylessnas.pretrained.teach import matched
 from proxylessnas.runs.configured import SCORING_BATCH, ConfiguredProblem
 from proxylessnas.session.pipeline import Record
 from proxylessnas.session.problem import Part
@@ -38,7 +39,8 @@ from proxylessnas.spaces.inverted import settings_of
 from proxylessnas.training.task import Task
 
 SPACE = "inverted"
-TEACHER, CANDIDATES, SCORES = "teacher.safetensors", "candidates.safetensors", "scores.json"
+TEACHER, LINEAR = "teacher.safetensors", "linear.safetensors"
+CANDIDATES, SCORES = "candidates.safetensors", "scores.json"
 
 
 # Of a run that begins with trained weights, unless they are given.
@@ -47,6 +49,7 @@ DEFAULTS: dict[str, Any] = {
     # α begins at its prior and learns for as many steps as an epoch has batches.
     "search": {"warmup_epochs": 0, "epochs": 1, "batch_size": 32},
     "derive": {"recalibrate_images": 0},
+    "baselines": True,
     "train": {
         "epochs": 3,
         "batch_size": 32,
@@ -102,20 +105,24 @@ class SpecialisedProblem(ConfiguredProblem):
         self.store = store
 
     @cached_property
-    def trained(self) -> Pretrained:
-        """The network as it was loaded, with the classes that it was trained for."""
+    def _matched(self) -> tuple[Pretrained, ImageData]:
         name = self.config.pretrained
         assert name is not None
-        return load_pretrained(name)
-
-    @cached_property
-    def data(self) -> ImageData:
-        """The images as the weights want them: their channels, mean and deviation."""
+        trained = load_pretrained(name)  # refused before the data are read
         data = super().data
-        if data.info.shape[0] == 1 and self.trained.input.shape[0] == 3:
-            self.reporter.say("  gray images: the network takes the one channel three times")
-            data = in_colour(data)
-        return as_the_network_wants(data, self.trained)
+        if data.info.shape[0] == 1 and trained.input.shape[0] == 3:
+            self.reporter.say("  gray images: the network's first layer takes one channel")
+        return matched(trained, data)
+
+    @property
+    def trained(self) -> Pretrained:
+        """The network as it was loaded, with the classes that it was trained for."""
+        return self._matched[0]
+
+    @property
+    def data(self) -> ImageData:
+        """The images with the mean and the deviation that the weights want."""
+        return self._matched[1]
 
     # --- networks ---
 
@@ -143,6 +150,13 @@ class SpecialisedProblem(ConfiguredProblem):
         self.store.load_weights(TEACHER, network)
         return network.eval()
 
+    def linear(self) -> Network:
+        """The trained network with the linear classifier, before it was fine-tuned."""
+        network = self.new_teacher()
+        tensors, _ = self.store.load_tensors(LINEAR)
+        network.classifier.load_state_dict(tensors)
+        return network.eval()
+
     def supernet(self, config: RunConfig) -> Supernet:
         """The space around the teacher, with the weights that the stage `candidates` fitted."""
         if not self.store.has(SCORES):
@@ -160,12 +174,12 @@ class SpecialisedProblem(ConfiguredProblem):
         return scores
 
     def search_parts(
-        self, config: RunConfig, supernet: Supernet, epoch_steps: int
+        self, config: RunConfig, supernet: Supernet, costs: Costs, epoch_steps: int
     ) -> Mapping[str, Any]:
         """α begins at its prior and learns alone; weights and statistics are the teacher's."""
         steps = Schedule.of(config.search, epoch_steps).architecture_steps
         return {
-            "alpha": prior(supernet, self.scores),
+            "alpha": prior(supernet, self.scores, costs),
             "schedule": Schedule.architecture_alone(steps),
             "keep_statistics": True,
         }

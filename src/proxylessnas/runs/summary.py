@@ -47,12 +47,31 @@ def summarise(session: Session) -> dict[str, Any]:
         "seed": session.config.seed,
         "versions": versions(),
     }
-    if session.config.baselines:
+    if session.config.is_specialised:
+        facts |= _specialised(session, facts)
+    elif session.config.baselines:
         facts["baselines"] = {name: _baseline(session, name, export) for name in BASELINES}
         for name in BASELINES:
             for stage in (f"train-{name}", f"evaluate-{name}"):
                 facts["seconds"][stage] = _record(session, stage)["seconds"]
     return facts
+
+
+def _specialised(session: Session, facts: dict[str, Any]) -> dict[str, Any]:
+    """What a run with trained weights says beside all runs."""
+    stages = ["teach", "candidates", *(["by-hand"] if session.config.baselines else [])]
+    records = {stage: _record(session, stage) for stage in stages}
+    facts["seconds"] |= {stage: record["seconds"] for stage, record in records.items()}
+    if "by-hand" not in records:
+        return {"pretrained": session.config.pretrained}
+    compared = records["by-hand"]
+    return {
+        "pretrained": session.config.pretrained,
+        "majority_accuracy": compared["majority_accuracy"],
+        "linear_accuracy": compared["linear_accuracy"],
+        "teacher_accuracy": compared["baselines"]["teacher"]["test_accuracy"],
+        "baselines": compared["baselines"],
+    }
 
 
 def _device(session: Session) -> str | dict[str, Any]:
@@ -173,10 +192,13 @@ def _networks(facts: dict[str, Any]) -> Table:
             name,
             "-" if accuracy is None else f"{100 * accuracy:.2f} %",
             f"{row['parameters']:,}",
-            f"{row['macs'] / 1e6:,.1f} M",
-            f"{row['predicted_latency_ms']:.3f}",
+            f"{row['macs'] / 1e6:,.1f} M" if "macs" in row else "-",
+            _ms(row.get("predicted_latency_ms")),
             _ms(row["measured_latency_ms"]),
         )
+    for name in ("linear", "majority"):
+        if f"{name}_accuracy" in facts:
+            table.add_row(name, f"{100 * facts[f'{name}_accuracy']:.2f} %", *"----")
     return table
 
 

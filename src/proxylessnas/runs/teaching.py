@@ -12,7 +12,14 @@ from proxylessnas.pretrained.networks import bottleneck
 from proxylessnas.pretrained.scores import replacement_scores
 from proxylessnas.pretrained.space import space_around
 from proxylessnas.pretrained.teach import taught, teaching, with_linear_classifier
-from proxylessnas.runs.specialised import CANDIDATES, SCORES, TEACHER, SpecialisedProblem, images_of
+from proxylessnas.runs.specialised import (
+    CANDIDATES,
+    LINEAR,
+    SCORES,
+    TEACHER,
+    SpecialisedProblem,
+    images_of,
+)
 from proxylessnas.session.pipeline import stop_if_asked
 from proxylessnas.session.session import Session
 from proxylessnas.spaces.blocks import Network
@@ -44,6 +51,7 @@ def teach(session: Session, problem: SpecialisedProblem) -> None:
                 images=problem.data.size("search"),
                 after_batch=update,
             )
+        session.store.save_tensors(LINEAR, {"weight": fit.weight, "bias": fit.bias})
         session.machine.place(network)
         job = teaching(
             network,
@@ -59,13 +67,13 @@ def teach(session: Session, problem: SpecialisedProblem) -> None:
         teacher = taught(job, fit)
         session.reporter.say(f"  majority class {100 * fit.majority:.1f} %, {teacher.sentence}")
         facts |= {
-            "majority": fit.majority,
+            "majority_class": max(range(len(fit.counts)), key=lambda label: fit.counts[label]),
             "linear_valid_accuracy": teacher.linear_accuracy,
             "teacher_valid_accuracy": teacher.accuracy,
             "best_step": teacher.best_step,
         }
         session.store.save_tensors(TEACHER, teacher.network.state_dict())
-        facts["files"] = [TEACHER]
+        facts["files"] = [TEACHER, LINEAR]
 
 
 def cut(session: Session, problem: SpecialisedProblem) -> None:
@@ -87,7 +95,8 @@ def _cut(session: Session, problem: SpecialisedProblem) -> dict[str, Any]:
             update(index + 1, len(inputs))
     cut_s = time.monotonic() - start
     with session.reporter.bar("scoring") as update:
-        scores = replacement_scores(teacher, named, images_of(photos, held_out), update)
+        photos_held_out = images_of(photos, held_out)
+        scores = replacement_scores(teacher, named, photos_held_out, progress=update)
     session.store.save_tensors(CANDIDATES, space_around(teacher, named).state_dict())
     session.store.write_json(SCORES, scores)
     count = sum(map(len, named))

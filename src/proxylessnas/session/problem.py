@@ -14,6 +14,7 @@ from torch import nn
 
 from proxylessnas.architecture import Architecture, InputInfo
 from proxylessnas.config import RunConfig
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import RewardOf
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data.batches import Batches
@@ -69,7 +70,7 @@ class Problem(Protocol):
         """The plain network with fresh weights of the current generator."""
 
     def search_parts(
-        self, config: RunConfig, supernet: Supernet, epoch_steps: int
+        self, config: RunConfig, supernet: Supernet, costs: Costs, epoch_steps: int
     ) -> Mapping[str, Any]:
         """Parts of the `Search` in place of the settings' own: α to begin from, a schedule.
 
@@ -124,7 +125,7 @@ class ModelProblem:
         )
 
     def search_parts(
-        self, config: RunConfig, supernet: Supernet, epoch_steps: int
+        self, config: RunConfig, supernet: Supernet, costs: Costs, epoch_steps: int
     ) -> Mapping[str, Any]:
         return {}
 

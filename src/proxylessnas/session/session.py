@@ -269,7 +269,7 @@ class Session:
             seed=self.config.seed,
             machine=self.machine,
             ranks=self.ranks,
-            **self.problem.search_parts(self.config, self.supernet, len(train)),
+            **self.problem.search_parts(self.config, self.supernet, self.costs, len(train)),
         )
 
     def drive(self, stage: str, job: Job, words: str) -> str:
