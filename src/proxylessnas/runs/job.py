@@ -87,8 +87,8 @@ def open_run(
     session = Session(
         config, problem, directory, reporter=reporter, ranks=ranks, signal=signal, force=force
     )
-    if stored is None and config.is_specialised:
-        return begin_specialised(session, directory.write_config)
+    if stored is None and isinstance(problem, SpecialisedProblem):
+        return begin_specialised(session, problem, directory.write_config)
     if stored is None:
         return begin(session, directory.write_config)
     if config != stored:

@@ -73,12 +73,15 @@ def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def begin_specialised(session: Session, record: Record) -> Session:
+def begin_specialised(session: Session, problem: SpecialisedProblem, record: Record) -> Session:
     """The session with every automatic setting decided, before its first stage.
+
+    A network that cannot be loaded, or does not suit the images, is refused first.
 
     Memory format and kernels are not tried: images in channels_last with folded normalisation and
     strips for wide depthwise kernels are fastest on the CPUs that were tried (docs/log.md).
     """
+    session.reporter.say(f"trained network: {problem.trained.name}")
     machine, device = session.config.machine, session.machine.device
     layout = machine.memory_format if machine.memory_format != "auto" else "channels_last"
     strips = machine.depthwise_strips
@@ -181,7 +184,7 @@ class SpecialisedProblem(ConfiguredProblem):
         return {
             "alpha": prior(supernet, self.scores, costs),
             "schedule": Schedule.architecture_alone(steps),
-            "keep_statistics": True,
+            "frozen_statistics": True,
         }
 
     def architecture(self, architecture: Architecture, config: RunConfig) -> Architecture:
