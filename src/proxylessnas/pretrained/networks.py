@@ -6,8 +6,9 @@ library's module into blocks of ours, weights included.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -237,3 +238,29 @@ def _other_family(name: str, reason: str) -> ArchitectureError:
         f"{name} is no network of plain inverted bottlenecks: {reason}; use efficientnet_lite0, "
         "torchvision:mobilenet_v2 or timm:mobilenetv2_100 and their like"
     )
+
+
+# --- images of one channel ---
+
+
+@torch.no_grad()
+def for_gray(pretrained: Pretrained) -> Pretrained:
+    """The network for gray images [1, height, width], as if each were expanded to its channels.
+
+    The first convolution sums its kernels over the channels, each scaled as the channel's
+    normalisation is; what the channels' means differ by moves the statistic of the normalisation
+    behind it. Where all channels are normalised alike that is exact; else only the outermost
+    pixels differ, because zeros are padded to images that are normalised already.
+    """
+    network, info = copy.deepcopy(pretrained.network), pretrained.input
+    mean, std = torch.tensor(info.mean), torch.tensor(info.std)
+    gray_mean, gray_std = float(mean.mean()), float(std.mean())
+    stem = network.stem
+    assert isinstance(stem, ConvBN) and stem.norm.running_mean is not None
+    conv, weight = stem.conv, stem.conv.weight
+    constant = (weight.sum((2, 3)) * ((gray_mean - mean) / std)).sum(1)
+    conv.weight = nn.Parameter((weight * (gray_std / std)[:, None, None]).sum(1, keepdim=True))
+    conv.in_channels = 1
+    stem.norm.running_mean -= constant
+    gray = replace(info, shape=(1, *info.shape[1:]), mean=(gray_mean,), std=(gray_std,))
+    return replace(pretrained, network=network, input=gray)

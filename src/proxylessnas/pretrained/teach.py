@@ -17,7 +17,7 @@ from proxylessnas.config import TeachSettings, TrainSettings
 from proxylessnas.data import Batches, ImageData
 from proxylessnas.errors import DataError
 from proxylessnas.pretrained.classifier import LinearFit, collect_moments, fit_classifier
-from proxylessnas.pretrained.networks import Pretrained
+from proxylessnas.pretrained.networks import Pretrained, for_gray
 from proxylessnas.spaces.blocks import Network
 from proxylessnas.training.device import Machine
 from proxylessnas.training.loop import run_loop
@@ -51,20 +51,25 @@ class Teacher:
         return f"{linear}, fine-tuned {100 * self.accuracy:.1f} % of the validation part"
 
 
-def as_the_network_wants(data: ImageData, pretrained: Pretrained) -> ImageData:
-    """The data with the mean and the standard deviation that the weights were trained with.
+def matched(pretrained: Pretrained, data: ImageData) -> tuple[Pretrained, ImageData]:
+    """The network and the data made for each other.
+
+    The data get the mean and the standard deviation that the weights were trained with; for gray
+    images the network takes one channel, see `networks.for_gray`.
 
     Raises:
-        DataError: the images do not have as many channels as the network takes.
+        DataError: the images have another number of channels.
     """
-    channels = pretrained.input.shape[0]
-    if data.info.shape[0] != channels:
+    channels, wanted = data.info.shape[0], pretrained.input.shape[0]
+    if channels == 1 and wanted == 3:
+        pretrained = for_gray(pretrained)
+    elif channels != wanted:
         raise DataError(
-            f"the images have {data.info.shape[0]} channels, and {pretrained.name} takes "
-            f"{channels}: read them in colour"
+            f"the images have {channels} channels, and {pretrained.name} takes {wanted}: give "
+            f"images of {wanted}"
         )
     info = replace(data.info, mean=pretrained.input.mean, std=pretrained.input.std)
-    return replace(data, info=info)
+    return pretrained, replace(data, info=info)
 
 
 def with_linear_classifier(
@@ -143,7 +148,7 @@ def teach(
         DataError: the images do not suit the network, or are too few.
     """
     settings = TeachSettings() if settings is None else settings
-    data, machine = as_the_network_wants(data, pretrained), machine or Machine()
+    (pretrained, data), machine = matched(pretrained, data), machine or Machine()
     network = machine.place(copy.deepcopy(pretrained.network))
     assert isinstance(network, Network)
     size = min(settings.batch_size, data.size("search"))
