@@ -7,8 +7,8 @@ A teacher (--network with a linear classifier in closed form, then fine-tuned) i
 every target, a share of its own latency. The rows of the table at each target:
 
     search     candidates of every block by least squares, priced by the KL of the outputs when
-               one alone is replaced, chosen exactly under the limit; with --steps after so many
-               architecture steps from there
+               one alone is replaced, chosen exactly under the limit; with --rescored scored again
+               in the networks so chosen, with --steps after so many architecture steps from there
     uniform    every block narrowed alike by least squares, at the same measured latency
     smaller    the teacher at a smaller input, at the same measured latency
 
@@ -61,7 +61,13 @@ from proxylessnas.pretrained.candidates import BlockFits, block_inputs
 from proxylessnas.pretrained.classifier import collect_moments, fit_classifier
 from proxylessnas.pretrained.distil import distilled
 from proxylessnas.pretrained.scores import replacement_scores
-from proxylessnas.pretrained.space import largest_within, prior, space_around, uniform_network
+from proxylessnas.pretrained.space import (
+    largest_within,
+    prior,
+    rescored,
+    space_around,
+    uniform_network,
+)
 from proxylessnas.seeds import derive_seed
 from proxylessnas.spaces.blocks import Network
 from proxylessnas.training.device import Machine
@@ -72,6 +78,7 @@ from proxylessnas.training.train import Training
 
 SHARES = [share / 48 for share in range(2, 49)]  # of hidden channels, of uniform networks
 HELD_OUT, FIT = 128, 1024  # photos for scores, and for moments
+ARCH_TRAVEL = 3.0  # rate x architecture steps: less than from scratch, where there is no prior
 MACHINE = Machine(channels_last=True, depthwise_strips=True)
 TASK = Task.classification(label_smoothing=0.1)
 
@@ -207,18 +214,17 @@ def run(args: argparse.Namespace, seed: int) -> list[Row]:
     bench = Bench(args, seed, photos(args, seed))
     linear, teacher = taught(bench)
     watch = Stopwatch(teacher, args.size, MeasureSettings(network_rounds=args.rounds))
-    fits, supernet, scores = surrounded(bench, teacher)
+    fits, candidates, scores = surrounded(bench, teacher)
+    supernet = Supernet(space_around(teacher, candidates))
     costs = priced(bench, supernet)
-    alpha = prior(supernet, scores)
-    with torch.no_grad():
-        supernet.alpha.copy_(alpha)
+    space = Surroundings(teacher, supernet, candidates, scores, costs)
     rows = [Row(1.0, "linear", 1.0, bench.accuracy(linear), bench.accuracy(teacher))]
     show(rows)
     task = distilled(TASK, fold(teacher).to(memory_format=torch.channels_last))
     for target in args.targets:
         networks: dict[str, tuple[Network, int]] = {}
         with bench.timed("choosing"):
-            networks["search"] = searched(bench, supernet, costs, alpha, target, watch), args.size
+            networks["search"] = searched(bench, space, target, watch), args.size
         limit = watch.share(networks["search"][0])
         for way in args.baselines:
             with bench.timed(f"{way} baseline at equal latency"):
@@ -277,18 +283,17 @@ def taught(bench: Bench) -> tuple[Network, Network]:
 
 def surrounded(
     bench: Bench, teacher: Network
-) -> tuple[list[BlockFits], Supernet, list[dict[str, float]]]:
-    """Fits of every block, the space of their candidates, and the candidates' scores."""
+) -> tuple[list[BlockFits], list[dict[str, nn.Module]], list[dict[str, float]]]:
+    """Fits of every block, their candidates, and the candidates' scores."""
     with bench.timed("candidates"), torch.no_grad():
         inputs = block_inputs(teacher, bench.images("search", FIT, augment=bench.args.photos < FIT))
         fits = [BlockFits(b, x) for b, x in zip(teacher.blocks, inputs, strict=True)]
         candidates = [fit.candidates() for fit in fits]
     with bench.timed("scores"):
         scores = replacement_scores(teacher, candidates, bench.images("valid", HELD_OUT))
-    supernet = Supernet(space_around(teacher, candidates))
     for index, named in enumerate(scores):
         console().print(f"  block {index}: " + " ".join(f"{n} {v:.3f}" for n, v in named.items()))
-    return fits, supernet, scores
+    return fits, candidates, scores
 
 
 def priced(bench: Bench, supernet: Supernet) -> Costs:
@@ -309,21 +314,39 @@ def priced(bench: Bench, supernet: Supernet) -> Costs:
     return latency_costs(supernet, trace(supernet, inputs), table)
 
 
-def searched(
-    bench: Bench,
-    supernet: Supernet,
-    costs: Costs,
-    alpha: Tensor,
-    target: float,
-    watch: Stopwatch,
-) -> Network:
+@dataclass(frozen=True)
+class Surroundings:
+    """The space around a teacher: candidates with their scores and costs."""
+
+    teacher: Network
+    supernet: Supernet
+    candidates: list[dict[str, nn.Module]]
+    scores: list[dict[str, float]]
+    costs: Costs
+
+
+def searched(bench: Bench, space: Surroundings, target: float, watch: Stopwatch) -> Network:
     """The network of the least loss under the limit."""
-    whole = costs.cost_of("latency", (0,) * len(supernet.names))
-    costs = costs.limited({"latency": target * whole})
-    with torch.no_grad():
-        supernet.alpha.copy_(alpha)
+    supernet, scores = space.supernet, space.scores
+    whole = space.costs.cost_of("latency", (0,) * len(supernet.names))
+    costs = space.costs.limited({"latency": target * whole})
+    if bench.args.rescored:
+        images = list(bench.images("valid", HELD_OUT))
+        with bench.timed("scores around chosen networks"):
+            scores = rescored(
+                space.teacher,
+                supernet,
+                space.candidates,
+                images,
+                scores,
+                costs,
+                rounds=bench.args.rescored,
+            )
     if bench.args.steps:
-        through_gates(bench, supernet, costs, alpha)
+        through_gates(bench, supernet, costs, prior(supernet, scores, costs))
+    else:
+        with torch.no_grad():
+            supernet.alpha.copy_(prior(supernet, scores))
 
     def measured(networks: Sequence[tuple[int, ...]]) -> list[tuple[float, float]]:
         derived = {str(i): supernet.derive(indices) for i, indices in enumerate(networks)}
@@ -347,7 +370,7 @@ def through_gates(bench: Bench, supernet: Supernet, costs: Costs, alpha: Tensor)
     """Architecture steps on the real loss, from the prior."""
     batches = bench.batches("search", augment=True)
     search = Search.from_settings(
-        SearchSettings(batch_size=32),
+        SearchSettings(batch_size=32, arch_learning_rate=ARCH_TRAVEL / bench.args.steps),
         costs=costs,
         train=batches,
         valid=batches,
@@ -435,6 +458,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--baselines", nargs="*", default=list(BASELINES), choices=BASELINES)
     parser.add_argument("--epochs", type=int, default=2, help="of every fine-tuning")
     parser.add_argument("--rate", type=float, default=0.002, help="of every fine-tuning")
+    parser.add_argument("--rescored", type=int, default=0, help="rounds around chosen networks")
     parser.add_argument("--steps", type=int, default=0, help="architecture steps after the prior")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rounds", type=int, default=10, help="of measuring")

@@ -240,6 +240,10 @@ class TrainSettings:
     """Epochs without a better score after which training ends, with keep_best; null: none."""
     class_weights: Literal["images", "balanced"] = "images"
     """What a class counts in the loss: as its images, or as every other class."""
+    mix: Literal["none", "mixup", "cutmix"] = "none"
+    """Mixing of the images of a batch in pairs, labels included; needs torchvision."""
+    mix_share: Rate = 0.2
+    """Parameter of the Beta distribution that shares are drawn from; 1 is any share alike."""
     inherit: bool = False
     """Whether training starts from the supernet's weights instead of from scratch."""
     augment: str | None = None

@@ -26,6 +26,7 @@ from proxylessnas.pretrained.scores import mean_scores, replacement_scores
 from proxylessnas.pretrained.space import (
     largest_within,
     prior,
+    rescored,
     space_around,
     uniform_network,
 )
@@ -117,6 +118,28 @@ def test_scores_around_another_network(
         kl = float(kl_div(student, expected, log_target=True, reduction="batchmean"))
         name = supernet.candidates[choice][candidate]
         assert again[choice + 1][name] == pytest.approx(kl, rel=1e-3, abs=1e-6)
+
+
+def test_rescoring_never_chooses_a_network_farther_from_the_teacher(
+    teacher: Network, supernet: Supernet, candidates: Candidates, scores: list[dict[str, float]]
+) -> None:
+    costs = count_costs(supernet, trace(supernet, (IMAGES[:1],)))
+    low, high = costs.range(supernet.mask)[0]
+    limited = costs.limited({"macs": low + 0.4 * (high - low)})
+    expected = log_softmax(outputs(teacher).double(), 1)
+
+    def divergence(rounds: int) -> float:
+        again = rescored(
+            teacher, supernet, candidates, IMAGES.split(9), scores, limited, rounds=rounds
+        )
+        alpha = prior(supernet, again).masked_fill(~supernet.mask, -math.inf)
+        indices = next(decode(torch.log_softmax(alpha, 1), supernet.mask, limited))
+        student = log_softmax(outputs(supernet.derive(indices)).double(), 1)
+        return float(kl_div(student, expected, log_target=True, reduction="batchmean"))
+
+    first, one, three = divergence(0), divergence(1), divergence(3)
+    assert one == pytest.approx(first)  # of one round there is one network to choose from
+    assert three <= first * (1 + 1e-6)
 
 
 def test_the_mean_of_scores_is_of_what_a_block_adds() -> None:

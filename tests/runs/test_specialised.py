@@ -1,4 +1,4 @@
-"""`run --pretrained`: from trained weights to a smaller network, beside what one would do by hand."""
+"""`run --pretrained`: from trained weights to a smaller network, and what one would do by hand."""
 
 from __future__ import annotations
 

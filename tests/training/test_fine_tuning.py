@@ -214,3 +214,57 @@ def test_settings_of_teaching_are_a_trainings() -> None:
     settings = TeachSettings()
     assert settings.frozen_statistics and settings.keep_best
     assert settings.learning_rate <= 0.01  # far under that of training from scratch
+
+
+# --- mixing ---
+
+
+def classifying(**changes: Any) -> Training:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randn(8, 3, 6, 6, generator=generator), torch.arange(8) % 3) for _ in range(3)
+    ]
+    settings = TrainSettings(**{"epochs": 2, **changes})
+    return Training(model, Task.classification(0.1), LoaderBatches(batches, name="train"), settings)
+
+
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_mixed_labels_are_the_shares_of_the_images(mix: Any) -> None:
+    pytest.importorskip("torchvision")
+    plain, job = classifying(), classifying(mix=mix, mix_share=1.0)
+    for other in (plain, job):
+        other.prepare()
+        other.take_step()
+    (images, labels), (mixed, shares) = plain.batch, job.batch
+    assert shares.shape == (8, 3) and torch.allclose(shares.sum(1), torch.ones(8))
+    partner = images.roll(1, 0)
+    targets = nn.functional.one_hot(labels, 3).float()
+    if mix == "mixup":  # one share for the whole batch
+        share = float(((mixed - partner) / (images - partner)).median())
+        torch.testing.assert_close(mixed, share * images + (1 - share) * partner)
+    else:  # every pixel is of one image or of the other
+        of_image = (mixed == images).all(1)
+        assert bool((of_image | (mixed == partner).all(1)).all())
+        share = float(of_image[0].float().mean())
+    torch.testing.assert_close(shares, share * targets + (1 - share) * targets.roll(1, 0))
+
+
+def test_mixing_repeats_under_its_seed_and_trains() -> None:
+    pytest.importorskip("torchvision")
+    first, second = classifying(mix="mixup"), classifying(mix="mixup")
+    run_loop(first)
+    run_loop(second)
+    states = first.network.state_dict(), second.network.state_dict()
+    assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+
+
+def test_what_cannot_be_mixed_is_named() -> None:
+    pytest.importorskip("torchvision")
+    job = training(mix="mixup")
+    job.prepare()
+    with pytest.raises(ConfigError, match=r"train\.mix is mixup, which takes images"):
+        job.take_step()

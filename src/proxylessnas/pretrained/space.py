@@ -8,16 +8,24 @@ and α need not begin as noise: the scores of single replacements are its prior.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from proxylessnas.core.costs import Costs
+from proxylessnas.core.decode import Indices, decode
 from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, softmax
 from proxylessnas.pretrained.candidates import BlockFits, blank, rounded_width
 from proxylessnas.pretrained.networks import bottleneck
-from proxylessnas.pretrained.scores import Scores, as_block
+from proxylessnas.pretrained.scores import (
+    Candidates,
+    Scores,
+    as_block,
+    mean_scores,
+    replacement_scores,
+)
 from proxylessnas.spaces.blocks import Network
 from proxylessnas.spaces.inverted import parse_choice
 from proxylessnas.training.callbacks import mean_entropy
@@ -25,7 +33,7 @@ from proxylessnas.training.callbacks import mean_entropy
 PRIOR_ENTROPY = 0.5
 
 
-def space_around(network: Network, candidates: Sequence[Mapping[str, nn.Module]]) -> Network:
+def space_around(network: Network, candidates: Candidates) -> Network:
     """A copy of the network whose blocks are mixed operations.
 
     candidates: of every block its own branch first, as `BlockFits.candidates`; a block with a
@@ -128,6 +136,43 @@ def _least(holds: Callable[[float], bool], largest: float = 1e9) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     return high
+
+
+def rescored(
+    network: Network,
+    supernet: Supernet,
+    candidates: Candidates,
+    images: Sequence[Tensor],
+    scores: Scores,
+    costs: Costs,
+    *,
+    rounds: int,
+) -> Scores:
+    """Scores corrected by those around the networks that they choose under the limits of `costs`.
+
+    In every round the most probable network within the limits is decoded from the scores so far,
+    and all candidates are scored in it; the mean over the teacher and these networks decides in the
+    next. Returned is the mean that chose the network nearest to the teacher.
+
+    candidates, images: as for `scores`, the scores around the teacher.
+    """
+    known, best = [scores], (math.inf, scores)
+    for _ in range(rounds):
+        mean = mean_scores(known)
+        indices = iter(_chosen(supernet, mean, costs))
+        around = [list(named)[next(indices)] if len(named) > 1 else "" for named in candidates]
+        known.append(replacement_scores(network, candidates, images, around=around))
+        (divergence,) = {row[name] for row, name in zip(known[-1], around, strict=True) if name}
+        best = min(best, (divergence, mean), key=lambda pair: pair[0])
+    return best[1]
+
+
+def _chosen(supernet: Supernet, scores: Scores, costs: Costs) -> Indices:
+    log_p = torch.log_softmax(
+        prior(supernet, scores).masked_fill(~supernet.mask, -torch.inf), dim=1
+    )
+    costs.check_reachable(supernet.mask)
+    return next(decode(log_p, supernet.mask, costs))
 
 
 # --- what the search is compared with ---

@@ -20,6 +20,7 @@ from proxylessnas.training.device import Machine
 from proxylessnas.training.evaluate import batch_norms, evaluate
 from proxylessnas.training.faults import Recovery, guarded
 from proxylessnas.training.freezing import BufferSnapshot
+from proxylessnas.training.mixing import make_mix
 from proxylessnas.training.optimizers import (
     adamw,
     gradients,
@@ -68,6 +69,7 @@ class Training:
         self.batch: Any = None
         self.stream = BatchStream(self.train, share=self.ranks.share)
         self.optimizer = make_optimizer(self.model, s)
+        self.mix = make_mix(s.mix, s.mix_share, self.model)
         self.average = WeightAverage(self.model, s.average_decay) if s.average_decay else None
         self.best = BestWeights() if s.keep_best else None
         if self.best is not None and self.valid is None:
@@ -127,6 +129,8 @@ class Training:
         self.batch = self.machine.put(self.stream.draw())
         dropout = derive_seed(self.seed, "training dropout", self.step, *self.ranks.stream)
         self.machine.seed(dropout)
+        if self.mix is not None:
+            self.batch = self.mix(self.batch)
         kept = [BufferSnapshot(m._buffers) for m in self.model.modules() if m._buffers]
         self.loss = self.retry(self.batch)
         self.ranks.average([self.loss, *self.statistics])  # the gradients are averaged already
