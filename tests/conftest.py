@@ -25,6 +25,14 @@ hypothesis.settings.register_profile("tests", examples(40))
 hypothesis.settings.load_profile("tests")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker has the server that forks runs, so all tests that ask for the server go there."""
+    for item in items:
+        if "server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("server"))
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Fresh weights are the same whatever test ran before."""

@@ -95,6 +95,13 @@ class ForkServer:
         self._fork(requests)
         return list(zip(self.answer(), [log.read_text() for log in logs], strict=True))
 
+    def run_elastic(self, *words: str, restarts: int) -> tuple[int, str]:
+        """Exit status and output of two ranks that torchrun's agent starts again where one dies."""
+        log = self.folder / "elastic.log"
+        self._fork([{"ranks_worker": words, "restarts": restarts, "log": str(log)}])
+        (code,) = self.answer()
+        return code, log.read_text()
+
     def _fork(self, requests: list[dict[str, Any]]) -> list[int]:
         """The ids of the processes."""
         for request in requests:
