@@ -398,7 +398,6 @@ FAST = Machine(channels_last=True, depthwise_strips=True, fused_batch_norm=True)
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("compiled")
 @compiler
 def test_a_search_learns_the_same() -> None:
     """Compiled, by weights, running statistics and α; the model is the user's again afterwards."""
@@ -418,7 +417,6 @@ def test_a_search_learns_the_same() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("compiled")
 @compiler
 def test_kernels_serve_every_shape_without_another_compilation() -> None:
     """What a run computes first decides nothing: it could not be repeated from the middle."""
