@@ -9,7 +9,8 @@ import pytest
 import reference_networks
 import torch
 import yaml
-from hypothesis import given, settings
+from amounts import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxylessnas.core.supernet import Supernet
@@ -138,7 +139,7 @@ def test_not_a_table(data: Any, says: str, tmp_path: Path) -> None:
     assert says in str(error.value) and str(path) in str(error.value)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(text=st.text(max_size=30) | st.sampled_from(["!!timestamp x", "[" * 5000, "a: *b", "!!int"]))
 def test_any_text_is_a_user_error(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "any.yaml"

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from amounts import examples
 from clock import Clock
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from toys import After, make_search
@@ -83,7 +84,7 @@ def assert_the_same(module: nn.Module, x: Tensor, *, tolerance: float = 1e-4) ->
     bias=st.booleans(),
     channels_last=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_strips_give_the_weight_gradient(
     kernel: tuple[int, int],
     stride: tuple[int, int],

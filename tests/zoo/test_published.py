@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import reference_networks
 import torch
-from hypothesis import HealthCheck, given, settings
+from amounts import examples
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from reference_networks import NAMES, Reference, State
 from safetensors.torch import save_file
@@ -25,9 +26,7 @@ from proxylessnas.zoo.config_reader import from_published
 from proxylessnas.zoo.weights import published_keys
 
 SIZES = {"cifar": 32}  # the ImageNet networks are compared at 64 pixels
-quick = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+quick = examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def checkpoint(state: State, path: Path) -> Path:
