@@ -24,7 +24,10 @@ from tiny_run import TINY_RUN, made_once
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("tests", examples(40))
 hypothesis.settings.load_profile("tests")
-FORKING = ("tests/faults/", "tests/training/test_ranks.py", "tests/test_examples.py")
+FORKING = (
+    *("tests/faults/", "tests/session/test_doors.py"),
+    *("tests/training/test_ranks.py", "tests/test_examples.py"),
+)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -63,13 +63,18 @@ class ForkServer:
         code = started.code()
         return code, started.log.read_text().strip().splitlines()
 
-    def run_script(self, path: Path, *words: str, directory: Path) -> tuple[int, str]:
-        """Exit status and output of a Python script."""
+    def start_script(self, path: Path, *words: str, directory: Path) -> StartedRun:
+        """A Python script, as by `python path words...` in the directory."""
         log = self.folder / f"{path.stem}.log"
         request = {"script": str(path), "words": words, "directory": str(directory)}
-        self._fork([{**request, "log": str(log)}])
-        (code,) = self.answer()
-        return code, log.read_text()
+        (pid,) = self._fork([{**request, "log": str(log)}])
+        return StartedRun(pid, log, self)
+
+    def run_script(self, path: Path, *words: str, directory: Path) -> tuple[int, str]:
+        """Exit status and output of a Python script."""
+        started = self.start_script(path, *words, directory=directory)
+        code = started.code()
+        return code, started.log.read_text()
 
     def run_ranks(self, *words: str, ranks: int = 2) -> list[tuple[int, str]]:
         """Exit status and output of each rank; words: see `ranks_worker.start`."""
