@@ -35,6 +35,7 @@ FIRST_STAGE = {
     "search": "search",
     "target_latency": "search",
     "limits": "search",
+    "costs": "search",
     "derive": "derive",
     "train": "train",
 }
@@ -77,6 +78,7 @@ def open_run(
         config = parse_settings(RunConfig, settings)
     _check(config, ranks)
     problem = ConfiguredProblem(config, reporter)
+    _ = problem.functions  # imported now, for its error
     if stored is None:
         config = _with_space(config, problem)
     session = Session(
