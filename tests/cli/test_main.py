@@ -248,8 +248,8 @@ def test_networks_for_other_limits_from_one_search(run_copy: Path) -> None:
         json.loads((run_copy / "stages" / f"derive-{limit}.json").read_text())
         for limit in ("0.5x", "0.9x")
     )
-    assert small["predicted"]["latency"] <= small["limit_ms"] < large["limit_ms"]
-    assert large["predicted"]["latency"] <= large["limit_ms"]
+    assert small["predicted"]["latency"] <= small["limits"]["latency"] < large["limits"]["latency"]
+    assert large["predicted"]["latency"] <= large["limits"]["latency"]
 
 
 def test_settings_of_deriving_are_those_of_these_limits(

@@ -131,8 +131,8 @@ def propose(
             break
     if not networks:
         costs.check_reachable(supernet.mask)
-        limits = zip(costs.names, costs.limits.tolist(), costs.units, strict=True)
-        named = [f"{name} {v:g} {unit}".strip() for name, v, unit in limits if math.isfinite(v)]
+        units = dict(zip(costs.names, costs.units, strict=True))
+        named = [f"{name} {v:g} {units[name]}".strip() for name, v in costs.finite_limits.items()]
         raise LimitError(f"no network of this space keeps all limits at once: {', '.join(named)}")
     return [(i, math.fsum(float(log_p[m, j]) for m, j in enumerate(i))) for i in networks]
 
@@ -142,13 +142,13 @@ def binding_cost(supernet: Supernet, costs: Costs) -> str:
 
     Empty where no cost has a limit, several do, or the limit excludes no network.
     """
-    limited = [n for n, v in zip(costs.names, costs.limits.tolist(), strict=True) if v < math.inf]
-    if "latency" in limited:
+    limits = costs.finite_limits
+    if "latency" in limits:
         return "latency"
-    if len(limited) != 1:
+    if len(limits) != 1:
         return ""
-    k = costs.index(limited[0])
-    return limited[0] if float(costs.limits[k]) < costs.range(supernet.mask)[k][1] else ""
+    (name, limit) = next(iter(limits.items()))
+    return name if limit < costs.range(supernet.mask)[costs.index(name)][1] else ""
 
 
 def _at_least(costs: Costs, name: str, share: float) -> Costs:
