@@ -336,7 +336,10 @@ class RunConfig:
     """Latency limit; 0.6x is of the space's largest network, null is no limit."""
     limits: dict[str, Any] = field(default_factory=dict)
     """Limits by the cost's name, as {macs: 600M, parameters: 4e6, peak_memory: 1.5} (MiB), or of a
-    column of the latency table; latency is target_latency."""
+    column of the latency table or of costs; latency is target_latency."""
+    costs: dict[str, str] = field(default_factory=dict)
+    """Costs of your own, as {flash_kib: module:function}: of a candidate module and its inputs to a
+    number."""
     runtime: str = "onnxruntime"
     """Runtime that the latency is measured on: onnxruntime, torch, litert or openvino."""
     table: str | None = None

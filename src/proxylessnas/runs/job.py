@@ -40,6 +40,7 @@ FIRST_STAGE = {
     "search": "search",
     "target_latency": "search",
     "limits": "search",
+    "costs": "search",
     "derive": "derive",
     "train": "train",
 }
@@ -82,6 +83,7 @@ def open_run(
         config = parse_settings(RunConfig, with_defaults(settings))
     _check(config, ranks)
     problem = _problem(config, reporter, directory)
+    _ = problem.functions  # imported now, for its error
     if stored is None and not config.is_specialised:
         config = _with_space(config, problem)
     session = Session(
