@@ -35,6 +35,7 @@ from proxylessnas.session.store import Store
 from proxylessnas.spaces import complete_settings
 from proxylessnas.training.ranks import ALONE, Ranks
 
+FEW_PHOTOS = 50_000  # as many as CIFAR-10 has, which is searched from scratch in the paper
 # Which stage a setting first matters to: what is done with other settings is another run.
 FIRST_STAGE = {
     "search": "search",
@@ -86,6 +87,7 @@ def open_run(
     _ = problem.functions  # imported now, for its error
     if stored is None and not config.is_specialised:
         config = _with_space(config, problem)
+        _propose_trained_weights(config, problem, reporter)
     session = Session(
         config, problem, directory, reporter=reporter, ranks=ranks, signal=signal, force=force
     )
@@ -128,6 +130,18 @@ def _check(config: RunConfig, ranks: Ranks) -> None:
     ranks.check_divides("search.batch_size", s.batch_size)
     ranks.check_divides("search.valid_batch_size", s.valid_batch_size or s.batch_size)
     ranks.check_divides("train.batch_size", config.train.batch_size)
+
+
+def _propose_trained_weights(
+    config: RunConfig, problem: ConfiguredProblem, reporter: Reporter
+) -> None:
+    """One line where a search from scratch is not what a user with few photos wants."""
+    images, channels = problem.data.size("train"), problem.data.info.shape[0]
+    if config.pretrained is None and channels == 3 and images < FEW_PHOTOS:
+        reporter.say(
+            f"  {images:,} photos are few to begin from scratch: --pretrained efficientnet_lite0 "
+            "begins with trained weights (--pretrained none says that you do not want them)"
+        )
 
 
 def _with_space(config: RunConfig, problem: ConfiguredProblem) -> RunConfig:
