@@ -13,7 +13,8 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -93,25 +94,19 @@ def count_costs(supernet: Supernet, trace: Trace) -> Costs:
     positions, shared ones once.
     """
     batch, network = batch_of(trace.inputs), supernet.derive(_reference(supernet)).eval()
-    of_unit = {k: count_macs(u.module, u.inputs, u.kwargs) for k, u in trace.units.items()}
-    macs = _sum_over_calls(supernet, trace, lambda unit: of_unit[unit.key] / batch)
-    parameters = torch.zeros(supernet.mask.shape, dtype=torch.float64)
-    for m, (names, positions) in enumerate(
-        zip(supernet.candidates, supernet.positions, strict=True)
-    ):
-        for j, name in enumerate(names):
+    macs = _over_calls(
+        supernet, trace, lambda unit: count_macs(unit.module, unit.inputs, unit.kwargs) / batch
+    )
+    parameters = torch.zeros_like(macs)
+    for m, positions in enumerate(supernet.positions):
+        for j, name in enumerate(supernet.candidates[m]):
             # In one list, parameters that two positions share count once, as in the network.
             modules = nn.ModuleList(mixed.candidates[name] for mixed in positions)
             parameters[m, j] = count_parameters(modules)
-    wholes = count_macs(network, trace.inputs) / batch, count_parameters(network)
     space = space_id(supernet, trace)
     return Costs.join(
-        *(
-            Costs.one(name, cost, fixed=_rest(supernet, cost, whole), space=space)
-            for name, cost, whole in zip(
-                ("macs", "parameters"), (macs, parameters), wholes, strict=True
-            )
-        )
+        _of_whole("macs", macs, count_macs(network, trace.inputs) / batch, space),
+        _of_whole("parameters", parameters, count_parameters(network), space),
     )
 
 
@@ -126,17 +121,24 @@ def _reference(supernet: Supernet) -> tuple[int, ...]:
     return (0,) * len(supernet.names)
 
 
-def _rest(supernet: Supernet, per_candidate: Tensor, whole: float) -> float:
-    """What the reference network costs besides its candidates: the part that all share."""
-    return whole - math.fsum(per_candidate[:, 0].tolist())
+def _of_whole(name: str, per_candidate: Tensor, whole: float, space: str) -> Costs:
+    """A sum whose fixed part is the cost of the whole reference network less its candidates'."""
+    fixed = whole - math.fsum(per_candidate[:, 0].tolist())
+    return Costs.one(name, per_candidate, fixed=fixed, space=space)
 
 
-def _sum_over_calls(supernet: Supernet, trace: Trace, cost_of: Callable[[Unit], float]) -> Tensor:
-    """[choices, candidates] of a cost of every traced unit."""
+def _over_calls(
+    supernet: Supernet,
+    trace: Trace,
+    cost_of: Callable[[Unit], float],
+    total: Callable[[Iterable[float]], float] = math.fsum,
+) -> Tensor:
+    """[choices, candidates]: the total of every candidate's calls, each unit asked once."""
+    of_unit = {key: cost_of(unit) for key, unit in trace.units.items()}
     per_candidate = torch.zeros(supernet.mask.shape, dtype=torch.float64)
     for m, candidates in enumerate(trace.keys):
         for j, keys in enumerate(candidates):
-            per_candidate[m, j] = math.fsum(cost_of(trace.units[key]) for key in keys)
+            per_candidate[m, j] = total(of_unit[key] for key in keys)
     return per_candidate
 
 
@@ -168,7 +170,7 @@ def latency_costs(supernet: Supernet, trace: Trace, table: LatencyTable) -> Cost
         MissingEntry: the table lacks a candidate.
         MeasurementError: it has no whole network of this space.
     """
-    blocks = _sum_over_calls(supernet, trace, lambda unit: table[unit.key].median_ms)
+    blocks = _over_calls(supernet, trace, lambda unit: table[unit.key].median_ms)
     space = space_id(supernet, trace)
     networks = table.of_role("fit", "canary", space=space)
     if not networks:
@@ -176,7 +178,7 @@ def latency_costs(supernet: Supernet, trace: Trace, table: LatencyTable) -> Cost
             "the latency table has no whole network of this space and input size, which the "
             "cost model is fitted to: measure it again with this space"
         )
-    counts = _sum_over_calls(supernet, trace, lambda unit: 1.0)
+    counts = _over_calls(supernet, trace, lambda unit: 1.0)
     sums = Costs.join(Costs.one("sum of blocks", blocks), Costs.one("blocks", counts))
     fitted = [sums.of(indices_of(supernet, n.choices)) for n in networks]
     fit = calibrate.fit(
@@ -202,28 +204,21 @@ def column_costs(supernet: Supernet, trace: Trace, table: LatencyTable, name: st
         MissingEntry: the column lacks a candidate; it is named, with the nearest ones.
     """
     column, space = table.columns[name], space_id(supernet, trace)
-    value = partial(table.value, name)
-    cost = Costs.one(
-        name,
-        _sum_over_calls(supernet, trace, lambda unit: value(unit.key)),
-        unit=column.unit,
-        space=space,
-    )
+    per_candidate = _over_calls(supernet, trace, lambda unit: table.value(name, unit.key))
+    cost = Costs.one(name, per_candidate, unit=column.unit, space=space)
     rests = [
         n.value - cost.cost_of(name, indices_of(supernet, n.choices))
         for n in column.networks
         if n.space == space
     ]
-    if not rests:
-        warnings.warn(
-            f"the latency table has no {name} of a whole network of this space: what the layers "
-            "that all networks share add to it is not known, and counts 0",
-            stacklevel=2,
-        )
-        return cost
-    return Costs.one(
-        name, cost.per_candidate[0], fixed=float(np.mean(rests)), unit=column.unit, space=space
+    if rests:
+        return replace(cost, fixed=cost.fixed + float(np.mean(rests)))
+    warnings.warn(
+        f"the latency table has no {name} of a whole network of this space: what the layers "
+        "that all networks share add to it is not known, and counts 0",
+        stacklevel=2,
     )
+    return cost
 
 
 # --- functions of a user ---
@@ -239,19 +234,18 @@ def function_costs(supernet: Supernet, trace: Trace, name: str, function: CostFu
     Raises:
         ConfigError: the function fails, or returns no finite number.
     """
-    of_unit = {
-        key: _value(name, function, f"the candidate {unit.label!r}", *unit.plain())
-        for key, unit in trace.units.items()
-    }
-    per_candidate = _sum_over_calls(supernet, trace, lambda unit: of_unit[unit.key])
+    per_candidate = _over_calls(
+        supernet,
+        trace,
+        lambda unit: _value(name, function, f"the candidate {unit.label!r}", *unit.plain()),
+    )
 
     def whole(indices: Sequence[int]) -> float:
         network = supernet.derive(indices).eval()
         return _value(name, function, "a whole network", network, trace.inputs)
 
     reference = _reference(supernet)
-    fixed = _rest(supernet, per_candidate, whole(reference))
-    cost = Costs.one(name, per_candidate, fixed=fixed, space=space_id(supernet, trace))
+    cost = _of_whole(name, per_candidate, whole(reference), space_id(supernet, trace))
     least, most = cost.extremes(name, supernet.mask)
     other = most if most != reference else least
     said, summed = whole(other), cost.of(other)[0]
@@ -349,9 +343,9 @@ def forbid_over_peak_memory(supernet: Supernet, trace: Trace, mib: float) -> Non
 
 def peak_memory_of_candidates(supernet: Supernet, trace: Trace) -> Tensor:
     """Bytes, [choices, candidates]: see `count.peak_memory`; the most of all calls."""
-    of_unit = {k: peak_memory(u.module, u.inputs, u.kwargs) for k, u in trace.units.items()}
-    peaks = torch.zeros(supernet.mask.shape, dtype=torch.float64)
-    for m, candidates in enumerate(trace.keys):
-        for j, keys in enumerate(candidates):
-            peaks[m, j] = max((of_unit[key] for key in keys), default=0)
-    return peaks
+    return _over_calls(
+        supernet,
+        trace,
+        lambda unit: peak_memory(unit.module, unit.inputs, unit.kwargs),
+        total=partial(max, default=0),
+    )
