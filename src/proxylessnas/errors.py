@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 MAX_LINE = 1500  # characters
 
@@ -101,3 +102,18 @@ def one_line(error: BaseException, most: int = 200) -> str:
     """Another library's message as one line of at most so many characters."""
     text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+@contextmanager
+def foreign(error: type[UserError], failure: str) -> Iterator[None]:
+    """Whatever other libraries and users' modules raise within, as one line that begins so.
+
+    Raises:
+        error: anything but a `UserError`, which passes as it is, was raised within.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as problem:
+        raise error(f"{failure}: {one_line(problem)}") from problem

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from proxylessnas.errors import ExportError, one_line
 from proxylessnas.export.compare import TOLERANCE, Difference, difference, eager_outputs
 from proxylessnas.export.onnx_session import feed_of, open_session
-from proxylessnas.export.quiet import _quietly, denormal_mode, stderr_away
+from proxylessnas.export.quiet import denormal_mode, exporting
 from proxylessnas.io.files import write_atomic
 
 
@@ -27,14 +26,11 @@ def to_onnx(
     path: str | Path | None = None,
     *,
     metadata: Mapping[str, Any] | None = None,
-    names: Sequence[str] = (),
-    dynamic_batch: bool = False,
 ) -> bytes:
     """The network as one ONNX file with its weights; BN is folded in.
 
     path: where the file is written too, atomically. metadata: plain JSON values, kept in the
-    file's `metadata_props` (strings as they are, others as JSON). names: of the inputs.
-    dynamic_batch: leave dimension 0 of every input and output open.
+    file's `metadata_props` (strings as they are, others as JSON).
 
     The legacy exporter is used: it converts a block 30 times faster, with the same graph.
 
@@ -43,39 +39,22 @@ def to_onnx(
     """
     inputs = tuple(x.detach().cpu() for x in inputs)
     plain = copy.deepcopy(module).cpu().eval()
-    input_names = list(names) or _names("input", len(inputs))
     buffer = io.BytesIO()
     with contextlib.suppress(AttributeError):  # where an export fails it prints the whole graph
         torch._C._jit_set_onnx_log_output_stream("stderr")
-    try:
-        with _quietly(), stderr_away(), torch.no_grad():
-            outputs = pytree.tree_leaves(plain(*inputs))
-            output_names = _names("output", len(outputs))
-            axes = {name: {0: "batch"} for name in [*input_names, *output_names]}
-            torch.onnx.export(
-                plain,
-                inputs,
-                buffer,  # type: ignore[arg-type]  # the legacy exporter takes a file object
-                dynamo=False,
-                input_names=input_names,
-                output_names=output_names,
-                dynamic_axes=axes if dynamic_batch else None,
-            )
-    except Exception as error:  # the exporter, and the module's own code, raise anything
-        raise ExportError(
-            f"{type(module).__name__} cannot be exported to ONNX: {one_line(error)}"
-        ) from error
+    with exporting(module, "to ONNX"):
+        torch.onnx.export(
+            plain,
+            inputs,
+            buffer,  # type: ignore[arg-type]  # the legacy exporter takes a file object
+            dynamo=False,
+            input_names=_names("input", len(inputs)),
+            output_names=_names("output", len(pytree.tree_leaves(plain(*inputs)))),
+        )
     content = _with_metadata(buffer.getvalue(), metadata) if metadata else buffer.getvalue()
     if path is not None:
         write_atomic(Path(path), content)
     return content
-
-
-def onnx_metadata(content: bytes) -> dict[str, str]:
-    """The `metadata_props` of an ONNX file."""
-    import onnx
-
-    return {p.key: p.value for p in onnx.load_model_from_string(content).metadata_props}
 
 
 def compare(

@@ -11,13 +11,25 @@ import warnings
 from collections.abc import Iterator
 
 import torch
+from torch import nn
+
+from proxylessnas.errors import ExportError, foreign
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """No deprecation notes and tracer warnings on the user's terminal."""
+def exporting(module: nn.Module, form: str) -> Iterator[None]:
+    """An export without gradients and without a word; what the exporter raises is one line."""
+    failure = f"{type(module).__name__} cannot be exported {form}"
+    with foreign(ExportError, failure), quietly(), torch.no_grad():
+        yield
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """No deprecation notes, tracer warnings and native log lines on the user's terminal."""
     before = logging.root.manager.disable
-    with one_thread(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    stdout_away = contextlib.redirect_stdout(io.StringIO())
+    with one_thread(), warnings.catch_warnings(), stdout_away, stderr_away():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from proxylessnas.errors import ExportError, MissingDependency, one_line
+from proxylessnas.errors import MissingDependency
 from proxylessnas.export.fold import fold
-from proxylessnas.export.quiet import _quietly, stderr_away
-from proxylessnas.io.files import write_atomic
+from proxylessnas.export.quiet import exporting, quietly
 
 
-def to_tflite(
-    module: nn.Module, inputs: tuple[Tensor, ...], path: str | Path | None = None
-) -> bytes:
+def to_tflite(module: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
     """The network as one `.tflite` file for LiteRT, in float32.
 
     Images, that is every input and output of four dimensions, are [batch, height, width,
@@ -32,22 +27,14 @@ def to_tflite(
     litert_torch = _litert_torch()
     inputs = tuple(x.detach().cpu() for x in inputs)
     plain = fold(copy.deepcopy(module).cpu())  # the caller's may be on a GPU, and stays there
-    try:
-        with _quietly(), stderr_away(), torch.no_grad():
-            outputs = pytree.tree_leaves(plain(*inputs))
-            wrapped = litert_torch.to_channel_last_io(
-                plain,
-                args=[i for i, x in enumerate(inputs) if x.dim() == 4],
-                outputs=[i for i, x in enumerate(outputs) if x.dim() == 4],
-            ).eval()
-            content = litert_torch.convert(wrapped, channels_last(inputs)).model_content()
-    except Exception as error:  # the converter, and the module's own code, raise anything
-        raise ExportError(
-            f"{type(module).__name__} cannot be exported to tflite: {one_line(error)}"
-        ) from error
-    if path is not None:
-        write_atomic(Path(path), bytes(content))
-    return bytes(content)
+    with exporting(module, "to tflite"):
+        outputs = pytree.tree_leaves(plain(*inputs))
+        wrapped = litert_torch.to_channel_last_io(
+            plain,
+            args=[i for i, x in enumerate(inputs) if x.dim() == 4],
+            outputs=[i for i, x in enumerate(outputs) if x.dim() == 4],
+        ).eval()
+        return bytes(litert_torch.convert(wrapped, channels_last(inputs)).model_content())
 
 
 def channels_last(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -58,7 +45,7 @@ def channels_last(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def _litert_torch() -> Any:
     if importlib.util.find_spec("litert_torch") is None:
         raise MissingDependency("litert-torch", "litert", "the conversion to tflite")
-    with _quietly(), stderr_away():
+    with quietly():
         import litert_torch
         from litert_torch import progress
 

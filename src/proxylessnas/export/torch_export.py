@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from proxylessnas.errors import ExportError, one_line
 from proxylessnas.export.compare import Difference, difference, eager_outputs
-from proxylessnas.export.quiet import _quietly
+from proxylessnas.export.quiet import exporting
 from proxylessnas.io.files import write_atomic
 
 
@@ -24,15 +23,10 @@ def to_torch_export(module: nn.Module, inputs: tuple[Tensor, ...], path: str | P
     """
     plain = copy.deepcopy(module).cpu().eval()
     inputs = tuple(x.detach().cpu() for x in inputs)
-    try:
-        with _quietly(), torch.no_grad():
-            program = torch.export.export(plain, inputs)
-            buffer = io.BytesIO()
-            torch.export.save(program, buffer)
-            leaves = pytree.tree_leaves(program.module()(*inputs))
-    except Exception as error:  # as above
-        raise ExportError(
-            f"{type(module).__name__} cannot be exported by torch.export: {one_line(error)}"
-        ) from error
+    with exporting(module, "by torch.export"):
+        program = torch.export.export(plain, inputs)
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        leaves = pytree.tree_leaves(program.module()(*inputs))
     write_atomic(Path(path), buffer.getvalue())
     return difference(eager_outputs(module, inputs), [v.numpy() for v in leaves])
