@@ -12,7 +12,7 @@ import json
 import shlex
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from proxylessnas.hardware.plan import (
     plan_measurement,
 )
 from proxylessnas.hardware.rounds import orders
-from proxylessnas.hardware.runtimes.base import is_activation
+from proxylessnas.hardware.runtimes.base import is_block
 from proxylessnas.hardware.timing import ProgressCallback
 
 
@@ -148,7 +148,7 @@ def _write_networks(
             networks[key] = {
                 "file": file,
                 "visits": visits[key],
-                "block": any(is_activation(x.shape) for x in measurable.inputs),
+                "block": is_block(measurable.inputs),
                 "inputs": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in fed],
             }
         if progress is not None:
@@ -175,10 +175,7 @@ def _described(planned: PlannedModules) -> dict[str, Any]:
         **describe_inputs(planned.trace.inputs),
         "canary": plan.canary,
         "space": plan.space,
-        "networks": [
-            {"name": n.name, "choices": dict(n.choices), "role": n.role, "macs": n.macs}
-            for n in plan.networks
-        ],
+        "networks": [asdict(network) for network in plan.networks],
         "model": {"space": model.space, "settings": dict(model.settings)},
     }
 

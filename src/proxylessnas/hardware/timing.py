@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from proxylessnas.config import MeasureSettings
-from proxylessnas.errors import MeasurementError, UserError, one_line
+from proxylessnas.errors import MeasurementError, foreign
 from proxylessnas.export.quiet import denormal_mode
 from proxylessnas.hardware.rounds import Rounds
 from proxylessnas.hardware.runtimes.base import Session
@@ -85,19 +85,13 @@ def measure_sessions(
         canary=canary,
         samples_ms={key: list(samples) for key, samples in (earlier or {}).items()},
     )
-    try:
-        # The training that follows must not compute otherwise than a training that is resumed.
-        with denormal_mode(flushed=True):
-            rounds.run(
-                progress or (lambda done, total: None),
-                (lambda: save(_measurements(rounds))) if save else (lambda: None),
-            )
-    except UserError:
-        raise
-    except Exception as error:  # whatever the runtime raises while it runs
-        raise MeasurementError(
-            f"a network fails while it is measured: {one_line(error)}"
-        ) from error
+    failure = "a network fails while it is measured"
+    # The training that follows must not compute otherwise than a training that is resumed.
+    with foreign(MeasurementError, failure), denormal_mode(flushed=True):
+        rounds.run(
+            progress or (lambda done, total: None),
+            (lambda: save(_measurements(rounds))) if save else (lambda: None),
+        )
     return _measurements(rounds)
 
 

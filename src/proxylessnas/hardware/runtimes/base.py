@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ class Session(TimedNetwork, ABC):
 
     def close(self) -> None:
         """Free what the session holds; it is not used afterwards."""
+        self.__dict__.clear()
 
 
 class Runtime(Protocol):
@@ -68,8 +69,8 @@ def description(
     return {**words, "threads": runtime.threads, "device": device}
 
 
-def flag_options(name: str, options: tuple[str, ...], allowed: tuple[str, ...]) -> tuple[str, ...]:
-    """Check the options after the colon of a runtime's name.
+def full_name(base: str, options: tuple[str, ...], allowed: Collection[str]) -> str:
+    """A runtime's name with its options after the colon.
 
     Raises:
         MeasurementError: one is unknown.
@@ -77,18 +78,14 @@ def flag_options(name: str, options: tuple[str, ...], allowed: tuple[str, ...]) 
     for option in options:
         if option not in allowed:
             raise MeasurementError(
-                f"the runtime {name} has no option {option!r}; allowed: {', '.join(allowed)}"
+                f"the runtime {base} has no option {option!r}; allowed: {', '.join(allowed)}"
             )
-    return options
-
-
-def is_activation(shape: Sequence[int]) -> bool:
-    """Whether this is something between layers of an image network, and no image itself."""
-    return len(shape) == 4 and shape[1] > 4
-
-
-def full_name(base: str, options: tuple[str, ...]) -> str:
     return ":".join([base, ",".join(options)]) if options else base
+
+
+def is_block(inputs: Iterable[Tensor]) -> bool:
+    """Whether a module takes what stands between layers of an image network, and no image."""
+    return any(x.dim() == 4 and x.shape[1] > 4 for x in inputs)
 
 
 def stand_in(shape: Sequence[Any], dtype: str, batch: int) -> np.ndarray[Any, Any]:

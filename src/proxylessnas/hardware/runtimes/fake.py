@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from proxylessnas.errors import MeasurementError, one_line
+from proxylessnas.errors import MeasurementError, foreign
 from proxylessnas.export.compare import eager_outputs
 from proxylessnas.hardware.count import count_macs
-from proxylessnas.hardware.runtimes.base import Session, description, file_bytes, flag_options
+from proxylessnas.hardware.runtimes.base import Session, description, file_bytes, full_name
 from proxylessnas.seeds import derive_seed
 
 MS_PER_MAC = 5e-8
@@ -58,7 +58,7 @@ class FakeRuntime:
 
 def make_fake(*options: str, threads: int = 1) -> FakeRuntime:
     """The runtime `fake`, which takes no options."""
-    flag_options("fake", options, ())
+    full_name("fake", options, ())
     return FakeRuntime(threads=threads)
 
 
@@ -102,13 +102,9 @@ def _onnx_work(path: str | Path, batch: int) -> tuple[int, int]:
     """(MACs, weighted layers) of an ONNX file, so that a file costs as much as its module."""
     import onnx
 
-    try:
-        model = onnx.shape_inference.infer_shapes(
-            onnx.load_model_from_string(file_bytes(path, ".onnx", "the fake runtime"))
-        )
-    except Exception as error:  # protobuf's own classes
-        raise MeasurementError(f"{path} is not an ONNX file: {one_line(error)}") from error
-    graph = model.graph
+    content = file_bytes(path, ".onnx", "the fake runtime")
+    with foreign(MeasurementError, f"{path} is not an ONNX file"):
+        graph = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(content)).graph
     if not graph.node:
         raise MeasurementError(f"{path} is not an ONNX file: it holds no graph")
     weights = {w.name: list(w.dims) for w in graph.initializer}

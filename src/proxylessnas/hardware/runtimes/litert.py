@@ -12,7 +12,7 @@ import torch
 from ai_edge_litert.interpreter import Interpreter
 from torch import Tensor, nn
 
-from proxylessnas.errors import MeasurementError, one_line
+from proxylessnas.errors import MeasurementError, foreign
 from proxylessnas.export.quiet import stderr_away
 from proxylessnas.export.tflite import channels_last, to_tflite
 from proxylessnas.hardware.fingerprint import fingerprint
@@ -22,7 +22,7 @@ from proxylessnas.hardware.runtimes.base import (
     Session,
     description,
     file_bytes,
-    flag_options,
+    full_name,
     stand_in,
 )
 
@@ -31,8 +31,7 @@ class LiteRt:
     """litert: float32 on the CPU by XNNPACK."""
 
     def __init__(self, *options: str, threads: int = 1) -> None:
-        flag_options("litert", options, ())
-        self.name, self.threads = "litert", threads
+        self.name, self.threads = full_name("litert", options, ()), threads
         self._last = ("", b"")
 
     def describe(self) -> dict[str, str | int]:
@@ -66,18 +65,15 @@ class LiteRt:
         return _LiteRtSession(interpreter, arrays)
 
     def _open(self, model: bytes, subject: str = "the network", batch: int | None = None) -> Any:
-        try:
-            with stderr_away():
-                interpreter = Interpreter(model_content=model, num_threads=self.threads)
-                for tensor in interpreter.get_input_details() if batch else ():
-                    signature = tensor["shape_signature"]
-                    if -1 in signature:
-                        shape = [batch if size == -1 else int(size) for size in signature]
-                        interpreter.resize_tensor_input(tensor["index"], shape)
-                interpreter.allocate_tensors()
-            return interpreter
-        except Exception as error:  # ValueError, RuntimeError: whichever LiteRT takes
-            raise MeasurementError(f"litert cannot load {subject}: {one_line(error)}") from error
+        with foreign(MeasurementError, f"litert cannot load {subject}"), stderr_away():
+            interpreter = Interpreter(model_content=model, num_threads=self.threads)
+            for tensor in interpreter.get_input_details() if batch else ():
+                signature = tensor["shape_signature"]
+                if -1 in signature:
+                    shape = [batch if size == -1 else int(size) for size in signature]
+                    interpreter.resize_tensor_input(tensor["index"], shape)
+            interpreter.allocate_tensors()
+        return interpreter
 
 
 class _LiteRtSession(LiteRtNetwork, Session):
@@ -86,6 +82,3 @@ class _LiteRtSession(LiteRtNetwork, Session):
         details = self.interpreter.get_output_details()
         arrays = [self.interpreter.get_tensor(tensor["index"]) for tensor in details]
         return tuple(a.transpose(0, 3, 1, 2) if a.ndim == 4 else a for a in arrays)
-
-    def close(self) -> None:
-        self.interpreter = None

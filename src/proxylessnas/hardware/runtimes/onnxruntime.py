@@ -11,7 +11,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
-from proxylessnas.errors import MeasurementError, did_you_mean, one_line
+from proxylessnas.errors import MeasurementError, did_you_mean, foreign
 from proxylessnas.export.onnx import to_onnx
 from proxylessnas.export.onnx_session import open_session
 from proxylessnas.export.quiet import denormal_mode
@@ -22,7 +22,7 @@ from proxylessnas.hardware.runtimes.base import (
     description,
     file_bytes,
     full_name,
-    is_activation,
+    is_block,
     stand_in,
 )
 
@@ -46,7 +46,7 @@ class OnnxRuntime:
                 f"onnxruntime takes one option, the execution provider, not {list(options)}"
             )
         self.provider = _provider(options[0] if options else "cpu")
-        self.name, self.threads = full_name("onnxruntime", options), threads
+        self.name, self.threads = full_name("onnxruntime", options, options), threads
 
     def describe(self) -> dict[str, str | int]:
         on_gpu = self.provider.startswith(("CUDA", "Tensorrt")) and torch.cuda.is_available()
@@ -55,7 +55,7 @@ class OnnxRuntime:
 
     def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
         arrays = [x.detach().cpu().numpy() for x in inputs]
-        block = self.provider.startswith("CPU") and any(is_activation(a.shape) for a in arrays)
+        block = self.provider.startswith("CPU") and is_block(inputs)
         return _OnnxSession(partial(self.open, to_onnx(module, inputs)), arrays, block=block)
 
     def load_file(self, path: str | Path, *, batch: int = 1) -> Session:
@@ -69,15 +69,10 @@ class OnnxRuntime:
 
     def open(self, content: bytes, profile: str = "", *, subject: str = "the network") -> Any:
         """An `InferenceSession` on this provider; profile: see `open_session`."""
-        try:
-            with denormal_mode():
-                session = open_session(
-                    content, threads=self.threads, provider=self.provider, profile=profile
-                )
-        except Exception as error:  # onnxruntime raises a dozen unrelated classes
-            raise MeasurementError(
-                f"onnxruntime cannot load {subject}: {one_line(error)}"
-            ) from error
+        with foreign(MeasurementError, f"onnxruntime cannot load {subject}"), denormal_mode():
+            session = open_session(
+                content, threads=self.threads, provider=self.provider, profile=profile
+            )
         # A provider that fails to start is left out with a log line, and the CPU would be timed.
         first = (session.get_providers() or ["nothing"])[0]
         if first != self.provider:
@@ -92,9 +87,6 @@ class _OnnxSession(OnnxNetwork, Session):
     def outputs(self) -> tuple[np.ndarray[Any, Any], ...]:
         self()
         return tuple(value.numpy().copy() for value in self.binding.get_outputs())
-
-    def close(self) -> None:
-        self.session = self.binding = None
 
 
 def _provider(option: str) -> str:

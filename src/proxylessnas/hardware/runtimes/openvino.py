@@ -14,16 +14,15 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor, nn
 
-from proxylessnas.errors import MeasurementError, one_line
+from proxylessnas.errors import MeasurementError, foreign
 from proxylessnas.export.onnx import to_onnx
 from proxylessnas.hardware.host import cpu_model
 from proxylessnas.hardware.runtimes.base import (
     Session,
     description,
     file_bytes,
-    flag_options,
     full_name,
-    is_activation,
+    is_block,
     stand_in,
 )
 
@@ -40,9 +39,8 @@ class OpenVino:
     def __init__(self, *options: str, threads: int = 1) -> None:
         if len(options) > 1:
             raise MeasurementError(f"openvino takes one precision, not {list(options)}")
-        flag_options("openvino", options, PRECISIONS)
-        self.precision = options[0] if options else "f32"
-        self.name = full_name("openvino", () if self.precision == "f32" else options)
+        name = full_name("openvino", options, PRECISIONS)
+        self.precision, self.name = options[0] if options else "f32", name.removesuffix(":f32")
         self.threads, self._core = threads, openvino.Core()
         able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if self.precision.upper() not in able and self.precision != "f32":
@@ -57,7 +55,7 @@ class OpenVino:
 
     def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
         arrays = [x.detach().cpu().numpy() for x in inputs]
-        block = any(is_activation(array.shape) for array in arrays)
+        block = is_block(inputs)
         request = self._open(to_onnx(module, inputs), block=block)
         return _OpenVinoSession(request, arrays, block=block)
 
@@ -83,7 +81,7 @@ class OpenVino:
             "ENABLE_CPU_PINNING": False,  # measure.py pins, and all sessions to one core
             "PERF_COUNT": block,
         }
-        try:
+        with foreign(MeasurementError, f"openvino cannot load {subject}"):
             model = self._core.read_model(content, b"")
             open_shapes = {
                 node: [batch if d.is_dynamic else d.get_length() for d in node.partial_shape]
@@ -93,8 +91,6 @@ class OpenVino:
             if open_shapes:
                 model.reshape(open_shapes)
             return self._core.compile_model(model, "CPU", settings).create_infer_request()
-        except Exception as error:  # a RuntimeError with a page of text
-            raise MeasurementError(f"openvino cannot load {subject}: {one_line(error)}") from error
 
 
 class _OpenVinoSession(Session):
@@ -139,6 +135,3 @@ class _OpenVinoSession(Session):
         self()
         count = len(self._request.model_outputs)
         return tuple(self._request.get_output_tensor(i).data.copy() for i in range(count))
-
-    def close(self) -> None:
-        self._request = None

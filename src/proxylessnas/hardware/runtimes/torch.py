@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from proxylessnas.errors import MeasurementError, one_line
+from proxylessnas.errors import MeasurementError, foreign
 from proxylessnas.export.fold import fold
 from proxylessnas.hardware.host import cpu_model
-from proxylessnas.hardware.runtimes.base import Session, description, flag_options, full_name
+from proxylessnas.hardware.runtimes.base import Session, description, full_name
 
 OPTIONS = ("channels_last", "cuda", "graph")
 
@@ -23,8 +23,8 @@ class TorchRuntime:
     """torch, torch:channels_last, torch:cuda, or torch:cuda,graph (CUDA graph replay)."""
 
     def __init__(self, *options: str, threads: int = 1) -> None:
-        self.options = flag_options("torch", options, OPTIONS)
-        self.name, self.threads = full_name("torch", options), threads
+        self.name = full_name("torch", options, OPTIONS)
+        self.options, self.threads = options, threads
         self.device = torch.device("cuda" if "cuda" in options else "cpu")
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise MeasurementError("torch:cuda: this machine has no CUDA device; use torch")
@@ -45,14 +45,12 @@ class TorchRuntime:
                 x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
                 for x in arguments
             )
-        try:
+        with foreign(MeasurementError, "torch cannot run it"):
             if self.device.type == "cuda":
                 return _CudaSession(network, arguments, graph="graph" in self.options)
             session = _CpuSession(network, arguments, self.threads)
             session()
             return session
-        except Exception as error:  # whatever the module's own code raises
-            raise MeasurementError(f"torch cannot run it: {one_line(error)}") from error
 
     def load_file(self, path: str | Path, *, batch: int = 1) -> Session:
         raise MeasurementError(
