@@ -7,6 +7,7 @@ product. Bias, BN, activation, pooling and addition count nothing (docs/paper.md
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from proxylessnas.core.supernet import Supernet
-from proxylessnas.errors import SupernetError
+from proxylessnas.errors import SupernetError, one_line
 from proxylessnas.hardware.trace import Trace, Unit
 from proxylessnas.training.freezing import evaluating
 
@@ -92,7 +93,7 @@ def _output_shapes(unit: Unit, what: str) -> Any:
         except Exception as error:
             raise SupernetError(
                 f"the candidate {what} fails on its input {_shapes(unit.inputs)}: "
-                f"{' '.join(str(error).split())[:160]}"
+                f"{one_line(error, 160)}"
             ) from error
 
 
@@ -119,14 +120,10 @@ def peak_memory(
         nonlocal peak
         peak = max(peak, _bytes((args, options)) + _bytes(output))
 
-    leaves = [m for m in module.modules() if not any(True for _ in m.children())]
-    handles = [m.register_forward_hook(note, with_kwargs=True) for m in leaves]
-    try:
-        with evaluating(module):
-            module(*inputs, **(kwargs or {}))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluating(module):
+        for leaf in (m for m in module.modules() if not any(True for _ in m.children())):
+            hooks.enter_context(leaf.register_forward_hook(note, with_kwargs=True))
+        module(*inputs, **(kwargs or {}))
     return peak
 
 

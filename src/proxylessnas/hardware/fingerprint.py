@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from proxylessnas.core.supernet import Residual
 
 SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+Convolution = nn.modules.conv._ConvNd
 PLAIN = (*SCALARS, Tensor, Mapping, list, tuple, set, frozenset)
 _OF_TORCH = frozenset(nn.Module().__dict__)  # `training`, `_parameters`, `_forward_hooks`, ...
 
@@ -35,118 +36,116 @@ def fingerprint(module: nn.Module, replaced: Mapping[nn.Module, nn.Module] | Non
         with one of its candidates in its place without a copy being made.
     """
     digest = hashlib.blake2b(digest_size=8)
-    for part in _describe(module, replaced or {}, {}):
+    for part in _Description(replaced or {}).of_module(module):
         digest.update(f"{len(part)}:{part}".encode())
     return digest.hexdigest()
 
 
-def _describe(
-    module: nn.Module, replaced: Mapping[nn.Module, nn.Module], seen: dict[int, int]
-) -> Iterator[str]:
-    module = replaced.get(module, module)
-    if id(module) in seen:  # shared or cyclic: where it stood first
-        yield f"again {seen[id(module)]}"
-        return
-    seen[id(module)] = len(seen)
-    cls = type(module)
-    yield f"{cls.__module__}.{cls.__qualname__}"
-    if not cls.__module__.startswith("torch."):
-        yield _source(cls.forward)
-    for name, value in sorted(module.__dict__.items()):
-        # A leading underscore in torch's classes is torch's own business of this version.
-        if name in _OF_TORCH or (name.startswith("_") and cls.__module__.startswith("torch.")):
-            continue
-        yield name
-        yield from _value(value, replaced, seen)
-    for kind, tensors in (("parameter", module._parameters), ("buffer", module._buffers)):
-        for name, tensor in tensors.items():
-            yield f"{kind} {name} {'none' if tensor is None else tensor_label(tensor)}"
-    for name, child in module._modules.items():
-        yield f"child {name}"
-        if child is not None:
-            yield from _describe(child, replaced, seen)
-    yield "end"
+class _Description:
+    """The words that are hashed. places: id of every object so far -> in which order it came."""
 
+    def __init__(self, replaced: Mapping[nn.Module, nn.Module]) -> None:
+        self.replaced = replaced
+        self.places: dict[int, int] = {}
 
-def _value(
-    value: object, replaced: Mapping[nn.Module, nn.Module], seen: dict[int, int]
-) -> Iterator[str]:
-    if isinstance(value, nn.Module):
-        yield from _describe(value, replaced, seen)
-    elif isinstance(value, Tensor):
-        yield tensor_label(value)
-    elif isinstance(value, SCALARS):
-        yield f"{type(value).__name__} {value!r}"
-    elif isinstance(value, Mapping):
-        yield f"mapping {len(value)}"
-        for key, item in value.items():
-            yield repr(key) if isinstance(key, str | int) else type(key).__name__
-            yield from _value(item, replaced, seen)
-    elif isinstance(value, list | tuple):
-        yield f"sequence {len(value)}"
-        for item in value:
-            yield from _value(item, replaced, seen)
-    elif isinstance(value, set | frozenset):
-        yield f"set {sorted(map(repr, value))}"
-    elif isinstance(value, functools.partial):
-        yield "partial"
-        yield from _value([value.func, value.args, value.keywords], replaced, seen)
-    elif inspect.isroutine(value):
-        yield from _function(value, replaced, seen)
-    else:
-        yield from _object(value, replaced, seen)
+    def of_module(self, module: nn.Module) -> Iterator[str]:
+        module = self.replaced.get(module, module)
+        if id(module) in self.places:  # shared or cyclic: where it stood first
+            yield f"again {self.places[id(module)]}"
+            return
+        self.places[id(module)] = len(self.places)
+        cls = type(module)
+        of_torch = cls.__module__.startswith("torch.")
+        yield f"{cls.__module__}.{cls.__qualname__}"
+        if not of_torch:
+            yield _source(cls.forward)
+        for name, value in sorted(module.__dict__.items()):
+            # A leading underscore in torch's classes is torch's own business of this version.
+            if name in _OF_TORCH or (of_torch and name.startswith("_")):
+                continue
+            yield name
+            yield from self.of_value(value)
+        for kind, tensors in (("parameter", module._parameters), ("buffer", module._buffers)):
+            for name, tensor in tensors.items():
+                yield f"{kind} {name} {'none' if tensor is None else tensor_label(tensor)}"
+        for name, child in module._modules.items():
+            yield f"child {name}"
+            if child is not None:
+                yield from self.of_module(child)
+        yield "end"
 
-
-def _function(
-    function: Any, replaced: Mapping[nn.Module, nn.Module], seen: dict[int, int]
-) -> Iterator[str]:
-    """The source, and the values that two functions of one source differ by."""
-    yield f"{getattr(function, '__qualname__', '')} {_source(function)}"
-    if id(function) in seen or not inspect.isfunction(function):
-        if inspect.ismethod(function):
-            yield from _value([function.__self__], replaced, seen)
-        return
-    seen[id(function)] = len(seen)
-    values = [function.__defaults__, function.__kwdefaults__]
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # a variable that has no value yet
-            values.append(cell.cell_contents)
-    for value in values:
-        if value is not None:
-            yield from _value(value, replaced, seen)
-
-
-def _object(
-    value: object, replaced: Mapping[nn.Module, nn.Module], seen: dict[int, int]
-) -> Iterator[str]:
-    """An object of a user's: its class, and its repr or else, where that is an address, its plain
-    attributes. Of the objects that it refers to, the classes."""
-    text = repr(value)
-    yield f"{type(value).__module__}.{type(value).__qualname__}"
-    if not re.search(r" at 0x[0-9a-f]+", text):
-        yield text
-        return
-    yield ""
-    if id(value) in seen:
-        return
-    seen[id(value)] = len(seen)
-    for name, attribute in sorted(getattr(value, "__dict__", {}).items()):
-        yield name
-        if isinstance(attribute, PLAIN) or inspect.isroutine(attribute):
-            yield from _value(attribute, replaced, seen)
+    def of_value(self, value: object) -> Iterator[str]:
+        if isinstance(value, nn.Module):
+            yield from self.of_module(value)
+        elif isinstance(value, Tensor):
+            yield tensor_label(value)
+        elif isinstance(value, SCALARS):
+            yield f"{type(value).__name__} {value!r}"
+        elif isinstance(value, Mapping):
+            yield f"mapping {len(value)}"
+            for key, item in value.items():
+                yield repr(key) if isinstance(key, str | int) else type(key).__name__
+                yield from self.of_value(item)
+        elif isinstance(value, list | tuple):
+            yield f"sequence {len(value)}"
+            for item in value:
+                yield from self.of_value(item)
+        elif isinstance(value, set | frozenset):
+            yield f"set {sorted(map(repr, value))}"
+        elif isinstance(value, functools.partial):
+            yield "partial"
+            yield from self.of_value([value.func, value.args, value.keywords])
+        elif inspect.isroutine(value):
+            yield from self.of_function(value)
         else:
-            yield type(attribute).__qualname__
+            yield from self.of_object(value)
+
+    def of_function(self, function: Any) -> Iterator[str]:
+        """The source, and the values that two functions of one source differ by."""
+        yield f"{getattr(function, '__qualname__', '')} {_source(function)}"
+        if id(function) in self.places or not inspect.isfunction(function):
+            if inspect.ismethod(function):
+                yield from self.of_value([function.__self__])
+            return
+        self.places[id(function)] = len(self.places)
+        values = [function.__defaults__, function.__kwdefaults__]
+        for cell in function.__closure__ or ():
+            with contextlib.suppress(ValueError):  # a variable that has no value yet
+                values.append(cell.cell_contents)
+        for value in values:
+            if value is not None:
+                yield from self.of_value(value)
+
+    def of_object(self, value: object) -> Iterator[str]:
+        """An object of a user's: its class, and its repr or else, where that is an address, its
+        plain attributes. Of the objects that it refers to, the classes."""
+        text = repr(value)
+        yield f"{type(value).__module__}.{type(value).__qualname__}"
+        if not re.search(r" at 0x[0-9a-f]+", text):
+            yield text
+            return
+        yield ""
+        if id(value) in self.places:
+            return
+        self.places[id(value)] = len(self.places)
+        for name, attribute in sorted(getattr(value, "__dict__", {}).items()):
+            yield name
+            if isinstance(attribute, PLAIN) or inspect.isroutine(attribute):
+                yield from self.of_value(attribute)
+            else:
+                yield type(attribute).__qualname__
 
 
 def _source(function: Callable[..., Any]) -> str:
     """The source text, or the name where there is none (built in, typed into a console)."""
+    name = str(getattr(function, "__qualname__", ""))
     if (getattr(function, "__module__", None) or "").startswith("torch."):
-        return f"{function.__module__}.{getattr(function, '__qualname__', '')}"
+        return f"{function.__module__}.{name}"
     try:
         return inspect.getsource(function)
     except (OSError, TypeError):
         code = getattr(function, "__code__", None)
-        return str(getattr(function, "__qualname__", "")) + (code.co_code.hex() if code else "")
+        return name + (code.co_code.hex() if code else "")
 
 
 def tensor_label(tensor: Tensor) -> str:
@@ -169,25 +168,22 @@ def label(module: nn.Module) -> str:
     """
     if isinstance(module, Residual):
         return f"x+{label(module.branch)}"
-    layers = [m for m in module.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+    layers = [m for m in module.modules() if isinstance(m, nn.Linear | Convolution)]
     name = type(module).__name__
     if not layers:
         settings = re.sub(r"\s+", " ", module.extra_repr())
         return f"{name}({settings[:40]})" if settings else name
     words = [name]
-    convolutions = [m for m in layers if isinstance(m, nn.modules.conv._ConvNd)]
+    convolutions = [m for m in layers if isinstance(m, Convolution)]
     if convolutions:
         words.append(f"k{max(max(m.kernel_size) for m in convolutions)}")
     expansion = getattr(module, "expansion", None)
     if isinstance(expansion, int | float):
         words.append(f"e{expansion:g}")
-    words.append(f"{_width(layers[0])[0]}>{_width(layers[-1])[1]}")
+    first, last = layers[0], layers[-1]
+    width = first.in_features if isinstance(first, nn.Linear) else first.in_channels
+    words.append(
+        f"{width}>{last.out_features if isinstance(last, nn.Linear) else last.out_channels}"
+    )
     stride = math.prod(max(m.stride) for m in convolutions)
     return " ".join([*words, *([f"s{stride}"] if stride > 1 else [])])
-
-
-def _width(layer: nn.Module) -> tuple[int, int]:
-    if isinstance(layer, nn.Linear):
-        return layer.in_features, layer.out_features
-    assert isinstance(layer, nn.modules.conv._ConvNd)
-    return layer.in_channels, layer.out_channels

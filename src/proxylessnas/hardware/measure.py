@@ -26,7 +26,7 @@ from proxylessnas.hardware.plan import (
     plan_measurement,
 )
 from proxylessnas.hardware.runtimes.base import Runtime, Session
-from proxylessnas.hardware.table import ALIKE, LatencyTable, Scalar
+from proxylessnas.hardware.table import ALIKE, LatencyTable, Scalar, differing
 from proxylessnas.hardware.timing import Measurement, ProgressCallback, measure_sessions
 from proxylessnas.io.process import usable_cpus
 
@@ -147,15 +147,13 @@ def earlier_table(
     if path is None or not path.exists():
         return None
     table = LatencyTable.load(path)
-    for name in ALIKE:
-        recorded, current = table.device.get(name), device.get(name)
-        if recorded != current:
-            if force:
-                return None
-            raise MeasurementError(
-                f"{path} holds a table with {name} {recorded!r}, not {current!r}: choose another "
-                "file, or --force to replace it"
-            )
+    for name, recorded, current in differing(table.device, device, ALIKE):
+        if force:
+            return None
+        raise MeasurementError(
+            f"{path} holds a table with {name} {recorded!r}, not {current!r}: choose another "
+            "file, or --force to replace it"
+        )
     return table
 
 

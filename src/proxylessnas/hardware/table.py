@@ -9,10 +9,10 @@ from __future__ import annotations
 import difflib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Lt, MaxLen, MinLen
 
@@ -26,6 +26,7 @@ MAX_FILE_BYTES = 64 << 20
 SAME = ("runtime", "precision", "threads", "device")  # what makes another device of it
 ALIKE = (*SAME, "version", "batch")  # what samples of one table must share
 
+T = TypeVar("T")
 Role = Literal["fit", "validation", "canary"]
 Scalar = str | int | float
 MacCount = Annotated[int, Ge(0), Lt(1 << 62)]
@@ -106,11 +107,8 @@ class LatencyTable:
         Raises:
             MissingEntry: the table does not have it; there is no default.
         """
-        if key in self.entries:
-            return self.entries[key]
-        raise self._missing(
-            "entry", key, self.entries, "(proxylessnas measure) at this input size and batch"
-        )
+        advice = "(proxylessnas measure) at this input size and batch"
+        return self._entry(self.entries, key, "entry", advice)
 
     def value(self, column: str, key: str) -> float:
         """A column's value of a candidate.
@@ -118,16 +116,14 @@ class LatencyTable:
         Raises:
             MissingEntry: the column does not have it; there is no default.
         """
-        entries = self.columns[column].entries
+        advice = f"and add it to columns.{column}.entries"
+        return self._entry(self.columns[column].entries, key, column, advice)
+
+    def _entry(self, entries: Mapping[str, T], key: str, sought: str, advice: str) -> T:
         if key in entries:
             return entries[key]
-        raise self._missing(column, key, entries, f"and add it to columns.{column}.entries")
-
-    def _missing(
-        self, sought: str, key: str, entries: Mapping[str, object], advice: str
-    ) -> MissingEntry:
         near = difflib.get_close_matches(key, entries, n=3, cutoff=0.3)
-        return MissingEntry(
+        raise MissingEntry(
             f"the latency table of {self.device.get('device')} ({self.device.get('runtime')}) has "
             f"no {sought} for {key!r}; nearest: {', '.join(map(repr, near)) or 'none'}; measure it "
             f"{advice}"
@@ -144,7 +140,7 @@ class LatencyTable:
 
     def is_of(self, description: Mapping[str, Scalar]) -> bool:
         """Whether it was measured on the device of a `Runtime.describe()`."""
-        return all(self.device.get(name) == description.get(name) for name in SAME)
+        return not any(differing(self.device, description, SAME))
 
     def check(self, description: Mapping[str, Scalar], batch: int, *, force: bool = False) -> None:
         """Refuse to price with a table of something else.
@@ -155,14 +151,14 @@ class LatencyTable:
             MeasurementError: another device, runtime, precision, number of threads or batch,
                 or a table whose measurement was broken off.
         """
-        wanted = {**{name: description.get(name) for name in SAME}, "batch": batch}
-        for name, value in wanted.items():
-            if self.device.get(name) != value:
-                _refuse(
-                    f"the latency table was measured with {name} {self.device.get(name)!r}, not "
-                    f"{value!r}: measure again, or use --force",
-                    force,
-                )
+        for name, ours, value in differing(
+            self.device, {**description, "batch": batch}, (*SAME, "batch")
+        ):
+            _refuse(
+                f"the latency table was measured with {name} {ours!r}, not {value!r}: measure "
+                "again, or use --force",
+                force,
+            )
         if not self.complete:
             _refuse("the latency table is not complete: measure on (the same command)", force)
         if self.device.get("version") != description.get("version"):
@@ -181,12 +177,10 @@ class LatencyTable:
         Raises:
             MeasurementError: they are of different devices, or were made in another way.
         """
-        for name in ALIKE:
-            if self.device.get(name) != other.device.get(name):
-                raise MeasurementError(
-                    f"tables of different {name} cannot be merged: "
-                    f"{self.device.get(name)!r} and {other.device.get(name)!r}"
-                )
+        for name, ours, theirs in differing(self.device, other.device, ALIKE):
+            raise MeasurementError(
+                f"tables of different {name} cannot be merged: {ours!r} and {theirs!r}"
+            )
         known = {n.identity for n in self.networks}
         new = [n for n in other.networks if n.identity not in known]
         stale = bool({n.space for n in new} & {n.space for n in self.networks})
@@ -266,6 +260,15 @@ class LatencyTable:
             return LatencyTable.from_json(text)
         except MeasurementError as error:
             raise MeasurementError(f"{path} is not a latency table: {error}") from None
+
+
+def differing(
+    device: Mapping[str, object], other: Mapping[str, object], names: Sequence[str]
+) -> Iterator[tuple[str, object, object]]:
+    """The names whose values two devices differ in, with both values."""
+    for name in names:
+        if device.get(name) != other.get(name):
+            yield name, device.get(name), other.get(name)
 
 
 def _both(first: Mapping[str, Column], second: Mapping[str, Column]) -> dict[str, Column]:

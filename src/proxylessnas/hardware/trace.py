@@ -9,9 +9,10 @@ is one amount of work.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, derive
-from proxylessnas.errors import SupernetError, UserError
+from proxylessnas.errors import SupernetError, UserError, one_line
 from proxylessnas.hardware.fingerprint import fingerprint, label, tensor_label
 from proxylessnas.seeds import derive_seed
 from proxylessnas.training.freezing import evaluating
@@ -96,10 +97,9 @@ def trace(supernet: Supernet, example_inputs: tuple[Any, ...]) -> Trace:
         except UserError:
             raise
         except Exception as error:  # whatever the model's own code raises
-            shapes = _shapes(example_inputs, {})
             raise SupernetError(
-                f"the model fails on the example inputs ({shapes}): {type(error).__name__}: "
-                f"{' '.join(str(error).split())[:160]}"
+                f"the model fails on the example inputs ({_shapes(example_inputs, {})}): "
+                f"{type(error).__name__}: {one_line(error, 160)}"
             ) from error
     calls = recorder.position_calls()  # only now: a copy made in between would have our hooks
     _warn_of_idle_positions(supernet, calls)
@@ -130,17 +130,6 @@ def _warn_of_idle_positions(
 _Identity = tuple[str, str]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _FirstCall:
-    """The first call of a distinct candidate: its unit, and the unit's arguments."""
-
-    unit: nn.Module
-    chosen: tuple[MixedOp, int]
-    shapes: str
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-
 class _Recorder:
     """Hooks on every unit; at each call, the identities of all candidates."""
 
@@ -148,38 +137,32 @@ class _Recorder:
         self.supernet = supernet
         self.units: dict[str, Unit] = {}
         self.calls: list[tuple[MixedOp, list[_Identity]]] = []
-        self.first_calls: dict[_Identity, _FirstCall] = {}
+        self.key_makers: dict[_Identity, Callable[[], str | None]] = {}  # of its first call
         self.zero_shapes: dict[Zero, torch.Size] = {}
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        handles = []
-        inside: set[MixedOp] = set()  # an owner is running: its branch's call is the same call
+        inside: set[nn.Module] = set()  # an owner is running: its branch's call is the same call
 
         def before(unit: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             mixed = unit if isinstance(unit, MixedOp) else unit.branch
             assert isinstance(mixed, MixedOp)
-            if unit is mixed and mixed in inside:
-                return
-            self.record(mixed, unit, args, kwargs)
+            if unit not in inside:
+                self.record(mixed, unit, args, kwargs)
             if unit is not mixed:
                 inside.add(mixed)
 
-        def after(owner: nn.Module, *_: Any) -> None:
-            assert isinstance(owner.branch, MixedOp)
+        def after(owner: Residual, *_: Any) -> None:
             inside.discard(owner.branch)
 
-        try:
+        with ExitStack() as hooks:
             for module in self.supernet.model.modules():
                 owner = isinstance(module, Residual) and isinstance(module.branch, MixedOp)
                 if owner or isinstance(module, MixedOp):
-                    handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                    hooks.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
                 if owner:
-                    handles.append(module.register_forward_hook(after))
+                    hooks.enter_context(module.register_forward_hook(after))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def record(
         self, mixed: MixedOp, unit: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -191,15 +174,13 @@ class _Recorder:
         for j, candidate in enumerate(mixed.candidates.values()):
             identity = (shapes, fingerprint(unit, {mixed: candidate}))
             identities.append(identity)
-            if identity not in self.first_calls:
-                self.first_calls[identity] = _FirstCall(
-                    unit=unit, chosen=(mixed, j), shapes=shapes, args=args, kwargs=kwargs
-                )
+            make_key = partial(self.add_unit, unit, {mixed: j}, shapes, args, kwargs)
+            self.key_makers.setdefault(identity, make_key)
         self.calls.append((mixed, identities))
 
     def position_calls(self) -> tuple[tuple[PositionCall, ...], ...]:
         """The calls of every choice; makes the units."""
-        keys = {identity: self.add_unit(call) for identity, call in self.first_calls.items()}
+        keys = {identity: make_key() for identity, make_key in self.key_makers.items()}
         rows: list[list[PositionCall]] = [[] for _ in self.supernet.names]
         row_of = {
             mixed: row
@@ -211,18 +192,25 @@ class _Recorder:
             row_of[mixed].append(PositionCall(path=path, keys=tuple(map(keys.get, identities))))
         return tuple(map(tuple, rows))
 
-    def add_unit(self, call: _FirstCall) -> str | None:
+    def add_unit(
+        self,
+        unit: nn.Module,
+        chosen: Mapping[MixedOp, int],
+        shapes: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> str | None:
         """The key of a distinct candidate; None where it costs nothing."""
-        module = derive(call.unit, dict([call.chosen]))
+        module = derive(unit, chosen)
         if isinstance(module, nn.Identity | Zero):
             return None
         name = label(module)
-        key = f"{name} [{call.shapes}] {fingerprint(module)[:10]}"
+        key = f"{name} [{shapes}] {fingerprint(module)[:10]}"
         if key not in self.units:
             module.eval().requires_grad_(False)
             noise = torch.Generator().manual_seed(derive_seed(0, "unit", key))
             inputs, options = pytree.tree_map_only(
-                Tensor, lambda t: _stand_in(t, noise), (call.args, dict(call.kwargs))
+                Tensor, lambda t: _stand_in(t, noise), (args, dict(kwargs))
             )
             self.units[key] = Unit(
                 key=key, label=name, module=module, inputs=inputs, kwargs=options
