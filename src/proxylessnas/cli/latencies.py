@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
-from rich.table import Table
-
 from proxylessnas.config import MeasureSettings
 from proxylessnas.hardware.measure import NetworkResult
 from proxylessnas.hardware.runtimes import make
 from proxylessnas.hardware.timing import disturbance
-from proxylessnas.io.console import Reporter
+from proxylessnas.io.console import Reporter, output, say, table_of
 from proxylessnas.report.latencies import NamedNetwork, default_runtime, measure_latencies
 
 
@@ -19,7 +16,6 @@ def show_latencies(
     networks: Sequence[NamedNetwork],
     runtimes: Sequence[str],
     settings: MeasureSettings,
-    console: Console,
     reporter: Reporter,
     *,
     seed: int = 0,
@@ -36,13 +32,16 @@ def show_latencies(
             results[runtime.name] = measure_latencies(
                 networks, runtime, settings, seed=seed, progress=update
             )
-    console.print(_table(networks, results))
-    lines = [in_words({**runtime.describe(), "batch": settings.batch}) for runtime in made]
+    table = table_of("network", results)
+    for network in networks:
+        cells = [column[network.name] for column in results.values()]
+        table.add_row(network.name, *(f"{r.raw_ms:.3f} ms ±{r.noise_pct:.1f} %" for r in cells))
+    output().print(table)
+    for runtime in made:
+        say(in_words({**runtime.describe(), "batch": settings.batch}))
     measured = [result.raw for column in results.values() for result in column.values()]
     if words := disturbance(measured):
-        lines.append(f"meanwhile {words}: measure again when the machine is at rest")
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(f"meanwhile {words}: measure again when the machine is at rest")
 
 
 def in_words(device: Mapping[str, object]) -> str:
@@ -52,16 +51,3 @@ def in_words(device: Mapping[str, object]) -> str:
         f"{device.get('runtime')} {device.get('version')}, {device.get('precision')}, {threads} "
         f"thread{'s' if threads != 1 else ''}, batch {device.get('batch')}, {device.get('device')}"
     )
-
-
-def _table(
-    networks: Sequence[NamedNetwork], results: Mapping[str, Mapping[str, NetworkResult]]
-) -> Table:
-    table = Table(box=None)
-    table.add_column("network", no_wrap=True)
-    for runtime in results:
-        table.add_column(runtime, justify="right", no_wrap=True)
-    for network in networks:
-        cells = [column[network.name] for column in results.values()]
-        table.add_row(network.name, *(f"{r.raw_ms:.3f} ms ±{r.noise_pct:.1f} %" for r in cells))
-    return table

@@ -30,7 +30,7 @@ from proxylessnas.hardware.space_table import (
     supernet_to_measure,
 )
 from proxylessnas.hardware.table import LatencyTable
-from proxylessnas.io.console import Reporter, duration, output
+from proxylessnas.io.console import Reporter, duration, output, say, table_of
 from proxylessnas.report.latencies import is_network, named_network
 from proxylessnas.report.plot import check_plot, plot, points
 
@@ -139,7 +139,7 @@ def _export_kit(options: Values, settings: Values, reporter: Reporter) -> None:
     )
     with reporter.bar("exporting") as update:
         export_kit(supernet, inputs, measure, path, seed=seed, runtime=runtime, progress=update)
-    _say(
+    say(
         f"{path}: {path.stat().st_size / 1e6:.0f} MB; on the device: python {path.name} --out "
         "results.json (README.txt in it says more)"
     )
@@ -156,7 +156,7 @@ def _merge(options: Values, settings: Values, reporter: Reporter) -> None:
     out = _new_table("--merge", options)
     merged = reduce(LatencyTable.merge, map(LatencyTable.load, options["merge"]))
     merged.save(out)
-    _say(f"{out}: {len(merged.entries)} candidates, {len(merged.networks)} networks")
+    say(f"{out}: {len(merged.entries)} candidates, {len(merged.networks)} networks")
 
 
 def _networks(options: Values, settings: Values, reporter: Reporter) -> None:
@@ -165,17 +165,12 @@ def _networks(options: Values, settings: Values, reporter: Reporter) -> None:
         [named_network(word, allow=allow) for word in options["directory"]],
         split(settings.get("runtime", "")),
         MeasureSettings(**settings.get("measure", {})),
-        output(),
         reporter,
         seed=settings.get("seed", 0),
     )
 
 
 # --- what is printed ---
-
-
-def _say(text: str) -> None:
-    output().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _show(measured: SpaceTable, out: Path, drawing: Path | None, took: str = "") -> None:
@@ -185,20 +180,20 @@ def _show(measured: SpaceTable, out: Path, drawing: Path | None, took: str = "")
     if drawing is not None:
         title = f"{table.device.get('runtime')} on {table.device.get('device')}"
         plot(points(measured.costs, supernet, table), title, drawing)
-    _say(
+    say(
         f"{out}: {len(measured.keys)} distinct candidates and {len(measured.networks)} networks of "
         f"{supernet.space} at {table.device.get('input_shapes')}{took}"
     )
-    _say(in_words(table.device))
+    say(in_words(table.device))
     low, high = measured.range_ms
-    _say(f"networks of this space take {low:.3g} to {high:.3g} ms")
+    say(f"networks of this space take {low:.3g} to {high:.3g} ms")
     if report["networks"]:
         output().print(_figures(report))
         if report["noise_floor_pct"]:
             ratio = report["mean_abs_error_pct"] / report["noise_floor_pct"]
-            _say(f"the mean error is {ratio:.1f} times the noise floor")
+            say(f"the mean error is {ratio:.1f} times the noise floor")
     if words := measured.disturbance:
-        _say(f"meanwhile {words}: a table made on a machine at rest is better")
+        say(f"meanwhile {words}: a table made on a machine at rest is better")
 
 
 def _figures(report: Values) -> Table:
@@ -210,10 +205,8 @@ def _figures(report: Values) -> Table:
         ranks = [figures["spearman"], figures["kendall"]]
         return [*errors, *("-" if r is None else f"{r:.3f}" for r in ranks)]
 
-    table = Table(box=None)
-    table.add_column(f"{report['networks']} unseen networks", no_wrap=True)
-    for column in ("mean error", "bias", "worst", "Spearman", "Kendall"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("mean error", "bias", "worst", "Spearman", "Kendall")
+    table = table_of(f"{report['networks']} unseen networks", columns)
     table.add_row("this table", *cells(report))
     if report["noise_floor_pct"] is not None:
         table.add_row("measured again", f"{report['noise_floor_pct']:.2f} %", *"----")

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from proxylessnas.cli.latencies import show_latencies
 from proxylessnas.config import MeasureSettings
 from proxylessnas.errors import ConfigError
 from proxylessnas.export.write import export_network
 from proxylessnas.hardware.runtimes import split
-from proxylessnas.io.console import Reporter, output
+from proxylessnas.io.console import Reporter, output, say, table_of
 from proxylessnas.io.files import write_atomic
 from proxylessnas.report.draw import draw
 from proxylessnas.report.latencies import NamedNetwork, named_network
@@ -27,11 +25,10 @@ OF_ONE = ("build", "draw", "export", "weights")  # options that take one network
 
 def main(options: Any) -> None:
     """List all networks, or do with one what the options say; several can be measured."""
-    console = output()
     if not options.name and not options.measure:
-        _list(console)
+        _list()
     elif len(options.name) == 1:
-        _with_one(console, options, options.name[0])
+        _with_one(options, options.name[0])
     else:
         for name in OF_ONE:
             if getattr(options, name):
@@ -39,14 +36,11 @@ def main(options: Any) -> None:
         if not options.measure:
             raise ConfigError("several networks can only be measured: add --measure, or name one")
         names = options.name or SPECIALISED
-        _measure(console, options, [named_network(facts(name).name) for name in names])
+        _measure(options, [named_network(facts(name).name) for name in names])
 
 
-def _list(console: Console) -> None:
-    table = Table(box=None)
-    table.add_column("network", no_wrap=True)
-    for column in ("parameters", "MACs", "top-1 %", "GPU", "CPU", "mobile"):
-        table.add_column(column, justify="right", no_wrap=True)
+def _list() -> None:
+    table = table_of("network", ("parameters", "MACs", "top-1 %", "GPU", "CPU", "mobile"))
     for network in list_networks():
         latencies = [network.latency_ms.get(device) for device in ("gpu", "cpu", "mobile")]
         table.add_row(
@@ -56,34 +50,32 @@ def _list(console: Console) -> None:
             "-" if network.top1 is None else f"{network.top1:.1f}",
             *("-" if ms is None else f"{ms:g} ms" for ms in latencies),
         )
-    console.print(table)
+    output().print(table)
     for source in dict.fromkeys(network.source for network in list_networks()):
-        console.print(f"source: {source}", markup=False)
-    console.print("next: proxylessnas zoo NAME --build, --export FILE, --draw FILE, --measure")
+        say(f"source: {source}")
+    say("next: proxylessnas zoo NAME --build, --export FILE, --draw FILE, --measure")
 
 
-def _with_one(console: Console, options: Any, name: str) -> None:
+def _with_one(options: Any, name: str) -> None:
     published, architecture = facts(name), load(name)
     network = build(architecture).eval()
     if options.weights:
         load_published_weights(network, options.weights)
     if options.draw:
         write_atomic(Path(options.draw), draw(architecture).encode())
-        console.print(f"{options.draw}: {published.name}")
+        say(f"{options.draw}: {published.name}")
     if options.export:
         example = (torch.randn(options.batch, *published.input_shape),)
         difference = export_network(architecture, network, example, options.export)
-        console.print(f"{options.export}: differs from eager by {difference.relative:.1e} at most")
+        say(f"{options.export}: differs from eager by {difference.relative:.1e} at most")
     if options.measure:
         shape = published.input_shape
-        _measure(console, options, [NamedNetwork(name=name, network=network, input_shape=shape)])
+        _measure(options, [NamedNetwork(name=name, network=network, input_shape=shape)])
     if options.build or not (options.draw or options.export or options.measure):
-        console.print(network, markup=False)
-        console.print(
-            f"{published.name}: {published.parameters:,} parameters, {published.macs:,} MACs"
-        )
+        say(str(network))
+        say(f"{published.name}: {published.parameters:,} parameters, {published.macs:,} MACs")
 
 
-def _measure(console: Console, options: Any, networks: list[NamedNetwork]) -> None:
+def _measure(options: Any, networks: list[NamedNetwork]) -> None:
     settings = MeasureSettings(batch=options.batch, threads=options.threads)
-    show_latencies(networks, split(options.runtime), settings, console, Reporter())
+    show_latencies(networks, split(options.runtime), settings, Reporter())

@@ -6,12 +6,13 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 WIDE = 160  # columns of standard output where it is a file or a pipe: no table is cut there
 EVERY = 10.0  # seconds between lines where there is no terminal to redraw
@@ -21,6 +22,20 @@ def output() -> Console:
     """Standard output, for results; `Reporter` has the progress, on standard error."""
     fixed = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
     return Console(width=None if fixed else WIDE, highlight=False)
+
+
+def say(text: str) -> None:
+    """A result as it stands: not cut, not coloured, no markup read in it."""
+    output().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def table_of(first: str, columns: Iterable[str]) -> Table:
+    """A table of names and, on the right, of their figures; no cell is wrapped."""
+    table = Table(box=None)
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
 
 
 class Reporter:
