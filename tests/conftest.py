@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Two workers share two cores, so neither they nor the processes that they start take more than one.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -23,6 +24,22 @@ from tiny_run import TINY_RUN, made_once
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("tests", examples(40))
 hypothesis.settings.load_profile("tests")
+FORKING = (
+    *("tests/faults/", "tests/session/test_doors.py"),
+    *("tests/training/test_ranks.py", "tests/test_examples.py"),
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests go to one worker, and all that fork runs to the worker of the fork server."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "fork server" if nodeid.startswith(FORKING) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

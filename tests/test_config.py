@@ -24,6 +24,7 @@ from proxylessnas.config import (
     MeasureSettings,
     RunConfig,
     SearchSettings,
+    TeachSettings,
     TrainSettings,
     json_schema,
     parse_minutes,
@@ -41,6 +42,7 @@ GROUPS: dict[str, type[Any]] = {
     "search": SearchSettings,
     "derive": DeriveSettings,
     "train": TrainSettings,
+    "teach": TeachSettings,
     "machine": MachineSettings,
 }
 CLASSES = (*GROUPS.values(), RunConfig, *(space.settings for space in SPACES.values()))

@@ -12,7 +12,6 @@ from forked_runs import ForkServer
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-@pytest.mark.xdist_group("faults")  # for the fork server
 @pytest.mark.parametrize(
     ("name", "says"),
     [

@@ -324,6 +324,10 @@ class RunConfig:
     """Data set: mnist5k, digits, a folder of images, a Hugging Face data set, torchvision:NAME."""
     image_size: Annotated[int, Ge(1), Le(4096)] | None = None
     """Height and width in pixels; null reads them from the data, 224 where sizes are mixed."""
+    pretrained: str | None = None
+    """Trained network that is specialised: efficientnet_lite0, _lite1, _lite2,
+    torchvision:mobilenet_v2, timm:NAME, a checkpoint or a run directory; null or none trains from
+    scratch."""
     space: str = "mobile"
     """Search space: mobile, macro, tree, or module:factory for your own model."""
     space_settings: dict[str, Any] = field(default_factory=dict)
@@ -332,7 +336,10 @@ class RunConfig:
     """Latency limit; 0.6x is of the space's largest network, null is no limit."""
     limits: dict[str, Any] = field(default_factory=dict)
     """Limits by the cost's name, as {macs: 600M, parameters: 4e6, peak_memory: 1.5} (MiB), or of a
-    column of the latency table; latency is target_latency."""
+    column of the latency table or of costs; latency is target_latency."""
+    costs: dict[str, str] = field(default_factory=dict)
+    """Costs of your own, as {flash_kib: module:function}: of a candidate module and its inputs to a
+    number."""
     runtime: str = "onnxruntime"
     """Runtime that the latency is measured on: onnxruntime, torch, litert or openvino."""
     table: str | None = None
@@ -347,6 +354,7 @@ class RunConfig:
     """Whether the space's largest network and a random one of the same latency are trained too."""
     loading: DataSettings = field(default_factory=DataSettings)
     measure: MeasureSettings = field(default_factory=MeasureSettings)
+    teach: TeachSettings = field(default_factory=TeachSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
     derive: DeriveSettings = field(default_factory=DeriveSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
@@ -354,6 +362,16 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         all_limits(self.limits, self.target_latency)
+        if self.is_specialised and self.budget is not None:
+            raise ConfigError(
+                "a budget fits epochs of a search from scratch; with --pretrained leave it out: "
+                "teach.epochs and train.epochs say how long it takes"
+            )
+
+    @property
+    def is_specialised(self) -> bool:
+        """Whether the run begins with trained weights."""
+        return self.pretrained not in (None, "none")
 
 
 # --- from plain values to settings ---

@@ -173,7 +173,8 @@ def explain(problems: ValidationError, hint: Hint, place: str = "") -> str:
     path, allowed = _walk(hint, problem["loc"])
     name = dotted(place, path)
     if kind == UNKNOWN:
-        return _unknown(_walk(hint, path[:-1])[1], str(path[-1]), name)
+        holder = unannotated(required(_walk(hint, path[:-1])[1]))
+        return _unknown(holder, str(path[-1]), name)
     if kind == "value_error":
         words = str(problem["ctx"]["error"])
         return f"{name}: {words}" if name else words

@@ -248,8 +248,8 @@ def test_networks_for_other_limits_from_one_search(run_copy: Path) -> None:
         json.loads((run_copy / "stages" / f"derive-{limit}.json").read_text())
         for limit in ("0.5x", "0.9x")
     )
-    assert small["predicted"]["latency"] <= small["limit_ms"] < large["limit_ms"]
-    assert large["predicted"]["latency"] <= large["limit_ms"]
+    assert small["predicted"]["latency"] <= small["limits"]["latency"] < large["limits"]["latency"]
+    assert large["predicted"]["latency"] <= large["limits"]["latency"]
 
 
 def test_settings_of_deriving_are_those_of_these_limits(
@@ -327,3 +327,28 @@ def test_limits_of_a_run_may_change_until_it_is_searched(
     assert config["limits"] == {"macs": "0.8x", "peak_memory": 9.0}
     assert "holds another run" in fails(capsys, "search", "run", "--limit=macs=0.7x", "--quiet")
     assert main(["search", "run", "--limit=macs=0.8x", "--quiet"]) == 0
+
+
+def test_a_function_of_ones_own_is_a_cost_with_a_limit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code is named on the command line, as a space of one's own is."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "owncosts.py").write_text(
+        "def layers(module, inputs):\n"
+        "    return sum(hasattr(m, 'out_channels') for m in module.modules())\n"
+    )
+    words, named = [*TINY_RUN, "--out=run"], "--costs={layers: owncosts:layers}"
+    for options, expected in (
+        (["--costs={layers: owncosts:nothing}"], "has no function 'nothing'"),
+        (["--costs={layers: nowhere:layers}"], "cannot import 'nowhere' of the cost"),
+        (["--costs={macs: owncosts:layers}"], "a cost 'macs' already"),
+        ([named, "--limit=layer=3"], "no cost 'layer' to limit; there are"),
+    ):
+        assert expected in fails(capsys, "run", *words, *options)
+        assert not Path("run").exists()
+    assert main(["run", *words, named, "--limit=layers=0.8x"]) == 0
+    predicted = json.loads(Path("run/stages/derive.json").read_text())["predicted"]
+    assert list(predicted)[-1] == "layers" and predicted["layers"] == int(predicted["layers"])
+    assert "is code that a file names" in fails(capsys, "run", "--resume", "--out=run")
+    assert main(["run", "--resume", "--out=run", named, "--quiet"]) == 0

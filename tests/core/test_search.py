@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diverging import Busy, explosive
+from diverging import StatefulNet, diverging_search
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -161,7 +161,7 @@ def test_a_uniform_share_decays_to_nothing() -> None:
 
 def test_a_weight_step_changes_the_active_paths_alone() -> None:
     """Bit-identical elsewhere: momenta, decay, statistics and user's buffers included."""
-    job = make_search(Busy(), warmup_epochs=8, epochs=2, weight_decay=0.1, momentum=0.9)
+    job = make_search(StatefulNet(), warmup_epochs=8, epochs=2, weight_decay=0.1, momentum=0.9)
     job.model.train()
     active_before = {"first": set(), "branch": set()}
     for _ in range(job.schedule.total):
@@ -200,7 +200,7 @@ def test_momentum_and_decay_pass_an_inactive_candidate_over() -> None:
 
 
 def test_no_gradient_is_left_behind() -> None:
-    job = make_search(Busy())
+    job = make_search(StatefulNet())
     run_loop(job)
     assert all(p.grad is None for p in job.model.parameters())
     assert job.supernet.alpha.grad is None
@@ -211,7 +211,7 @@ def test_dropout_does_not_depend_on_what_ran_before() -> None:
 
     def weights(stray: bool) -> dict[str, Tensor]:
         torch.manual_seed(0)
-        job = make_search(Busy())
+        job = make_search(StatefulNet())
 
         def after(_: Search) -> None:
             if stray:
@@ -274,7 +274,7 @@ def test_activation_checkpointing_recomputes_the_same_path() -> None:
 
 def test_an_architecture_step_changes_alpha_alone() -> None:
     """Invariant 2, with every kind of buffer, dropout and a Zero."""
-    job = make_search(Busy())
+    job = make_search(StatefulNet())
     job.model.train()
     job.weight_step()
     before, alpha = snapshot(job.model), job.supernet.alpha.detach().clone()
@@ -364,7 +364,7 @@ def test_a_bad_step_is_named_with_its_candidates() -> None:
 def test_a_bad_step_leaves_no_trace_in_statistics() -> None:
     """BN statistics, users' buffers, momenta: all as before."""
     data = [(torch.full((8, 4), math.nan), torch.zeros(8, 4)), *regression()]
-    job = make_search(Busy(), data=data)
+    job = make_search(StatefulNet(), data=data)
     job.model.train()
     before = snapshot(job.model)
     with pytest.warns(UserWarning, match="not finite"):
@@ -399,13 +399,13 @@ def test_a_lower_rate_saves_a_search_and_resuming_stays_exact(
         tensors, values = job.state()
         saved.append(({k: v.detach().clone() for k, v in tensors.items()}, json.dumps(values)))
 
-    whole = explosive(monkeypatch)
+    whole = diverging_search(monkeypatch)
     run_loop(whole, callbacks=[After(whole, watch)])
     assert whole.recovery.factor == 0.5 and steps.count(7) == 2 and steps.count(6) == 1
     expected = snapshot(whole.model)
     last_good = steps.index(12) + 1 + steps[steps.index(12) + 1 :].index(12)
     for at in (last_good, len(saved) - 3):  # after the return
-        resumed = explosive(monkeypatch)
+        resumed = diverging_search(monkeypatch)
         resumed.load(saved[at][0], json.loads(saved[at][1]))
         run_loop(resumed)
         assert resumed.recovery.factor == 0.5

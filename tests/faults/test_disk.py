@@ -11,7 +11,7 @@ import pytest
 from forked_runs import ForkServer
 from tiny_run import assert_same_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from amounts import seeds
 from forked_runs import ForkServer
 from tiny_run import STAGES, assert_same_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SECONDS = {  # about what the stages take, and a little more
     **{"measure": 0.4, "search": 0.6, "derive": 0.4},
     **{"train": 0.3, "evaluate": 0.05, "export": 0.3},

@@ -10,7 +10,7 @@ from tiny_run import assert_same_run
 
 from proxylessnas.cli.main import main
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def resumed(out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

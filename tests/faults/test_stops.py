@@ -15,7 +15,7 @@ from tiny_run import STAGES, TINY_RUN, assert_same_run
 
 from proxylessnas.cli.main import main
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SIGNALS = {stage: (signal.SIGTERM, signal.SIGINT)[i % 2] for i, stage in enumerate(STAGES)}
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from tiny_run import TINY_RUN
 
 from proxylessnas.cli.main import main
+from proxylessnas.runs.configured import ConfiguredProblem
 
 pytestmark = pytest.mark.slow
 
@@ -95,12 +96,10 @@ def test_no_limit_is_no_list_of_limits(run_copy: Path, capsys: pytest.CaptureFix
 
 
 def test_a_bug_leaves_no_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from proxylessnas.runs import calibrate
-
-    def broken(run: object) -> None:
+    def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(calibrate, "complete", broken)
+    monkeypatch.setattr(ConfiguredProblem, "supernet", broken)
     with pytest.raises(ZeroDivisionError):
         main(["run", *TINY_RUN, f"--out={tmp_path / 'run'}"])
     assert not (tmp_path / "run").exists()

@@ -200,7 +200,7 @@ def test_input_shapes_that_cannot_be_are_refused(how: str, results: Path, tmp_pa
     out = tmp_path / "bad.json"
     out.write_text(json.dumps(whole))
     with pytest.raises(
-        MeasurementError, match="not a kit's results: manifest.input_shapes: the"
+        MeasurementError, match=r"not a kit's results: manifest\.input_shapes: the"
     ) as caught:
         import_kit(out)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from proxylessnas import zoo
+from proxylessnas.architecture import Architecture, InputInfo
 from proxylessnas.errors import (
     ArchitectureError,
     ConfigError,
@@ -191,4 +193,42 @@ def test_a_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"architecture\.json is missing"):
+        load_pretrained(str(tmp_path))
+
+
+# --- a network that a run ended with ---
+
+
+def run_directory(path: Path) -> nn.Module:
+    """A run directory as far as loading reads it: of a small network of the space mobile."""
+    settings = {"widths": [16, 24], "depths": [2, 1], "head": 32, "first": 8, "stem": 8}
+    info = InputInfo(shape=(3, 32, 32), mean=(0.5,) * 3, std=(0.2,) * 3, classes=tuple("abcde"))
+    architecture = Architecture(
+        space="mobile",
+        settings={**settings, "input_shape": [3, 32, 32], "classes": 5, "candidates": ["k3_e3"]},
+        choices={"blocks.1": "k3_e3", "blocks.2.branch": "zero", "blocks.3": "k3_e3"},
+        input=info,
+    )
+    network = shuffled(build(architecture))
+    (path / "architecture.json").write_text(architecture.to_json())
+    save_file(network.state_dict(), path / "weights.safetensors")
+    return network
+
+
+def test_the_network_of_a_run_is_loaded_with_its_input(tmp_path: Path) -> None:
+    network = run_directory(tmp_path)
+    loaded = load_pretrained(str(tmp_path))
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded.network(images), network(images))
+    assert loaded.input.classes == tuple("abcde") and loaded.classes == 5
+    assert isinstance(loaded.network.blocks[2], nn.Identity)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    run_directory(tmp_path)
+    save_file({"stem.0.weight": torch.zeros(3, 3)}, tmp_path / "weights.safetensors")
+    with pytest.raises(ArchitectureError, match=r"stem.0.weight is \[3, 3\] in the file"):
+        load_pretrained(str(tmp_path))
+    (tmp_path / "weights.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"weights\.safetensors is missing"):
         load_pretrained(str(tmp_path))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked_runs import ForkServer
 from tiny_run import TINY_RUN
 
 import proxylessnas
@@ -107,7 +107,7 @@ class Net(nn.Module):
 
 class Pace(Callback):
     def on_step(self, metrics):
-        print(metrics.step, flush=True)
+        print("step", metrics.step, flush=True)
 
 
 def data(seed):
@@ -129,27 +129,24 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_a_python_search_killed_for_real_resumes_to_the_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGKILL at two moments; then the same call goes on, and another process loads it."""
-    (tmp_path / "own_model.py").write_text(SCRIPT)
-    command = [sys.executable, str(tmp_path / "own_model.py")]
+    script = tmp_path / "own_model.py"
+    script.write_text(SCRIPT)
     for name, kills in (("whole", ()), ("killed", (7, 55))):
         out = tmp_path / name
         for step in kills:
-            with subprocess.Popen(
-                [*command, str(out)], stdout=subprocess.PIPE, text=True, cwd=tmp_path
-            ) as process:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    if int(line) >= step:
-                        os.kill(process.pid, signal.SIGKILL)
-                        break
-        result = subprocess.run([*command, str(out)], capture_output=True, text=True, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.splitlines()[-1] == "100"
+            started = server.start_script(script, str(out), directory=tmp_path)
+            assert started.wait_for(f"step {step}\n")
+            os.kill(started.pid, signal.SIGKILL)
+            assert started.code() == -signal.SIGKILL
+        code, text = server.run_script(script, str(out), directory=tmp_path)
+        assert code == 0, text
+        steps = re.findall(r"step (\d+)\n", text)
+        assert steps[-1] == "100"
         if kills:
-            assert int(result.stdout.split()[0]) >= kills[-1]  # it went on, and did not begin
+            assert int(steps[0]) >= kills[-1]  # it went on, and did not begin
     for file in ("architecture.json", "inherited.safetensors", "metrics.jsonl"):
         whole, killed = (tmp_path / "whole" / file), (tmp_path / "killed" / file)
         assert whole.read_bytes() == killed.read_bytes(), file

@@ -1,4 +1,4 @@
-"""A search that diverges, and recovers by a lower rate."""
+"""A search that diverges, and recovers by a lower learning rate."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
-from toys import (
-    make_search,
-)
+from toys import make_search
 
 from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import MixedOp, Residual, Zero
@@ -18,7 +16,9 @@ from proxylessnas.training import faults as recovery
 from proxylessnas.training.task import Task
 
 
-class Busy(nn.Module):
+class StatefulNet(nn.Module):
+    """Every kind of state that a step may change: statistics, power iterations, moving means."""
+
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
@@ -29,8 +29,8 @@ class Busy(nn.Module):
         return self.second(self.first(self.stem(x)))
 
 
-class Explosive(nn.Module):
-    """NaN while the rate is over a limit, from a step on."""
+class DivergingLoss(nn.Module):
+    """NaN from step `start` on, while the learning rate is over `limit`."""
 
     def __init__(self, limit: float, start: int) -> None:
         super().__init__()
@@ -44,22 +44,22 @@ class Explosive(nn.Module):
         return nn.functional.mse_loss(output, target) * (math.nan if bad else 1.0)
 
 
-def explosive(monkeypatch: pytest.MonkeyPatch) -> Search:
+def diverging_search(monkeypatch: pytest.MonkeyPatch) -> Search:
     monkeypatch.setattr(recovery, "ANCHOR_EVERY", 6)
-    loss = Explosive(limit=0.006, start=8)
+    loss = DivergingLoss(limit=0.006, start=8)
     task = Task(loss=nn.functional.mse_loss, train_loss=loss)
     torch.manual_seed(0)
-    loss.job = make_search(Busy(), task=task, warmup_epochs=2, epochs=6, learning_rate=0.01)
+    loss.job = make_search(StatefulNet(), task=task, warmup_epochs=2, epochs=6, learning_rate=0.01)
     return loss.job
 
 
 def candidate() -> nn.Module:
     return nn.Sequential(
-        spectral_norm(nn.Linear(4, 4)), nn.BatchNorm1d(4), nn.Dropout(0.2), Moving()
+        spectral_norm(nn.Linear(4, 4)), nn.BatchNorm1d(4), nn.Dropout(0.2), MovingMean()
     )
 
 
-class Moving(nn.Module):
+class MovingMean(nn.Module):
     """A moving mean in a buffer."""
 
     def __init__(self) -> None:

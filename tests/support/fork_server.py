@@ -23,6 +23,7 @@ from typing import Any
 import ranks_worker
 import torch
 from tiny_run import TINY_RUN
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from proxylessnas.cli.main import main
 from proxylessnas.session import checkpoints
@@ -48,7 +49,10 @@ def run(request: dict[str, Any]) -> int:
     if (script := request.get("script")) is not None:
         return run_script(script, request["words"], request["directory"])
     if (worker := request.get("ranks_worker")) is not None:
-        return ranks_worker.start(worker)
+        restarts = request.get("restarts")
+        if restarts is None:
+            return ranks_worker.start(worker)
+        return run_elastic(worker, restarts)
     checkpoints.CHECKPOINT_SECONDS = 0.03
     faults.ANCHOR_EVERY = 10
     if (limit := request.get("largest_file")) is not None:
@@ -69,6 +73,22 @@ def run_script(path: str, words: list[str], directory: str) -> int:
     sys.path[0] = os.path.dirname(path)
     runpy.run_path(path, run_name="__main__")
     return 0
+
+
+def run_elastic(words: list[str], restarts: int) -> int:
+    """Two ranks under torchrun's agent, which starts them again where one dies; it forks them."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=restarts,
+        monitor_interval=0.1,
+        start_method="fork",
+    )
+    codes = elastic_launch(config, ranks_worker.start)(words)
+    return max(codes.values())
 
 
 def _stop_in(stage: str) -> None:

@@ -63,13 +63,18 @@ class ForkServer:
         code = started.code()
         return code, started.log.read_text().strip().splitlines()
 
-    def run_script(self, path: Path, *words: str, directory: Path) -> tuple[int, str]:
-        """Exit status and output of a Python script."""
+    def start_script(self, path: Path, *words: str, directory: Path) -> StartedRun:
+        """A Python script, as by `python path words...` in the directory."""
         log = self.folder / f"{path.stem}.log"
         request = {"script": str(path), "words": words, "directory": str(directory)}
-        self._fork([{**request, "log": str(log)}])
-        (code,) = self.answer()
-        return code, log.read_text()
+        (pid,) = self._fork([{**request, "log": str(log)}])
+        return StartedRun(pid, log, self)
+
+    def run_script(self, path: Path, *words: str, directory: Path) -> tuple[int, str]:
+        """Exit status and output of a Python script."""
+        started = self.start_script(path, *words, directory=directory)
+        code = started.code()
+        return code, started.log.read_text()
 
     def run_ranks(self, *words: str, ranks: int = 2) -> list[tuple[int, str]]:
         """Exit status and output of each rank; words: see `ranks_worker.start`."""
@@ -94,6 +99,13 @@ class ForkServer:
         ]
         self._fork(requests)
         return list(zip(self.answer(), [log.read_text() for log in logs], strict=True))
+
+    def run_elastic(self, *words: str, restarts: int) -> tuple[int, str]:
+        """Exit status and output of two ranks that torchrun's agent starts again where one dies."""
+        log = self.folder / "elastic.log"
+        self._fork([{"ranks_worker": words, "restarts": restarts, "log": str(log)}])
+        (code,) = self.answer()
+        return code, log.read_text()
 
     def _fork(self, requests: list[dict[str, Any]]) -> list[int]:
         """The ids of the processes."""

@@ -61,7 +61,6 @@ def make(machine: Machine, estimator: Estimator) -> Search:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("compiled")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("estimator", [TwoPath, FullPath])
 def test_compiled_candidates_learn_the_same(estimator: type[TwoPath | FullPath]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diverging import explosive
+from diverging import diverging_search
 from toys import After, changed, snapshot
 
 from proxylessnas.core.search import Search
@@ -53,15 +53,15 @@ def test_killed_around_a_return_is_the_same_to_the_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: float
 ) -> None:
     monkeypatch.setattr(saving, "CHECKPOINT_SECONDS", every)
-    whole = explosive(monkeypatch)
+    whole = diverging_search(monkeypatch)
     stage(tmp_path / "whole", whole)
     (back,) = [line for line in lines(tmp_path / "whole") if "back_to" in line]
     assert (back["back_to"], back["rate_factor"]) == (6, 0.5)
     for die_at in (4, 9, 12, 14, 20, 27):
         folder = tmp_path / f"killed{die_at}"
         with pytest.raises(Killed):
-            stage(folder, explosive(monkeypatch), die_at)
-        resumed = explosive(monkeypatch)
+            stage(folder, diverging_search(monkeypatch), die_at)
+        resumed = diverging_search(monkeypatch)
         stage(folder, resumed)
         assert lines(folder) == lines(tmp_path / "whole")
         assert changed(resumed.model, snapshot(whole.model)) == set()
@@ -73,13 +73,13 @@ def test_the_anchor_outlives_the_checkpoints_after_it(
 ) -> None:
     monkeypatch.setattr(saving, "CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(recovery, "MAX_BAD_STEPS", 10**6)
-    stage(tmp_path, explosive(monkeypatch))
+    stage(tmp_path, diverging_search(monkeypatch))
     kept = sorted(p.stem for p in (tmp_path / "checkpoints").glob("*.safetensors"))
     assert kept == [f"search-{step:08d}" for step in (24, 30, 31, 32)]
 
 
 def test_a_damaged_anchor_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = explosive(monkeypatch)
+    job = diverging_search(monkeypatch)
     keep = StoreCheckpoints.keep
 
     def damaging(self: StoreCheckpoints, job: Search) -> None:

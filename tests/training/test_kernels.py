@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from amounts import examples
 from clock import Clock
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from toys import After, make_search
@@ -83,7 +84,7 @@ def assert_the_same(module: nn.Module, x: Tensor, *, tolerance: float = 1e-4) ->
     bias=st.booleans(),
     channels_last=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_strips_give_the_weight_gradient(
     kernel: tuple[int, int],
     stride: tuple[int, int],
@@ -398,7 +399,6 @@ FAST = Machine(channels_last=True, depthwise_strips=True, fused_batch_norm=True)
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("compiled")
 @compiler
 def test_a_search_learns_the_same() -> None:
     """Compiled, by weights, running statistics and α; the model is the user's again afterwards."""
@@ -418,7 +418,6 @@ def test_a_search_learns_the_same() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("compiled")
 @compiler
 def test_kernels_serve_every_shape_without_another_compilation() -> None:
     """What a run computes first decides nothing: it could not be repeated from the middle."""

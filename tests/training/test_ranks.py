@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,20 +22,6 @@ from proxylessnas.errors import ConfigError
 from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.training.ranks import ALONE, Ranks, open_ranks
 from proxylessnas.training.train import Training
-
-SUPPORT = Path(__file__).parent.parent / "support"
-# Each start imports torch three times over: minutes where other work has the cores.
-pytestmark = [pytest.mark.xdist_group("ranks"), pytest.mark.timeout(1200)]
-
-
-def torchrun(*words: str, restarts: int = 0, ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    options = [f"--nproc-per-node={ranks}", f"--max-restarts={restarts}", "--monitor-interval=0.2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, *options, *words], capture_output=True, text=True, env=environment
-    )
-
 
 # --- the parts, in one process ---
 
@@ -230,16 +215,18 @@ def undisturbed(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.slow
-def test_killed_ranks_are_restarted_and_end_the_same(undisturbed: Path, tmp_path: Path) -> None:
+def test_killed_ranks_are_restarted_and_end_the_same(
+    server: ForkServer, undisturbed: Path, tmp_path: Path
+) -> None:
     """kill -9 to a rank in the search, then to the main one in training: torchrun resumes."""
     out = tmp_path / "run"
     kills = {
         0: {"rank": 1, "job": "Search", "step": 9, "signal": "SIGKILL"},
         1: {"rank": 0, "job": "Training", "step": 5, "signal": "SIGKILL"},
     }
-    script = [str(SUPPORT / "ranks_worker.py"), json.dumps(kills)]
-    result = torchrun(*script, "run", *TINY_RUN, f"--out={out}", restarts=len(kills))
-    assert result.returncode == 0, result.stderr
+    words = [json.dumps(kills), "run", *TINY_RUN, f"--out={out}"]
+    code, text = server.run_elastic(*words, restarts=len(kills))
+    assert code == 0 and text.count("terminated with signal SIGKILL") == 2, text
     assert_same_run(out, undisturbed)
 
 
@@ -278,7 +265,10 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_is_measured(
 
 @pytest.mark.slow
 def test_what_the_main_rank_refuses_ends_all(undisturbed: Path) -> None:
-    result = torchrun("-m", "proxylessnas", "run", *TINY_RUN, f"--out={undisturbed}")
+    """The real command, by torchrun."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    words = ["-m", "proxylessnas", "run", *TINY_RUN, f"--out={undisturbed}"]
+    result = subprocess.run([*torchrun, *words], capture_output=True, text=True)
     assert result.returncode != 0
     assert "holds a run already: go on with --resume" in result.stderr
     assert "proxylessnas/cli/" not in result.stderr  # the only traceback is torchrun's

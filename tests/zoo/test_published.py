@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import reference_networks
 import torch
-from hypothesis import HealthCheck, given, settings
+from amounts import examples
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from reference_networks import NAMES, Reference, State
 from safetensors.torch import save_file
@@ -25,9 +26,7 @@ from proxylessnas.zoo.config_reader import from_published
 from proxylessnas.zoo.weights import published_keys
 
 SIZES = {"cifar": 32}  # the ImageNet networks are compared at 64 pixels
-quick = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+quick = examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def checkpoint(state: State, path: Path) -> Path:
@@ -185,40 +184,55 @@ def edges(blocks: int) -> dict[str, str]:
 
 EDITS: list[tuple[str, list[Any], Any, str]] = [
     # file, place, value (... deletes), what the message says
-    ("mobile", ["extra"], 1, "unknown field 'extra'"),
+    ("mobile", ["extra"], 1, "extra is 1; no space here has this field"),
     ("mobile", ["bn", "eps"], 1e-5, "bn.eps is 1e-05; 0.001 is expected"),
-    ("mobile", ["bn"], None, "bn is None, not an object"),
+    ("mobile", ["bn"], None, "bn is null; {'eps': 0.001, 'momentum': 0.1} is expected"),
     ("mobile", ["name"], "ProxylessNASNet", "did you mean ProxylessNASNets"),
-    ("mobile", ["blocks"], {}, "blocks is {}, not a list"),
-    ("mobile", ["blocks"], [], "blocks has none"),
-    ("mobile", ["first_conv", "use_bn"], 1, "first_conv.use_bn is 1; True is expected"),
+    ("mobile", ["blocks"], {}, "blocks is {}; it must be a list"),
+    ("mobile", ["blocks"], [], "blocks[0] is missing"),
+    ("mobile", ["first_conv", "use_bn"], 1, "first_conv.use_bn is 1; true is expected"),
     ("mobile", ["first_conv", "act_func"], "relu", "'relu6' is expected"),
-    ("mobile", ["first_conv", "dilation"], ..., "first_conv has no field 'dilation'"),
+    ("mobile", ["first_conv", "dilation"], ..., "first_conv.dilation is missing"),
     ("mobile", ["blocks", 1, "mobile_inverted_conv", "kernel_size"], 9, "is k9_e3"),
-    ("mobile", ["blocks", 1, "mobile_inverted_conv", "stride"], True, "not a whole number"),
-    ("mobile", ["blocks", 1, "mobile_inverted_conv", "mid_channels"], 8, "'mid_channels'"),
+    ("mobile", ["blocks", 1, "mobile_inverted_conv", "stride"], True, "stride is true; it must"),
+    (
+        "mobile",
+        ["blocks", 1, "mobile_inverted_conv", "mid_channels"],
+        8,
+        "mid_channels is 8; no space",
+    ),
     ("mobile", ["blocks", 1, "mobile_inverted_conv", "name"], "X", "blocks[1].mobile"),
-    ("mobile", ["blocks", 2, "shortcut"], None, "blocks[2] must have a shortcut exactly"),
-    ("mobile", ["blocks", 3, "shortcut"], None, "is a ZeroLayer without a shortcut"),
+    ("mobile", ["blocks", 2, "shortcut"], None, "blocks[2].shortcut is null; {"),
+    ("mobile", ["blocks", 3, "shortcut"], None, "blocks[3].shortcut is null; {"),
     ("mobile", ["blocks", 2, "shortcut", "in_channels"], 24, "blocks[2].shortcut.in_channels"),
-    ("mobile", ["classifier", "out_features"], 1 << 40, "not a whole number of 1 to"),
-    ("mobile", ["classifier", "dropout_rate"], float("nan"), "is nan, not a rate"),
-    ("cifar", ["blocks", 4, "final_bn"], False, "blocks[4].final_bn is False"),
+    ("mobile", ["classifier", "out_features"], 1 << 40, "at least 1, at most 1,048,576"),
+    ("mobile", ["classifier", "dropout_rate"], float("nan"), "NaN is no number in JSON"),
+    ("cifar", ["blocks", 4, "final_bn"], False, "blocks[4].final_bn is false; true is expected"),
     ("cifar", ["blocks", 4, "in_bottle", "act_func"], "relu", "blocks[4].in_bottle.act_func"),
     ("cifar", ["blocks", 9, "cell", "edges"], [], "blocks[9].cell.edges has 0 elements"),
-    ("cifar", ["blocks", 9, "cell", "child_nodes", 0], None, "is None, not an object"),
-    ("cifar", ["blocks", 9, "cell", "edges", 0, "has_shuffle"], False, "has_shuffle is False"),
-    ("cifar", ["blocks", 55, "layers"], [], "blocks[55].layers has 0 layers"),
-    ("cifar", ["cell_drop_rate"], 1.5, "not a rate in [0, 1)"),
-    ("cifar", ["tree_node_config"], {"merge_type": "add"}, "unknown field 'merge_type'"),
+    ("cifar", ["blocks", 9, "cell", "child_nodes", 0], None, "child_nodes[0] is null; it must be"),
+    (
+        "cifar",
+        ["blocks", 9, "cell", "edges", 0, "has_shuffle"],
+        False,
+        "has_shuffle is false; true",
+    ),
+    ("cifar", ["blocks", 55, "layers"], [], "blocks[55].layers has 0 elements"),
+    ("cifar", ["cell_drop_rate"], 1.5, "cell_drop_rate is 1.5; it must be a number"),
+    (
+        "cifar",
+        ["tree_node_config"],
+        {"merge_type": "add"},
+        "tree_node_config.merge_type is null; no space",
+    ),
 ]
 LEAF = ["blocks", 7, "cell", "child_nodes", 0, "child_nodes", 1, "child_nodes", 0, "edges", 1]
 EDITS += [
     ("cifar", [*LEAF, "name"], "SqueezeLayer", "is the unknown layer 'SqueezeLayer'"),
     ("cifar", [*LEAF, "in_channels"], 5, "edges[1].in_channels is 5"),
-    ("cifar", [*LEAF[:-2], "path_drop_rate"], 0.5, "others of its level 0.0"),
+    ("cifar", [*LEAF[:-2], "path_drop_rate"], 0.5, "path_drop_rate is 0.5; 0.0 is expected"),
     ("cifar", [*LEAF[:-2], "split_type"], "split", "split_type is 'split'; 'copy' is expected"),
-    ("cifar", [*LEAF[:-2], "child_nodes", 0], {}, "is deeper than the first cell's tree"),
+    ("cifar", [*LEAF[:-2], "child_nodes", 0], {}, "child_nodes[0] is {}; null is expected"),
 ]
 
 
@@ -243,6 +257,76 @@ def edit(config: Any, place: list[Any], value: Any) -> None:
         del config[place[-1]]
     else:
         config[place[-1]] = value
+
+
+# --- Once-for-All ---
+
+
+def once_for_all(config: dict[str, Any], later: bool = False) -> dict[str, Any]:
+    """A config in the form of Once-for-All, whose classes had other names later."""
+    config = copy.deepcopy(config)
+    config["bn"]["ws_eps"] = None
+    for name in ("first_conv", "feature_mix_layer"):
+        config[name]["use_se"] = False
+    for block in config["blocks"]:
+        conv = block["mobile_inverted_conv"]
+        if conv["name"] == "ZeroLayer":
+            del conv["stride"]
+        else:
+            width = conv["in_channels"] * conv["expand_ratio"]
+            conv |= {"mid_channels": width if later else None, "act_func": "relu6"}
+            conv |= {"use_se": False, "groups" if later else "channels_per_group": None}
+            conv["name"] = "MBConvLayer" if later else conv["name"]
+        if block["shortcut"]:
+            for name in ("in_channels", "out_channels"):
+                block["shortcut"][name] = [block["shortcut"][name]]
+        if later:
+            block["name"], block["conv"] = "ResidualBlock", block.pop("mobile_inverted_conv")
+    return config
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("name", ["mobile", "gpu"])
+def test_networks_of_once_for_all_are_read(name: str, later: bool) -> None:
+    config = reference_networks.load_config(name)
+    assert from_published(once_for_all(config, later)) == from_published(config)
+
+
+def test_an_expansion_of_4_is_a_candidate() -> None:
+    config = once_for_all(reference_networks.load_config("mobile"), later=True)
+    conv = config["blocks"][1]["conv"]
+    conv |= {"expand_ratio": 4, "mid_channels": 4 * conv["in_channels"]}
+    network = from_published(config)
+    assert network.choices["blocks.1"] == "k5_e4" and "k5_e4" in network.settings["candidates"]
+    width = build(network).get_submodule("blocks.1")
+    assert any(
+        isinstance(m, nn.Conv2d) and m.groups == 4 * conv["in_channels"] for m in width.modules()
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        (
+            ["name"],
+            "MobileNetV3",
+            "name is 'MobileNetV3', whose h_swish and squeeze-and-excitation",
+        ),
+        (["name"], "ResNets", "no space here has"),
+        (["bn", "eps"], 1e-5, "bn.eps is 1e-05; 0.001 is expected"),
+        (["blocks", 1, "conv", "use_se"], True, "use_se is true; no space here has this field"),
+        (["blocks", 1, "conv", "act_func"], "h_swish", "act_func is 'h_swish'; no space here"),
+        (["blocks", 1, "conv", "mid_channels"], 50, "mid_channels is 50; no space here"),
+        (["blocks", 1, "conv", "expand_ratio"], 5, "is k5_e5; the space has k3_e3"),
+        (["feature_mix_layer"], None, "feature_mix_layer is null; it must be"),
+    ],
+)
+def test_what_no_space_has_is_refused_by_name(place: list[Any], value: Any, says: str) -> None:
+    config = once_for_all(reference_networks.load_config("mobile"), later=True)
+    edit(config, place, value)
+    with pytest.raises(ArchitectureError) as error:
+        from_published(config)
+    assert says in str(error.value) and "\n" not in str(error.value)
 
 
 def test_widths_that_do_not_grow_evenly() -> None:
@@ -284,7 +368,7 @@ def test_not_a_config(raw: bytes, tmp_path: Path) -> None:
 def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(b" " * ((16 << 20) + 1))
     for name in ("missing", ".", "large"):
-        with pytest.raises(ArchitectureError, match="cannot read the published network"):
+        with pytest.raises(ArchitectureError, match="cannot read "):
             read_published(tmp_path / name)
 
 

@@ -46,7 +46,7 @@ def main(verb: str, signal: Signal, words: list[str]) -> int:
     if verb == "measure":
         from proxylessnas.cli.measure import form_of
 
-        _named_here(settings.get("space", ""), words)
+        _named_here([settings.get("space", "")], words)
         act = form_of(flags, settings)
         if act is not None:
             act()
@@ -87,8 +87,9 @@ def _in_directory(
         warnings.simplefilter("ignore")
     with begun(RunDirectory(path, writes=ranks.is_main)) as directory:
         try:
-            stored = directory.read_config().space if directory.has(CONFIG) else ""
-            _named_here(settings.get("space") or stored, words)
+            stored = directory.read_config() if directory.has(CONFIG) else RunConfig()
+            own_costs = {**stored.costs, **settings.get("costs", {})}
+            _named_here([settings.get("space") or stored.space, *own_costs.values()], words)
             session = open_run(
                 directory,
                 settings,
@@ -124,16 +125,18 @@ def _with_config(path: str | None, settings: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _named_here(space: str, words: list[str]) -> None:
+def _named_here(names: list[str], words: list[str]) -> None:
     """Code that a file names is imported only if the command line names it too.
 
     Raises:
-        ConfigError: a config file names a `module:factory` and no option does.
+        ConfigError: a config file names a `module:function` and no option does.
     """
-    if ":" in space and not any(space in word for word in words):
-        raise ConfigError(
-            f"the space {space} is code that a file names; to import it, say so: --space {space}"
-        )
+    for name in names:
+        if ":" in name and not any(name in word for word in words):
+            raise ConfigError(
+                f"{name} is code that a file names; to import it, say so: --space {name}, or "
+                f"--costs '{{NAME: {name}}}'"
+            )
 
 
 def _directory(flags: Mapping[str, Any], settings: Mapping[str, Any]) -> Path:

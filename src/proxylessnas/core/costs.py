@@ -125,6 +125,12 @@ class Costs:
         """The limit of a cost; inf where there is none, or no such cost."""
         return float(self.limits[self.index(name)]) if name in self else math.inf
 
+    @property
+    def finite_limits(self) -> dict[str, float]:
+        """The limits there are, by the cost's name."""
+        limits = zip(self.names, self.limits.tolist(), strict=True)
+        return {name: limit for name, limit in limits if math.isfinite(limit)}
+
     def expected(self, probabilities: Tensor) -> Tensor:
         """E[cost] over the full softmax, [costs]; differentiable in the probabilities.
 

@@ -116,7 +116,7 @@ def propose(
     # come close to, but worth using too: on NAS-Bench-Macro the most probable networks far under
     # a limit of MACs are truly worse than those near it (docs/log.md).
     log_p = supernet.log_probabilities()
-    found: list[Indices] = []
+    networks: list[Indices] = []
     used, share = binding_cost(supernet, costs), settings.min_limit_share
     # A single network near a latency limit is worth more than ten that leave a tenth of it.
     enough = 1 if used == "latency" else settings.top_k
@@ -126,15 +126,15 @@ def propose(
         stream = (
             decode(log_p, supernet.mask, bounded) if learned else _uniform(supernet, bounded, seed)
         )
-        found = list(itertools.islice(stream, settings.top_k))
-        if len(found) >= enough:
+        networks = list(itertools.islice(stream, settings.top_k))
+        if len(networks) >= enough:
             break
-    if not found:
+    if not networks:
         costs.check_reachable(supernet.mask)
-        limits = zip(costs.names, costs.limits.tolist(), costs.units, strict=True)
-        named = [f"{name} {v:g} {unit}".strip() for name, v, unit in limits if math.isfinite(v)]
+        units = dict(zip(costs.names, costs.units, strict=True))
+        named = [f"{name} {v:g} {units[name]}".strip() for name, v in costs.finite_limits.items()]
         raise LimitError(f"no network of this space keeps all limits at once: {', '.join(named)}")
-    return [(i, math.fsum(float(log_p[m, j]) for m, j in enumerate(i))) for i in found]
+    return [(i, math.fsum(float(log_p[m, j]) for m, j in enumerate(i))) for i in networks]
 
 
 def binding_cost(supernet: Supernet, costs: Costs) -> str:
@@ -142,13 +142,13 @@ def binding_cost(supernet: Supernet, costs: Costs) -> str:
 
     Empty where no cost has a limit, several do, or the limit excludes no network.
     """
-    limited = [n for n, v in zip(costs.names, costs.limits.tolist(), strict=True) if v < math.inf]
-    if "latency" in limited:
+    limits = costs.finite_limits
+    if "latency" in limits:
         return "latency"
-    if len(limited) != 1:
+    if len(limits) != 1:
         return ""
-    k = costs.index(limited[0])
-    return limited[0] if float(costs.limits[k]) < costs.range(supernet.mask)[k][1] else ""
+    (name, limit) = next(iter(limits.items()))
+    return name if limit < costs.range(supernet.mask)[costs.index(name)][1] else ""
 
 
 def _at_least(costs: Costs, name: str, share: float) -> Costs:
@@ -197,6 +197,6 @@ def sample_within(
         drawn = torch.multinomial(mask.double(), chunk, replacement=True, generator=generator)
         picked = drawn.expand(len(costs.names), *drawn.shape)
         sums = costs.per_candidate.gather(2, picked).sum(1) + costs.fixed[:, None]
-        kept = (sums <= costs.limits[:, None]).all(0).nonzero()[:, 0]
-        for column in kept.tolist():
+        within = (sums <= costs.limits[:, None]).all(0).nonzero()[:, 0]
+        for column in within.tolist():
             yield tuple(drawn[:, column].tolist())

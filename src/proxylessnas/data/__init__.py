@@ -1,16 +1,16 @@
 """From the data that a user brings to batches.
 
-spec.py            what may be given: a data spec to a `Source`
+spec.py            a data spec, as of `--data`, to a `Source`
 folders.py         how a folder is read; huggingface.py, packaged.py: the other kinds of data set
-source.py          what every kind becomes: images that are opened by number, with labels
+source.py          `Source`, which every kind becomes: images opened by number, with labels
 splits.py          how a split is made
 decode.py          how an image is decoded
 survey.py          all images looked at once: sizes, damage, mean and deviation
 load.py            `load_data`: all of the above in order
-dataset.py         `ImageData`, its result, and the summary of what was read
+dataset.py         `ImageData`, its result, and `DataSummary`, counts of everything that was read
 stores.py          where pixels come from: memory, or workers that decode files
 augment.py         what augmentation there is
-image_batches.py   how batches of images are made from all this
+image_batches.py   how batches are made of a data set
 batches.py         `Batches`, as search and training see them; a user's own loader as such
 """
 

@@ -1,8 +1,8 @@
-"""What augmentation there is: of whole batches, from uniform numbers drawn once an epoch.
+"""Augmentation of whole batches, from a table of uniform numbers that is drawn once an epoch.
 
-Row i of the table belongs to sample i of its part, so what happens to a sample in an epoch
-depends on (seed, part, epoch, sample) and on nothing else: not on the batch size, the order, the
-number of workers or where a run was resumed.
+Row i of the table belongs to sample i of its part, so that the augmentation of a sample depends
+on (seed, part, epoch, sample) and on nothing else: not on the batch size, the order, the number
+of workers or where a run was resumed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BRIGHTNESS, SATURATION = 32 / 255, 0.5  # how far from 1 the factors may go, as 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to a training image; parsed from words such as "crop+flip+cutout16".
+    """Changes of a training image; parsed from words such as "crop+flip+cutout16".
 
     move: "none", "shift" (by up to 1/14 of a side) or "crop" (small images: by up to 1/8 of a
         side, zeros shifted in; photos: a random box of 8 to 100 % of the area, resized).

@@ -102,7 +102,7 @@ def _cut(batch: Any, share: Share) -> Any:
 
 
 class BatchStream:
-    """Batches, or a slice of each, epoch after epoch; its state is `drawn`, their number."""
+    """Batches, or a slice of each, epoch after epoch; the number `drawn` is all its state."""
 
     def __init__(self, batches: Batches, drawn: int = 0, share: Share = WHOLE) -> None:
         self.batches, self.drawn, self.share = batches, drawn, share

@@ -17,7 +17,7 @@ from proxylessnas.data.stores import ImageStore
 
 @dataclass(frozen=True, kw_only=True)
 class DataSummary:
-    """What was read; `str` of it is a line for people.
+    """Counts of everything that was read; `str` gives a line for people.
 
     source: the data spec or folder.
     parts: images of "train", which is "search" and "valid" together, and of "test".
@@ -64,7 +64,7 @@ class ImageData:
     """A data set with fixed parts: train = search + valid, and test; made by `load_data`.
 
     info: the shape of an input, mean, deviation and classes.
-    augmentation: what `batches(augment=True)` does.
+    augmentation: of the training images, in `batches(augment=True)`.
     store: the images of all parts; rows: part -> its images in the store.
     """
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from proxylessnas.architecture import InputInfo
 from proxylessnas.data.source import ImageFiles, ImageReader
-from proxylessnas.errors import DataError
+from proxylessnas.errors import DataError, one_line
 
 Pixels = NDArray[np.uint8]  # [channels, height, width]
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the file
@@ -62,8 +62,7 @@ def opened(reader: ImageReader, index: int) -> Iterator[Image.Image]:
         with reader.open(index) as image:
             yield image
     except DAMAGED as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise DamagedImage(f"{reader.describe(index)} ({reason})") from error
+        raise DamagedImage(f"{reader.describe(index)} ({one_line(error, 120)})") from error
 
 
 def shape_of(image: Image.Image) -> ImageShape:

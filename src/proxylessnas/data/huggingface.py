@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from proxylessnas.data.source import SPLIT_ROLES, Indices, Source, SplitPart, assemble
-from proxylessnas.errors import DataError, MissingDependency
+from proxylessnas.errors import DataError, MissingDependency, one_line
 
 MAX_FOLDERS = 20_000  # that are looked into for parquet
 _IMAGE_COLUMNS = ("img", "image", "images", "picture", "pixel_values")
@@ -109,8 +109,7 @@ def _load_splits(path: str, config: str | None, purpose: str) -> dict[str, Any]:
         try:
             return dict(datasets.load_dataset(path, config, cache_dir=str(cache)))
         except errors as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            raise DataError(f"{purpose} cannot be loaded: {first}") from error
+            raise DataError(f"{purpose} cannot be loaded: {one_line(error, 300)}") from error
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def load_data(
     seed: of the choice of validation images.
     progress: called with (images decoded, images in all).
 
-    Images that cannot be decoded are left out with a warning.
+    Images that cannot be decoded are left out with a warning, and counted in the summary.
 
     Raises:
         DataError: the data cannot be used, more than 1 % of damaged images included.

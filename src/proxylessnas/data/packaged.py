@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from proxylessnas.data.source import Indices, Source, SplitPart, assemble
-from proxylessnas.errors import DataError, MissingDependency, did_you_mean
+from proxylessnas.errors import DataError, MissingDependency, did_you_mean, one_line
 
 _DIGITS = tuple("0123456789")
 
@@ -114,10 +114,9 @@ def _load_part(kind: Any, arguments: _Arguments, spec: str) -> Any:
             root.mkdir(parents=True, exist_ok=True)
             return kind(str(root), download=True, **arguments)
     except (RuntimeError, OSError, ValueError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise DataError(
-            f"{spec} is not in {root} and cannot be downloaded: {reason}; put it there, or set "
-            "TORCHVISION_ROOT to the folder that has it"
+            f"{spec} is not in {root} and cannot be downloaded: {one_line(error)}; put it there, "
+            "or set TORCHVISION_ROOT to the folder that has it"
         ) from error
     except ImportError as error:
         raise MissingDependency(error.name or "a package", "torchvision", spec) from error

@@ -35,12 +35,13 @@ _BLOCK = 128  # images that a thread decodes at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What the images of a data set turned out to be.
+    """What looking at the images of a data set tells.
 
-    info: how they become inputs; mean and deviation of (a sample of) the training images.
-    file_shapes: of (a sample of) the image files.
-    examined: how many were decoded; damaged: those that cannot be, each with the reason.
-    numbers: of all other images, in the source's numbering; rows: each part's places therein.
+    info: how images become inputs; mean and deviation of (a sample of) the training images.
+    file_shapes: the distinct shapes of (a sample of) the image files.
+    examined: the number of images that were decoded, or could not be.
+    damaged: the images that cannot be decoded, each with the reason.
+    numbers: all other images, in the source's numbering; rows: part -> its positions therein.
     pixels: uint8 [numbers, C, H, W] of a set in memory; else None.
     """
 

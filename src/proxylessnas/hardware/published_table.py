@@ -19,15 +19,18 @@ import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
-import yaml
+from annotated_types import Ge, Gt
 from torch import nn
 
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero
-from proxylessnas.errors import MeasurementError, MissingEntry
+from proxylessnas.errors import ConfigError, MeasurementError, MissingEntry
+from proxylessnas.io.files import read_bytes
+from proxylessnas.io.yaml_files import decode_yaml
+from proxylessnas.schema import checked, from_plain
 from proxylessnas.spaces.blocks import ConvBN, Head, MBConv, Network
 
 MAX_FILE_BYTES = 4 << 20
@@ -72,58 +75,52 @@ def is_published(path: str | Path) -> bool:
     return Path(path).suffix in (".yaml", ".yml")
 
 
+@checked(MeasurementError)
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """count: runs. mean: milliseconds. var, std: the spread, in one of the two forms."""
+
+    count: Annotated[float, Ge(0)]
+    mean: Annotated[float, Gt(0)]
+    var: Annotated[float, Ge(0)] | None = None
+    std: Annotated[float, Ge(0)] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.var is None) == (self.std is None):
+            raise ValueError("it must have var or std, and only one of the two")
+
+
 def read_published_table(path: str | Path) -> PublishedTable:
     """Read `mobile_trim.yaml` (Pixel 1) or a `note10_*_lookup_table.yaml`; at most 4 MiB.
 
     Raises:
         MeasurementError: the file cannot be read, or an entry is not of either dialect.
     """
+    text = read_bytes(path, MAX_FILE_BYTES, MeasurementError)
     try:
-        with Path(path).open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-        if len(raw) > MAX_FILE_BYTES:
-            raise ValueError(f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
-        data = yaml.safe_load(raw)
-    except OSError as error:
-        reason = error.strerror or error
-        raise MeasurementError(f"cannot read the latency table {path}: {reason}") from None
-    except Exception as error:  # yaml also raises KeyError, AttributeError, ... on odd input
-        problem = " ".join(str(error).split())[:200]
-        raise MeasurementError(f"cannot read the latency table {path}: {problem}") from None
-    try:
-        return _table(data)
+        plain = decode_yaml(text, str(path))
+        entries: dict[str, _Entry] = from_plain(dict[str, _Entry], plain, error=MeasurementError)
+        return _table(entries)
+    except ConfigError as error:  # not YAML
+        raise MeasurementError(str(error)) from None
     except MeasurementError as error:
         raise MeasurementError(f"{path}: {error}") from None
 
 
-def _table(data: object) -> PublishedTable:
-    if not isinstance(data, dict) or not data:
-        raise MeasurementError("it is not a table of `key: {count, mean, var or std}`")
-    entries = {}
+def _table(entries: Mapping[str, _Entry]) -> PublishedTable:
     dialects = set()
-    for key, entry in data.items():
-        match = KEY.fullmatch(key) if isinstance(key, str) else None
+    for key in entries:
+        match = KEY.fullmatch(key)
         if match is None:
             raise MeasurementError(f"the key {reprlib.repr(key)} is not a layer's and its shapes")
         if match["block"]:
             dialects.add(match["note10"] is not None)
-        entries[key] = _mean(key, entry)
     if len(dialects) != 1:
         raise MeasurementError("its expanded_conv keys must all end in -se:…-hs:…, or none of them")
     note10 = dialects == {True}
     device = "Samsung Note10" if note10 else "Pixel 1"
-    return PublishedTable(device=device, entries=entries, channels=note10)
-
-
-def _mean(key: str, entry: Any) -> float:
-    spread = [name for name in ("var", "std") if isinstance(entry, dict) and name in entry]
-    if not isinstance(entry, dict) or set(entry) != {"count", "mean", *spread[:1]} or not spread:
-        raise MeasurementError(f"the entry {key} must have count, mean, and var or std alone")
-    for name, value in entry.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or value < 0 or (name == "mean" and not value):
-            raise MeasurementError(f"the entry {key} has {name} {reprlib.repr(value)}")
-    return float(entry["mean"])
+    means = {key: entry.mean for key, entry in entries.items()}
+    return PublishedTable(device=device, entries=means, channels=note10)
 
 
 # --- a supernet of the mobile space, layer by layer ---

@@ -1,4 +1,4 @@
-"""Settings as YAML, read without surprises: `1e-3` is a number, no key twice, no aliases."""
+"""Settings as YAML without surprises: `1e-3` is a number; no key twice, no aliases, no tags."""
 
 from __future__ import annotations
 
@@ -28,6 +28,9 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it uses YAML aliases, which are not read")  # they could explode
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if getattr(event, "tag", None) is not None:
+            raise yaml.YAMLError("it uses YAML tags, which are not read")
         return super().compose_node(parent, index)
 
 

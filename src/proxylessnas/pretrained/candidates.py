@@ -279,7 +279,7 @@ def rounded_width(width: float, full: int) -> int:
 @torch.no_grad()
 def cropped(block: MBConv, kernel: int, inputs: Tensor) -> MBConv:
     """The block with the centre of its depthwise kernel, normalised by statistics of its own."""
-    new = _like(block, kernel, block.project.conv.in_channels).eval()
+    new = blank(block, kernel, block.project.conv.in_channels).eval()
     _copy(block, new)
     edge = (block.kernel - kernel) // 2
     new.depthwise.conv.weight.copy_(
@@ -301,7 +301,7 @@ def cropped(block: MBConv, kernel: int, inputs: Tensor) -> MBConv:
 @torch.no_grad()
 def narrowed(block: MBConv, moments: Moments, channels: Tensor, ridge: float = RIDGE) -> MBConv:
     """The block with these hidden channels alone and the projection refitted."""
-    new = _like(block, block.kernel, len(channels))
+    new = blank(block, block.kernel, len(channels))
     _copy(block, new, channels)
     weight = fit_projection(moments, channels, ridge)
     project = new.project
@@ -319,8 +319,8 @@ def narrowed(block: MBConv, moments: Moments, channels: Tensor, ridge: float = R
     return new.eval()
 
 
-def _like(block: MBConv, kernel: int, width: int) -> MBConv:
-    """A block between the same ends, of another kernel and hidden width."""
+def blank(block: MBConv, kernel: int, width: int) -> MBConv:
+    """A block between the same ends, of another kernel and hidden width, with fresh weights."""
     depthwise, project = block.depthwise, block.project
     expand = block.expand
     return MBConv(

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import Indices, decode
-from proxylessnas.core.supernet import MixedOp, Residual, Supernet, softmax
-from proxylessnas.pretrained.candidates import BlockFits, rounded_width
+from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, softmax
+from proxylessnas.pretrained.candidates import BlockFits, blank, rounded_width
+from proxylessnas.pretrained.networks import bottleneck
 from proxylessnas.pretrained.scores import (
     Candidates,
     Scores,
@@ -26,6 +27,7 @@ from proxylessnas.pretrained.scores import (
     replacement_scores,
 )
 from proxylessnas.spaces.blocks import Network
+from proxylessnas.spaces.inverted import parse_choice
 from proxylessnas.training.callbacks import mean_entropy
 
 PRIOR_ENTROPY = 0.5
@@ -45,6 +47,27 @@ def space_around(network: Network, candidates: Candidates) -> Network:
         mixed = MixedOp(dict(named))
         blocks.append(Residual(mixed) if isinstance(block, Residual) else mixed)
     return _with_blocks(network, blocks).eval()
+
+
+def blank_candidates(
+    network: Network, names: Sequence[Iterable[str]]
+) -> list[dict[str, nn.Module]]:
+    """Candidates of these names with fresh weights, for weights that are loaded afterwards.
+
+    names: of every block, as `BlockFits.candidates` gives them.
+
+    Raises:
+        ArchitectureError: a name is not understood.
+    """
+    blanks: list[dict[str, nn.Module]] = []
+    for block, named in zip(network.blocks, names, strict=True):
+        layers = bottleneck(block)
+        row: dict[str, nn.Module] = {}
+        for name in named if layers is not None else ():
+            assert layers is not None
+            row[name] = Zero() if name == "zero" else blank(layers, *parse_choice(name))
+        blanks.append(row)
+    return blanks
 
 
 def _with_blocks(network: Network, blocks: Sequence[nn.Module]) -> Network:

@@ -12,11 +12,13 @@ from torch import nn
 
 from proxylessnas.architecture import Architecture, InputInfo
 from proxylessnas.config import RunConfig
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import RewardOf
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data import Augmentation, Batches, ImageData, load_data
-from proxylessnas.hardware.costs import CostFunction
+from proxylessnas.hardware.costs import CostFunction, check_names
 from proxylessnas.io.console import Reporter
+from proxylessnas.io.importing import imported
 from proxylessnas.seeds import derive_seed
 from proxylessnas.session.problem import Part
 from proxylessnas.spaces import build, build_supernet, complete_settings
@@ -31,12 +33,17 @@ class ConfiguredProblem:
     config: names the data and how they are read; settings of the stages come with each call.
     """
 
-    functions: Mapping[str, CostFunction] = {}  # never written
     reward: RewardOf | None = None
 
     def __init__(self, config: RunConfig, reporter: Reporter) -> None:
         self.config, self.reporter = config, reporter
         self.task = Task.classification(config.search.label_smoothing)
+
+    @cached_property
+    def functions(self) -> Mapping[str, CostFunction]:
+        """The user's own costs, imported."""
+        check_names(list(self.config.costs))
+        return {name: imported(code, "the cost") for name, code in self.config.costs.items()}
 
     @cached_property
     def data(self) -> ImageData:
@@ -88,6 +95,14 @@ class ConfiguredProblem:
         # and statistics and scores are taken from a part.
         source = "search" if part == "calibration" else "valid"
         return batches(source, SCORING_BATCH, shuffle=True, seed=seed)
+
+    def search_parts(
+        self, config: RunConfig, supernet: Supernet, costs: Costs, epoch_steps: int
+    ) -> Mapping[str, Any]:
+        return {}
+
+    def training_task(self, config: RunConfig) -> Task:
+        return self.task
 
     def architecture(self, architecture: Architecture, config: RunConfig) -> Architecture:
         """With the data's input, and the training's dropout and the like."""

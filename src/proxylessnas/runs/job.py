@@ -16,8 +16,12 @@ from proxylessnas.io.console import Reporter, duration
 from proxylessnas.io.stopping import Signal
 from proxylessnas.limits import all_limits
 from proxylessnas.runs import summary
+from proxylessnas.runs.by_hand import STAGE as BY_HAND
+from proxylessnas.runs.by_hand import by_hand
 from proxylessnas.runs.configured import ConfiguredProblem
 from proxylessnas.runs.directory import CONFIG, RunDirectory
+from proxylessnas.runs.specialised import SpecialisedProblem, begin_specialised, with_defaults
+from proxylessnas.runs.teaching import prepare
 from proxylessnas.session import STAGES
 from proxylessnas.session.deriving import derive, derive_within
 from proxylessnas.session.exporting import export
@@ -27,6 +31,7 @@ from proxylessnas.session.pipeline import begin, find_network, stop_if_asked, to
 from proxylessnas.session.records import Records, any_done
 from proxylessnas.session.searching import search
 from proxylessnas.session.session import Session
+from proxylessnas.session.store import Store
 from proxylessnas.spaces import complete_settings
 from proxylessnas.training.ranks import ALONE, Ranks
 
@@ -35,6 +40,7 @@ FIRST_STAGE = {
     "search": "search",
     "target_latency": "search",
     "limits": "search",
+    "costs": "search",
     "derive": "derive",
     "train": "train",
 }
@@ -74,19 +80,28 @@ def open_run(
         records = Records(directory, ranks, reporter)
         config = _merge(directory, records, stored, settings)
     else:
-        config = parse_settings(RunConfig, settings)
+        config = parse_settings(RunConfig, with_defaults(settings))
     _check(config, ranks)
-    problem = ConfiguredProblem(config, reporter)
-    if stored is None:
+    problem = _problem(config, reporter, directory)
+    _ = problem.functions  # imported now, for its error
+    if stored is None and not config.is_specialised:
         config = _with_space(config, problem)
     session = Session(
         config, problem, directory, reporter=reporter, ranks=ranks, signal=signal, force=force
     )
+    if stored is None and isinstance(problem, SpecialisedProblem):
+        return begin_specialised(session, problem, directory.write_config)
     if stored is None:
         return begin(session, directory.write_config)
     if config != stored:
         directory.write_config(config)
     return session
+
+
+def _problem(config: RunConfig, reporter: Reporter, store: Store) -> ConfiguredProblem:
+    if config.is_specialised:
+        return SpecialisedProblem(config, reporter, store)
+    return ConfiguredProblem(config, reporter)
 
 
 def _check(config: RunConfig, ranks: Ranks) -> None:
@@ -175,6 +190,8 @@ def _plain(value: Any) -> str:
 def run_all(session: Session, directory: RunDirectory, started: float) -> dict[str, Any]:
     """Every stage that is not done, then the summary."""
     with told(session) as facts:
+        if isinstance(session.problem, SpecialisedProblem):
+            prepare(session, session.problem)
         session = find_network(session, directory.write_config, started)
         done = session.records.done
         for stage, run in (("train", train), ("evaluate", evaluate)):
@@ -182,13 +199,21 @@ def run_all(session: Session, directory: RunDirectory, started: float) -> dict[s
             if not done(stage):
                 run(session)
         if session.config.baselines:
-            baselines(session)
+            compare(session)
         if not done("export"):
             export(session)
         facts |= summary.summarise(session)
         directory.write_json("summary.json", facts)
         session.reporter.say(f"all done in {duration(sum(facts['seconds'].values()))}")
     return facts
+
+
+def compare(session: Session) -> None:
+    """Train and measure the baselines that belong to the road that was taken."""
+    if not isinstance(session.problem, SpecialisedProblem):
+        baselines(session)
+    elif not session.records.done(BY_HAND):
+        by_hand(session, session.problem)
 
 
 def derive_latencies(

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.errors import RunError
+from proxylessnas.schema import Hint, from_plain
 from proxylessnas.session import STAGES
 from proxylessnas.session.records import BASELINES
 from proxylessnas.session.session import Session
@@ -47,12 +48,31 @@ def summarise(session: Session) -> dict[str, Any]:
         "seed": session.config.seed,
         "versions": versions(),
     }
-    if session.config.baselines:
+    if session.config.is_specialised:
+        facts |= _specialised(session, facts)
+    elif session.config.baselines:
         facts["baselines"] = {name: _baseline(session, name, export) for name in BASELINES}
         for name in BASELINES:
             for stage in (f"train-{name}", f"evaluate-{name}"):
                 facts["seconds"][stage] = _record(session, stage)["seconds"]
     return facts
+
+
+def _specialised(session: Session, facts: dict[str, Any]) -> dict[str, Any]:
+    """What a run with trained weights says beside all runs."""
+    stages = ["teach", "candidates", *(["by-hand"] if session.config.baselines else [])]
+    records = {stage: _record(session, stage) for stage in stages}
+    facts["seconds"] |= {stage: record["seconds"] for stage, record in records.items()}
+    if "by-hand" not in records:
+        return {"pretrained": session.config.pretrained}
+    compared = records["by-hand"]
+    return {
+        "pretrained": session.config.pretrained,
+        "majority_accuracy": compared["majority_accuracy"],
+        "linear_accuracy": compared["linear_accuracy"],
+        "teacher_accuracy": compared["baselines"]["teacher"]["test_accuracy"],
+        "baselines": compared["baselines"],
+    }
 
 
 def _device(session: Session) -> str | dict[str, Any]:
@@ -63,15 +83,15 @@ def _device(session: Session) -> str | dict[str, Any]:
     return dict(table.device)
 
 
-# What a stage's record must hold; it may have been edited by hand.
-NUMBER, MAYBE = (int, float), (int, float, type(None))
-FACTS: dict[str, dict[str, tuple[type, ...]]] = {
-    "search": {"entropy": NUMBER},
-    "derive": {"predicted": (dict,)},
-    "evaluate": {"accuracy": MAYBE},
+# What the summary takes from a stage's record, which may have been edited by hand.
+FACTS: dict[str, dict[str, Hint]] = {
+    "search": {"entropy": float},
+    "derive": {"predicted": dict[str, float], "predicted.latency": float},
+    "evaluate": {"accuracy": float | None},
     "export": {
-        **{"measured_ms": MAYBE, "measured_raw_ms": MAYBE, "canary_drift": MAYBE},
-        **{"noise_pct": MAYBE, "largest_difference": NUMBER, "baselines_ms": (dict,)},
+        **{"measured_ms": float | None, "measured_raw_ms": float | None},
+        **{"canary_drift": float | None, "noise_pct": float | None},
+        **{"largest_difference": float, "baselines_ms": dict[str, float | None]},
     },
 }
 
@@ -83,16 +103,17 @@ def _record(session: Session, stage: str) -> dict[str, Any]:
         RunError: it is not what the stage wrote.
     """
     record = session.records.require(stage)
-    facts = {**FACTS.get(stage.partition("-")[0], {}), "seconds": NUMBER}
-    wrong = [k for k, kinds in facts.items() if k not in record or type(record[k]) not in kinds]
-    if stage == "derive" and not wrong and type(record["predicted"].get("latency")) not in NUMBER:
-        wrong = ["predicted.latency"]
-    if wrong:
+    try:
+        for name, hint in {**FACTS.get(stage.partition("-")[0], {}), "seconds": float}.items():
+            group, _, key = name.rpartition(".")
+            holder = record[group] if group else record
+            holder[key] = from_plain(hint, holder.get(key), name, RunError)
+    except RunError as error:
         path = session.store.file(f"stages/{stage}.json")
         raise RunError(
-            f"{path} is damaged: {wrong[0]} is not in it; remove it, and --resume does {stage} and "
-            "what follows again"
-        )
+            f"{path} is damaged: {error}; remove it, and --resume does {stage} and what follows "
+            "again"
+        ) from None
     return record
 
 
@@ -173,10 +194,13 @@ def _networks(facts: dict[str, Any]) -> Table:
             name,
             "-" if accuracy is None else f"{100 * accuracy:.2f} %",
             f"{row['parameters']:,}",
-            f"{row['macs'] / 1e6:,.1f} M",
-            f"{row['predicted_latency_ms']:.3f}",
+            f"{row['macs'] / 1e6:,.1f} M" if "macs" in row else "-",
+            _ms(row.get("predicted_latency_ms")),
             _ms(row["measured_latency_ms"]),
         )
+    for name in ("linear", "majority"):
+        if f"{name}_accuracy" in facts:
+            table.add_row(name, f"{100 * facts[f'{name}_accuracy']:.2f} %", *"----")
     return table
 
 

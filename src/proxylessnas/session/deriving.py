@@ -44,7 +44,7 @@ def derive_within(
     title = "within " + ", ".join(f"{k} {v}" for k, v in limits.items())
     with session.records.stage(f"derive-{name}", title, session.callbacks) as facts:
         choice = _choose(session, _adapted(session, job, costs, settings.arch_steps), settings)
-        facts["limit_ms"] = costs.limit("latency")
+        facts["limits"] = costs.finite_limits
         return _keep_choice(session, choice, facts, f"-{name}", job)
 
 

@@ -53,7 +53,7 @@ def _export_onnx(session: Session) -> dict[str, Any]:
 def _measured(session: Session, network: nn.Module) -> dict[str, Any]:
     """The exported file beside the baselines and the table's canary, in the same rounds."""
     others: dict[str, nn.Module] = {}
-    if session.config.baselines:
+    if session.config.baselines and not session.config.is_specialised:
         others = {name: trained_network(session, name).cpu() for name in BASELINES}
     reads_onnx = session.runtime.name.partition(":")[0] in ("onnxruntime", "openvino")
     file = session.store.path is not None and reads_onnx

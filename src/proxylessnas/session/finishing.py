@@ -47,7 +47,7 @@ def train_network(session: Session, stage: str, network: nn.Module, file: str) -
     settings: TrainSettings = session.config.train
     job = Training(
         network=network,
-        task=session.problem.task,
+        task=session.problem.training_task(session.config),
         train=session.problem.batches("train", session.config),
         settings=settings,
         seed=session.config.seed,

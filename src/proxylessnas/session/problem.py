@@ -14,6 +14,7 @@ from torch import nn
 
 from proxylessnas.architecture import Architecture, InputInfo
 from proxylessnas.config import RunConfig
+from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import RewardOf
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data.batches import Batches
@@ -21,7 +22,7 @@ from proxylessnas.errors import ConfigError, DataError
 from proxylessnas.hardware.costs import CostFunction
 from proxylessnas.training.task import Task
 
-Part = Literal["search", "valid", "calibration", "scoring", "train", "test"]
+Part = Literal["search", "valid", "calibration", "scoring", "train", "test", "teach"]
 
 
 class Problem(Protocol):
@@ -68,6 +69,17 @@ class Problem(Protocol):
     def network(self, architecture: Architecture, config: RunConfig) -> nn.Module:
         """The plain network with fresh weights of the current generator."""
 
+    def search_parts(
+        self, config: RunConfig, supernet: Supernet, costs: Costs, epoch_steps: int
+    ) -> Mapping[str, Any]:
+        """Parts of the `Search` in place of the settings' own: α to begin from, a schedule.
+
+        epoch_steps: training batches an epoch.
+        """
+
+    def training_task(self, config: RunConfig) -> Task:
+        """What the derived network is trained on."""
+
     def input(self) -> InputInfo | None:
         """How an example becomes the network's input, where that is known."""
 
@@ -111,6 +123,14 @@ class ModelProblem:
             "a model of your own is trained on from the weights that the search gave it: "
             "result.derive() returns it"
         )
+
+    def search_parts(
+        self, config: RunConfig, supernet: Supernet, costs: Costs, epoch_steps: int
+    ) -> Mapping[str, Any]:
+        return {}
+
+    def training_task(self, config: RunConfig) -> Task:
+        return self.task
 
     def input(self) -> InputInfo | None:
         return None

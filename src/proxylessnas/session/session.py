@@ -257,10 +257,11 @@ class Session:
 
     def new_search(self) -> Search:
         """The search of this session, at its first step."""
+        train = self.problem.batches("search", self.config)
         return Search.from_settings(
             self.config.search,
             costs=self.costs,
-            train=self.problem.batches("search", self.config),
+            train=train,
             valid=self.problem.batches("valid", self.config),
             supernet=self.supernet,
             task=self.problem.task,
@@ -268,6 +269,7 @@ class Session:
             seed=self.config.seed,
             machine=self.machine,
             ranks=self.ranks,
+            **self.problem.search_parts(self.config, self.supernet, self.costs, len(train)),
         )
 
     def drive(self, stage: str, job: Job, words: str) -> str:

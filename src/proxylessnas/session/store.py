@@ -21,6 +21,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from proxylessnas.errors import RunError, one_line
+from proxylessnas.io.json_files import decode_json
 from proxylessnas.training.faults import State
 
 MAX_JSON_BYTES = 64 << 20
@@ -85,11 +86,11 @@ class Store(ABC):
         self.write(name, (json.dumps(value, indent=2) + "\n").encode())
 
     def read_json(self, name: str) -> Any:
-        data = self.read(name, MAX_JSON_BYTES)
+        text = self.read(name, MAX_JSON_BYTES)
         try:
-            return json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise RunError(f"cannot read {self.file(name)}: {one_line(error)}") from None
+            return decode_json(text, RunError)
+        except RunError as error:
+            raise RunError(f"cannot read {self.file(name)}: {error}") from None
 
     # --- metrics ---
 

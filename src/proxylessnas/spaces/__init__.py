@@ -9,12 +9,8 @@ holding `MixedOp`s.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
-import sys
-import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -23,6 +19,7 @@ from proxylessnas.architecture import Architecture, InputInfo
 from proxylessnas.config import parse_settings
 from proxylessnas.core.supernet import Supernet, collapse_residuals
 from proxylessnas.errors import ArchitectureError, ConfigError, did_you_mean
+from proxylessnas.io.importing import imported
 from proxylessnas.spaces import inverted, macro, mobile, tree
 
 
@@ -57,7 +54,7 @@ def complete_settings(
             if given[key] is not None and list_of(given[key]) != list_of(known[key]):
                 raise ConfigError(f"{key} is {given[key]}, but the data say {known[key]}")
     if ":" in name:
-        parameters = inspect.signature(_factory(name)).parameters
+        parameters = inspect.signature(imported(name, "the space")).parameters
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for key in given:
             if key not in parameters and not takes_all:
@@ -125,30 +122,7 @@ def _settings(name: str, given: Mapping[str, Any]) -> Any:
 
 
 def _call_factory(name: str, settings: Mapping[str, Any]) -> nn.Module:
-    model = _factory(name)(**settings)
+    model = imported(name, "the space")(**settings)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{name} returned {type(model).__name__}, not a torch module")
     return model
-
-
-def _factory(name: str) -> Callable[..., Any]:
-    module_name, _, attribute = name.partition(":")
-    try:
-        with _working_directory_importable():
-            module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"cannot import {module_name!r} of the space {name!r}: {error}") from None
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        raise ConfigError(f"the module {module_name!r} has no function {attribute!r}")
-    return typing.cast(Callable[..., Any], factory)
-
-
-@contextmanager
-def _working_directory_importable() -> Iterator[None]:
-    """The user's module lies where the user is, also for an installed console script."""
-    sys.path.insert(0, "")
-    try:
-        yield
-    finally:
-        sys.path.remove("")

@@ -28,8 +28,12 @@ from proxylessnas.spaces.blocks import (
 )
 from proxylessnas.spaces.bounds import InputShape, Size, Sizes, check
 
-Candidate = Literal["k3_e3", "k5_e3", "k7_e3", "k3_e6", "k5_e6", "k7_e6"]
-CANDIDATES: tuple[Candidate, ...] = get_args(Candidate)
+# The paper's six, and those of expansion 4, which Once-for-All chooses from too.
+Candidate = Literal[
+    "k3_e3", "k5_e3", "k7_e3", "k3_e6", "k5_e6", "k7_e6", "k3_e4", "k5_e4", "k7_e4"
+]  # fmt: skip
+ALL_CANDIDATES: tuple[Candidate, ...] = get_args(Candidate)
+CANDIDATES = ALL_CANDIDATES[:6]
 SMALL = 64  # inputs under this many pixels keep their resolution in stem and first stage
 
 

@@ -1,4 +1,4 @@
-"""Runtimes by name: a plain dict, and the entry points `proxylessnas.runtimes`.
+"""Runtimes by name: a table, and the entry points `proxylessnas.runtimes`.
 
 A name is `base` or `base:option,option`, for example `onnxruntime`, `torch:channels_last`
 or `openvino:bf16`. A factory takes the options as strings and `threads=`, and imports its
@@ -7,14 +7,14 @@ library only then.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-import sys
+from dataclasses import dataclass
 from importlib.metadata import entry_points
-from types import ModuleType
 from typing import cast
 
 from proxylessnas.errors import MeasurementError, MissingDependency, did_you_mean
-from proxylessnas.hardware.runtimes.base import Factory, Runtime, Session, flag_options
+from proxylessnas.hardware.runtimes.base import Factory, Runtime, Session
 
 __all__ = ["DEFAULT", "RUNTIMES", "Factory", "Runtime", "Session", "make", "names", "split"]
 
@@ -22,47 +22,30 @@ DEFAULT = "onnxruntime"
 GROUP = "proxylessnas.runtimes"  # of entry points, by which other packages add runtimes
 
 
-def _onnxruntime(*options: str, threads: int = 1) -> Runtime:
-    from proxylessnas.hardware.runtimes.onnxruntime import OnnxRuntime
+@dataclass(frozen=True)
+class _BuiltIn:
+    """A runtime of this package, imported when it is asked for.
 
-    return OnnxRuntime(*options, threads=threads)
+    needs: the module of an optional package, which the extra of the runtime's name installs.
+    """
 
+    module: str
+    factory: str
+    needs: str = ""
 
-def _torch(*options: str, threads: int = 1) -> Runtime:
-    from proxylessnas.hardware.runtimes.torch import TorchRuntime
-
-    return TorchRuntime(*options, threads=threads)
-
-
-def _litert(*options: str, threads: int = 1) -> Runtime:
-    _need("ai_edge_litert", "ai-edge-litert", "litert")
-    from proxylessnas.hardware.runtimes.litert import LiteRt
-
-    return LiteRt(*options, threads=threads)
-
-
-def _openvino(*options: str, threads: int = 1) -> Runtime:
-    _need("openvino", "openvino", "openvino")
-    # Importing OpenVINO would otherwise send usage data to its makers, from a forked process.
-    sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
-    from proxylessnas.hardware.runtimes.openvino import OpenVino
-
-    return OpenVino(*options, threads=threads)
+    def make(self, name: str, options: tuple[str, ...], threads: int) -> Runtime:
+        if self.needs and importlib.util.find_spec(self.needs) is None:
+            raise MissingDependency(self.needs.replace("_", "-"), name, f"the runtime {name}")
+        module = importlib.import_module(f"{__name__}.{self.module}")
+        return cast(Factory, getattr(module, self.factory))(*options, threads=threads)
 
 
-def _fake(*options: str, threads: int = 1) -> Runtime:
-    from proxylessnas.hardware.runtimes.fake import FakeRuntime
-
-    flag_options("fake", options, ())
-    return FakeRuntime(threads=threads)
-
-
-RUNTIMES: dict[str, Factory] = {
-    "onnxruntime": _onnxruntime,
-    "torch": _torch,
-    "litert": _litert,
-    "openvino": _openvino,
-    "fake": _fake,
+RUNTIMES = {
+    "onnxruntime": _BuiltIn("onnxruntime", "OnnxRuntime"),
+    "torch": _BuiltIn("torch", "TorchRuntime"),
+    "litert": _BuiltIn("litert", "LiteRt", needs="ai_edge_litert"),
+    "openvino": _BuiltIn("openvino", "OpenVino", needs="openvino"),
+    "fake": _BuiltIn("fake", "make_fake"),
 }
 
 
@@ -83,12 +66,12 @@ def make(name: str, *, threads: int = 1) -> Runtime:
     options = tuple(option for option in rest.split(",") if option)
     if threads < 1:
         raise MeasurementError(f"threads is {threads}; it must be at least 1")
-    factory = RUNTIMES.get(base)
-    if factory is None:
-        points = entry_points(group=GROUP, name=base)
-        if not points:
-            raise MeasurementError(f"there is no runtime {base!r}; {did_you_mean(base, names())}")
-        factory = cast(Factory, next(iter(points)).load())
+    if base in RUNTIMES:
+        return RUNTIMES[base].make(base, options, threads)
+    points = entry_points(group=GROUP, name=base)
+    if not points:
+        raise MeasurementError(f"there is no runtime {base!r}; {did_you_mean(base, names())}")
+    factory = cast(Factory, next(iter(points)).load())
     return factory(*options, threads=threads)
 
 
@@ -105,8 +88,3 @@ def split(text: str) -> list[str]:
         else:
             runtimes.append(word)
     return list(dict.fromkeys(runtimes))
-
-
-def _need(module: str, package: str, extra: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise MissingDependency(package, extra, f"the runtime {extra}")

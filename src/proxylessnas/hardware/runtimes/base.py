@@ -30,9 +30,11 @@ class Runtime(Protocol):
     """What executes networks on a device.
 
     name: as the user writes it, for example `onnxruntime` or `openvino:bf16`.
+    threads: that it computes with.
     """
 
     name: str
+    threads: int
 
     def describe(self) -> dict[str, str | int]:
         """runtime, version, precision, threads, device: what a latency belongs to."""
@@ -56,6 +58,14 @@ class Runtime(Protocol):
 
 
 Factory = Callable[..., Runtime]
+
+
+def description(
+    runtime: Runtime, *, version: str, device: str, precision: str = "f32"
+) -> dict[str, str | int]:
+    """A runtime's `describe()`."""
+    words = {"runtime": runtime.name, "version": version, "precision": precision}
+    return {**words, "threads": runtime.threads, "device": device}
 
 
 def flag_options(name: str, options: tuple[str, ...], allowed: tuple[str, ...]) -> tuple[str, ...]:

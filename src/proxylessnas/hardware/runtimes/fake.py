@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from proxylessnas.errors import MeasurementError, one_line
 from proxylessnas.export.compare import eager_outputs
 from proxylessnas.hardware.count import count_macs
-from proxylessnas.hardware.runtimes.base import Session, file_bytes
+from proxylessnas.hardware.runtimes.base import Session, description, file_bytes, flag_options
 from proxylessnas.seeds import derive_seed
 
 MS_PER_MAC = 5e-8
@@ -44,13 +44,7 @@ class FakeRuntime:
     loaded: int = field(default=0, init=False)
 
     def describe(self) -> dict[str, str | int]:
-        return {
-            "runtime": self.name,
-            "version": self.version,
-            "precision": "f32",
-            "threads": self.threads,
-            "device": self.device,
-        }
+        return description(self, version=self.version, device=self.device)
 
     def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
         if self.fails and any(self.fails in type(m).__name__ for m in module.modules()):
@@ -60,6 +54,12 @@ class FakeRuntime:
 
     def load_file(self, path: str | Path, *, batch: int = 1) -> Session:
         return FakeSession(self, latency_ms(*_onnx_work(path, batch)))
+
+
+def make_fake(*options: str, threads: int = 1) -> FakeRuntime:
+    """The runtime `fake`, which takes no options."""
+    flag_options("fake", options, ())
+    return FakeRuntime(threads=threads)
 
 
 class FakeSession(Session):

@@ -18,7 +18,13 @@ from proxylessnas.export.tflite import channels_last, to_tflite
 from proxylessnas.hardware.fingerprint import fingerprint
 from proxylessnas.hardware.host import cpu_model
 from proxylessnas.hardware.networks import LiteRtNetwork
-from proxylessnas.hardware.runtimes.base import Session, file_bytes, flag_options, stand_in
+from proxylessnas.hardware.runtimes.base import (
+    Session,
+    description,
+    file_bytes,
+    flag_options,
+    stand_in,
+)
 
 
 class LiteRt:
@@ -30,13 +36,7 @@ class LiteRt:
         self._last = ("", b"")
 
     def describe(self) -> dict[str, str | int]:
-        return {
-            "runtime": self.name,
-            "version": version("ai-edge-litert"),
-            "precision": "f32",
-            "threads": self.threads,
-            "device": cpu_model(),
-        }
+        return description(self, version=version("ai-edge-litert"), device=cpu_model())
 
     def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
         interpreter = self._open(self._converted(module, inputs))

@@ -19,6 +19,7 @@ from proxylessnas.hardware.host import cpu_model
 from proxylessnas.hardware.networks import OnnxNetwork
 from proxylessnas.hardware.runtimes.base import (
     Session,
+    description,
     file_bytes,
     full_name,
     is_activation,
@@ -49,13 +50,8 @@ class OnnxRuntime:
 
     def describe(self) -> dict[str, str | int]:
         on_gpu = self.provider.startswith(("CUDA", "Tensorrt")) and torch.cuda.is_available()
-        return {
-            "runtime": self.name,
-            "version": ort.__version__,
-            "precision": "f32",
-            "threads": self.threads,
-            "device": torch.cuda.get_device_name() if on_gpu else cpu_model(),
-        }
+        device = torch.cuda.get_device_name() if on_gpu else cpu_model()
+        return description(self, version=ort.__version__, device=device)
 
     def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
         arrays = [x.detach().cpu().numpy() for x in inputs]

@@ -6,11 +6,12 @@ threads are always set here.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import numpy as np
-import openvino
 from torch import Tensor, nn
 
 from proxylessnas.errors import MeasurementError, one_line
@@ -18,12 +19,17 @@ from proxylessnas.export.onnx import to_onnx
 from proxylessnas.hardware.host import cpu_model
 from proxylessnas.hardware.runtimes.base import (
     Session,
+    description,
     file_bytes,
     flag_options,
     full_name,
     is_activation,
     stand_in,
 )
+
+# Importing OpenVINO would otherwise send usage data to its makers, from a forked process.
+sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
+import openvino  # noqa: E402
 
 PRECISIONS = ("f32", "bf16")
 
@@ -46,13 +52,8 @@ class OpenVino:
             )
 
     def describe(self) -> dict[str, str | int]:
-        return {
-            "runtime": self.name,
-            "version": str(openvino.__version__).partition("-")[0],
-            "precision": self.precision,
-            "threads": self.threads,
-            "device": cpu_model(),
-        }
+        version = str(openvino.__version__).partition("-")[0]
+        return description(self, version=version, device=cpu_model(), precision=self.precision)
 
     def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
         arrays = [x.detach().cpu().numpy() for x in inputs]

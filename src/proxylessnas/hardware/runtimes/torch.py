@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from proxylessnas.errors import MeasurementError, one_line
 from proxylessnas.export.fold import fold
 from proxylessnas.hardware.host import cpu_model
-from proxylessnas.hardware.runtimes.base import Session, flag_options, full_name
+from proxylessnas.hardware.runtimes.base import Session, description, flag_options, full_name
 
 OPTIONS = ("channels_last", "cuda", "graph")
 
@@ -33,13 +33,8 @@ class TorchRuntime:
 
     def describe(self) -> dict[str, str | int]:
         cuda = self.device.type == "cuda"
-        return {
-            "runtime": self.name,
-            "version": torch.__version__,
-            "precision": "f32",
-            "threads": self.threads,
-            "device": torch.cuda.get_device_name() if cuda else cpu_model(),
-        }
+        device = torch.cuda.get_device_name() if cuda else cpu_model()
+        return description(self, version=torch.__version__, device=device)
 
     def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
         network = fold(module).to(self.device)

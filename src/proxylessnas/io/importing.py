@@ -1,0 +1,40 @@
+"""Functions of a user's own module, by `module:function`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from proxylessnas.errors import ConfigError
+
+
+def imported(name: str, role: str) -> Callable[..., Any]:
+    """The function that `module:function` names. role: its part in messages, as `the space`.
+
+    Raises:
+        ConfigError: there is no such module, or no such function in it.
+    """
+    module_name, _, attribute = name.partition(":")
+    try:
+        with _working_directory_importable():
+            module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"cannot import {module_name!r} of {role} {name!r}: {error}") from None
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise ConfigError(f"the module {module_name!r} has no function {attribute!r}")
+    return typing.cast(Callable[..., Any], function)
+
+
+@contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    """The user's module lies where the user is, also for an installed console script."""
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.path.remove("")

@@ -1,0 +1,191 @@
+"""What a user would do by hand, beside the network that was found: `--pretrained`'s baselines.
+
+Always the same class; the linear classifier; the teacher as it is; the teacher at a smaller input
+and a network narrowed alike in every block, both as large as keeps the measured latency of the
+network that was found, and fine-tuned as long.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from proxylessnas.data import Batches
+from proxylessnas.hardware.measure import NetworkReport, measure_networks
+from proxylessnas.pretrained.candidates import PHOTOS, BlockFits, block_inputs
+from proxylessnas.pretrained.networks import bottleneck
+from proxylessnas.pretrained.space import largest_within, uniform_network
+from proxylessnas.runs.specialised import SpecialisedProblem, images_of
+from proxylessnas.session.finishing import trained_network
+from proxylessnas.session.session import Session
+from proxylessnas.spaces.blocks import Network
+from proxylessnas.training.callbacks import ProgressBar
+from proxylessnas.training.evaluate import evaluate
+from proxylessnas.training.loop import run_loop
+from proxylessnas.training.task import Task, batch_size
+from proxylessnas.training.train import Training
+
+SHARES = [share / 48 for share in range(4, 48)]  # of hidden channels, of uniform networks
+LEAST_SIZE, SIZE_STEP = 32, 8  # pixels
+STAGE = "by-hand"
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """A network, the size of its input in pixels, and its accuracy on the test part."""
+
+    network: nn.Module
+    size: int
+    accuracy: float
+
+
+def by_hand(session: Session, problem: SpecialisedProblem) -> None:
+    """Train, evaluate and measure the baselines; one record for all."""
+    session.records.require("train")
+    title = "what one would do by hand, at the same latency"
+    with session.records.stage(STAGE, title, session.callbacks) as facts:
+        teacher, size = problem.teacher(), problem.data.info.shape[1]
+        majority = session.records.require("teach")["majority_class"]
+        test = problem.batches("test", session.config)
+        facts["majority_accuracy"] = _share_of(majority, test)
+        facts["linear_accuracy"] = _accuracy(session, problem.linear(), test)
+        rows = {"teacher": Compared(teacher, size, _accuracy(session, teacher, test))}
+        if session.is_local and session.target_ms is not None:
+            found = trained_network(session).cpu()
+            limit = _measured(session, {"found": (found, size)})["found"].raw_ms
+            for name, make in (("smaller_input", _smaller_input), ("uniform", _uniform)):
+                row = make(session, problem, teacher, limit)
+                if row is not None:
+                    rows[name] = row
+            facts["found_ms"] = limit
+        facts["baselines"] = _together(session, rows)
+
+
+def _together(session: Session, rows: Mapping[str, Compared]) -> dict[str, Any]:
+    """The rows of the table, with latencies that were measured in the same rounds."""
+    report = None
+    if session.is_local:
+        report = _measured(session, {name: (r.network, r.size) for name, r in rows.items()})
+    return {
+        name: {
+            "test_accuracy": row.accuracy,
+            "measured_latency_ms": None if report is None else report[name].raw_ms,
+            "parameters": sum(p.numel() for p in row.network.parameters()),
+            "image_size": row.size,
+        }
+        for name, row in rows.items()
+    }
+
+
+def _accuracy(session: Session, network: nn.Module, test: Batches) -> float:
+    network = session.machine.place(copy.deepcopy(network))
+    task, ranks = session.problem.task, session.ranks
+    return evaluate(network, task, test, session.machine, ranks=ranks).accuracy or 0.0
+
+
+def _share_of(label: int, batches: Batches) -> float:
+    right = total = 0
+    for _, labels in batches.epoch(0):
+        right += int((labels == label).sum())
+        total += batch_size(labels)
+    return right / max(1, total)
+
+
+def _measured(session: Session, networks: Mapping[str, tuple[nn.Module, int]]) -> NetworkReport:
+    """Latencies now, of networks that are laid out in memory as they are exported."""
+    batch, channels, _, _ = session.inputs[0].shape
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        name: (torch.randn((batch, channels, size, size), generator=generator),)
+        for name, (_, size) in networks.items()
+    }
+    return measure_networks(
+        {name: _as_exported(network) for name, (network, _) in networks.items()},
+        session.runtime,
+        session.inputs,
+        session.config.measure,
+        seed=session.config.seed,
+        inputs_of=inputs,
+    )
+
+
+def _as_exported(network: nn.Module) -> nn.Module:
+    return copy.deepcopy(network).cpu().to(memory_format=torch.contiguous_format).eval()
+
+
+def _tuned(
+    session: Session, network: nn.Module, task: Task, train: Batches, name: str
+) -> nn.Module:
+    """Fine-tuned as long as the network that was found."""
+    job = Training(
+        network=session.machine.place(copy.deepcopy(network)),
+        task=task,
+        train=train,
+        settings=replace(session.config.train, keep_best=False, patience=None),
+        seed=session.config.seed,
+        machine=session.machine,
+        ranks=session.ranks,
+        stage=name,
+    )
+    with session.reporter.bar(f"fine-tuning {name}") as update:
+        run_loop(job, callbacks=[ProgressBar(update)])
+    return job.network.eval()
+
+
+# --- a smaller input ---
+
+
+def _smaller_input(
+    session: Session, problem: SpecialisedProblem, teacher: Network, limit: float
+) -> Compared | None:
+    """The teacher at the largest input that keeps the latency, with images decoded at that size."""
+    full = problem.data.info.shape[1]
+    sizes = list(range(LEAST_SIZE, full, SIZE_STEP))
+
+    def latency(size: float) -> float:
+        return _measured(session, {"one": (teacher, int(size))})["one"].raw_ms
+
+    size = largest_within(sizes, latency, limit)
+    if size is None:
+        return None
+    config = replace(session.config, image_size=int(size))
+    smaller = SpecialisedProblem(config, session.reporter, session.store)
+    train = smaller.batches("train", config)
+    network = _tuned(session, teacher, problem.task, train, "smaller input")
+    accuracy = _accuracy(session, network, smaller.batches("test", config))
+    return Compared(network, int(size), accuracy)
+
+
+# --- narrower everywhere ---
+
+
+def _uniform(
+    session: Session, problem: SpecialisedProblem, teacher: Network, limit: float
+) -> Compared | None:
+    """All blocks narrowed alike by least squares, distilled as the network that was found."""
+    photos = images_of(problem.plain_images(session.config), PHOTOS)
+    inputs: list[Tensor] = block_inputs(teacher, photos)
+    fits = [
+        None if bottleneck(block) is None else BlockFits(block, x)
+        for block, x in zip(teacher.blocks, inputs, strict=True)
+    ]
+
+    config, size = session.config, problem.data.info.shape[1]
+
+    def latency(share: float) -> float:
+        network = uniform_network(teacher, fits, share)
+        return _measured(session, {"one": (network, size)})["one"].raw_ms
+
+    share = largest_within(SHARES, latency, limit)
+    if share is None:
+        return None
+    network: nn.Module = uniform_network(teacher, fits, share)
+    train = problem.batches("train", config)
+    network = _tuned(session, network, problem.training_task(config), train, "narrower")
+    accuracy = _accuracy(session, network, problem.batches("test", config))
+    return Compared(network, size, accuracy)

@@ -1,0 +1,223 @@
+"""The problem of `--pretrained`: images, classes, and the space around a trained network.
+
+What the stages `teach` and `candidates` leave in the store is part of the problem from then on:
+the teacher with its weights, and its candidates with theirs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from proxylessnas.architecture import Architecture
+from proxylessnas.config import RunConfig
+from proxylessnas.core.costs import Costs
+from proxylessnas.core.schedule import Schedule
+from proxylessnas.core.supernet import Supernet
+from proxylessnas.data import Batches, ImageData
+from proxylessnas.errors import RunError
+from proxylessnas.io.console import Reporter
+from proxylessnas.pretrained.distil import distilled
+from proxylessnas.pretrained.loading import load_pretrained
+from proxylessnas.pretrained.networks import Pretrained, shape_of
+from proxylessnas.pretrained.space import blank_candidates, prior, space_around
+from proxylessnas.pretrained.teach import matched
+from proxylessnas.runs.configured import SCORING_BATCH, ConfiguredProblem
+from proxylessnas.session.pipeline import Record
+from proxylessnas.session.problem import Part
+from proxylessnas.session.session import Session
+from proxylessnas.session.store import Store
+from proxylessnas.spaces import build
+from proxylessnas.spaces.blocks import Network
+from proxylessnas.spaces.inverted import settings_of
+from proxylessnas.training.task import Task
+
+SPACE = "inverted"
+TEACHER, LINEAR = "teacher.safetensors", "linear.safetensors"
+CANDIDATES, SCORES = "candidates.safetensors", "scores.json"
+
+
+# Of a run that begins with trained weights, unless they are given.
+DEFAULTS: dict[str, Any] = {
+    "space": SPACE,
+    # α begins at its prior and learns for as many steps as an epoch has batches.
+    "search": {"warmup_epochs": 0, "epochs": 1, "batch_size": 32},
+    "derive": {"recalibrate_images": 0},
+    "baselines": True,
+    "train": {
+        "epochs": 3,
+        "batch_size": 32,
+        "learning_rate": 0.005,
+        "warmup_epochs": 0.3,
+        "average_decay": 0.99,
+        "frozen_statistics": True,
+        "inherit": True,
+    },
+}
+
+
+def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that were given over those of the road that they take."""
+    if settings.get("pretrained") in (None, "none"):
+        return dict(settings)
+    merged: dict[str, Any] = dict(DEFAULTS)
+    for key, value in settings.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = {**merged[key], **value} if both else value
+    return merged
+
+
+def begin_specialised(session: Session, problem: SpecialisedProblem, record: Record) -> Session:
+    """The session with every automatic setting decided, before its first stage.
+
+    A network that cannot be loaded, or does not suit the images, is refused first.
+
+    Memory format and kernels are not tried: images in channels_last with folded normalisation and
+    strips for wide depthwise kernels are fastest on the CPUs that were tried (docs/log.md).
+    """
+    session.reporter.say(f"trained network: {problem.trained.name}")
+    machine, device = session.config.machine, session.machine.device
+    layout = machine.memory_format if machine.memory_format != "auto" else "channels_last"
+    strips = machine.depthwise_strips
+    machine = replace(
+        machine,
+        device=str(device),
+        threads=machine.threads or torch.get_num_threads(),
+        memory_format=layout,
+        autocast=bool(machine.autocast),
+        compile=bool(machine.compile),
+        depthwise_strips=device.type == "cpu" if strips is None else strips,
+        fused_batch_norm=bool(machine.fused_batch_norm),
+    )
+    session = session.configured(replace(session.config, machine=machine))
+    record(session.config, "")
+    return session
+
+
+class SpecialisedProblem(ConfiguredProblem):
+    """A trained network, taught the user's classes and cut to the limit."""
+
+    def __init__(self, config: RunConfig, reporter: Reporter, store: Store) -> None:
+        super().__init__(config, reporter)
+        self.store = store
+
+    @cached_property
+    def _matched(self) -> tuple[Pretrained, ImageData]:
+        name = self.config.pretrained
+        assert name is not None
+        trained = load_pretrained(name)  # refused before the data are read
+        data = super().data
+        if data.info.shape[0] == 1 and trained.input.shape[0] == 3:
+            self.reporter.say("  gray images: the network's first layer takes one channel")
+        return matched(trained, data)
+
+    @property
+    def trained(self) -> Pretrained:
+        """The network as it was loaded, with the classes that it was trained for."""
+        return self._matched[0]
+
+    @property
+    def data(self) -> ImageData:
+        """The images with the mean and the deviation that the weights want."""
+        return self._matched[1]
+
+    # --- networks ---
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The teacher's shape, as the settings of an architecture."""
+        shape = replace(shape_of(self.trained.network), classes=len(self.data.info.classes))
+        return settings_of(shape, self.data.info.shape)
+
+    def new_teacher(self) -> Network:
+        """The trained network with a classifier of the user's classes, which knows nothing yet."""
+        network = copy.deepcopy(self.trained.network)
+        classes = len(self.data.info.classes)
+        network.replace_classifier(nn.Linear(network.classifier.in_features, classes))
+        return network
+
+    def teacher(self) -> Network:
+        """The teacher as the stage `teach` left it, in evaluation mode.
+
+        Raises:
+            RunError: the stage is not finished.
+        """
+        network = build(Architecture(space=SPACE, settings=self.settings, choices={}))
+        assert isinstance(network, Network)
+        self.store.load_weights(TEACHER, network)
+        return network.eval()
+
+    def linear(self) -> Network:
+        """The trained network with the linear classifier, before it was fine-tuned."""
+        network = self.new_teacher()
+        tensors, _ = self.store.load_tensors(LINEAR)
+        network.classifier.load_state_dict(tensors)
+        return network.eval()
+
+    def supernet(self, config: RunConfig) -> Supernet:
+        """The space around the teacher, with the weights that the stage `candidates` fitted."""
+        if not self.store.has(SCORES):
+            raise RunError("the candidates are not cut yet: the stage candidates comes first")
+        model = space_around(self.teacher(), blank_candidates(self.teacher(), self.scores))
+        self.store.load_weights(CANDIDATES, model)
+        return Supernet(model, space=SPACE, settings=self.settings, input=self.data.info)
+
+    @property
+    def scores(self) -> list[dict[str, float]]:
+        """Of every block its candidates' scores, see `pretrained.scores`."""
+        scores = self.store.read_json(SCORES)
+        if not isinstance(scores, list) or not all(isinstance(named, dict) for named in scores):
+            raise RunError(f"{self.store.file('scores.json')} is damaged: do candidates again")
+        return scores
+
+    def search_parts(
+        self, config: RunConfig, supernet: Supernet, costs: Costs, epoch_steps: int
+    ) -> Mapping[str, Any]:
+        """α begins at its prior and learns alone; weights and statistics are the teacher's."""
+        steps = Schedule.of(config.search, epoch_steps).architecture_steps
+        return {
+            "alpha": prior(supernet, self.scores, costs),
+            "schedule": Schedule.architecture_alone(steps),
+            "frozen_statistics": True,
+        }
+
+    def architecture(self, architecture: Architecture, config: RunConfig) -> Architecture:
+        return replace(architecture.with_input(self.data.info), space=SPACE, settings=self.settings)
+
+    def network(self, architecture: Architecture, config: RunConfig) -> nn.Module:
+        return build(architecture)
+
+    def training_task(self, config: RunConfig) -> Task:
+        """With the teacher's opinion beside the labels."""
+        return distilled(self.task, self.teacher())
+
+    # --- batches ---
+
+    def batches(self, part: Part, config: RunConfig) -> Batches:
+        if part == "teach":
+            size, augment = config.teach.batch_size, config.teach.augment or True
+            return self.data.batches(
+                "search", size, augment=augment, shuffle=True, seed=config.seed
+            )
+        return super().batches(part, config)
+
+    def plain_images(self, config: RunConfig) -> Batches:
+        """Training images as the network will see them, in random order."""
+        return self.data.batches("search", SCORING_BATCH // 4, shuffle=True, seed=config.seed)
+
+
+def images_of(batches: Batches, most: int, *, skip: int = 0) -> Iterator[Tensor]:
+    """The inputs of an epoch's batches: after `skip` images, about `most`."""
+    count = 0
+    for inputs, _ in batches.epoch(0):
+        if count >= skip:
+            yield inputs
+        count += len(inputs)
+        if count >= skip + most:
+            return

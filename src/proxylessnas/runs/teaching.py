@@ -1,0 +1,108 @@
+"""The stages before the search of `--pretrained`: a teacher, and candidates cut from it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from torch import nn
+
+from proxylessnas.pretrained.candidates import PHOTOS, BlockFits, block_inputs
+from proxylessnas.pretrained.networks import bottleneck
+from proxylessnas.pretrained.scores import replacement_scores
+from proxylessnas.pretrained.space import space_around
+from proxylessnas.pretrained.teach import taught, teaching, with_linear_classifier
+from proxylessnas.runs.specialised import (
+    CANDIDATES,
+    LINEAR,
+    SCORES,
+    TEACHER,
+    SpecialisedProblem,
+    images_of,
+)
+from proxylessnas.session.pipeline import stop_if_asked
+from proxylessnas.session.session import Session
+from proxylessnas.spaces.blocks import Network
+
+HELD_OUT = 256  # photos that candidates are scored on, and not fitted to
+
+
+def prepare(session: Session, problem: SpecialisedProblem) -> None:
+    """What the search needs: a teacher and its candidates, as far as that is not done."""
+    for name, stage in (("teach", teach), ("candidates", cut)):
+        stop_if_asked(session)
+        if not session.records.done(name):
+            stage(session, problem)
+
+
+def teach(session: Session, problem: SpecialisedProblem) -> None:
+    """A linear classifier in closed form, then fine-tuning; the better one is the teacher."""
+    config, name = session.config, session.config.pretrained
+    title = f"{name} learns {len(problem.data.info.classes)} classes"
+    with session.records.stage("teach", title, session.callbacks) as facts:
+        network = session.machine.place(problem.new_teacher())
+        assert isinstance(network, Network)
+        with session.reporter.bar("features") as update:
+            fit = with_linear_classifier(
+                network,
+                problem.plain_images(config),
+                len(problem.data.info.classes),
+                session.machine,
+                images=problem.data.size("search"),
+                after_batch=update,
+            )
+        session.store.save_tensors(LINEAR, {"weight": fit.weight, "bias": fit.bias})
+        session.machine.place(network)
+        job = teaching(
+            network,
+            fit,
+            problem.batches("teach", config),
+            problem.batches("scoring", config),
+            config.teach,
+            seed=config.seed,
+            machine=session.machine,
+            ranks=session.ranks,
+        )
+        session.drive("teach", job, "teaching")
+        teacher = taught(job, fit)
+        session.reporter.say(f"  majority class {100 * fit.majority:.1f} %, {teacher.sentence}")
+        facts |= {
+            "majority_class": max(range(len(fit.counts)), key=lambda label: fit.counts[label]),
+            "linear_valid_accuracy": teacher.linear_accuracy,
+            "teacher_valid_accuracy": teacher.accuracy,
+            "best_step": teacher.best_step,
+        }
+        session.store.save_tensors(TEACHER, teacher.network.state_dict())
+        facts["files"] = [TEACHER, LINEAR]
+
+
+def cut(session: Session, problem: SpecialisedProblem) -> None:
+    """Candidates of every block, fitted by least squares, and what each alone is worth."""
+    with session.records.stage("candidates", "cut by least squares", session.callbacks) as facts:
+        facts |= session.ranks.of_main(lambda: _cut(session, problem))
+        facts["files"] = [CANDIDATES, SCORES]
+
+
+def _cut(session: Session, problem: SpecialisedProblem) -> dict[str, Any]:
+    teacher, photos = problem.teacher(), problem.plain_images(session.config)
+    held_out = min(HELD_OUT, problem.data.size("search") // 4)
+    start = time.monotonic()
+    inputs = block_inputs(teacher, images_of(photos, PHOTOS, skip=held_out))
+    named: list[dict[str, nn.Module]] = []
+    with session.reporter.bar("cutting") as update:
+        for index, (block, x) in enumerate(zip(teacher.blocks, inputs, strict=True)):
+            named.append({} if bottleneck(block) is None else BlockFits(block, x).candidates())
+            update(index + 1, len(inputs))
+    cut_s = time.monotonic() - start
+    with session.reporter.bar("scoring") as update:
+        photos_held_out = images_of(photos, held_out)
+        scores = replacement_scores(teacher, named, photos_held_out, progress=update)
+    session.store.save_tensors(CANDIDATES, space_around(teacher, named).state_dict())
+    session.store.write_json(SCORES, scores)
+    count = sum(map(len, named))
+    score_s = time.monotonic() - start - cut_s
+    session.reporter.say(
+        f"  {count} candidates of {len(named)} blocks: fitted in {cut_s:.0f} s, each alone scored "
+        f"on {held_out} photos in {score_s:.0f} s"
+    )
+    return {"candidates": count, "held_out": held_out, "cut_s": cut_s, "score_s": score_s}
