@@ -78,8 +78,10 @@ def gentle(data: ImageData) -> str:
     In the few epochs of a fine-tuning a box of 8 % of a photo is mostly a photo of something else.
     """
     augmentation = data.augmentation
-    return replace(augmentation, move="shift").text if augmentation.move == "crop" else (
-        augmentation.text
+    return (
+        replace(augmentation, move="shift").text
+        if augmentation.move == "crop"
+        else (augmentation.text)
     )
 
 
@@ -170,7 +172,9 @@ def teach(
         machine,
         images=data.size("search"),
     )
-    train = data.batches("search", size, augment=settings.augment or gentle(data), shuffle=True, seed=seed)
+    train = data.batches(
+        "search", size, augment=settings.augment or gentle(data), shuffle=True, seed=seed
+    )
     valid = data.batches("valid", size)
     job = teaching(network, fit, train, valid, settings, seed=seed, machine=machine)
     run_loop(job, callbacks=callbacks)
