@@ -458,7 +458,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--baselines", nargs="*", default=list(BASELINES), choices=BASELINES)
     parser.add_argument("--epochs", type=int, default=2, help="of every fine-tuning")
     parser.add_argument("--rate", type=float, default=0.002, help="of every fine-tuning")
-    parser.add_argument("--rescored", type=int, default=0, help="rounds around chosen networks")
+    parser.add_argument("--rescored", type=int, default=2, help="rounds around chosen networks")
     parser.add_argument("--steps", type=int, default=0, help="architecture steps after the prior")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rounds", type=int, default=10, help="of measuring")

@@ -233,11 +233,11 @@ class TrainSettings:
     """Decay of a moving average of the weights, which is what training ends with; 0 takes none."""
     frozen_statistics: bool = False
     """Whether batch normalisation keeps its statistics, as trained weights and few images want."""
-    keep_best: bool = False
-    """Whether the validation part is scored after every epoch, and training ends with the best
-    weights, those before the first step included."""
+    keep_best: Literal["never", "end", "epochs"] = "never"
+    """When the validation part is scored, to end with the best weights, those before the first step
+    included: at the end, or after every epoch too, which suits a validation part of thousands."""
     patience: Count | None = None
-    """Epochs without a better score after which training ends, with keep_best; null: none."""
+    """Epochs without a better score that end the training, with keep_best epochs; null: none."""
     class_weights: Literal["images", "balanced"] = "images"
     """What a class counts in the loss: as its images, or as every other class."""
     mix: Literal["none", "mixup", "cutmix"] = "none"
@@ -258,8 +258,8 @@ class TrainSettings:
             if name not in REGULARISERS:
                 near = did_you_mean(name, REGULARISERS)
                 raise ConfigError(f"space_settings has no {name!r}; {near}")
-        if self.patience is not None and not self.keep_best:
-            raise ConfigError("patience counts epochs without a better score: set keep_best")
+        if self.patience is not None and self.keep_best != "epochs":
+            raise ConfigError("patience counts epochs without a better score: keep_best is epochs")
 
 
 @checked(place="teach", renamed=RENAMED)
@@ -271,7 +271,7 @@ class TeachSettings(TrainSettings):
     """Epochs over the training images without the validation part."""
     batch_size: Count = 32
     """Images of a step."""
-    learning_rate: Rate = 0.003
+    learning_rate: Rate = 0.001
     """Learning rate at the start of its cosine decay."""
     warmup_epochs: RateOrZero = 0.5
     """Epochs, or a part of one, in which the learning rate grows from 0 in a line."""
@@ -279,9 +279,12 @@ class TeachSettings(TrainSettings):
     """Decay of a moving average of the weights, which is what training ends with; 0 takes none."""
     frozen_statistics: bool = True
     """Whether batch normalisation keeps its statistics, as trained weights and few images want."""
-    keep_best: bool = True
-    """Whether the validation part is scored after every epoch, and training ends with the best
-    weights, those before the first step included."""
+    keep_best: Literal["never", "end", "epochs"] = "end"
+    """When the validation part is scored, to end with the best weights, those before the first step
+    included: at the end, or after every epoch too, which suits a validation part of thousands."""
+    augment: str | None = None
+    """Augmentation of this training alone, as loading.augment; null is the search's, with shift in
+    the place of crop."""
 
 
 @checked(place="machine", renamed=RENAMED)

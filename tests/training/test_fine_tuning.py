@@ -26,7 +26,7 @@ EVERYTHING: dict[str, Any] = {
     "warmup_epochs": 0.6,
     "classifier_rate": 3.0,
     "average_decay": 0.9,
-    "keep_best": True,
+    "keep_best": "epochs",
 }
 
 
@@ -43,7 +43,15 @@ def training(**changes: Any) -> Training:
 
 
 @pytest.mark.parametrize("stop", [1, 4, 5, 11])
-@pytest.mark.parametrize("changes", [EVERYTHING, {"average_decay": 0.5}, {"optimizer": "adamw"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        EVERYTHING,
+        {**EVERYTHING, "keep_best": "end"},
+        {"average_decay": 0.5},
+        {"optimizer": "adamw"},
+    ],
+)
 def test_resumed_training_is_bit_identical(changes: dict[str, Any], stop: int) -> None:
     whole, first = training(**changes), training(**changes)
     run_loop(whole)
@@ -116,7 +124,7 @@ def test_the_best_weights_are_those_with_the_highest_score() -> None:
 
 
 def test_training_ends_with_the_weights_that_scored_best() -> None:
-    job = training(keep_best=True, epochs=6)
+    job = training(keep_best="epochs", epochs=6)
     run_loop(job)
     assert job.best is not None and job.best.step is not None and job.valid is not None
     score = evaluate(job.network, job.task, job.valid)
@@ -124,11 +132,12 @@ def test_training_ends_with_the_weights_that_scored_best() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*not finite")
+@pytest.mark.parametrize("when", ["end", "epochs"])
 @pytest.mark.parametrize("rate", [3.0, 300.0])
-def test_a_wrong_rate_leaves_the_weights_from_before_the_first_step(rate: float) -> None:
+def test_a_wrong_rate_leaves_the_weights_from_before_the_first_step(rate: float, when: str) -> None:
     good = training(epochs=40)
     run_loop(good)
-    job = training(keep_best=True, learning_rate=rate, momentum=0.0, average_decay=0.5)
+    job = training(keep_best=when, learning_rate=rate, momentum=0.0, average_decay=0.5)
     job.model.load_state_dict(good.network.state_dict())
     before = snapshot(job.network)
     job.average = WeightAverage(job.model, 0.5)
@@ -137,11 +146,20 @@ def test_a_wrong_rate_leaves_the_weights_from_before_the_first_step(rate: float)
     assert [k for k, v in job.network.state_dict().items() if not torch.equal(v, before[k])] == []
 
 
+def test_at_the_end_only_the_last_weights_and_the_first_are_compared() -> None:
+    job, plain = training(keep_best="end", average_decay=0.5), training(average_decay=0.5)
+    run_loop(plain)
+    run_loop(job)
+    assert job.best is not None and job.best.step == job.total == job.best.latest
+    expected = plain.network.state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in job.network.state_dict().items())
+
+
 @pytest.mark.filterwarnings("ignore:.*not finite")
 def test_patience_ends_the_training() -> None:
     good = training(epochs=40)
     run_loop(good)
-    job = training(keep_best=True, patience=2, learning_rate=3.0, epochs=20)
+    job = training(keep_best="epochs", patience=2, learning_rate=3.0, epochs=20)
     job.model.load_state_dict(good.network.state_dict())
     run_loop(job)
     assert job.step == 2 * len(job.train) == job.total
@@ -151,7 +169,7 @@ def test_patience_ends_the_training() -> None:
 
 def test_without_a_validation_part_there_is_no_best() -> None:
     batches = LoaderBatches(regression(), name="train")
-    task, settings = Task(loss=nn.functional.mse_loss), TrainSettings(keep_best=True)
+    task, settings = Task(loss=nn.functional.mse_loss), TrainSettings(keep_best="end")
     with pytest.raises(ConfigError, match="validation part"):
         Training(network(), task, batches, settings)
 
@@ -212,7 +230,7 @@ def _gradients_of(job: Training) -> list[Tensor]:
 
 def test_settings_of_teaching_are_a_trainings() -> None:
     settings = TeachSettings()
-    assert settings.frozen_statistics and settings.keep_best
+    assert settings.frozen_statistics and settings.keep_best == "end"
     assert settings.learning_rate <= 0.01  # far under that of training from scratch
 
 

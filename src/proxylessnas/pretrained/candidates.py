@@ -25,8 +25,8 @@ from proxylessnas.spaces.blocks import ConvBN, MBConv, Network
 
 PHOTOS, LEAST_PHOTOS = 1024, 128  # of which moments are taken: at most, and where maps are large
 PIXELS = 1 << 15  # of a block's input, over all photos: enough for a thousand channels
-# Of the mean second moment. Photos are few and activations correlated: without a ridge the fit
-# follows their noise. Held-out errors are flat around this value (docs/log.md).
+# As a share of the mean second moment. Photos are few and activations correlated: without a ridge
+# the fit would follow the noise of these photos.
 RIDGE = 1e-3
 SHARES = (5 / 6, 2 / 3, 1 / 2, 1 / 3, 1 / 6)  # of the hidden channels
 WIDE = 384  # hidden channels from which widths are multiples of 16

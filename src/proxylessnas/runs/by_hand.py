@@ -126,7 +126,7 @@ def _tuned(
         network=session.machine.place(copy.deepcopy(network)),
         task=task,
         train=train,
-        settings=replace(session.config.train, keep_best=False, patience=None),
+        settings=replace(session.config.train, keep_best="never", patience=None),
         seed=session.config.seed,
         machine=session.machine,
         ranks=session.ranks,

@@ -27,7 +27,7 @@ from proxylessnas.pretrained.distil import distilled
 from proxylessnas.pretrained.loading import load_pretrained
 from proxylessnas.pretrained.networks import Pretrained, shape_of
 from proxylessnas.pretrained.space import blank_candidates, prior, space_around
-from proxylessnas.pretrained.teach import matched
+from proxylessnas.pretrained.teach import gentle, matched
 from proxylessnas.runs.configured import SCORING_BATCH, ConfiguredProblem
 from proxylessnas.session.pipeline import Record
 from proxylessnas.session.problem import Part
@@ -201,7 +201,7 @@ class SpecialisedProblem(ConfiguredProblem):
 
     def batches(self, part: Part, config: RunConfig) -> Batches:
         if part == "teach":
-            size, augment = config.teach.batch_size, config.teach.augment or True
+            size, augment = config.teach.batch_size, config.teach.augment or gentle(self.data)
             return self.data.batches(
                 "search", size, augment=augment, shuffle=True, seed=config.seed
             )

@@ -64,17 +64,19 @@ class BestWeights:
 
     score: compared entry by entry. first: the first score that was offered.
     step: steps taken before the best; None: nothing was scored yet. since: scores since then.
+    latest: steps taken before the latest score.
     """
 
     def __init__(self) -> None:
         self.score: tuple[float, ...] = ()
         self.first: tuple[float, ...] = ()
         self.step: int | None = None
+        self.latest: int | None = None
         self.since = 0
         self.state: dict[str, Tensor] = {}
 
     def offer(self, score: tuple[float, ...], step: int, model: nn.Module) -> None:
-        self.first = self.first or score
+        self.first, self.latest = self.first or score, step
         if self.step is None or score > self.score:
             self.score, self.step, self.since = score, step, 0
             self.state = {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -89,10 +91,12 @@ class BestWeights:
             "score": list(self.score),
             "first": list(self.first),
             "step": self.step,
+            "latest": self.latest,
             "since": self.since,
         }
 
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         self.score, self.step = tuple(values["score"]), values["step"]
+        self.latest = values["latest"]
         self.first, self.since = tuple(values["first"]), int(values["since"])
         self.state = {k[5:]: v.clone() for k, v in tensors.items() if k.startswith("best.")}

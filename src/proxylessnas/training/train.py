@@ -71,7 +71,7 @@ class Training:
         self.optimizer = make_optimizer(self.model, s)
         self.mix = make_mix(s.mix, s.mix_share, self.model)
         self.average = WeightAverage(self.model, s.average_decay) if s.average_decay else None
-        self.best = BestWeights() if s.keep_best else None
+        self.best = BestWeights() if s.keep_best != "never" else None
         if self.best is not None and self.valid is None:
             raise ConfigError("train.keep_best needs a validation part, and there is none")
 
@@ -140,7 +140,8 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.step)
-        if self.best is not None and (self.step + 1) % len(self.train) == 0:
+        whole = (self.step + 1) % len(self.train) == 0
+        if self.best is not None and whole and self.settings.keep_best == "epochs":
             self._score(self.step + 1)
             if self.settings.patience and self.best.since >= self.settings.patience:
                 self.total, self.stopped = self.step + 1, True
@@ -159,6 +160,8 @@ class Training:
     def _finish(self) -> None:
         """Let the network have the weights that the training is for."""
         if self.best is not None:
+            if self.best.latest != self.step:
+                self._score(self.step)
             self.model.load_state_dict(self.best.state)
         elif self.average is not None:
             self.average.finish()
