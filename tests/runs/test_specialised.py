@@ -99,7 +99,13 @@ def test_it_goes_on_to_the_same_bits(specialised: Path, trained: Path, tmp_path:
         if path.stem != "teach" and path.stem != "measure":
             path.unlink()
     shutil.rmtree(out / "checkpoints")
-    for file in (*FILES[:2], "candidates.safetensors", "scores.json", "model.onnx"):
+    for file in (
+        *FILES[:2],
+        "candidates.safetensors",
+        "scores.json",
+        "scores_within.json",
+        "model.onnx",
+    ):
         (out / file).unlink()
     assert main(["run", "--resume", f"--out={out}", "--quiet"]) == 0
     for file in FILES:

@@ -70,6 +70,26 @@ def blank_candidates(
     return blanks
 
 
+def candidates_in(
+    supernet: Supernet, network: Network, names: Sequence[Iterable[str]]
+) -> list[dict[str, nn.Module]]:
+    """The candidates of every block, out of a supernet that `space_around` made.
+
+    names: of every block, as for `blank_candidates`.
+    """
+    choices = iter(supernet.positions)
+    found: list[dict[str, nn.Module]] = []
+    for block, named in zip(network.blocks, names, strict=True):
+        chosen = list(named)
+        if len(chosen) > 1:
+            (mixed,) = next(choices)
+            found.append(dict(mixed.candidates.items()))
+        else:
+            branch = block.branch if isinstance(block, Residual) else block
+            found.append({name: branch for name in chosen})
+    return found
+
+
 def _with_blocks(network: Network, blocks: Sequence[nn.Module]) -> Network:
     return Network(copy.deepcopy(network.stem), blocks, copy.deepcopy(network.head))
 

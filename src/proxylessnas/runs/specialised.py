@@ -26,7 +26,14 @@ from proxylessnas.io.console import Reporter
 from proxylessnas.pretrained.distil import distilled
 from proxylessnas.pretrained.loading import load_pretrained
 from proxylessnas.pretrained.networks import Pretrained, shape_of
-from proxylessnas.pretrained.space import blank_candidates, prior, space_around
+from proxylessnas.pretrained.scores import Scores
+from proxylessnas.pretrained.space import (
+    blank_candidates,
+    candidates_in,
+    prior,
+    rescored,
+    space_around,
+)
 from proxylessnas.pretrained.teach import gentle, matched
 from proxylessnas.runs.configured import SCORING_BATCH, ConfiguredProblem
 from proxylessnas.session.pipeline import Record
@@ -41,6 +48,8 @@ from proxylessnas.training.task import Task
 SPACE = "inverted"
 TEACHER, LINEAR = "teacher.safetensors", "linear.safetensors"
 CANDIDATES, SCORES = "candidates.safetensors", "scores.json"
+SCORES_WITHIN = "scores_within.json"
+HELD_OUT, ROUNDS = 256, 2
 
 
 # Of a run that begins with trained weights, unless they are given.
@@ -53,7 +62,7 @@ DEFAULTS: dict[str, Any] = {
     "train": {
         "epochs": 3,
         "batch_size": 32,
-        "learning_rate": 0.005,
+        "learning_rate": 0.002,
         "warmup_epochs": 0.3,
         "average_decay": 0.99,
         "frozen_statistics": True,
@@ -169,11 +178,14 @@ class SpecialisedProblem(ConfiguredProblem):
         return Supernet(model, space=SPACE, settings=self.settings, input=self.data.info)
 
     @property
-    def scores(self) -> list[dict[str, float]]:
+    def scores(self) -> Scores:
         """Of every block its candidates' scores, see `pretrained.scores`."""
-        scores = self.store.read_json(SCORES)
+        return self._read_scores(SCORES)
+
+    def _read_scores(self, name: str) -> Scores:
+        scores: Scores = self.store.read_json(name)
         if not isinstance(scores, list) or not all(isinstance(named, dict) for named in scores):
-            raise RunError(f"{self.store.file('scores.json')} is damaged: do candidates again")
+            raise RunError(f"{self.store.file(name)} is damaged: do candidates again")
         return scores
 
     def search_parts(
@@ -182,10 +194,35 @@ class SpecialisedProblem(ConfiguredProblem):
         """α begins at its prior and learns alone; weights and statistics are the teacher's."""
         steps = Schedule.of(config.search, epoch_steps).architecture_steps
         return {
-            "alpha": prior(supernet, self.scores, costs),
+            "alpha": prior(supernet, self._scores_within(supernet, costs), costs),
             "schedule": Schedule.architecture_alone(steps),
             "frozen_statistics": True,
         }
+
+    def _scores_within(self, supernet: Supernet, costs: Costs) -> Scores:
+        """The scores, corrected around the networks that they choose under the limits.
+
+        Single replacements add up only near the teacher, and limits lead far from it. Kept in the
+        store, so that a search that goes on finds the same prior.
+        """
+        if not bool(costs.limits.isfinite().any()):
+            return self.scores
+        if not self.store.has(SCORES_WITHIN):
+            self.reporter.say("  scoring candidates around the networks within the limit")
+            teacher = self.teacher()
+            candidates = candidates_in(supernet, teacher, self.scores)
+            photos = self.plain_images(self.config)
+            images = list(images_of(photos, self.held_out))
+            corrected = rescored(
+                teacher, supernet, candidates, images, self.scores, costs, rounds=ROUNDS
+            )
+            self.store.write_json(SCORES_WITHIN, corrected)
+        return self._read_scores(SCORES_WITHIN)
+
+    @property
+    def held_out(self) -> int:
+        """Photos that candidates are scored on, and not fitted to."""
+        return min(HELD_OUT, self.data.size("search") // 4)
 
     def architecture(self, architecture: Architecture, config: RunConfig) -> Architecture:
         return replace(architecture.with_input(self.data.info), space=SPACE, settings=self.settings)

@@ -24,8 +24,6 @@ from proxylessnas.session.pipeline import stop_if_asked
 from proxylessnas.session.session import Session
 from proxylessnas.spaces.blocks import Network
 
-HELD_OUT = 256  # photos that candidates are scored on, and not fitted to
-
 
 def prepare(session: Session, problem: SpecialisedProblem) -> None:
     """What the search needs: a teacher and its candidates, as far as that is not done."""
@@ -85,7 +83,7 @@ def cut(session: Session, problem: SpecialisedProblem) -> None:
 
 def _cut(session: Session, problem: SpecialisedProblem) -> dict[str, Any]:
     teacher, photos = problem.teacher(), problem.plain_images(session.config)
-    held_out = min(HELD_OUT, problem.data.size("search") // 4)
+    held_out = problem.held_out
     start = time.monotonic()
     inputs = block_inputs(teacher, images_of(photos, PHOTOS, skip=held_out))
     named: list[dict[str, nn.Module]] = []
