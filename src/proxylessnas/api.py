@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,15 @@ from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.io.console import Reporter
 from proxylessnas.limits import Limit, all_limits
 from proxylessnas.runs.configured import ConfiguredProblem
-from proxylessnas.runs.directory import CONFIG, RunDirectory, begun, held
+from proxylessnas.runs.directory import RunDirectory, begun, held
+from proxylessnas.runs.opening import opened
 from proxylessnas.session.deriving import derive_within, inherited_network
 from proxylessnas.session.inputs import flatten, unflatten
-from proxylessnas.session.pipeline import begin, find_network, told
-from proxylessnas.session.problem import ModelProblem
-from proxylessnas.session.session import Session
-from proxylessnas.session.store import MemoryStore, Store
-from proxylessnas.training.callbacks import Callback
+from proxylessnas.session.pipeline import find_network, told
+from proxylessnas.session.problem import ModelProblem, Problem
+from proxylessnas.session.session import BROUGHT_TABLE, Session
+from proxylessnas.session.store import CONFIG, MemoryStore, Store
+from proxylessnas.training.callbacks import Callback, Callbacks
 from proxylessnas.training.ranks import ALONE, Ranks
 from proxylessnas.training.task import Task
 
@@ -124,6 +126,7 @@ class Result:
         Raises:
             LimitError: no network keeps the limits, or the latency was not measured.
         """
+        _check(locals())
         others = all_limits(limits or {}, latency)
         if not others:
             return inherited_network(self.session)
@@ -133,7 +136,7 @@ class Result:
             )
         name = "-".join(f"{k}-{v}" if k != "latency" else str(v) for k, v in others.items())
         if not self.session.records.done(f"derive-{name}"):
-            with _held(self.session.store):
+            with held(self.session.store):
                 derive_within(self.session, {**self.limits, **others}, name)
         return inherited_network(self.session, f"-{name}")
 
@@ -141,22 +144,22 @@ class Result:
         """Write the finished search as a run directory, which `load` reads.
 
         Raises:
-            RunError: there is a run already, or the directory cannot be written.
+            RunError: the directory is not empty, or cannot be written.
         """
-        directory = RunDirectory(Path(path))
-        if directory.has(CONFIG):
-            raise RunError(f"{path} holds a run already; choose another directory")
-        store = self.session.store
+        _check(locals(), "path")
+        session, directory = self.session, RunDirectory(Path(path))
+        record = session.records.require("search")
+        session.records.require("derive")
+        if os.path.isdir(path) and os.listdir(path):
+            raise RunError(f"{path} is not empty; choose a new directory")
         with begun(directory):
-            for name in store.names():
-                directory.write(name, store.read(name, 1 << 40))
-            if store.path is None:
+            for name in session.store.names():
+                directory.write(name, session.store.read(name, 1 << 40))
+            if session.store.path is None:
                 job = self.search
                 checkpoint = directory.save_checkpoint("search", job.step, job.state())
-                record = self.session.records.require("search")
                 record["files"] = {checkpoint: directory.digest(checkpoint)}
                 directory.write_json("stages/search.json", record)
-            directory.write_config(self.session.config)
 
 
 def search(
@@ -219,13 +222,14 @@ def search(
     Raises:
         UserError: the model, the data, a limit or a setting is not usable; the message says how.
     """
-    _check(model, loss, example_inputs, runtime, table)
+    _check(locals(), "model", "loss", "example_inputs", "runtime")
+    table_path = None if table is None else str(table)
     config = RunConfig(
         space=CUSTOM,
         target_latency=target_latency,
         limits=dict(limits or {}),
         runtime=runtime if isinstance(runtime, str) else runtime.name,
-        table=str(table) if isinstance(table, str | Path) else None,
+        table=BROUGHT_TABLE if isinstance(table, LatencyTable) else table_path,
         seed=seed,
         measure=measure or MeasureSettings(),
         search=settings or SearchSettings(),
@@ -233,7 +237,7 @@ def search(
         machine=machine or MachineSettings(),
     )
     check_names(list(costs or {}))
-    _check_limits(config, table is not None, reward is not None)
+    _check_objective(config, reward is not None)
     problem = ModelProblem(
         model=model,
         task=Task(loss=loss, train_loss=train_loss, correct=correct),
@@ -244,54 +248,39 @@ def search(
         functions=dict(costs or {}),
         reward=reward,
     )
-    with _opened(out, ranks) as store:
+    directory = None if out is None else RunDirectory(Path(out), writes=ranks.is_main)
+    with contextlib.nullcontext(MemoryStore()) if directory is None else begun(directory) as store:
         session = Session(
             config,
             problem,
             store,
             reporter=Reporter(quiet=quiet or not ranks.is_main),
             ranks=ranks,
-            callbacks=callbacks,
-            runtime=None if isinstance(runtime, str) else runtime,
-            table=table if isinstance(table, LatencyTable) else None,
+            callbacks=Callbacks(callbacks),
+            runtime_object=None if isinstance(runtime, str) else runtime,
+            table_object=table if isinstance(table, LatencyTable) else None,
         )
-        return _searched(session)
+        return _searched(session, directory)
 
 
-def _searched(session: Session) -> Result:
-    """Begin, or go on with what the store holds, to the derived network."""
-    store = session.store
-    record = store.write_config if isinstance(store, RunDirectory) else lambda config, note: None
-    brought = session.brought_table
-    if brought is not None and not session.is_local:
-        device = brought.device.get("device")
+def _searched(session: Session, directory: RunDirectory | None) -> Result:
+    """Begin, or go on with what the directory holds, to the derived network."""
+    table = session.brought_table
+    if table is not None and not session.is_local:
+        device = table.device.get("device")
         session.reporter.say(f"the latency table is of {device}: it is used as it is")
-    if isinstance(store, RunDirectory) and session.ranks.of_main(lambda: store.has(CONFIG)):
-        session = session.configured(_same(session.config, store.read_config(), store))
-    else:
-        session = begin(session, record)
-        _save_inputs(store, session.inputs)
+    stored = None
+    if directory is not None and session.ranks.of_main(lambda: directory.has(CONFIG)):
+        stored = directory.read_config()
+        config = dataclasses.replace(session.config, machine=stored.machine)  # chosen before
+        session = session.configured(config)
+    session = opened(session, stored)
+    if stored is None:
+        _save_inputs(session.store, session.inputs)
     with told(session) as facts:
-        session = find_network(session, record)
+        session = find_network(session)
         facts |= session.records.require("derive")
     return Result(session=session)
-
-
-def _same(config: RunConfig, stored: RunConfig, directory: RunDirectory) -> RunConfig:
-    """The stored settings, if they are those of this call; the machine's were chosen before.
-
-    Raises:
-        RunError: another search is in the directory.
-    """
-    asked = dataclasses.replace(config, machine=stored.machine)
-    for field in dataclasses.fields(RunConfig):
-        before, now = getattr(stored, field.name), getattr(asked, field.name)
-        if before != now:
-            raise RunError(
-                f"{directory.path} holds another search: its {field.name} is {before}, not {now}; "
-                "choose another out, or make the call as it was"
-            )
-    return stored
 
 
 def load(
@@ -306,7 +295,6 @@ def load(
     reward: Callable[[float, Sequence[int]], float] | None = None,
     costs: Mapping[str, CostFunction] | None = None,
     runtime: Runtime | None = None,
-    table: LatencyTable | None = None,
     quiet: bool = False,
 ) -> Result:
     """A finished search of a run directory, whichever door made it.
@@ -318,13 +306,15 @@ def load(
     Raises:
         RunError: the directory holds no finished search, or needs the model.
     """
+    _check(locals(), "path")
     directory = RunDirectory(Path(path))
     if not directory.has(CONFIG):
         raise RunError(f"{path} holds no run: there is no {CONFIG}")
     config = directory.read_config()
     reporter = Reporter(quiet=quiet)
+    problem: Problem
     if config.space != CUSTOM:
-        session = Session(config, ConfiguredProblem(config, reporter), directory, reporter=reporter)
+        problem = ConfiguredProblem(config, reporter)
     elif model is None:
         raise RunError(f"{path} holds a search of a model of your own: load(path, model=Net())")
     else:
@@ -336,9 +326,7 @@ def load(
             functions=dict(costs or {}),
             reward=reward,
         )
-        session = Session(
-            config, problem, directory, reporter=reporter, runtime=runtime, table=table
-        )
+    session = Session(config, problem, directory, reporter=reporter, runtime_object=runtime)
     session.records.require("derive")
     return Result(session=session)
 
@@ -359,20 +347,6 @@ def _batches(seed: int, **loaders: Any) -> dict[str, Batches]:
     }
 
 
-@contextlib.contextmanager
-def _opened(out: str | Path | None, ranks: Ranks) -> Iterator[Store]:
-    """Where the results go; a directory is held meanwhile."""
-    if out is None:
-        yield MemoryStore()
-        return
-    with begun(RunDirectory(Path(out), writes=ranks.is_main)) as directory:
-        yield directory
-
-
-def _held(store: Store) -> contextlib.AbstractContextManager[object]:
-    return held(store) if isinstance(store, RunDirectory) else contextlib.nullcontext()
-
-
 def _save_inputs(store: Store, inputs: tuple[Any, ...]) -> None:
     """Kept for `load`, where they are of plain kinds."""
     tensors: dict[str, Tensor] = {}
@@ -388,33 +362,63 @@ def _load_inputs(store: Store) -> Any:
     return unflatten(values.get("structure"), tensors)
 
 
-def _check(model: Any, loss: Any, example_inputs: Any, runtime: Any, table: Any) -> None:
+def _is(*kinds: Any) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kinds)
+
+
+# What arguments may be, and the words of a message for it.
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (_is(nn.Module), "a torch module"),
+    "loss": (callable, "a function (output, target) -> scalar"),
+    "train_loss": (callable, "a function (output, target) -> scalar"),
+    "correct": (callable, "a function (output, target) -> how many are right"),
+    "reward": (callable, "a function (accuracy, candidate indices) -> R"),
+    "example_inputs": (
+        lambda inputs: isinstance(inputs, tuple | list) and len(inputs) > 0,
+        "a tuple of the arguments of one forward pass: write (x,) for a single tensor",
+    ),
+    "limits": (_is(Mapping), "limits by the cost's name, as {'macs': '600M'}"),
+    "costs": (_is(Mapping), "functions by the cost's name"),
+    "runtime": (
+        lambda runtime: isinstance(runtime, str) or callable(getattr(runtime, "load", None)),
+        "a name (onnxruntime) or a runtime",
+    ),
+    "table": (_is(str, Path, LatencyTable), "a path or a LatencyTable"),
+    "settings": (_is(SearchSettings), "SearchSettings"),
+    "measure": (_is(MeasureSettings), "MeasureSettings"),
+    "derive": (_is(DeriveSettings), "DeriveSettings"),
+    "machine": (_is(MachineSettings), "MachineSettings"),
+    "callbacks": (
+        lambda callbacks: (
+            isinstance(callbacks, tuple | list)
+            and all(isinstance(callback, Callback) for callback in callbacks)
+        ),
+        "a list of callbacks",
+    ),
+    "out": (_is(str, Path), "a path"),
+    "path": (_is(str, Path), "a path"),
+}
+
+
+def _check(arguments: Mapping[str, Any], *required: str) -> None:
     """Refuse arguments of the wrong kind, which would fail later in torch's words.
+
+    required: names of arguments that must not be None.
 
     Raises:
         ConfigError: one is.
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model is {type(model).__name__}, not a torch module")
-    if not callable(loss):
-        raise ConfigError(f"loss is {loss!r}, not a function (output, target) -> scalar")
-    if not isinstance(example_inputs, tuple | list) or not example_inputs:
-        raise ConfigError(
-            f"example_inputs is {type(example_inputs).__name__}, not a tuple of the arguments of "
-            "one forward pass: write (x,) for a single tensor"
-        )
-    if not isinstance(runtime, str) and not callable(getattr(runtime, "load", None)):
-        raise ConfigError(f"runtime is {runtime!r}, neither a name (onnxruntime) nor a runtime")
-    if not isinstance(table, str | Path | LatencyTable | None):
-        raise ConfigError(f"table is {type(table).__name__}, neither a path nor a LatencyTable")
+    for name, (allowed, words) in _KINDS.items():
+        value = arguments.get(name)
+        if (value is not None or name in required) and not allowed(value):
+            raise ConfigError(f"{name} is {type(value).__name__}, not {words}")
 
 
-def _check_limits(config: RunConfig, has_table: bool, own_reward: bool) -> None:
+def _check_objective(config: RunConfig, own_reward: bool) -> None:
     """The objective's needs, before anything is measured for it."""
     limited = "latency" in all_limits(config.limits, config.target_latency)
-    check_objective(
-        config.search, measured=limited or has_table, limited=limited, own_reward=own_reward
-    )
+    measured = limited or config.table is not None
+    check_objective(config.search, measured=measured, limited=limited, own_reward=own_reward)
 
 
 __all__ = ["Result", "load", "search"]

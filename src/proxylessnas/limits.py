@@ -82,7 +82,10 @@ def check_limit_names(names: Iterable[str], further: Iterable[str]) -> None:
     known = [*UNITS, *(name for name in further if name not in UNITS)]
     for name in names:
         if name not in known:
-            raise ConfigError(f"there is no cost {name!r} to limit; there are {', '.join(known)}")
+            raise ConfigError(
+                f"there is no cost {name!r} to limit; there are {', '.join(known)}; another one "
+                "needs its function (costs)"
+            )
 
 
 def unit_of(limit: object) -> str:

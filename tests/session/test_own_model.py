@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,11 @@ from toys import After, make_search, seeded
 import proxylessnas
 from proxylessnas import Callback, EarlyStopping, MixedOp, SearchSettings
 from proxylessnas.api import Result
+from proxylessnas.config import MeasureSettings
+from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import ConfigError, DataError, RunError
+from proxylessnas.hardware.measure import measure_table
+from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.training.callbacks import (
     ArchitectureMetrics,
     EndMetrics,
@@ -82,7 +87,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     assert torch.equal(loaded.probabilities, result.probabilities)
     others = {"parameters": "0.8x"}
     assert same_weights(loaded.derive(limits=others), result.derive(limits=others))
-    with pytest.raises(RunError, match="holds a run already"):
+    with pytest.raises(RunError, match="is not empty; choose a new directory"):
         result.save(tmp_path / "saved")
 
 
@@ -91,7 +96,7 @@ def test_a_search_with_a_directory_is_the_one_without(tmp_path: Path) -> None:
     assert same_weights(kept.derive(), result.derive())
     again = searched(tmp_path / "run")  # the same call: everything is done
     assert same_weights(again.derive(), result.derive())
-    with pytest.raises(RunError, match=r"holds another search: its seed is 0, not 1"):
+    with pytest.raises(RunError, match=r"holds another run: its seed is 0, not 1"):
         searched(tmp_path / "run", seed=1)
 
 
@@ -118,6 +123,94 @@ def test_an_unfinished_search_does_not_load(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"the stage derive .* is not finished"):
         proxylessnas.load(tmp_path / "run", model=Net())
     assert same_weights(searched(tmp_path / "run").derive(), searched().derive())
+
+
+# --- wrong input: our error, and nothing changed ---
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "a\0b", "a" * 300])
+def test_a_directory_that_cannot_be(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match="cannot use"):
+        searched(Path(out))
+    with pytest.raises(RunError, match="cannot use"):
+        searched().save(out)
+    with pytest.raises(RunError, match="holds no run"):
+        proxylessnas.load(out)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_result_is_saved_to_a_new_directory_alone(tmp_path: Path) -> None:
+    result = searched()
+    (tmp_path / "metrics.jsonl").write_text("mine")
+    with pytest.raises(RunError, match="is not empty; choose a new directory"):
+        result.save(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert (tmp_path / "metrics.jsonl").read_text() == "mine"
+
+
+def test_what_is_gone_is_not_saved(tmp_path: Path) -> None:
+    result = searched(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(RunError, match=r"the stage search of .* is not finished"):
+        result.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:
+    searched(tmp_path / "run")
+    with pytest.raises(ConfigError, match="model is type, not a torch module"):
+        proxylessnas.load(tmp_path / "run", model=Net)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="path is int, not a path"):
+        proxylessnas.load(5)  # type: ignore[arg-type]
+
+
+def test_other_limits_of_the_wrong_form() -> None:
+    result = searched()
+    with pytest.raises(ConfigError, match="limits is list, not limits by the cost's name"):
+        result.derive(limits=["macs"])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="peak_memory decides which candidates are searched"):
+        result.derive(limits={"peak_memory": 1e-4})
+    with pytest.raises(ConfigError, match=r"no cost 'nonsense' to limit.*its function \(costs\)"):
+        result.derive(limits={"nonsense": 1})
+
+
+def test_a_record_that_was_edited(tmp_path: Path) -> None:
+    searched(tmp_path / "run")
+    (tmp_path / "run" / "stages" / "derive.json").write_text('{"files": {}, "seconds": 1}')
+    with pytest.raises(RunError, match=r"derive\.json is damaged: predicted is null"):
+        proxylessnas.load(tmp_path / "run", model=Net())
+
+
+def test_a_table_that_was_given_stays_with_the_run(tmp_path: Path) -> None:
+    """`load` needs no table, and the same call with another one is another search."""
+    measure = MeasureSettings(rounds=1, network_rounds=1, networks=3)
+    inputs = (torch.randn(2, 4, generator=seeded()),)
+    first, other = (
+        measure_table(Supernet(Net()), FakeRuntime(device=name), inputs, measure, seed=0)
+        for name in ("a phone", "another phone")
+    )
+    call = {"target_latency": "0.9x", "limits": None, "runtime": FakeRuntime()}
+    result = searched(tmp_path / "run", table=first, **call)
+    assert searched(tmp_path / "run", table=first, **call).predicted == result.predicted
+    loaded = proxylessnas.load(
+        tmp_path / "run",
+        model=Net(),
+        train=batches(1),
+        valid=batches(2),
+        loss=nn.functional.mse_loss,
+        runtime=FakeRuntime(),
+        quiet=True,
+    )
+    assert loaded.costs.of((0, 0)) == result.costs.of((0, 0))
+    assert same_weights(loaded.derive("0.95x"), result.derive("0.95x"))
+    with pytest.raises(RunError, match="it began with another latency table"):
+        searched(tmp_path / "run", table=other, **call)
+    with pytest.raises(RunError, match=r"its table is brought_table\.json, not None"):
+        searched(tmp_path / "run", **call)
 
 
 # --- callbacks ---

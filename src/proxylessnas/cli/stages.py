@@ -21,7 +21,6 @@ from proxylessnas.io.stopping import Signal, Stopped
 from proxylessnas.io.yaml_files import read_yaml
 
 if TYPE_CHECKING:
-    from proxylessnas.runs.directory import RunDirectory
     from proxylessnas.session.session import Session
     from proxylessnas.training.ranks import Ranks
 
@@ -76,8 +75,9 @@ def _in_directory(
     started: float,
 ) -> int:
     """The verb in its run directory, which rank 0 holds."""
-    from proxylessnas.runs.directory import CONFIG, RunDirectory, begun
+    from proxylessnas.runs.directory import RunDirectory, begun
     from proxylessnas.runs.job import open_run
+    from proxylessnas.session.store import CONFIG
 
     # Processes that torchrun starts again have the words that they began with. It counts the
     # restarts on the node where one died.
@@ -99,7 +99,7 @@ def _in_directory(
                 signal=signal,
                 force=bool(flags["force"]),
             )
-            _do(verb, session, directory, flags, started)
+            _do(verb, session, flags, started)
             return 0
         except Stopped:
             if not directory.has(CONFIG):
@@ -158,7 +158,6 @@ def _directory(flags: Mapping[str, Any], settings: Mapping[str, Any]) -> Path:
 def _do(
     verb: str,
     session: Session,
-    directory: RunDirectory,
     flags: Mapping[str, Any],
     started: float,
 ) -> None:
@@ -167,9 +166,9 @@ def _do(
     from proxylessnas.session.exporting import ONNX_FORMAT, export_as
 
     if verb == "run":
-        facts = run_all(session, directory, started)
+        facts = run_all(session, started)
         if session.ranks.is_main:
-            summary.show(facts, str(directory.path), output())
+            summary.show(facts, str(session.store.path), output())
     elif verb == "derive" and flags["latencies"] is not None:
         derive_latencies(session, flags["latencies"].split(","), flags["deriving"])
     elif verb == "export" and flags["format"] not in (None, ONNX_FORMAT):

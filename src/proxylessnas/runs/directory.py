@@ -18,22 +18,19 @@ checkpoint counts only if its checksum does.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
-
-import yaml
+from typing import IO, TypeVar
 
 from proxylessnas.config import RunConfig, read_config
 from proxylessnas.errors import RunError
 from proxylessnas.io.files import TEMPORARY, read_bytes, write_atomic
-from proxylessnas.session.store import Store
+from proxylessnas.session.store import CONFIG, Store
 
-CONFIG = "config.yaml"
+AnyStore = TypeVar("AnyStore", bound=Store)
 
 
 class RunDirectory(Store):
@@ -93,7 +90,7 @@ class RunDirectory(Store):
         return sorted(str(p.relative_to(self._path)) for p in files)
 
     def has(self, name: str) -> bool:
-        return self.file(name).is_file()
+        return os.path.isfile(self.file(name))  # False, too, of a path that cannot be
 
     def digest(self, name: str) -> str | None:
         """A file's SHA-256; None where it is missing or lies elsewhere."""
@@ -110,12 +107,6 @@ class RunDirectory(Store):
         return path.stat().st_size if path.exists() else 0
 
     # --- settings ---
-
-    def write_config(self, config: RunConfig, note: str = "") -> None:
-        values = dataclasses.asdict(config)
-        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-        header = "# Every setting of this run; proxylessnas run --config on this file repeats it.\n"
-        self.write(CONFIG, (header + note + text).encode())
 
     def read_config(self) -> RunConfig:
         return read_config(self.file(CONFIG))
@@ -139,8 +130,9 @@ class RunDirectory(Store):
             raise RunError(
                 f"another process works in {self._path}; wait for it, or choose another --out"
             ) from None
-        except OSError as error:
-            raise RunError(f"cannot use {self._path}: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+            reason = getattr(error, "strerror", None) or error
+            raise RunError(f"cannot use {self._path}: {reason}; choose another --out") from None
         for folder in (self._path, self.file("stages"), self.file("checkpoints")):
             for left in folder.glob(TEMPORARY):  # by a process that was killed while writing
                 left.unlink(missing_ok=True)
@@ -154,7 +146,7 @@ class RunDirectory(Store):
         """Take the directory away if nothing but the lock was ever put in."""
         if (
             self.writes
-            and self._path.is_dir()
+            and os.path.isdir(self._path)
             and {p.name for p in self._path.iterdir()} <= {".lock"}
         ):
             self.file(".lock").unlink(missing_ok=True)
@@ -162,19 +154,22 @@ class RunDirectory(Store):
 
 
 @contextlib.contextmanager
-def held(directory: RunDirectory) -> Iterator[RunDirectory]:
-    """Within the block no other process works in the directory."""
-    directory.lock()
+def held(store: AnyStore) -> Iterator[AnyStore]:
+    """Within the block no other process works in the directory; a store in memory has none."""
+    if not isinstance(store, RunDirectory):
+        yield store
+        return
+    store.lock()
     try:
-        yield directory
+        yield store
     finally:
-        directory.unlock()
+        store.unlock()
 
 
 @contextlib.contextmanager
 def begun(directory: RunDirectory) -> Iterator[RunDirectory]:
     """`held`, and a directory that was made for nothing goes again."""
-    existed = directory.path.exists()
+    existed = os.path.exists(directory.path)
     try:
         with held(directory):
             yield directory

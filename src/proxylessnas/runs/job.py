@@ -19,32 +19,22 @@ from proxylessnas.runs import summary
 from proxylessnas.runs.by_hand import STAGE as BY_HAND
 from proxylessnas.runs.by_hand import by_hand
 from proxylessnas.runs.configured import ConfiguredProblem
-from proxylessnas.runs.directory import CONFIG, RunDirectory
+from proxylessnas.runs.directory import RunDirectory
+from proxylessnas.runs.opening import opened
 from proxylessnas.runs.specialised import SpecialisedProblem, begin_specialised, with_defaults
 from proxylessnas.runs.teaching import prepare
-from proxylessnas.session import STAGES
 from proxylessnas.session.deriving import derive, derive_within
 from proxylessnas.session.exporting import export
 from proxylessnas.session.finishing import baselines, evaluate, train
 from proxylessnas.session.measuring import measure
-from proxylessnas.session.pipeline import begin, find_network, stop_if_asked, told
-from proxylessnas.session.records import Records, any_done
+from proxylessnas.session.pipeline import find_network, stop_if_asked, told
 from proxylessnas.session.searching import search
 from proxylessnas.session.session import Session
-from proxylessnas.session.store import Store
+from proxylessnas.session.store import CONFIG, Store
 from proxylessnas.spaces import complete_settings
 from proxylessnas.training.ranks import ALONE, Ranks
 
 FEW_PHOTOS = 50_000  # as many as CIFAR-10 has, which is searched from scratch in the paper
-# Which stage a setting first matters to: what is done with other settings is another run.
-FIRST_STAGE = {
-    "search": "search",
-    "target_latency": "search",
-    "limits": "search",
-    "costs": "search",
-    "derive": "derive",
-    "train": "train",
-}
 
 
 def default_directory(data: str, space: str) -> Path:
@@ -77,11 +67,10 @@ def open_run(
             f"{directory.path} holds a run already: go on with --resume, or choose another --out"
         )
     stored = directory.read_config() if begun else None
-    if stored is not None:
-        records = Records(directory, ranks, reporter)
-        config = _merge(directory, records, stored, settings)
-    else:
+    if stored is None:
         config = parse_settings(RunConfig, with_defaults(settings))
+    else:
+        config = _with(stored, settings)
     _check(config, ranks)
     problem = _problem(config, reporter, directory)
     _ = problem.functions  # imported now, for its error
@@ -89,15 +78,29 @@ def open_run(
         config = _with_space(config, problem)
         _propose_trained_weights(config, problem, reporter)
     session = Session(
-        config, problem, directory, reporter=reporter, ranks=ranks, signal=signal, force=force
+        config,
+        problem,
+        directory,
+        reporter=reporter,
+        ranks=ranks,
+        signal=signal or Signal(),
+        force=force,
     )
     if stored is None and isinstance(problem, SpecialisedProblem):
-        return begin_specialised(session, problem, directory.write_config)
-    if stored is None:
-        return begin(session, directory.write_config)
-    if config != stored:
-        directory.write_config(config)
-    return session
+        return begin_specialised(session, problem)
+    return opened(session, stored)
+
+
+def _with(stored: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """The stored settings, with others over them; a budget was fitted when the run began."""
+    changes: dict[str, Any] = {}
+    for key, value in settings.items():
+        before = getattr(stored, key)
+        if dataclasses.is_dataclass(before) and not isinstance(before, type):
+            changes[key] = dataclasses.replace(before, **value)
+        else:
+            changes[key] = {**before, **value} if isinstance(before, dict) else value
+    return dataclasses.replace(stored, **{**changes, "budget": stored.budget})
 
 
 def _problem(config: RunConfig, reporter: Reporter, store: Store) -> ConfiguredProblem:
@@ -152,61 +155,12 @@ def _with_space(config: RunConfig, problem: ConfiguredProblem) -> RunConfig:
     return dataclasses.replace(config, space_settings=settings)
 
 
-def _merge(
-    directory: RunDirectory, records: Records, stored: RunConfig, settings: Mapping[str, Any]
-) -> RunConfig:
-    """The stored config with settings that no finished stage depends on."""
-    changes: dict[str, Any] = {}
-    for key, value in settings.items():
-        before = getattr(stored, key)
-        after = {**before, **value} if isinstance(before, dict) else value
-        if dataclasses.is_dataclass(before) and not isinstance(before, type):
-            after = dataclasses.replace(before, **value)
-        if after == before or key == "budget":
-            continue
-        if key != "baselines":
-            _check_open(directory, records, key, before, after)
-        changes[key] = after
-    return dataclasses.replace(stored, **changes)
-
-
-def _check_open(
-    directory: RunDirectory, records: Records, key: str, before: Any, after: Any
-) -> None:
-    """RunError where a stage was done with another value of a setting."""
-    stage = FIRST_STAGE.get(key)
-    if key == "limits" and after.get("peak_memory") != before.get("peak_memory"):
-        stage = "measure"  # what needs more memory is never measured
-    if stage is not None and not any_done(records, STAGES[STAGES.index(stage) :]):
-        return
-    name, old, new = _difference(key, before, after)
-    raise RunError(
-        f"{directory.path} holds another run: its {name} is {_plain(old)}, not {_plain(new)}; "
-        "leave the option out, or choose another --out"
-    )
-
-
-def _difference(key: str, before: Any, after: Any) -> tuple[str, Any, Any]:
-    """The first setting that is another one: its name and its two values."""
-    if dataclasses.is_dataclass(before):
-        for field in dataclasses.fields(before):
-            old, new = getattr(before, field.name), getattr(after, field.name)
-            if old != new:
-                return f"{key}.{field.name}", old, new
-    return key, before, after
-
-
-def _plain(value: Any) -> str:
-    text = str(value)
-    return text if len(text) < 60 else text[:57] + "..."
-
-
-def run_all(session: Session, directory: RunDirectory, started: float) -> dict[str, Any]:
+def run_all(session: Session, started: float) -> dict[str, Any]:
     """Every stage that is not done, then the summary."""
     with told(session) as facts:
         if isinstance(session.problem, SpecialisedProblem):
             prepare(session, session.problem)
-        session = find_network(session, directory.write_config, started)
+        session = find_network(session, started)
         done = session.records.done
         for stage, run in (("train", train), ("evaluate", evaluate)):
             stop_if_asked(session)
@@ -217,7 +171,7 @@ def run_all(session: Session, directory: RunDirectory, started: float) -> dict[s
         if not done("export"):
             export(session)
         facts |= summary.summarise(session)
-        directory.write_json("summary.json", facts)
+        session.store.write_json("summary.json", facts)
         session.reporter.say(f"all done in {duration(sum(facts['seconds'].values()))}")
     return facts
 

@@ -36,7 +36,6 @@ from proxylessnas.pretrained.space import (
 )
 from proxylessnas.pretrained.teach import gentle, matched
 from proxylessnas.runs.configured import SCORING_BATCH, ConfiguredProblem
-from proxylessnas.session.pipeline import Record
 from proxylessnas.session.problem import Part
 from proxylessnas.session.session import Session
 from proxylessnas.session.store import Store
@@ -82,7 +81,7 @@ def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def begin_specialised(session: Session, problem: SpecialisedProblem, record: Record) -> Session:
+def begin_specialised(session: Session, problem: SpecialisedProblem) -> Session:
     """The session with every automatic setting decided, before its first stage.
 
     A network that cannot be loaded, or does not suit the images, is refused first.
@@ -105,7 +104,7 @@ def begin_specialised(session: Session, problem: SpecialisedProblem, record: Rec
         fused_batch_norm=bool(machine.fused_batch_norm),
     )
     session = session.configured(replace(session.config, machine=machine))
-    record(session.config, "")
+    session.store.write_config(session.config)
     return session
 
 

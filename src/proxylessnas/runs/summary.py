@@ -11,8 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from proxylessnas.architecture import Architecture
-from proxylessnas.errors import RunError
-from proxylessnas.schema import Hint, from_plain
 from proxylessnas.session import STAGES
 from proxylessnas.session.records import BASELINES
 from proxylessnas.session.session import Session
@@ -23,7 +21,7 @@ BARELY_MOVED = 0.97  # mean entropy of alpha
 
 def summarise(session: Session) -> dict[str, Any]:
     """All figures of a finished run."""
-    records = {stage: _record(session, stage) for stage in STAGES}
+    records = {stage: session.records.require(stage) for stage in STAGES}
     architecture = session.load_architecture("architecture.json")
     indices = session.supernet.indices(architecture)
     export, search = records["export"], records["search"]
@@ -32,7 +30,7 @@ def summarise(session: Session) -> dict[str, Any]:
         "space": session.config.space,
         "runtime": _device(session),
         "target_latency_ms": session.target_ms,
-        "predicted_latency_ms": records["derive"]["predicted"]["latency"],
+        "predicted_latency_ms": session.unlimited_costs.cost_of("latency", indices),
         "measured_latency_ms": export["measured_ms"],
         "measured_latency_raw_ms": export["measured_raw_ms"],
         "canary_drift": export["canary_drift"],
@@ -54,14 +52,14 @@ def summarise(session: Session) -> dict[str, Any]:
         facts["baselines"] = {name: _baseline(session, name, export) for name in BASELINES}
         for name in BASELINES:
             for stage in (f"train-{name}", f"evaluate-{name}"):
-                facts["seconds"][stage] = _record(session, stage)["seconds"]
+                facts["seconds"][stage] = session.records.require(stage)["seconds"]
     return facts
 
 
 def _specialised(session: Session, facts: dict[str, Any]) -> dict[str, Any]:
     """What a run with trained weights says beside all runs."""
     stages = ["teach", "candidates", *(["by-hand"] if session.config.baselines else [])]
-    records = {stage: _record(session, stage) for stage in stages}
+    records = {stage: session.records.require(stage) for stage in stages}
     facts["seconds"] |= {stage: record["seconds"] for stage, record in records.items()}
     if "by-hand" not in records:
         return {"pretrained": session.config.pretrained}
@@ -83,40 +81,6 @@ def _device(session: Session) -> str | dict[str, Any]:
     return dict(table.device)
 
 
-# What the summary takes from a stage's record, which may have been edited by hand.
-FACTS: dict[str, dict[str, Hint]] = {
-    "search": {"entropy": float},
-    "derive": {"predicted": dict[str, float], "predicted.latency": float},
-    "evaluate": {"accuracy": float | None},
-    "export": {
-        **{"measured_ms": float | None, "measured_raw_ms": float | None},
-        **{"canary_drift": float | None, "noise_pct": float | None},
-        **{"largest_difference": float, "baselines_ms": dict[str, float | None]},
-    },
-}
-
-
-def _record(session: Session, stage: str) -> dict[str, Any]:
-    """A finished stage's record.
-
-    Raises:
-        RunError: it is not what the stage wrote.
-    """
-    record = session.records.require(stage)
-    try:
-        for name, hint in {**FACTS.get(stage.partition("-")[0], {}), "seconds": float}.items():
-            group, _, key = name.rpartition(".")
-            holder = record[group] if group else record
-            holder[key] = from_plain(hint, holder.get(key), name, RunError)
-    except RunError as error:
-        path = session.store.file(f"stages/{stage}.json")
-        raise RunError(
-            f"{path} is damaged: {error}; remove it, and --resume does {stage} and what follows "
-            "again"
-        ) from None
-    return record
-
-
 def _blocks(
     session: Session, architecture: Architecture, indices: tuple[int, ...]
 ) -> list[dict[str, Any]]:
@@ -132,7 +96,7 @@ def _baseline(session: Session, name: str, export: dict[str, Any]) -> dict[str, 
     architecture = session.load_architecture(f"architecture-{name}.json")
     indices = session.supernet.indices(architecture)
     return {
-        "test_accuracy": _record(session, f"evaluate-{name}")["accuracy"],
+        "test_accuracy": session.records.require(f"evaluate-{name}")["accuracy"],
         "predicted_latency_ms": session.costs.cost_of("latency", indices),
         "measured_latency_ms": export["baselines_ms"].get(name),
         "parameters": round(session.unlimited_costs.cost_of("parameters", indices)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -127,7 +128,7 @@ def _say_choice(session: Session, facts: dict[str, Any], limit_ms: float) -> Non
         words.append(f"predicted {facts['predicted']['latency']:.4g} ms")
     if facts["measured_ms"] is not None:
         words.append(f"measured {facts['measured_ms']:.4g} ms (± {facts['noise_pct']:.1f} %)")
-    if limit_ms < float("inf"):
+    if math.isfinite(limit_ms):
         words.append(f"limit {limit_ms:.4g} ms")
     score = f"validation score {facts['score']:.4f} with the supernet's weights"
     session.reporter.say("  " + "; ".join(filter(None, [", ".join(words), score])))

@@ -77,7 +77,7 @@ def export_as(session: Session, form: str) -> None:
     session.records.require("train")
     if session.store.path is None:
         raise RunError("there is no directory to export to: give the search an `out`")
-    session.records.by_main(lambda: _write(session, form))
+    session.ranks.of_main(lambda: _write(session, form))
 
 
 def _write(session: Session, form: str) -> None:

@@ -17,7 +17,7 @@ MOBILENET_V2_DEPTHS = (2, 3, 4, 3, 3, 1)
 
 def measure(session: Session) -> None:
     """Every distinct candidate and a few whole networks, on the runtime."""
-    brought = session.config.table or session.brought_table is not None
+    brought = session.config.table is not None
     on = "the table that was given" if brought else session.config.runtime
     title = f"{len(session.trace.units)} distinct candidates on {on}"
     with session.records.stage("measure", title, session.callbacks) as facts:

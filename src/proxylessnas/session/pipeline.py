@@ -4,40 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from proxylessnas.config import RunConfig
 from proxylessnas.io.stopping import Stopped
 from proxylessnas.limits import check_limit_names
 from proxylessnas.session.budget import fit_budget
 from proxylessnas.session.deriving import derive
 from proxylessnas.session.measuring import measure
 from proxylessnas.session.searching import search
-from proxylessnas.session.session import Session
+from proxylessnas.session.session import BROUGHT_TABLE, Session
 from proxylessnas.session.tuning import tune
 from proxylessnas.training.callbacks import EndMetrics, RunMetrics
 
-Record = Callable[[RunConfig, str], None]  # writes the settings, with a note
 
-
-def begin(session: Session, record: Record) -> Session:
+def begin(session: Session) -> Session:
     """The session with every automatic setting decided and recorded, before its first stage.
 
     What no network can keep, and a table of something else, is refused before anything is left.
     """
-    columns = session.brought_table.columns if session.brought_table is not None else {}
+    table = session.brought_table
+    columns = {} if table is None else table.columns
     check_limit_names(session.limits, [*session.problem.functions, *columns])
     session = session.configured(replace(session.config, machine=tune(session)))
-    if session.config.table is not None or session.brought_table is not None:
+    if session.config.table is not None:
         session.check_limits()
-    record(session.config, "")
+    if session.table_object is not None:
+        session.store.write(BROUGHT_TABLE, session.table_object.to_json().encode())
+    session.store.write_config(session.config)
     return session
 
 
-def find_network(session: Session, record: Record, started: float | None = None) -> Session:
+def find_network(session: Session, started: float | None = None) -> Session:
     """Measure, search and derive, as far as that is not done.
 
     started: when the command began, in seconds of `time.monotonic`; a budget counts from there.
@@ -45,7 +45,7 @@ def find_network(session: Session, record: Record, started: float | None = None)
     if _needs_table(session) and not session.records.done("measure"):
         measure(session)
     if session.config.budget is not None:
-        session = _fit_budget(session, record, started or time.monotonic())
+        session = _fit_budget(session, started or time.monotonic())
     session.check_limits()
     for stage, run in (("search", search), ("derive", derive)):
         stop_if_asked(session)
@@ -56,17 +56,17 @@ def find_network(session: Session, record: Record, started: float | None = None)
 
 def _needs_table(session: Session) -> bool:
     """A run says what its networks take; a Python call measures only what it has a limit for."""
-    brought = session.config.table is not None or session.brought_table is not None
-    return session.config.data != "" or ("latency" in session.limits and not brought)
+    config = session.config
+    return config.data != "" or ("latency" in session.limits and config.table is None)
 
 
-def _fit_budget(session: Session, record: Record, started: float) -> Session:
+def _fit_budget(session: Session, started: float) -> Session:
     budget = session.config.budget
     config = fit_budget(session, time.monotonic() - started)
     s, t = config.search, config.train
     epochs = f"{s.warmup_epochs} + {s.epochs} epochs of search, {t.epochs} of training"
     session.reporter.say(f"a budget of {budget} is {epochs}")
-    record(config, f"# Fitted to a budget of {budget}.\n")
+    session.store.write_config(config, f"# Fitted to a budget of {budget}.\n")
     return session.configured(config)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from proxylessnas.errors import RunError
 from proxylessnas.io.console import Reporter, duration
+from proxylessnas.schema import Hint, from_plain
 from proxylessnas.session import STAGES
 from proxylessnas.session.store import Store
 from proxylessnas.training.callbacks import Callbacks, StageMetrics
@@ -16,6 +18,17 @@ from proxylessnas.training.ranks import Ranks
 
 BASELINES = ("largest", "random")
 _BASELINE_STAGES = tuple(f"{s}-{name}" for name in BASELINES for s in ("train", "evaluate"))
+# What later stages and the summary take from a record, which may have been edited by hand.
+FACTS: dict[str, dict[str, Hint]] = {
+    "search": {"entropy": float},
+    "derive": {"predicted": dict[str, float], "measured_ms": float | None},
+    "evaluate": {"accuracy": float | None},
+    "export": {
+        **dict.fromkeys(("measured_ms", "measured_raw_ms"), float | None),
+        **dict.fromkeys(("canary_drift", "noise_pct"), float | None),
+        **{"largest_difference": float, "baselines_ms": dict[str, float | None]},
+    },
+}
 _ORDER = (*STAGES[:-1], *_BASELINE_STAGES, STAGES[-1])
 
 
@@ -56,7 +69,7 @@ class Records:
         """A finished stage's record.
 
         Raises:
-            RunError: the stage is not finished.
+            RunError: the stage is not finished, or its record is not what the stage wrote.
         """
         record = self.read(stage) if self.done(stage) else None
         if record is None:
@@ -64,6 +77,14 @@ class Records:
             place = "" if where is None else f" of {where}"
             remedy = "" if where is None else f": run proxylessnas {stage} --out {where} first"
             raise RunError(f"the stage {stage}{place} is not finished{remedy}")
+        try:
+            for name, hint in {**FACTS.get(stage.partition("-")[0], {}), "seconds": float}.items():
+                record[name] = from_plain(hint, record.get(name), name, RunError)
+        except RunError as error:
+            raise RunError(
+                f"{self.store.file(_name(stage))} is damaged: {error}; remove it, and --resume "
+                f"does {stage} and what follows again"
+            ) from None
         return record
 
     @contextmanager
@@ -89,12 +110,6 @@ class Records:
         self.reporter.say(f"  done in {duration(seconds)}")
         if callbacks is not None:
             callbacks.on_stage_end(StageMetrics(stage=name, facts=facts, seconds=seconds))
-
-    def by_main(self, action: Callable[[], object]) -> None:
-        """What rank 0 does alone, while the others wait."""
-        if self.ranks.is_main:
-            action()
-        self.ranks.wait()
 
     def _begin(self, stage: str) -> None:
         """What later stages made of an earlier end of this one must not be taken for its own.
@@ -128,15 +143,9 @@ class Records:
 
     def other_limits(self) -> list[str]:
         """The stages that derived networks for other limits."""
-        prefix = _name("derive-")[: -len(".json")]
-        return [
-            n[len("stages/") : -len(".json")] for n in self.store.names() if n.startswith(prefix)
-        ]
+        stages = (re.fullmatch(r"stages/(derive-.*)\.json", name) for name in self.store.names())
+        return [match[1] for match in stages if match]
 
 
 def _name(stage: str) -> str:
     return f"stages/{stage}.json"
-
-
-def any_done(records: Records, stages: Sequence[str]) -> bool:
-    return any(records.done(stage) for stage in stages)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from proxylessnas.hardware.costs import (
 from proxylessnas.hardware.count import check_shapes
 from proxylessnas.hardware.measure import NetworkReport, canary_of, describe, measure_networks
 from proxylessnas.hardware.published_table import (
+    PublishedTable,
     is_published,
     published_cost,
     read_published_table,
@@ -45,61 +47,46 @@ from proxylessnas.session.checkpoints import StoreCheckpoints
 from proxylessnas.session.problem import Problem
 from proxylessnas.session.records import Records
 from proxylessnas.session.store import Store
-from proxylessnas.training.callbacks import Callback, Callbacks, MetricsLog, ProgressBar
+from proxylessnas.training.callbacks import Callbacks, MetricsLog, ProgressBar
 from proxylessnas.training.device import Machine, make_machine
 from proxylessnas.training.loop import Job, run_loop
 from proxylessnas.training.ranks import ALONE, Ranks
 
 TABLE = "latency_table.json"
+BROUGHT_TABLE = "brought_table.json"  # a table that was given as an object
 MAX_ARCHITECTURE_BYTES, MAX_TABLE_BYTES = 8 << 20, 64 << 20
 
 
+@dataclass(eq=False)
 class Session:
     """One job, on one of the ranks.
 
     callbacks: see `training.callbacks`. signal: whether the process was asked to stop.
-    runtime, table: in place of those that the settings name. force: use a latency table of
-    another device all the same.
+    runtime_object, table_object: what the settings' `runtime` and `table` stand for, where the
+    user gave objects. force: use a latency table of another device all the same.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        problem: Problem,
-        store: Store,
-        *,
-        reporter: Reporter | None = None,
-        ranks: Ranks = ALONE,
-        callbacks: Sequence[Callback] = (),
-        signal: Signal | None = None,
-        runtime: Runtime | None = None,
-        table: LatencyTable | None = None,
-        force: bool = False,
-    ) -> None:
-        self.config, self.problem, self.store = config, problem, store
-        self.reporter = reporter or Reporter(quiet=True)
-        self.ranks, self.signal, self.force = ranks, signal or Signal(), force
-        self.callbacks = Callbacks(callbacks)
-        self.records = Records(store, ranks, self.reporter)
-        self._runtime, self._table = runtime, table
-        self.search: Search | None = None
+    config: RunConfig
+    problem: Problem
+    store: Store
+    reporter: Reporter = field(default_factory=lambda: Reporter(quiet=True), kw_only=True)
+    ranks: Ranks = field(default=ALONE, kw_only=True)
+    callbacks: Callbacks = field(default_factory=lambda: Callbacks(()), kw_only=True)
+    signal: Signal = field(default_factory=Signal, kw_only=True)
+    runtime_object: Runtime | None = field(default=None, kw_only=True)
+    table_object: LatencyTable | None = field(default=None, kw_only=True)
+    force: bool = field(default=False, kw_only=True)
+    search: Search | None = field(default=None, init=False)
 
     def configured(self, config: RunConfig) -> Session:
         """The same job under other settings, before any of its stages has begun."""
-        return Session(
-            config,
-            self.problem,
-            self.store,
-            reporter=self.reporter,
-            ranks=self.ranks,
-            callbacks=self.callbacks.callbacks,
-            signal=self.signal,
-            runtime=self._runtime,
-            table=self._table,
-            force=self.force,
-        )
+        return replace(self, config=config)
 
     # --- parts, each made once when it is first needed ---
+
+    @cached_property
+    def records(self) -> Records:
+        return Records(self.store, self.ranks, self.reporter)
 
     @cached_property
     def machine(self) -> Machine:
@@ -138,7 +125,7 @@ class Session:
     @cached_property
     def runtime(self) -> Runtime:
         """What latencies are measured on."""
-        return self._runtime or make(self.config.runtime, threads=self.config.measure.threads)
+        return self.runtime_object or make(self.config.runtime, threads=self.config.measure.threads)
 
     # --- what networks cost ---
 
@@ -147,22 +134,28 @@ class Session:
         """The limits as they were written, by the cost's name."""
         return all_limits(self.config.limits, self.config.target_latency)
 
-    @property
+    @cached_property
+    def published_table(self) -> PublishedTable | None:
+        """The table that the settings name, if others published it."""
+        path = self.config.table
+        return read_published_table(path) if path is not None and is_published(path) else None
+
+    @cached_property
     def brought_table(self) -> LatencyTable | None:
         """The table that the user brought, if it is one of ours."""
         path = self.config.table
-        if self._table is None and path is not None and not is_published(path):
-            self._table = LatencyTable.load(path)
-        return self._table
+        if self.table_object is not None or path is None or is_published(path):
+            return self.table_object
+        if path == BROUGHT_TABLE:
+            return LatencyTable.from_json(self.store.read(path, MAX_TABLE_BYTES))
+        return LatencyTable.load(path)
 
     @cached_property
     def is_local(self) -> bool:
         """Whether networks can be measured on the table's device, or the table is believed."""
-        if self.config.table is not None and is_published(self.config.table):
-            return False
         table = self.brought_table
         if table is None:
-            return True
+            return self.published_table is None
         # Rank 0 measures, so its machine counts: another rank's may have another CPU.
         return self.ranks.of_main(lambda: table.is_of(describe(self.runtime, self.inputs)))
 
@@ -196,24 +189,19 @@ class Session:
     @cached_property
     def unlimited_costs(self) -> Costs:
         """Every cost, without a limit."""
-        published, table = None, None
-        if self.config.table is not None and is_published(self.config.table):
-            published = published_cost(self.supernet, read_published_table(self.config.table))
-        else:
-            table = self.table
+        published = self.published_table
         return all_costs(
             self.supernet,
             self.trace,
-            table=table,
-            published=published,
+            table=self.table,
+            published=None if published is None else published_cost(self.supernet, published),
             functions=self.problem.functions,
         )
 
     @cached_property
     def largest(self) -> dict[str, float]:
         """The costs of the network of the most MACs; latency limits like `0.6x` are of it."""
-        published = self.config.table is not None and is_published(self.config.table)
-        return largest_costs(self.supernet, self.unlimited_costs, None if published else self.table)
+        return largest_costs(self.supernet, self.unlimited_costs, self.table)
 
     def check_limits(self) -> None:
         """Refuse limits that no network of the space keeps, before anything is spent on them.
@@ -224,7 +212,16 @@ class Session:
         _ = self.costs  # kept for later
 
     def within(self, limits: Mapping[str, Limit]) -> Costs:
-        """The costs under these limits, which a network of the space can keep."""
+        """The costs under these limits, which a network of the space can keep.
+
+        Raises:
+            LimitError: none can. ConfigError: the memory limit is not the search's.
+        """
+        if limits.get("peak_memory") != self.limits.get("peak_memory"):
+            raise ConfigError(
+                "peak_memory decides which candidates are searched, so that it cannot change "
+                "afterwards: search again with this limit"
+            )
         costs = self.unlimited_costs
         costs = costs.limited(absolute_limits(limits, costs, self.largest))
         costs.check_reachable(self.supernet.mask)

@@ -6,6 +6,7 @@ is ever read.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -18,8 +19,10 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import yaml
 from torch import Tensor, nn
 
+from proxylessnas.config import RunConfig
 from proxylessnas.errors import RunError, one_line
 from proxylessnas.io.json_files import decode_json
 from proxylessnas.training.faults import State
@@ -27,7 +30,7 @@ from proxylessnas.training.faults import State
 MAX_JSON_BYTES = 64 << 20
 MAX_TENSOR_BYTES = 16 << 30
 KEPT_CHECKPOINTS = 2
-METRICS = "metrics.jsonl"
+CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 # What reading a stranger's values may raise, beside our own errors.
 MALFORMED = (
     *(ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError),
@@ -91,6 +94,16 @@ class Store(ABC):
             return decode_json(text, RunError)
         except RunError as error:
             raise RunError(f"cannot read {self.file(name)}: {error}") from None
+
+    def write_config(self, config: RunConfig, note: str = "") -> None:
+        """Every setting of the run.
+
+        note: comment lines for people.
+        """
+        values = dataclasses.asdict(config)
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        header = "# Every setting of this run; proxylessnas run --config on this file repeats it.\n"
+        self.write(CONFIG, (header + note + text).encode())
 
     # --- metrics ---
 

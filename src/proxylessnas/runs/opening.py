@@ -1,0 +1,85 @@
+"""A run begun, or gone on with: the settings asked for against those that a directory holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from proxylessnas.config import RunConfig
+from proxylessnas.errors import RunError
+from proxylessnas.session import STAGES
+from proxylessnas.session.pipeline import begin
+from proxylessnas.session.session import BROUGHT_TABLE, Session
+
+# Which stage a setting first matters to: what is done with other settings is another run.
+FIRST_STAGE = {
+    "search": "search",
+    "target_latency": "search",
+    "limits": "search",
+    "costs": "search",
+    "derive": "derive",
+    "train": "train",
+    "baselines": None,
+}
+
+
+def opened(session: Session, stored: RunConfig | None) -> Session:
+    """The session with nothing automatic left in its settings: begun, or gone on with.
+
+    stored: the settings in its directory; None where nothing is there.
+
+    Raises:
+        RunError: another run is in the directory.
+    """
+    if stored is None:
+        return begin(session)
+    _check_same(session, stored)
+    if session.config != stored:
+        session.store.write_config(session.config)
+    return session
+
+
+def _check_same(session: Session, stored: RunConfig) -> None:
+    """RunError where a stage was done with another value of a setting, or with another table."""
+    for field in dataclasses.fields(RunConfig):
+        before, now = getattr(stored, field.name), getattr(session.config, field.name)
+        if before != now and _matters(session, field.name, before, now):
+            name, before, now = _difference(field.name, before, now)
+            raise _another_run(session, f"its {name} is {_plain(before)}, not {_plain(now)}")
+    table = session.table_object
+    if table is not None:
+        content = table.to_json().encode()
+        if session.store.read(BROUGHT_TABLE, 2 * len(content) + 1) != content:
+            raise _another_run(session, "it began with another latency table")
+
+
+def _another_run(session: Session, difference: str) -> RunError:
+    return RunError(
+        f"{session.store.path} holds another run: {difference}; leave it as it was, or choose "
+        "another --out"
+    )
+
+
+def _matters(session: Session, key: str, before: Any, now: Any) -> bool:
+    """Whether a stage that depends on a setting is done."""
+    if key not in FIRST_STAGE:
+        return True  # the data, the seed, the machine: of the whole run
+    stage = FIRST_STAGE[key]
+    if key == "limits" and now.get("peak_memory") != before.get("peak_memory"):
+        stage = "measure"  # what needs more memory is never measured
+    return stage is not None and any(map(session.records.done, STAGES[STAGES.index(stage) :]))
+
+
+def _difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any]:
+    """The first setting that is another one: its name and its two values."""
+    if dataclasses.is_dataclass(before):
+        for field in dataclasses.fields(before):
+            old, new = getattr(before, field.name), getattr(now, field.name)
+            if old != new:
+                return f"{key}.{field.name}", old, new
+    return key, before, now
+
+
+def _plain(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 60 else text[:57] + "..."
