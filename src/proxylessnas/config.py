@@ -18,7 +18,6 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from proxylessnas import schema
 from proxylessnas.errors import ConfigError, did_you_mean
-from proxylessnas.io.yaml_files import read_yaml
 from proxylessnas.limits import all_limits, parse_latency
 from proxylessnas.schema import Parsed, checked
 
@@ -411,6 +410,8 @@ def read_config(path: Path) -> RunConfig:
     Raises:
         ConfigError: unreadable, not YAML, or a setting is unknown or out of range.
     """
+    from proxylessnas.io.yaml_files import read_yaml  # the help needs no YAML
+
     return parse_settings(RunConfig, read_yaml(path), str(path))
 
 

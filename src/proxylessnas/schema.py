@@ -14,6 +14,7 @@ import inspect
 import itertools
 import json
 import reprlib
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -283,10 +284,7 @@ def hints_of(cls: Hint) -> dict[str, Hint]:
 @cache
 def docs_of(cls: type) -> dict[str, str]:
     """The docstring under every field of a class and of those it inherits from, a line each."""
-    module = ast.parse(inspect.getsource(inspect.getmodule(cls)))  # type: ignore[arg-type]
-    body = next(
-        n.body for n in module.body if isinstance(n, ast.ClassDef) and n.name == cls.__name__
-    )
+    body = _classes_of(cls.__module__)[cls.__name__].body
     docs: dict[str, str] = {}
     for base in reversed(cls.__bases__):
         docs |= docs_of(base) if dataclasses.is_dataclass(base) else {}
@@ -295,3 +293,9 @@ def docs_of(cls: type) -> dict[str, str]:
             assert isinstance(before.target, ast.Name) and isinstance(after.value, ast.Constant)
             docs[before.target.id] = " ".join(str(after.value.value).split())
     return docs
+
+
+@cache
+def _classes_of(module: str) -> dict[str, ast.ClassDef]:
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}

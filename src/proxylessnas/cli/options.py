@@ -16,7 +16,6 @@ from typing import Any, Literal, NoReturn
 from proxylessnas import schema
 from proxylessnas.config import RENAMED, RunConfig
 from proxylessnas.errors import ConfigError
-from proxylessnas.io.yaml_files import decode_yaml
 
 MEASURE = """\
 proxylessnas measure RUN_DIR, or --data DATA    the first stage of a run
@@ -99,7 +98,7 @@ def _value(hint: schema.Hint, text: str, name: str) -> Any:
     """A setting's value from an option: a text as it stands, null, or anything else as YAML."""
     kinds = {schema.bare(option) for option in schema.alternatives(hint)}
     stands = kinds & {str, Literal} and not (text == "null" and type(None) in kinds)
-    return schema.from_plain(hint, text if stands else decode_yaml(text, name), name)
+    return schema.from_plain(hint, text if stands else _plain(text, name), name)
 
 
 def _limits(words: Sequence[str]) -> dict[str, Any]:
@@ -107,7 +106,13 @@ def _limits(words: Sequence[str]) -> dict[str, Any]:
     for name, equals, _ in pairs:
         if not equals:
             raise ConfigError(f"--limit {name}: write NAME=VALUE, as --limit macs=300e6")
-    return {name: decode_yaml(value, f"--limit {name}") for name, _, value in pairs}
+    return {name: _plain(value, f"--limit {name}") for name, _, value in pairs}
+
+
+def _plain(text: str, name: str) -> Any:
+    from proxylessnas.io.yaml_files import decode_yaml  # the help needs no YAML
+
+    return decode_yaml(text, name)
 
 
 def _option(name: str) -> str:

@@ -8,11 +8,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 WIDE = 160  # columns of standard output where it is a file or a pipe: no table is cut there
 EVERY = 10.0  # seconds between lines where there is no terminal to redraw
@@ -20,6 +20,8 @@ EVERY = 10.0  # seconds between lines where there is no terminal to redraw
 
 def output() -> Console:
     """Standard output, for results; `Reporter` has the progress, on standard error."""
+    from rich.console import Console  # the help needs none
+
     fixed = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
     return Console(width=None if fixed else WIDE, highlight=False)
 
@@ -31,6 +33,8 @@ def say(text: str) -> None:
 
 def table_of(first: str, columns: Iterable[str]) -> Table:
     """A table of names and, on the right, of their figures; no cell is wrapped."""
+    from rich.table import Table
+
     table = Table(box=None)
     table.add_column(first, no_wrap=True)
     for column in columns:
@@ -45,6 +49,8 @@ class Reporter:
     """
 
     def __init__(self, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        from rich.console import Console
+
         self.console = Console(file=sys.stderr, quiet=quiet, highlight=False)
         self.clock = clock
 
@@ -57,25 +63,27 @@ class Reporter:
 
         Another total begins anew: a further part of the work, whose steps take another time.
         """
-        if self.console.is_terminal:
-            columns = (
-                TextColumn("  {task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-            )
-            with Progress(*columns, console=self.console, transient=True) as progress:
-                task = progress.add_task(what, total=None, note="")
-
-                def update(done: int, total: int, note: str = "") -> None:
-                    if total != progress.tasks[task].total:
-                        progress.reset(task, total=total)
-                    progress.update(task, completed=done, total=total, note=note)
-
-                yield update
-        else:
+        if not self.console.is_terminal:
             yield self._lines(what)
+            return
+        from rich import progress as rich
+
+        columns = (
+            rich.TextColumn("  {task.description}"),
+            rich.BarColumn(),
+            rich.MofNCompleteColumn(),
+            rich.TimeRemainingColumn(),
+            rich.TextColumn("{task.fields[note]}"),
+        )
+        with rich.Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task(what, total=None, note="")
+
+            def update(done: int, total: int, note: str = "") -> None:
+                if total != progress.tasks[task].total:
+                    progress.reset(task, total=total)
+                progress.update(task, completed=done, total=total, note=note)
+
+            yield update
 
     def _lines(self, what: str) -> Callable[..., None]:
         start = last = self.clock()

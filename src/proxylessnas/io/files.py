@@ -44,10 +44,10 @@ def read_bytes(path: str | Path, limit: int, error: type[UserError] = RunError) 
         error: the file is missing, unreadable, too large or no regular file.
     """
     try:
+        status = os.stat(path)  # before opening, which waits for a pipe's other end
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+            raise error(f"cannot read {path}: it is no regular file of at most {limit:,} bytes")
         with Path(path).open("rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
-                raise error(f"cannot read {path}: it is no regular file of at most {limit:,} bytes")
             return file.read(status.st_size + 1)
     except (OSError, ValueError) as problem:  # ValueError: a zero byte in the path
         reason = getattr(problem, "strerror", None) or problem

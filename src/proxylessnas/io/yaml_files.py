@@ -19,10 +19,10 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys: set[str] = set()
-        for key, _ in node.value:
-            if key.value in keys:
-                raise yaml.YAMLError(f"the key {key.value!r} is there twice")
-            keys |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+        for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key in keys:
+                raise yaml.YAMLError(f"the key {key!r} is there twice")
+            keys.add(key)
         return super().construct_mapping(node, deep)
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
