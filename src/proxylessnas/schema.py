@@ -18,7 +18,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
@@ -89,6 +89,7 @@ def checked(
     def decorate(cls: type[T]) -> type[T]:
         hint: Hint = cls
 
+        @wraps(cls.__init__)
         def __init__(self: T, /, **values: Any) -> None:
             _explained(
                 lambda: adapter(hint).validator.validate_python(values, self_instance=self),
