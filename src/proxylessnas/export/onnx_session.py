@@ -10,8 +10,10 @@ from typing import Any
 CPU = "CPUExecutionProvider"
 
 
-def session_options(threads: int = 1, profile: str = "") -> Any:
-    """The options of every session.
+def open_session(
+    content: bytes, *, threads: int = 1, provider: str = CPU, profile: str = ""
+) -> Any:
+    """A session of an ONNX file; operators that the provider lacks run on the CPU.
 
     profile: the prefix of the files that a profile of every node is written to; none if empty.
     """
@@ -32,19 +34,8 @@ def session_options(threads: int = 1, profile: str = "") -> Any:
         # Spin within an inference, but not after it: other sessions are measured then.
         options.add_session_config_entry("session.intra_op.allow_spinning", "1")
         options.add_session_config_entry("session.force_spinning_stop", "1")
-    return options
-
-
-def open_session(
-    content: bytes, *, threads: int = 1, provider: str = CPU, profile: str = ""
-) -> Any:
-    """A session of an ONNX file; operators that the provider lacks run on the CPU."""
-    import onnxruntime
-
     providers = list(dict.fromkeys([provider, CPU]))
-    return onnxruntime.InferenceSession(
-        content, session_options(threads, profile), providers=providers
-    )
+    return onnxruntime.InferenceSession(content, options, providers=providers)
 
 
 def feed_of(session: Any, arrays: list[Any]) -> dict[str, Any]:

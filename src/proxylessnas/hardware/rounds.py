@@ -12,7 +12,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from itertools import chain
@@ -114,8 +114,10 @@ class Rounds:
             if self.canary is not None and done % CANARY_EVERY == 0:
                 canary_ms.append(visit(self.networks[self.canary], 1, self.runs, self.warmup))
             yield
-        if len(canary_ms) >= 4:
-            self.environment["canary_drift_pct"] = round(drift_pct(canary_ms), 2)
+        half = len(canary_ms) // 2
+        if half >= 2:
+            ratio = statistics.median(canary_ms[half:]) / statistics.median(canary_ms[:half])
+            self.environment["canary_drift_pct"] = round(100 * (ratio - 1), 2)
 
 
 def orders(visits: Mapping[str, int], seed: int) -> list[list[str]]:
@@ -142,9 +144,3 @@ def visit(network: TimedNetwork, loops: int, runs: int, warmup: int) -> float:
     for _ in range(warmup):
         network()
     return statistics.median(network.timed(loops) / loops for _ in range(runs)) * 1e3
-
-
-def drift_pct(samples: Sequence[float]) -> float:
-    """The last half's median against the first half's."""
-    half = len(samples) // 2
-    return 100 * (statistics.median(samples[half:]) / statistics.median(samples[:half]) - 1)

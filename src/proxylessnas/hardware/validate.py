@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,10 @@ def validate(costs: Costs, supernet: Supernet, table: LatencyTable) -> dict[str,
     fitted = table.of_role("fit", "canary", space=costs.space)
     predicted = [costs.cost_of("latency", indices_of(supernet, n.choices)) for n in unseen]
     # Both measurements of a network estimate the same latency.
-    measured = [_mean_ms(n) for n in unseen]
+    measured = [
+        statistics.mean(m.median_ms for m in (n.measurement, n.repeat) if m is not None)
+        for n in unseen
+    ]
     floor = [
         abs(n.repeat.median_ms / n.measurement.median_ms - 1)
         for n in unseen
@@ -81,9 +85,3 @@ def figures(predicted: Sequence[float], measured: Sequence[float]) -> dict[str, 
         varied = len(set(predicted)) > 1 and len(set(measured)) > 1
         values.append(float(correlation(predicted, measured).statistic) if varied else None)
     return dict(zip(names, values, strict=True))
-
-
-def _mean_ms(n: NetworkEntry) -> float:
-    if n.repeat is None:
-        return n.measurement.median_ms
-    return (n.measurement.median_ms + n.repeat.median_ms) / 2
