@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -12,35 +12,31 @@ from torch import nn
 
 from proxylessnas.architecture import Architecture, InputInfo
 from proxylessnas.config import RunConfig
-from proxylessnas.core.costs import Costs
-from proxylessnas.core.estimators import RewardOf
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data import Augmentation, Batches, ImageData, load_data
 from proxylessnas.hardware.costs import CostFunction, check_names
 from proxylessnas.io.console import Reporter
 from proxylessnas.io.importing import imported
 from proxylessnas.seeds import derive_seed
-from proxylessnas.session.problem import Part
+from proxylessnas.session.problem import Part, Problem
 from proxylessnas.spaces import build, build_supernet, complete_settings
 from proxylessnas.training.task import Task
 
 SCORING_BATCH = 250
 
 
-class ConfiguredProblem:
+class ConfiguredProblem(Problem):
     """Images, classes, and networks of a space; the data are read when they are first needed.
 
     config: names the data and how they are read; settings of the stages come with each call.
     """
-
-    reward: RewardOf | None = None
 
     def __init__(self, config: RunConfig, reporter: Reporter) -> None:
         self.config, self.reporter = config, reporter
         self.task = Task.classification(config.search.label_smoothing)
 
     @cached_property
-    def functions(self) -> Mapping[str, CostFunction]:
+    def functions(self) -> Mapping[str, CostFunction]:  # type: ignore[override]
         """The user's own costs, imported."""
         check_names(list(self.config.costs))
         return {name: imported(code, "the cost") for name, code in self.config.costs.items()}
@@ -79,30 +75,18 @@ class ConfiguredProblem:
         return self.supernet(config), self.task
 
     def batches(self, part: Part, config: RunConfig) -> Batches:
-        search, train, seed = config.search, config.train, config.seed
-        batches = self.data.batches
+        search, train = config.search, config.train
+        batches = partial(self.data.batches, seed=config.seed, shuffle=part != "test")
         if part == "search":
-            return batches("search", search.batch_size, augment=True, shuffle=True, seed=seed)
+            return batches("search", search.batch_size, augment=True)
         if part == "valid":
-            size = search.valid_batch_size or search.batch_size
-            return batches("valid", size, augment=True, shuffle=True, seed=seed)
+            return batches("valid", search.valid_batch_size or search.batch_size, augment=True)
         if part == "train":
-            augment = train.augment or True
-            return batches("train", train.batch_size, augment=augment, shuffle=True, seed=seed)
-        if part == "test":
-            return batches("test", SCORING_BATCH, seed=seed)
+            return batches("train", train.batch_size, augment=train.augment or True)
         # Plain images, as the network will see them. Shuffled: many sets come sorted by class,
         # and statistics and scores are taken from a part.
-        source = "search" if part == "calibration" else "valid"
-        return batches(source, SCORING_BATCH, shuffle=True, seed=seed)
-
-    def search_parts(
-        self, config: RunConfig, supernet: Supernet, costs: Costs, epoch_steps: int
-    ) -> Mapping[str, Any]:
-        return {}
-
-    def training_task(self, config: RunConfig) -> Task:
-        return self.task
+        source = {"calibration": "search", "scoring": "valid"}.get(part, part)
+        return batches(source, SCORING_BATCH)
 
     def architecture(self, architecture: Architecture, config: RunConfig) -> Architecture:
         """With the data's input, and the training's dropout and the like."""

@@ -6,9 +6,10 @@ A problem never changes. Settings (how long, how fast, on which machine) are no 
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from torch import nn
 
@@ -25,7 +26,7 @@ from proxylessnas.training.task import Task
 Part = Literal["search", "valid", "calibration", "scoring", "train", "test", "teach"]
 
 
-class Problem(Protocol):
+class Problem(ABC):
     """What both doors hand to a `Session`.
 
     task: the loss, and what else is known of the outputs.
@@ -33,24 +34,23 @@ class Problem(Protocol):
     reward: for the estimator `reinforce`, in place of the settings' own.
     """
 
-    @property
-    def task(self) -> Task: ...
+    task: Task
+    functions: Mapping[str, CostFunction]
+    reward: RewardOf | None = None
 
-    @property
-    def functions(self) -> Mapping[str, CostFunction]: ...
-
-    @property
-    def reward(self) -> RewardOf | None: ...
-
+    @abstractmethod
     def example_inputs(self, config: RunConfig) -> tuple[Any, ...]:
         """The arguments of one forward pass; their shapes are what is measured."""
 
+    @abstractmethod
     def supernet(self, config: RunConfig) -> Supernet:
         """The model that is searched."""
 
+    @abstractmethod
     def spare(self, config: RunConfig) -> tuple[Supernet, Task]:
         """Another one, with its task, that trials may spoil."""
 
+    @abstractmethod
     def batches(self, part: Part, config: RunConfig) -> Batches:
         """The batches of one purpose.
 
@@ -65,7 +65,9 @@ class Problem(Protocol):
 
     def architecture(self, architecture: Architecture, config: RunConfig) -> Architecture:
         """What is written, trained and exported for an architecture of the supernet."""
+        return architecture
 
+    @abstractmethod
     def network(self, architecture: Architecture, config: RunConfig) -> nn.Module:
         """The plain network with fresh weights of the current generator."""
 
@@ -76,16 +78,19 @@ class Problem(Protocol):
 
         epoch_steps: training batches an epoch.
         """
+        return {}
 
     def training_task(self, config: RunConfig) -> Task:
         """What the derived network is trained on."""
+        return self.task
 
     def input(self) -> InputInfo | None:
         """How an example becomes the network's input, where that is known."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ModelProblem:
+class ModelProblem(Problem):
     """A model of the user's own that holds mixed operations, with batches of its own.
 
     batches_of: part -> batches; `calibration` and `scoring` default to `search` and `valid`.
@@ -115,22 +120,8 @@ class ModelProblem:
             raise DataError(f"there are no batches for {part}: give them to the call")
         return batches
 
-    def architecture(self, architecture: Architecture, config: RunConfig) -> Architecture:
-        return architecture
-
     def network(self, architecture: Architecture, config: RunConfig) -> nn.Module:
         raise ConfigError(
             "a model of your own is trained on from the weights that the search gave it: "
             "result.derive() returns it"
         )
-
-    def search_parts(
-        self, config: RunConfig, supernet: Supernet, costs: Costs, epoch_steps: int
-    ) -> Mapping[str, Any]:
-        return {}
-
-    def training_task(self, config: RunConfig) -> Task:
-        return self.task
-
-    def input(self) -> InputInfo | None:
-        return None
