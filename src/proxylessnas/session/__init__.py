@@ -1,12 +1,21 @@
 """The only orchestration: a problem, settings and a store in, stages that fill the store.
 
-    problem.py    what is to be solved: model, task, batches, example inputs
-    store.py      where results go: named files, in memory or in a directory
-    records.py    finished stages, proven by the checksums of their files
+Read in this order:
+
+    problem.py      what is to be solved: model, task, batches, example inputs
+    store.py        where results go: named files, in memory or in a directory
+    records.py      finished stages, proven by the checksums of their files
+    session.py      the three together: costs within the limits, loops, the finished search
+    pipeline.py     the order of the stages, from a run's first line to its last
+      tuning.py       before them: how tensors compute here, tried once and recorded
+      measuring.py    `measure`: the latency table
+      budget.py       after it: minutes to numbers of epochs
+      searching.py    `search`: weights and α in turn
+      deriving.py     `derive`: one network, and others under other limits
+      finishing.py    `train`, `evaluate`, and baselines
+      exporting.py    `export`: files, compared with eager and measured
     checkpoints.py  saving a loop's state, going on from it, stopping politely
-    session.py    measure, tune, search, derive, train, evaluate, export
-    tuning.py     how tensors compute here: what is tried once, and recorded
-    budget.py     minutes to numbers of epochs
+    inputs.py       example inputs as plain values
 
 The Python call (`api.py`) and the command line (`runs/`, `cli/`) are thin doors to it.
 """

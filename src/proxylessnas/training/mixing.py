@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from proxylessnas.errors import ConfigError, MissingDependency
+from proxylessnas.errors import ConfigError
+from proxylessnas.io.importing import optional
 from proxylessnas.training.task import split
 
 Mix = Callable[[Any], Any]
@@ -26,10 +27,7 @@ def make_mix(kind: str, share: float, model: nn.Module) -> Mix | None:
     """
     if kind == "none":
         return None
-    try:
-        from torchvision.transforms import v2
-    except ImportError:
-        raise MissingDependency("torchvision", "torchvision", f"train.mix {kind}") from None
+    v2 = optional("torchvision.transforms.v2", "torchvision", f"train.mix {kind}")
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     if not linear:
         raise ConfigError(f"train.mix is {kind}, but the model has no linear layer: use none")
