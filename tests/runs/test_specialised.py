@@ -83,7 +83,7 @@ def test_nothing_is_recalibrated_and_alpha_begins_at_its_prior(specialised: Path
     config = RunDirectory(specialised).read_config()
     assert config.derive.recalibrate_images == 0 and config.train.frozen_statistics
     search = json.loads((specialised / "stages" / "search.json").read_text())
-    assert search["weight_steps"] == search["architecture_steps"] > 0
+    assert search["weight_steps"] == 0 < search["architecture_steps"]
     candidates, _ = RunDirectory(specialised).load_tensors("candidates.safetensors")
     newest = sorted((specialised / "checkpoints").glob("search-*.safetensors"))[-1]
     tensors, _ = RunDirectory(specialised).load_tensors(f"checkpoints/{newest.name}")

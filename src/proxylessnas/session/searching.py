@@ -11,13 +11,15 @@ def search(session: Session) -> Search:
     job, limit = session.new_search(), session.target_ms
     target = "no latency limit" if limit is None else f"limit {limit:.4g} ms"
     steps = job.schedule.architecture_steps
-    title = f"{job.total} weight and {steps} architecture steps, {target}"
+    words = f"{job.total} weight and {steps}" if job.schedule.weights else f"{steps}"
+    title = f"{words} architecture steps, {target}"
     with session.records.stage("search", title, session.callbacks) as facts:
         checkpoint = session.drive("search", job, "searching")
         entropy = job.entropy()
         session.reporter.say(f"  mean entropy of alpha {entropy:.2f} (1: nothing decided)")
         facts |= {"entropy": entropy, "multipliers": job.objective.state()}
-        facts |= {"weight_steps": job.step, "architecture_steps": steps}
+        weight_steps = job.step if job.schedule.weights else 0
+        facts |= {"weight_steps": weight_steps, "architecture_steps": steps}
         facts["files"] = [checkpoint] if checkpoint else []
     session.search = job
     return job
