@@ -57,7 +57,7 @@ BROUGHT_TABLE = "brought_table.json"  # a table that was given as an object
 MAX_ARCHITECTURE_BYTES, MAX_TABLE_BYTES = 8 << 20, 64 << 20
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Session:
     """One job, on one of the ranks.
 
