@@ -72,6 +72,7 @@ def test_the_summary_says_what_one_would_do_by_hand(specialised: Path) -> None:
     assert summary["baselines"].keys() <= {"teacher", "smaller_input", "uniform"}
     for row in summary["baselines"].values():
         assert 0 <= row["test_accuracy"] <= 1 and row["measured_latency_ms"] > 0
+    assert summary["found_ms"] > 0  # in the same rounds
     stages = ["teach", "candidates", "measure", "search", "derive", "train", "evaluate", "export"]
     assert all(summary["seconds"][stage] >= 0 for stage in [*stages, "by-hand"])
     assert summary["predicted_latency_ms"] <= summary["target_latency_ms"] * 1.001

@@ -55,26 +55,38 @@ def by_hand(session: Session, problem: SpecialisedProblem) -> None:
         facts["majority_accuracy"] = _share_of(majority, test)
         facts["linear_accuracy"] = _accuracy(session, problem.linear(), test)
         rows = {"teacher": Compared(teacher, size, _accuracy(session, teacher, test))}
+        found = trained_network(session).cpu()
         if session.is_local and session.target_ms is not None:
-            found = trained_network(session).cpu()
             limit = _measured(session, {"found": (found, size)})["found"].raw_ms
             for name, make in (("smaller_input", _smaller_input), ("uniform", _uniform)):
                 row = make(session, problem, teacher, limit)
                 if row is not None:
                     rows[name] = row
-            facts["found_ms"] = limit
-        facts["baselines"] = _together(session, rows)
+        latencies = _latencies(
+            session,
+            {name: (r.network, r.size) for name, r in rows.items()} | {"found": (found, size)},
+        )
+        facts["found_ms"] = latencies["found"]
+        facts["baselines"] = _table(rows, latencies)
 
 
-def _together(session: Session, rows: Mapping[str, Compared]) -> dict[str, Any]:
-    """The rows of the table, with latencies that were measured in the same rounds."""
-    report = None
-    if session.is_local:
-        report = _measured(session, {name: (r.network, r.size) for name, r in rows.items()})
+def _latencies(
+    session: Session, networks: Mapping[str, tuple[nn.Module, int]]
+) -> dict[str, float | None]:
+    """Latencies that may be compared: all measured in the same rounds."""
+    if not session.is_local:
+        return dict.fromkeys(networks)
+    report = _measured(session, networks)
+    return {name: report[name].raw_ms for name in networks}
+
+
+def _table(
+    rows: Mapping[str, Compared], latencies: Mapping[str, float | None]
+) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "test_accuracy": row.accuracy,
-            "measured_latency_ms": None if report is None else report[name].raw_ms,
+            "measured_latency_ms": latencies[name],
             "parameters": sum(p.numel() for p in row.network.parameters()),
             "image_size": row.size,
         }
