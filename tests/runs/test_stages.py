@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -89,3 +90,13 @@ def test_the_record_of_a_run_names_its_limit(finished_run: Path) -> None:
     facts = json.loads((finished_run / "stages" / "derive.json").read_text())
     summary = json.loads((finished_run / "summary.json").read_text())
     assert facts["predicted"]["latency"] <= summary["target_latency_ms"]
+
+
+def test_a_budget_at_the_end_changes_nothing_and_says_so(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    assert main(["run", "--resume", "--budget=2h", f"--out={out}"]) == 0
+    said = capsys.readouterr()
+    assert "the epochs stay as they are" in " ".join((said.out + said.err).split())
+    assert_same_run(out, finished_run)

@@ -108,7 +108,7 @@ def test_load_says_what_it_needs(tmp_path: Path) -> None:
         proxylessnas.load(tmp_path / "nothing")
     loaded = proxylessnas.load(tmp_path / "run", model=Net(), quiet=True)
     assert loaded.derive()(torch.randn(3, 4)).shape == (3, 4)
-    with pytest.raises(DataError, match="no batches for search: give them to the call"):
+    with pytest.raises(DataError, match="no batches of `train`: give them to the call"):
         loaded.derive(limits={"parameters": "0.8x"})
 
 

@@ -71,6 +71,8 @@ def open_run(
         config = parse_settings(RunConfig, with_defaults(settings))
     else:
         config = _with(stored, settings)
+        if settings.get("budget") is not None and config.budget is None:
+            reporter.say("a budget is fitted when a run begins: the epochs stay as they are")
     _check(config, ranks)
     problem = _problem(config, reporter, directory)
     _ = problem.functions  # imported now, for its error
@@ -92,7 +94,7 @@ def open_run(
 
 
 def _with(stored: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    """The stored settings, with others over them; a budget was fitted when the run began."""
+    """The stored settings, with others over them; a budget only as long as it was not fitted."""
     changes: dict[str, Any] = {}
     for key, value in settings.items():
         before = getattr(stored, key)
@@ -100,7 +102,9 @@ def _with(stored: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
             changes[key] = dataclasses.replace(before, **value)
         else:
             changes[key] = {**before, **value} if isinstance(before, dict) else value
-    return dataclasses.replace(stored, **{**changes, "budget": stored.budget})
+    if stored.budget is None:
+        changes.pop("budget", None)
+    return dataclasses.replace(stored, **changes)
 
 
 def _problem(config: RunConfig, reporter: Reporter, store: Store) -> ConfiguredProblem:

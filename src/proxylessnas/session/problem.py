@@ -117,7 +117,8 @@ class ModelProblem(Problem):
         stand_in = {"calibration": "search", "scoring": "valid"}.get(part, part)
         batches = self.batches_of.get(part) or self.batches_of.get(stand_in)
         if batches is None:
-            raise DataError(f"there are no batches for {part}: give them to the call")
+            name = "train" if part == "search" else part  # as the argument is called
+            raise DataError(f"there are no batches of `{name}`: give them to the call")
         return batches
 
     def network(self, architecture: Architecture, config: RunConfig) -> nn.Module:
