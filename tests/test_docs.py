@@ -32,6 +32,13 @@ def test_named_files_exist(name: str) -> None:
     assert [p for p in paths if not (ROOT / p).exists() and not (PACKAGE / p).exists()] == []
 
 
+def test_the_readme_has_every_folder_and_module() -> None:
+    house = TEXTS["README.md"].partition("## The house")[2]
+    there = {p.name + "/" for p in PACKAGE.iterdir() if p.is_dir() and p.name[0] != "_"}
+    there |= {p.name for p in PACKAGE.glob("[a-z]*.py")}
+    assert sorted(name for name in there if f"`{name}`" not in house) == []
+
+
 def test_code_refers_to_documents_of_the_tree_alone() -> None:
     missing = {}
     for path in CODE:
