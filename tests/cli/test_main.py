@@ -311,6 +311,10 @@ def test_a_column_of_the_table_is_a_cost_with_a_limit(
     assert predicted["energy_mj"] == least
     searched = Path("run/metrics.jsonl").read_text()
     assert '"expected_energy_mj"' in searched
+    limits = json.loads(Path("run/summary.json").read_text())["limits"]
+    assert limits["energy_mj"] == {"limit": least, "is": least, "unit": "mJ"}
+    assert limits["macs"]["is"] <= limits["macs"]["limit"]
+    assert f"energy_mj: {least:.4g} mJ, limit {least:.4g} mJ" in capsys.readouterr().out
 
 
 def test_limits_of_a_run_may_change_until_it_is_searched(

@@ -182,10 +182,11 @@ class Costs:
         ):
             if limit < low:
                 raise LimitError(
-                    f"no network of this space has a {name} of {_amount(limit, unit)}: the "
-                    f"reachable range is {_amount(low, unit)} to {_amount(high, unit)}"
+                    f"no network of this space keeps a {name} of {amount(limit, unit)}: the "
+                    f"reachable range is {amount(low, unit)} to {amount(high, unit)}"
                 )
 
 
-def _amount(value: float, unit: str) -> str:
+def amount(value: float, unit: str) -> str:
+    """A cost as people read it: `4.2 ms`, `2,076,544`."""
     return f"{value:.4g} {unit}".strip() if value < 1e4 else f"{value:,.0f} {unit}".strip()

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from proxylessnas.architecture import Architecture
+from proxylessnas.core.costs import amount
 from proxylessnas.session import STAGES
 from proxylessnas.session.records import BASELINES
 from proxylessnas.session.session import Session
@@ -38,6 +39,7 @@ def summarise(session: Session) -> dict[str, Any]:
         "test_accuracy": records["evaluate"]["accuracy"],
         "parameters": round(session.unlimited_costs.cost_of("parameters", indices)),
         "macs": round(session.unlimited_costs.cost_of("macs", indices)),
+        "limits": _other_limits(session, indices),
         "alpha_mean_entropy": search["entropy"],
         "largest_network_ms": session.largest["latency"],
         "export_largest_difference": export["largest_difference"],
@@ -80,6 +82,16 @@ def _device(session: Session) -> str | dict[str, Any]:
     if session.config.table is not None or table is None:
         return session.config.table or ""
     return dict(table.device)
+
+
+def _other_limits(session: Session, indices: tuple[int, ...]) -> dict[str, dict[str, Any]]:
+    """What the network costs where there is a limit; of latency there are figures of its own."""
+    costs = session.costs
+    return {
+        name: {"limit": limit, "is": costs.cost_of(name, indices), "unit": unit}
+        for name, unit in zip(costs.names, costs.units, strict=True)
+        if name != "latency" and (limit := costs.finite_limits.get(name)) is not None
+    }
 
 
 def _blocks(
@@ -134,6 +146,9 @@ def show(facts: dict[str, Any], directory: str, console: Console) -> None:
     console.print(_networks(facts))
     console.print()
     console.print(_latency_line(facts), highlight=False)
+    for name, row in facts["limits"].items():
+        value, limit = (amount(row[key], row["unit"]) for key in ("is", "limit"))
+        console.print(f"{name}: {value}, limit {limit}", highlight=False)
     console.print(_entropy_line(facts["alpha_mean_entropy"]), highlight=False)
     seconds = facts["seconds"]
     spent = "  ".join(f"{stage} {value:.0f}" for stage, value in seconds.items())
