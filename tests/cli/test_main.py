@@ -94,6 +94,8 @@ def test_an_impossible_run_is_refused_before_the_search(
     out = tmp_path / "run"
     assert expected in fails(capsys, "run", *TINY_RUN, option, f"--out={out}")
     assert not (out / "stages" / "search.json").exists()
+    # MACs are counted, so that nothing is measured, nor left, for a limit that none can keep.
+    assert "macs" not in option or not out.exists()
 
 
 def test_an_unknown_key_in_a_config_file(

@@ -31,6 +31,8 @@ def begin(session: Session) -> Session:
     session = session.configured(replace(session.config, machine=tune(session)))
     if session.config.table is not None:
         session.check_limits()
+    else:
+        session.check_counted_limits()
     if session.table_object is not None:
         session.store.write(BROUGHT_TABLE, session.table_object.to_json().encode())
     session.store.write_config(session.config)

@@ -25,6 +25,7 @@ from proxylessnas.errors import ArchitectureError, ConfigError
 from proxylessnas.hardware.costs import (
     absolute_limits,
     all_costs,
+    count_costs,
     forbid_over_peak_memory,
     largest_costs,
 )
@@ -210,6 +211,19 @@ class Session:
             LimitError: a limit is out of reach. MeasurementError: the table is of something else.
         """
         _ = self.costs  # kept for later
+
+    def check_counted_limits(self) -> None:
+        """As `check_limits`, of MACs and parameters alone: before anything is measured.
+
+        Raises:
+            LimitError: a limit is out of reach.
+        """
+        counted = count_costs(self.supernet, self.trace)
+        limits = {name: limit for name, limit in self.limits.items() if name in counted}
+        largest = largest_costs(self.supernet, counted)
+        counted.limited(absolute_limits(limits, counted, largest)).check_reachable(
+            self.supernet.mask
+        )
 
     def within(self, limits: Mapping[str, Limit]) -> Costs:
         """The costs under these limits, which a network of the space can keep.
