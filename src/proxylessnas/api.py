@@ -43,6 +43,7 @@ from proxylessnas.runs.configured import ConfiguredProblem
 from proxylessnas.runs.directory import RunDirectory, begun, held
 from proxylessnas.runs.opening import opened
 from proxylessnas.session.deriving import derive_within, inherited_network
+from proxylessnas.session.identity import check_identity, save_identity
 from proxylessnas.session.inputs import flatten, unflatten
 from proxylessnas.session.pipeline import find_network, told
 from proxylessnas.session.problem import ModelProblem, Problem
@@ -260,10 +261,10 @@ def search(
             runtime_object=None if isinstance(runtime, str) else runtime,
             table_object=table if isinstance(table, LatencyTable) else None,
         )
-        return _searched(session, directory)
+        return _searched(session, model, directory)
 
 
-def _searched(session: Session, directory: RunDirectory | None) -> Result:
+def _searched(session: Session, model: nn.Module, directory: RunDirectory | None) -> Result:
     """Begin, or go on with what the directory holds, to the derived network."""
     table = session.brought_table
     if table is not None and not session.is_local:
@@ -274,8 +275,11 @@ def _searched(session: Session, directory: RunDirectory | None) -> Result:
         stored = directory.read_config()
         config = dataclasses.replace(session.config, machine=stored.machine)  # chosen before
         session = session.configured(config)
+    if stored is not None and stored.space == CUSTOM:
+        check_identity(session.store, model)
     session = opened(session, stored)
     if stored is None:
+        save_identity(session.store, model)
         _save_inputs(session.store, session.inputs)
     with told(session) as facts:
         session = find_network(session)
@@ -314,10 +318,13 @@ def load(
     reporter = Reporter(quiet=quiet)
     problem: Problem
     if config.space != CUSTOM:
+        if model is not None:
+            raise ConfigError(f"{path} names its model in its settings: leave `model` out")
         problem = ConfiguredProblem(config, reporter)
     elif model is None:
         raise RunError(f"{path} holds a search of a model of your own: load(path, model=Net())")
     else:
+        check_identity(directory, model)
         problem = ModelProblem(
             model=model,
             task=Task(loss=loss or _no_loss, correct=correct),

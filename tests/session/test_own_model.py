@@ -53,9 +53,9 @@ def batches(seed: int) -> list[tuple[Tensor, Tensor]]:
     return [(x, x.flip(1)) for x in inputs]
 
 
-def searched(out: Path | None = None, **options: Any) -> Result:
+def searched(out: Path | None = None, *, model: nn.Module | None = None, **options: Any) -> Result:
     return proxylessnas.search(
-        Net(),
+        model or Net(),
         train=batches(1),
         valid=batches(2),
         loss=nn.functional.mse_loss,
@@ -166,6 +166,38 @@ def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:
         proxylessnas.load(tmp_path / "run", model=Net)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="path is int, not a path"):
         proxylessnas.load(5)  # type: ignore[arg-type]
+
+
+class Reordered(Net):
+    """The same choices and weights; the candidates of one choice in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        candidates = dict(reversed(list(self.first.candidates.items())))
+        self.first = MixedOp(candidates)
+
+
+class Wider(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 7)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (Reordered(), r"choice 'first' is now \(wide, plain\), and was \(plain, wide\)"),
+        (Wider(), r"parameter 'head.weight' is now \(7, 4\), and was missing"),
+    ],
+)
+def test_another_model_than_the_one_that_was_searched(
+    tmp_path: Path, model: nn.Module, said: str
+) -> None:
+    searched(tmp_path / "run")
+    with pytest.raises(RunError, match=said):
+        proxylessnas.load(tmp_path / "run", model=model)
+    with pytest.raises(RunError, match=said):
+        searched(tmp_path / "run", model=model)
 
 
 def test_other_limits_of_the_wrong_form() -> None:

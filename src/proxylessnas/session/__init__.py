@@ -16,6 +16,7 @@ Read in this order:
       exporting.py    `export`: files, compared with eager and measured
     checkpoints.py  saving a loop's state, going on from it, stopping politely
     inputs.py       example inputs as plain values
+    identity.py     whether a model is the one that was searched
 
 The Python call (`api.py`) and the command line (`runs/`, `cli/`) are thin doors to it.
 """
