@@ -373,6 +373,10 @@ def _is(*kinds: Any) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, kinds)
 
 
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | Path) and value != ""  # which would be the directory we are in
+
+
 # What arguments may be, and the words of a message for it.
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model": (_is(nn.Module), "a torch module"),
@@ -402,8 +406,8 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         ),
         "a list of callbacks",
     ),
-    "out": (_is(str, Path), "a path"),
-    "path": (_is(str, Path), "a path"),
+    "out": (_is_path, "a path"),
+    "path": (_is_path, "a path"),
 }
 
 
@@ -418,7 +422,8 @@ def _check(arguments: Mapping[str, Any], *required: str) -> None:
     for name, (allowed, words) in _KINDS.items():
         value = arguments.get(name)
         if (value is not None or name in required) and not allowed(value):
-            raise ConfigError(f"{name} is {type(value).__name__}, not {words}")
+            given = repr(value) if isinstance(value, str) else type(value).__name__
+            raise ConfigError(f"{name} is {given}, not {words}")
 
 
 def _check_objective(config: RunConfig, own_reward: bool) -> None:

@@ -68,6 +68,8 @@ def test_every_verb_explains_itself_without_torch(verb: str) -> None:
         (["run", "--data", "digits", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["search", "--out", "nowhere"], "holds no run"),
         (["predict", "nowhere", "x.png"], "holds no trained network"),
+        (["run", "--resume", "--out=nowhere"], "nowhere holds no run to go on with"),
+        (["run", "--limit=macs=1M", "--limit=macs=2M"], "--limit macs is given twice"),
     ],
 )
 def test_wrong_input_gets_one_clear_line(

@@ -106,6 +106,8 @@ def _limits(words: Sequence[str]) -> dict[str, Any]:
     for name, equals, _ in pairs:
         if not equals:
             raise ConfigError(f"--limit {name}: write NAME=VALUE, as --limit macs=300e6")
+        if [other for other, _, _ in pairs].count(name) > 1:
+            raise ConfigError(f"--limit {name} is given twice: leave one out")
     return {name: _plain(value, f"--limit {name}") for name, _, value in pairs}
 
 

@@ -69,6 +69,11 @@ def open_run(
     stored = directory.read_config() if begun else None
     if stored is None:
         config = parse_settings(RunConfig, with_defaults(settings))
+        if resume and config.data == "":
+            raise RunError(
+                f"{directory.path} holds no run to go on with: give --out the directory of one, "
+                "or --data to begin one"
+            )
     else:
         config = _with(stored, settings)
         if settings.get("budget") is not None and config.budget is None:
