@@ -404,6 +404,18 @@ def pick(settings: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def missing_settings(settings: Any, values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the settings that plain values leave to their defaults."""
+    missing = []
+    for key in (f.name for f in dataclasses.fields(settings)):
+        value = getattr(settings, key)
+        if key not in values:
+            missing.append(prefix + key)
+        elif dataclasses.is_dataclass(value):
+            missing += missing_settings(value, values[key], f"{prefix}{key}.")
+    return missing
+
+
 def read_config(path: Path) -> RunConfig:
     """A complete or partial config file.
 

@@ -26,14 +26,14 @@ from toys import Planted, make_search
 
 from proxylessnas import zoo
 from proxylessnas.architecture import Architecture
-from proxylessnas.config import RunConfig, parse_settings
+from proxylessnas.config import RunConfig, parse_settings, read_config
 from proxylessnas.errors import UserError
 from proxylessnas.hardware.kit_results import import_kit
 from proxylessnas.hardware.published_table import read_published_table
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.io.console import Reporter
 from proxylessnas.io.stopping import Signal
-from proxylessnas.runs.directory import RunDirectory, read_config
+from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.session.checkpoints import StoreCheckpoints
 from proxylessnas.session.records import Records
 from proxylessnas.spaces import SPACES, build, build_supernet

@@ -11,9 +11,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from proxylessnas.config import RunConfig, read_config
 from proxylessnas.errors import ConfigError, RunError
 from proxylessnas.io.files import write_atomic
-from proxylessnas.runs.directory import RunDirectory, held, read_config
+from proxylessnas.runs.directory import RunDirectory, held
 
 
 @pytest.fixture
@@ -160,3 +161,17 @@ def test_a_config_from_a_stranger(tmp_path: Path, text: str, expected: str) -> N
     with pytest.raises(ConfigError, match=expected) as caught:
         read_config(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.95, 0.99])
+def test_settings_that_were_cut_short_are_not_filled_with_defaults(
+    tmp_path: Path, share: float
+) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.write_config(RunConfig(data="digits"))
+    assert directory.read_config() == RunConfig(data="digits")
+    whole = (tmp_path / "config.yaml").read_text()
+    lines = whole.splitlines(keepends=True)
+    (tmp_path / "config.yaml").write_text("".join(lines[: int(share * len(lines))]))
+    with pytest.raises((RunError, ConfigError), match=r"is missing|must be"):
+        directory.read_config()
