@@ -404,7 +404,7 @@ def pick(settings: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def missing_settings(settings: Any, values: Mapping[str, Any], prefix: str = "") -> list[str]:
+def _missing(settings: Any, values: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Dotted names of the settings that plain values leave to their defaults."""
     missing = []
     for key in (f.name for f in dataclasses.fields(settings)):
@@ -412,19 +412,29 @@ def missing_settings(settings: Any, values: Mapping[str, Any], prefix: str = "")
         if key not in values:
             missing.append(prefix + key)
         elif dataclasses.is_dataclass(value):
-            missing += missing_settings(value, values[key], f"{prefix}{key}.")
+            missing += _missing(value, values[key], f"{prefix}{key}.")
     return missing
 
 
-def read_config(path: Path) -> RunConfig:
-    """A complete or partial config file.
+def read_config(path: Path, *, complete: bool = False) -> RunConfig:
+    """A config file.
+
+    complete: no default may stand in for a setting that is missing, as in a file cut short.
 
     Raises:
-        ConfigError: unreadable, not YAML, or a setting is unknown or out of range.
+        ConfigError: unreadable, not YAML, a setting is unknown or out of range, or missing.
     """
     from proxylessnas.io.yaml_files import read_yaml  # the help needs no YAML
 
-    return parse_settings(RunConfig, read_yaml(path), str(path))
+    values = read_yaml(path)
+    config = parse_settings(RunConfig, values, str(path))
+    missing = _missing(config, values) if complete else []
+    if missing:
+        raise ConfigError(
+            f"{path} is not whole: {missing[0]} is missing; restore the file, or begin again in "
+            "another directory"
+        )
+    return config
 
 
 def json_schema() -> dict[str, Any]:

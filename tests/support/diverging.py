@@ -60,7 +60,7 @@ def candidate() -> nn.Module:
 
 
 class MovingMean(nn.Module):
-    """A moving mean in a buffer."""
+    """A moving mean, kept by putting a new tensor in the place of the buffer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diverging import MovingMean
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 from torch.nn.utils.parametrizations import spectral_norm as parametrized_spectral_norm
@@ -11,18 +12,6 @@ from toys import changed, snapshot
 
 from proxylessnas.core.supernet import MixedOp, Supernet, collect_tensors
 from proxylessnas.training.freezing import frozen
-
-
-class Replaces(nn.Module):
-    """Keeps a moving mean by putting a new tensor in the place of its buffer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
-        return x - self.mean
 
 
 class Writes(nn.Module):
@@ -66,7 +55,7 @@ LAYERS = {
     ),
     "spectral norm": lambda: spectral_norm(nn.Linear(4, 4)),
     "parametrized spectral norm": lambda: parametrized_spectral_norm(nn.Linear(4, 4)),
-    "replaces its buffer": Replaces,
+    "replaces its buffer": MovingMean,
     "writes into its buffer": Writes,
     "dropout": lambda: nn.Dropout(0.5),
     "linear": lambda: nn.Linear(4, 4),

@@ -78,11 +78,9 @@ def gentle(data: ImageData) -> str:
     In the few epochs of a fine-tuning a box of 8 % of a photo is mostly a photo of something else.
     """
     augmentation = data.augmentation
-    return (
-        replace(augmentation, move="shift").text
-        if augmentation.move == "crop"
-        else (augmentation.text)
-    )
+    if augmentation.move == "crop":
+        augmentation = replace(augmentation, move="shift")
+    return augmentation.text
 
 
 def with_linear_classifier(

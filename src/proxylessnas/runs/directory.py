@@ -25,10 +25,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TypeVar
 
-from proxylessnas.config import RunConfig, missing_settings, parse_settings
+from proxylessnas.config import RunConfig, read_config
 from proxylessnas.errors import RunError
 from proxylessnas.io.files import TEMPORARY, read_bytes, write_atomic
-from proxylessnas.io.yaml_files import read_yaml
 from proxylessnas.session.store import CONFIG, Store
 
 AnyStore = TypeVar("AnyStore", bound=Store)
@@ -110,21 +109,7 @@ class RunDirectory(Store):
     # --- settings ---
 
     def read_config(self) -> RunConfig:
-        """Every setting of the run, as it was written down.
-
-        Raises:
-            ConfigError: unreadable. RunError: one is missing; a default may not stand in for it.
-        """
-        path = self.file(CONFIG)
-        values = read_yaml(path)
-        config = parse_settings(RunConfig, values, str(path))
-        missing = missing_settings(config, values)
-        if missing:
-            raise RunError(
-                f"{path} is not whole: {missing[0]} is missing; restore the file, or begin again "
-                "in another directory"
-            )
-        return config
+        return read_config(self.file(CONFIG), complete=True)
 
     # --- who holds it ---
 

@@ -54,7 +54,7 @@ def identity(model: nn.Module) -> Identity:
 def _compare(
     what: str, before: Mapping[str, tuple[object, ...]], now: Mapping[str, tuple[object, ...]]
 ) -> None:
-    for name in [*before, *now]:
+    for name in {**before, **now}:
         if before.get(name) != now.get(name):
             raise RunError(
                 f"this is not the model that was searched: the {what} {name!r} is now "
