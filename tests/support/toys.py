@@ -12,7 +12,7 @@ from proxylessnas.config import SearchSettings
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import Estimator, make_estimator
 from proxylessnas.core.gradients import StepContext
-from proxylessnas.core.objective import Constraint, Linear, Objective
+from proxylessnas.core.objective import Alone, Constraint, Linear, Objective
 from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import MixedOp, Supernet, collect_tensors
@@ -192,6 +192,27 @@ def make_search(
         seed=seed,
         ranks=ranks,
         **({"machine": machine} if machine else {}),
+    )
+
+
+def image_search(
+    make_model: Callable[[], nn.Module], machine: Any, estimator: str | Estimator = "two_path"
+) -> Search:
+    """A short search of two classes of images [8, 3, 8, 8]; model and images are of seed 0."""
+    torch.manual_seed(0)
+    model = make_model()
+    batches = [(torch.randn(8, 3, 8, 8), torch.randint(2, (8,))) for _ in range(6)]
+    return make_search(
+        model,
+        estimator,
+        data=batches,
+        task=Task.classification(),
+        objective=Alone(),
+        machine=machine,
+        warmup_epochs=1,
+        epochs=2,
+        learning_rate=SearchSettings().learning_rate,
+        arch_every=2,
     )
 
 

@@ -10,18 +10,16 @@ import pytest
 import torch
 from clock import Clock
 from torch import Tensor, nn
-from toys import After, make_search
+from toys import After, image_search
 
-from proxylessnas.config import MachineSettings, SearchSettings
+from proxylessnas.config import MachineSettings
 from proxylessnas.core.estimators import Estimator, FullPath, TwoPath
-from proxylessnas.core.objective import Alone
 from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import MixedOp, Supernet, Zero
 from proxylessnas.errors import ConfigError
 from proxylessnas.training.autotune import WORTH_COMPILING, compiling
 from proxylessnas.training.device import Machine
 from proxylessnas.training.loop import run_loop
-from proxylessnas.training.task import Task
 
 CUDA = MachineSettings(device="cuda:0", memory_format="contiguous", autocast=False)
 
@@ -43,21 +41,7 @@ class Net(nn.Module):
 
 
 def make(machine: Machine, estimator: Estimator) -> Search:
-    torch.manual_seed(0)
-    model = Net()
-    batches = [(torch.randn(8, 3, 8, 8), torch.randint(2, (8,))) for _ in range(6)]
-    return make_search(
-        model,
-        estimator,
-        data=batches,
-        task=Task.classification(),
-        objective=Alone(),
-        machine=machine,
-        warmup_epochs=1,
-        epochs=2,
-        learning_rate=SearchSettings().learning_rate,
-        arch_every=2,
-    )
+    return image_search(Net, machine, estimator)
 
 
 @pytest.mark.slow

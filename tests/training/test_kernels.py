@@ -16,10 +16,9 @@ from clock import Clock
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from toys import After, make_search
+from toys import After, image_search
 
-from proxylessnas.config import MachineSettings, SearchSettings
-from proxylessnas.core.objective import Alone
+from proxylessnas.config import MachineSettings
 from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import MixedOp, Supernet
 from proxylessnas.errors import ConfigError
@@ -34,7 +33,6 @@ from proxylessnas.training.autotune import (
 from proxylessnas.training.device import Machine, make_machine
 from proxylessnas.training.kernels import gains, normalise, speed_up
 from proxylessnas.training.loop import run_loop
-from proxylessnas.training.task import Task
 
 CHANNELS_LAST, CHOSEN = torch.channels_last, torch.get_default_dtype()
 compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -378,20 +376,7 @@ class Net(nn.Module):
 
 
 def make(machine: Machine) -> Search:
-    torch.manual_seed(0)
-    model = Net()
-    batches = [(torch.randn(8, 3, 8, 8), torch.randint(2, (8,))) for _ in range(6)]
-    return make_search(
-        model,
-        data=batches,
-        task=Task.classification(),
-        objective=Alone(),
-        machine=machine,
-        warmup_epochs=1,
-        epochs=2,
-        learning_rate=SearchSettings().learning_rate,
-        arch_every=2,
-    )
+    return image_search(Net, machine)
 
 
 PLAIN = Machine(channels_last=True)
