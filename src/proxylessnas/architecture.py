@@ -44,6 +44,8 @@ class InputInfo:
     """Class names in the order of the outputs; empty where unknown."""
     central_share: Annotated[float, Gt(0), Le(1)] = 1.0
     """Share of an image's shorter side that is seen, centred."""
+    value_range: tuple[float, float] | None = None
+    """Values of images of more than 8 bits that become 0 and 255; null where there are none."""
 
     def __post_init__(self) -> None:
         if math.prod(self.shape) > LARGEST_INPUT:

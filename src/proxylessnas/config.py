@@ -90,6 +90,13 @@ class DataSettings:
     """Processes that decode large data sets; null is one a core. The result is the same."""
     limit: Count | None = None
     """Most images of each part that are read, for a quick trial; null reads all."""
+    image_column: str | None = None
+    """Column of the images, or of their file names, in a table; null finds it by type and name."""
+    label_column: str | None = None
+    """Column of the labels in a table; null finds it by type and name."""
+    max_pixels: Count | None = None
+    """Most pixels of an image file; null takes no more than 89 million, which guards against files
+    that are made to fill the memory."""
     augment: str = "auto"
     """Augmentation: auto, none, or crop or shift, flip, jitter and cutoutN (N pixels) joined by
     +."""

@@ -73,19 +73,21 @@ def test_what_was_read_is_said(tmp_path: Path) -> None:
     assert summary.classes == {"cat": 90, "dog": 90} and summary.shape == (3, 16, 16)
     assert sorted(summary.file_shapes)[0] == (3, 26, 20) and len(summary.file_shapes) == 35
     assert summary.left_out == {
-        "folder that is neither train, val nor test": 1,
+        ".txt file": 1,
+        "image of no part (more)": 2,
         "image in no class folder": 1,
-        "not an image file": 1,
         "over loading.limit": 40,
         "cannot be decoded": 1,
     }
     assert len(summary.damaged) == 1 and "test/dog/00000.png (" in summary.damaged[0]
-    assert str(summary) == (
-        "100 train images (90 search, 10 valid), 80 test; 2 classes of 90; files of 26-30 x 20-26 "
-        "pixels; read as 16 x 16 RGB; left out: 1 (folder that is neither train, val nor test), "
-        "1 (image in no class folder), 1 (not an image file), 40 (over loading.limit), "
-        "1 (cannot be decoded)"
-    )
+    assert str(summary).splitlines() == [
+        "100 train images (90 search, 10 valid), 80 test",
+        "2 classes: cat 90, dog 90",
+        "files of 26-30 x 20-26 pixels, RGB; read as 16 x 16 RGB",
+        "test from test; train from train",
+        "left out: 1 (.txt file), 2 (image of no part (more)), 1 (image in no class folder), "
+        "40 (over loading.limit), 1 (cannot be decoded)",
+    ]
 
 
 def test_nothing_left_out_is_not_mentioned() -> None:

@@ -50,7 +50,7 @@ def load(
     *,
     image_size: int | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
     **settings: Any,
 ) -> ImageData:
     """`load_data` with the settings as keywords."""

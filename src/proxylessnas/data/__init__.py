@@ -1,7 +1,12 @@
 """From the data that a user brings to batches.
 
 spec.py            a data spec, as of `--data`, to a `Source`
-folders.py         how a folder is read; huggingface.py, packaged.py: the other kinds of data set
+tree.py            the names in a folder or a zip file, and counts of what is no image
+parts.py           which names mean training, validation and test parts
+folders.py         how a tree of folders is meant
+tables.py          a CSV file of file names and labels; huggingface.py, packaged.py: the others
+labels.py          the columns of a table, and its labels to class numbers
+watching.py        progress of what takes long
 source.py          `Source`, which every kind becomes: images opened by number, with labels
 splits.py          how a split is made
 decode.py          how an image is decoded

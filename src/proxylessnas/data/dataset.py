@@ -14,10 +14,12 @@ from proxylessnas.data.image_batches import ImageBatches
 from proxylessnas.data.source import Indices
 from proxylessnas.data.stores import ImageStore
 
+MOST_NAMED = 20  # classes that a line holds
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSummary:
-    """Counts of everything that was read; `str` gives a line for people.
+    """Counts of everything that was read; `str` gives lines for people.
 
     source: the data spec or folder.
     parts: images of "train", which is "search" and "valid" together, and of "test".
@@ -26,6 +28,7 @@ class DataSummary:
     shape: (channels, height, width) that images are brought to.
     damaged: images that cannot be decoded, each with the reason.
     left_out: reason -> files or images that are in no part, the damaged ones included.
+    notes: how the data set was meant, and what was seen of its images.
     """
 
     source: str
@@ -35,22 +38,38 @@ class DataSummary:
     shape: tuple[int, ...]
     damaged: tuple[str, ...]
     left_out: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         images = {part: f"{count:,} {part}" for part, count in self.parts.items()}
         heights = _interval(shape.height for shape in self.file_shapes)
         widths = _interval(shape.width for shape in self.file_shapes)
+        colors = " and ".join(_color(c) for c in sorted({s.channels for s in self.file_shapes}))
         channels, height, width = self.shape
-        facts = [
+        lines = [
             f"{images['train']} images ({images['search']}, {images['valid']}), {images['test']}",
-            f"{len(self.classes)} classes of {_interval(self.classes.values())}",
-            f"files of {heights} x {widths} pixels",
-            f"read as {height} x {width} {'gray' if channels == 1 else 'RGB'}",
+            f"{len(self.classes)} classes: {_named(self.classes)}",
+            f"files of {heights} x {widths} pixels, {colors}; read as {height} x {width} "
+            f"{_color(channels)}",
+            *(["; ".join(self.notes)] if self.notes else []),
         ]
         if self.left_out:
             reasons = (f"{count:,} ({reason})" for reason, count in self.left_out.items())
-            facts.append(f"left out: {', '.join(reasons)}")
-        return "; ".join(facts)
+            lines.append(f"left out: {', '.join(reasons)}")
+        return "\n".join(lines)
+
+
+def _color(channels: int) -> str:
+    return "gray" if channels == 1 else "RGB"
+
+
+def _named(classes: Mapping[str, int]) -> str:
+    """Each class with its images; of many the smallest and the largest."""
+    if len(classes) <= MOST_NAMED:
+        return ", ".join(f"{name:.60} {count:,}" for name, count in classes.items())
+    ordered = sorted(classes.items(), key=lambda item: item[1])
+    ends = " ... ".join(f"{name:.60} {count:,}" for name, count in (ordered[0], ordered[-1]))
+    return f"{_interval(classes.values())} images each, {ends}"
 
 
 def _interval(numbers: Iterable[int]) -> str:
@@ -66,6 +85,7 @@ class ImageData:
     info: the shape of an input, mean, deviation and classes.
     augmentation: of the training images, in `batches(augment=True)`.
     store: the images of all parts; rows: part -> its images in the store.
+    digests: part as it was stored -> (images, digest of names and sizes, of times).
     """
 
     info: InputInfo
@@ -73,6 +93,7 @@ class ImageData:
     augmentation: Augmentation
     store: ImageStore
     rows: Mapping[str, Indices]
+    digests: Mapping[str, tuple[int, str, str]]
 
     def size(self, part: str) -> int:
         """The number of images of "train", "search", "valid" or "test"."""

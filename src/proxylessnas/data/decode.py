@@ -51,6 +51,12 @@ class ImageShape(NamedTuple):
     width: int
 
 
+def allow_pixels(most: int | None) -> None:
+    """Let this process decode images of so many pixels; None keeps Pillow's limit."""
+    if most is not None and Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, most)
+
+
 class DamagedImage(Exception):
     """An image cannot be decoded; the message names it and the reason: "cat/1.png (truncated)"."""
 
@@ -70,7 +76,10 @@ def shape_of(image: Image.Image) -> ImageShape:
     width, height = image.size
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
-        raise ValueError(f"{width}x{height} pixels, more than {limit} (decompression bomb?)")
+        raise ValueError(
+            f"{width}x{height} pixels, more than {limit} (decompression bomb? if not: "
+            f"--loading.max-pixels {width * height})"
+        )
     if width < 1 or height < 1:
         raise ValueError("no pixels")
     if _orientation(image) >= 5:
@@ -83,11 +92,13 @@ def decode(
     shape: ImageShape,
     *,
     central_share: float = 1.0,
+    value_range: tuple[float, float] | None = None,
     uniforms: NDArray[np.float32] | None = None,
     smallest_area: float = 1.0,
 ) -> Pixels:
     """A central box (or a random one, with `uniforms`) resized to `shape`, uint8 [C, H, W].
 
+    value_range: of images of more than 8 bits, see `InputInfo`.
     A large JPEG is decoded at the smallest scale that still has the pixels asked for.
     """
     shape_of(image)  # refuses what must not be decoded
@@ -103,7 +114,9 @@ def decode(
     if shrink >= 2:
         image.draft(None, (int(width / shrink), int(height / shrink)))  # a no-op but for JPEG
     box = _scaled(box, image.size[0] / width, image.size[1] / height, image.size)
-    image = _resized(_converted(image, shape.channels), (lying.width, lying.height), box)
+    image = _resized(
+        _converted(image, shape.channels, value_range), (lying.width, lying.height), box
+    )
     if orientation in _TRANSPOSITIONS:
         image = image.transpose(_TRANSPOSITIONS[orientation])
     array = np.array(image, dtype=np.uint8)
@@ -157,7 +170,12 @@ def read_image(path: str | Path, info: InputInfo) -> Tensor:
         raise DataError(f"there is no image {path}")
     try:
         with opened(ImageFiles((str(path),)), 0) as image:
-            pixels = decode(image, ImageShape(*info.shape), central_share=info.central_share)
+            pixels = decode(
+                image,
+                ImageShape(*info.shape),
+                central_share=info.central_share,
+                value_range=info.value_range,
+            )
     except DamagedImage as damage:
         raise DataError(f"an image cannot be decoded: {damage}") from damage
     return normalised(torch.from_numpy(pixels)[None], info.mean, info.std)
@@ -186,11 +204,61 @@ def _resized(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image
     return image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
 
 
-def _converted(image: Image.Image, channels: int) -> Image.Image:
-    """Decoded and in mode L or RGB; 16-bit gray keeps its upper 8 bits, alpha is dropped."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        deep = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(deep.clip(0, 255).astype(np.uint8))
-    if image.mode == "P":  # a palette may hold transparency, which convert() warns about
-        image = image.convert("RGBA")
+def is_deep(image: Image.Image) -> bool:
+    """Whether values are no bytes but floats, or whole numbers of 16 or 32 bits."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def deep_range(image: Image.Image) -> tuple[float, float]:
+    """The least and the greatest value, but for one pixel in 10,000 at either end."""
+    values = np.asarray(image, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        raise ValueError("no value is finite")
+    low, high = np.quantile(values, (1e-4, 1 - 1e-4), method="nearest")
+    return float(low), float(high)
+
+
+def _converted(
+    image: Image.Image, channels: int, value_range: tuple[float, float] | None
+) -> Image.Image:
+    """Decoded and in mode L or RGB, on white where it is transparent.
+
+    Values of more than 8 bits are scaled by the range of the data set; where there is none, 16 bits
+    by their own.
+    """
+    if is_deep(image):
+        if value_range is None and not image.mode.startswith("I;16"):
+            raise ValueError(f"values of mode {image.mode}, but the network was made for bytes")
+        image = _scaled_to_bytes(image, *(value_range or (0.0, 65535.0)))
+    elif image.has_transparency_data:
+        if image.mode != "RGBA":
+            image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
+        image = white
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def _scaled_to_bytes(image: Image.Image, low: float, high: float) -> Image.Image:
+    values = np.asarray(image, dtype=np.float64)
+    scaled = (values - low) * (255 / max(high - low, 1e-300))
+    return Image.fromarray(np.nan_to_num(scaled).round().clip(0, 255).astype(np.uint8))
+
+
+def preprocessing(info: InputInfo) -> dict[str, str]:
+    """How an image file becomes the input, in words for whoever uses an exported file elsewhere."""
+    channels, height, width = info.shape
+    color = "gray" if channels == 1 else "RGB"
+    deep = "" if info.value_range is None else f", more than 8 bits from {info.value_range}"
+    return {
+        "color_order": color,
+        "layout": "batch, channels, height, width; float32",
+        "value_range": f"(pixel / 255 - mean) / std, of pixels 0 to 255{deep}",
+        "resize_filter": "bilinear, antialiased",
+        "preprocessing": (
+            f"1. set upright by EXIF; 2. to {color}, transparent pixels on white; 3. crop the "
+            f"centre: the largest box of {width}:{height}, each side times {info.central_share:g} "
+            f"(central_share); 4. resize the box to {width} x {height}; 5. normalise (value_range)"
+        ),
+    }

@@ -1,139 +1,196 @@
-"""How a folder is read: one folder of images a class, with or without train/, val/ and test/."""
+"""How a tree of folders is meant: one folder of images a class, with or without parts above.
+
+What is ambiguous is refused: a wrong guess would train on the wrong images and say nothing.
+"""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from proxylessnas.data.source import SPLIT_ROLES, ImageFiles, Source, SplitPart, assemble
-from proxylessnas.errors import DataError
-
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm"),
+from proxylessnas.data.parts import part_of, parts_among
+from proxylessnas.data.source import ImageFiles, ImageReader, Source, SplitPart, assemble, digest
+from proxylessnas.data.tree import (
+    IMAGE_SUFFIXES,
+    Folder,
+    Scan,
+    Stamp,
+    ZippedImages,
+    read_folder,
+    read_zip,
+    unwrapped,
 )
-MAX_OTHERS = 100_000  # entries that are no image; a data set has few, a whole disk has many
+from proxylessnas.data.watching import Progress, silent, watched
+from proxylessnas.errors import DataError, did_you_mean
+
+Images = dict[str, Stamp]  # path under the root -> stamp
 
 
-def folder_source(root: Path) -> Source:
+def folder_source(root: Path, progress: Progress = silent) -> Source:
     """One folder a class, or train/ (val/, test/) with one folder a class in each.
 
     Raises:
-        DataError: the layout is another, or a class of val/ or test/ is not one of train/.
+        DataError: the layout is another, or can be meant in two ways.
     """
-    scan = _Scan(root)
-    folders = _split_folders(root, scan)
-    files = {role: _class_files(folder, scan) for role, folder in folders.items()}
+    scan = Scan(str(root), progress)
+    tree = watched(lambda: read_folder(root, scan), scan.tell)
+
+    def reader(names: tuple[str, ...]) -> ImageFiles:
+        return ImageFiles(tuple(os.path.join(root, name) for name in names))
+
+    return _source(tree, scan, reader)
+
+
+def zip_source(path: Path, progress: Progress = silent) -> Source:
+    """A zip file of such a folder; images are read out of it, nothing is unpacked."""
+    scan = Scan(str(path), progress)
+    tree = watched(lambda: read_zip(path, scan), scan.tell)
+    return _source(tree, scan, lambda names: ZippedImages(str(path), names))
+
+
+def _source(tree: Folder, scan: Scan, reader: Callable[[tuple[str, ...]], ImageReader]) -> Source:
+    left_out, layout = scan.facts(), _Layout(scan.root)
+    folders = layout.parts(tree)
+    files = {role: layout.classes(folder, role) for role, folder in folders.items()}
     classes = sorted(files["train"])
     for role, folder in folders.items():
-        unknown = sorted(set(files[role]) - set(classes))
-        if unknown:
-            raise DataError(f"{folder / unknown[0]} is not a class of the training part: {classes}")
-    parts = {role: _split_part(paths, classes) for role, paths in files.items()}
-    return assemble(str(root), classes, parts, scan.left_out)
-
-
-@dataclass
-class _Scan:
-    """What was met under `root`: whoever points at a whole disk is told so, and soon."""
-
-    root: Path
-    images: int = 0
-    others: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
-
-    def image_names(self, folders: int, names: list[str]) -> list[str]:
-        """The images among the file names of a folder that also holds `folders` folders."""
-        images = sorted(name for name in names if _is_image(name))
-        self.left_out["not an image file"] += len(names) - len(images)
-        self.images += len(images)
-        self.others += folders + len(names) - len(images)
-        if self.others > max(MAX_OTHERS, self.images):
+        for name in sorted(set(files[role]) - set(classes)):
             raise DataError(
-                f"folder {self.root} holds more than {MAX_OTHERS} files and folders that are no "
-                f"images, and only {self.images} images so far: give the folder of the data set"
+                f"{layout.name(folder)}/{name} is not a class of the training part; "
+                f"{did_you_mean(name, classes)}"
             )
-        return images
+    parts, digests = {}, {}
+    for role, by_class in files.items():
+        images = {
+            path: stamp for name in sorted(by_class) for path, stamp in by_class[name].items()
+        }
+        counts = [len(by_class.get(name, ())) for name in classes]
+        labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
+        parts[role] = SplitPart(labels, reader(tuple(images)))
+        digests[role] = digest(images)
+    return assemble(
+        scan.root,
+        classes,
+        {role: part for role, part in parts.items() if len(part.labels)},
+        {**left_out, **layout.left_out},
+        notes=[
+            f"{role} from {folder.path}"
+            for role, folder in folders.items()
+            if folder.path and files[role]
+        ],
+        digests=digests,
+    )
 
 
-def _split_folders(root: Path, scan: _Scan) -> dict[str, Path]:
-    """Part -> its folder; the root itself is the training part where it is not split."""
-    folders = _subfolders(root)
-    named = [folder for folder in folders if folder.name.lower() in SPLIT_ROLES]
-    roles = [SPLIT_ROLES[folder.name.lower()] for folder in named]
-    # A folder "train" that holds images, not folders, is a class of that name.
-    if not any(r == "train" and _subfolders(f) for r, f in zip(roles, named, strict=True)):
-        return {"train": root}
-    if len(set(roles)) < len(roles):
-        names = ", ".join(sorted(folder.name for folder in named))
-        raise DataError(f"{root} has two folders for one part among {names}; keep one of each")
-    scan.left_out["folder that is neither train, val nor test"] += len(folders) - len(named)
-    return dict(zip(roles, named, strict=True))
+class _Layout:
+    """The rules, with the name of the root for messages; `left_out` counts what they leave."""
 
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.left_out: dict[str, int] = {}
 
-def _class_files(root: Path, scan: _Scan) -> dict[str, list[str]]:
-    """Class name -> its image files, sorted; one folder a class directly under `root`."""
-    folders = _subfolders(root)
-    with os.scandir(root) as entries:
-        loose = sum(_is_image(entry.name) for entry in entries)
-    if not folders:
-        holds = "images but no folders" if loose else "no images"
-        raise DataError(f"folder {root} holds {holds}; expected one folder of images a class")
-    scan.left_out["image in no class folder"] += loose
-    files = {folder.name: list(_walk(folder, scan)) for folder in folders}
-    for folder in folders:
-        if not files[folder.name]:
+    def name(self, folder: Folder) -> str:
+        return os.path.join(self.root, folder.path) if folder.path else self.root
+
+    def parts(self, tree: Folder) -> dict[str, Folder]:
+        """Part -> its folder; the root itself is the training part where it is not split.
+
+        Raises:
+            DataError: folders are named like parts and can be meant otherwise.
+        """
+        named = parts_among(tree.folders)
+        of_parts = {name for names in named.values() for name in names}
+        words = ", ".join(sorted(of_parts))
+        others = [f for name, f in tree.folders.items() if name not in of_parts and f.has_images]
+        split = any(tree.folders[name].folders for name in named.get("train", ()))
+        if not split and (len(named) < 2 or others):
+            return {"train": tree}  # a folder "train" that holds images is a class
+        if len(of_parts) > len(named):
             raise DataError(
-                f"class folder {folder} holds no image (looked for {' '.join(IMAGE_SUFFIXES)}); "
-                "remove it or fill it"
+                f"{self.root} has two folders for one part among {words}; keep one of each"
             )
-    if len(folders) == 1:
-        inner = len(_subfolders(folders[0])) >= 2
-        hint = f"; did you mean {folders[0]}?" if inner else "; one folder a class is expected"
-        raise DataError(
-            f"folder {root} holds 1 class ({folders[0].name}), at least 2 are needed{hint}"
-        )
-    return files
+        if "train" not in named:
+            raise DataError(
+                f"{self.root} holds the parts {words} and no training part: call its folder train"
+            )
+        extra = ", ".join(folder.path for folder in others[:3])
+        if len(named) == 1 and others:
+            (train,) = named["train"]
+            raise DataError(
+                f"{self.root} holds {train}, which is called like a part, beside {extra}: give "
+                f"{self.root}/{train} if that is the data set, or rename it if it is a class"
+            )
+        self._leave(f"image of no part ({extra})", sum(_count(f) for f in others))
+        self._leave("image in no folder", len(tree.images))
+        return {role: unwrapped(tree.folders[name]) for role, (name,) in named.items()}
+
+    def classes(self, folder: Folder, role: str) -> dict[str, Images]:
+        """Class name -> its images; one folder a class directly under `folder`.
+
+        Names that differ only in how Unicode writes them are one class.
+
+        Raises:
+            DataError: there are no folders, an empty one, or folders that are no classes.
+        """
+        if not folder.folders:
+            if folder.images and role != "train":  # as of a competition
+                self._leave(f"{role} image without a class folder", len(folder.images))
+                return {}
+            holds = "images but no folders" if folder.images else "no images"
+            raise DataError(
+                f"folder {self.name(folder)} holds {holds}; expected one folder of images a class"
+                " (or a CSV file of file names and labels as --data)"
+            )
+        self._leave("image in no class folder", len(folder.images))
+        files: dict[str, Images] = {}
+        for name, inner in folder.folders.items():
+            images = dict(inner.all_images())
+            if not images:
+                raise DataError(
+                    f"class folder {self.name(inner)} holds no image (looked for "
+                    f"{' '.join(IMAGE_SUFFIXES)}); remove it or fill it"
+                )
+            files.setdefault(_class_name(name), {}).update(images)
+        self._refuse_parts_as_classes(folder)
+        if len(files) == 1 and role == "train":
+            only = next(iter(folder.folders.values()))
+            hint = "one folder a class is expected"
+            if len(only.folders) > 1:
+                hint = f"did you mean {self.name(only)}?"
+            raise DataError(
+                f"folder {self.name(folder)} holds 1 class ({next(iter(files))}), at least 2 are "
+                f"needed; {hint}"
+            )
+        return files
+
+    def _refuse_parts_as_classes(self, folder: Folder) -> None:
+        """Folders that all hold the same folders are parts of a name that is not known, or hold
+        parts themselves."""
+        inner = list(folder.folders.values())
+        if len(inner) < 2 or any(f.images or not f.folders for f in inner):
+            return
+        same = set.intersection(*({_class_name(n) for n in f.folders} for f in inner))
+        if len(same) > 1 or any(part_of(name) for name in same):
+            outer, names = sorted(folder.folders)[:3], sorted(same)[:3]
+            raise DataError(
+                f"{self.name(folder)}: the folders {', '.join(outer)} all hold the folders "
+                f"{', '.join(names)}, so that the classes can be either; parts are called train, "
+                "val and test, and hold one folder of images a class"
+            )
+
+    def _leave(self, reason: str, count: int) -> None:
+        self.left_out[reason] = self.left_out.get(reason, 0) + count
 
 
-def _walk(folder: Path, scan: _Scan) -> Iterator[str]:
-    """Image files under a folder in sorted order; links are followed, each folder once."""
-    visited: set[tuple[int, int]] = set()
-    for path, folders, names in os.walk(folder, followlinks=True):
-        try:
-            status = os.stat(path)
-        except OSError:  # it went away meanwhile, or may not be read
-            folders.clear()
-            continue
-        identity = (status.st_dev, status.st_ino)
-        if identity in visited:  # a link leads back
-            folders.clear()
-            continue
-        visited.add(identity)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        images = scan.image_names(len(folders), names)
-        yield from (os.path.join(path, name) for name in images)
+def _count(folder: Folder) -> int:
+    return sum(1 for _ in folder.all_images())
 
 
-def _split_part(paths: Mapping[str, list[str]], classes: list[str]) -> SplitPart:
-    """The images of all classes, one class after the other."""
-    listed = [(path, classes.index(name)) for name in sorted(paths) for path in paths[name]]
-    labels = np.array([label for _, label in listed], dtype=np.int64)
-    return SplitPart(labels, ImageFiles(tuple(path for path, _ in listed)))
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"folder {folder} cannot be read: {error.strerror}") from error
-    return [entry for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__"))]
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+def _class_name(folder: str) -> str:
+    """A folder's name in the composed form of Unicode; bytes that are none as \\xNN."""
+    text = folder.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return unicodedata.normalize("NFC", text)

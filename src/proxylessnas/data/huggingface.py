@@ -7,7 +7,8 @@ import io
 import os
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,33 +18,52 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from proxylessnas.data.source import SPLIT_ROLES, Indices, Source, SplitPart, assemble
+from proxylessnas.config import DataSettings
+from proxylessnas.data.labels import IMAGE_COLUMNS, LABEL_COLUMNS, choose_column, class_numbers
+from proxylessnas.data.parts import parts_among
+from proxylessnas.data.source import Source, SplitPart, assemble, digest
+from proxylessnas.data.watching import Progress, silent, watched
 from proxylessnas.errors import DataError, one_line
 from proxylessnas.io.importing import optional
 
 MAX_FOLDERS = 20_000  # that are looked into for parquet
-_IMAGE_COLUMNS = ("img", "image", "images", "picture", "pixel_values")
-_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "category")
 
 
 @dataclass(frozen=True)
 class _ImageColumn:
-    """The image column of a `datasets.Dataset`: undecoded bytes, or paths beside the data."""
+    """The image column of a `datasets.Dataset`: undecoded bytes, paths beside the data, pixels."""
 
     name: str
     dataset: Any
     column: str
+    folder: str
 
     def open(self, index: int) -> Image.Image:
         cell = self.dataset.data.column(self.column)[index].as_py()
         if isinstance(cell, dict):
             cell = cell.get("bytes") or cell.get("path")
-        if cell is None:
-            raise ValueError("the image is missing")
-        return Image.open(io.BytesIO(cell) if isinstance(cell, bytes) else cell)
+        if isinstance(cell, bytes):
+            return Image.open(io.BytesIO(cell))
+        if isinstance(cell, str) and cell:
+            return Image.open(os.path.join(self.folder, cell))
+        if isinstance(cell, list):
+            return _image_of_pixels(np.asarray(cell))
+        raise ValueError("the image is missing" if not cell else f"no image but {cell!r:.60}")
 
     def describe(self, index: int) -> str:
         return f"{self.name} row {index}"
+
+
+def _image_of_pixels(pixels: Any) -> Image.Image:
+    """Nested lists [H, W], [H, W, C] or [C, H, W] of whole numbers from 0 to 255."""
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3, 4):
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    whole = pixels.dtype.kind in "iu" and pixels.size and 0 <= pixels.min() <= pixels.max() <= 255
+    if pixels.ndim not in (2, 3) or not whole:
+        raise ValueError(f"lists of shape {list(pixels.shape)} are no pixels from 0 to 255")
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def holds_parquet(root: Path) -> bool:
@@ -55,7 +75,7 @@ def holds_parquet(root: Path) -> bool:
             try:
                 with os.scandir(folder) as entries:
                     for entry in entries:
-                        if entry.name.endswith(".parquet"):
+                        if entry.name.endswith(".parquet") and entry.is_file():
                             return True
                         if not entry.name.startswith(".") and entry.is_dir():
                             below.append(entry.path)
@@ -65,16 +85,56 @@ def holds_parquet(root: Path) -> bool:
     return False
 
 
-def parquet_source(root: Path) -> Source:
-    """A local folder of parquet files."""
-    return _from_splits(str(root), _load_splits(str(root), None, f"the parquet in {root}"))
+def is_saved(root: Path) -> bool:
+    """Whether a folder is what `save_to_disk` of `datasets` wrote."""
+    return (root / "dataset_dict.json").is_file() or (
+        (root / "state.json").is_file() and (root / "dataset_info.json").is_file()
+    )
 
 
-def hub_source(spec: str) -> Source:
+def parquet_source(
+    path: Path, settings: DataSettings | None = None, progress: Progress = silent
+) -> Source:
+    """A local folder of parquet files, or one such file."""
+    name = str(path)
+    files = {"data_files": name} if path.is_file() else {}
+    splits = _loaded(
+        f"the parquet in {name}",
+        lambda datasets, cache: datasets.load_dataset(
+            "parquet" if files else name, cache_dir=cache, **files
+        ),
+        progress,
+    )
+    return _from_splits(name, splits, settings, _stamps(path, ".parquet"))
+
+
+def saved_source(
+    root: Path, settings: DataSettings | None = None, progress: Progress = silent
+) -> Source:
+    """A folder that `save_to_disk` of `datasets` wrote."""
+    purpose = f"what save_to_disk wrote to {root}"
+    splits = _loaded(purpose, lambda datasets, _: datasets.load_from_disk(str(root)), progress)
+    return _from_splits(str(root), splits, settings, _stamps(root, ".arrow"))
+
+
+def hub_source(
+    spec: str, settings: DataSettings | None = None, progress: Progress = silent
+) -> Source:
     """A data set of the hub, owner/name[:config]."""
     name, _, config = spec.partition(":")
     _check_reachable(spec)
-    return _from_splits(spec, _load_splits(name, config or None, f"{spec} on the hub"))
+    splits = _loaded(
+        f"{spec} on the hub",
+        lambda datasets, cache: datasets.load_dataset(name, config or None, cache_dir=cache),
+        progress,
+    )
+    return _from_splits(spec, splits, settings, {})
+
+
+def _stamps(path: Path, suffix: str) -> dict[str, tuple[int, int]]:
+    """Name -> size and time of the files that hold the data."""
+    files = [path] if path.is_file() else sorted(path.rglob(f"*{suffix}"))
+    return {str(f.relative_to(path)): (f.stat().st_size, f.stat().st_mtime_ns) for f in files}
 
 
 def _check_reachable(spec: str) -> None:
@@ -95,19 +155,24 @@ def _check_reachable(spec: str) -> None:
         ) from error
 
 
-def _load_splits(path: str, config: str | None, purpose: str) -> dict[str, Any]:
-    """The splits by name, memory-mapped from the cache of `datasets`, without progress bars."""
+def _loaded(purpose: str, load: Callable[[Any, str], Any], progress: Progress) -> Mapping[str, Any]:
+    """The splits by name, memory-mapped from the cache of `datasets`, without its own bars."""
     datasets = optional("datasets", "huggingface", purpose)
     cache = Path(os.path.expanduser(datasets.config.HF_DATASETS_CACHE))
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
     if not os.access(existing, os.W_OK):
         cache = Path(tempfile.gettempdir()) / f"proxylessnas-datasets-{getpass.getuser()}"
     errors = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
+    started = time.monotonic()
     with _without_progress_bars(datasets):
         try:
-            return dict(datasets.load_dataset(path, config, cache_dir=str(cache)))
+            loaded = watched(
+                lambda: load(datasets, str(cache)),
+                lambda: progress(round(time.monotonic() - started), 0, "seconds of loading tables"),
+            )
         except errors as error:
             raise DataError(f"{purpose} cannot be loaded: {one_line(error, 300)}") from error
+    return loaded if isinstance(loaded, dict) else {"train": loaded}
 
 
 @contextmanager
@@ -121,77 +186,96 @@ def _without_progress_bars(datasets: Any) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _from_splits(name: str, splits: Mapping[str, Any]) -> Source:
+def _from_splits(
+    name: str,
+    splits: Mapping[str, Any],
+    settings: DataSettings | None = None,
+    stamps: Mapping[str, tuple[int, int]] | None = None,
+) -> Source:
     """`datasets` splits to a source: the columns by type, labels to class numbers."""
+    settings = settings or DataSettings()
     roles = _split_roles(name, splits)
     used = {role: splits[split] for role, split in roles.items()}
     features = used["train"].features
-    image, label = _image_and_label_columns(name, features)
-    values = {
-        role: _label_values(split, label) if label in split.features else [None] * len(split)
-        for role, split in used.items()
-    }
-    classes, labels = _class_numbers(name, features[label], values)
+    image, images_said = _image_column(name, features, settings)
+    label, labels_said = _label_column(name, features, settings)
+    names = _names(features[label])
+    values = {role: _label_values(split, label, names) for role, split in used.items()}
+    classes, labels = class_numbers(name, values, names)
     parts = {}
     for role, split in used.items():
         if image not in split.features:
             raise DataError(f"{name}: split {roles[role]} has no column {image!r}")
-        reader = _ImageColumn(f"{name} {roles[role]}", split, image)
+        reader = _ImageColumn(f"{name} {roles[role]}", split, image, name)
         parts[role] = SplitPart(labels[role], reader)
-    unused = {f"row of split {s}": len(splits[s]) for s in splits if s not in roles.values()}
-    return assemble(name, classes, parts, unused)
+    of_files = {role: digest(stamps) for role in used} if stamps else {}
+    return assemble(
+        name,
+        classes,
+        parts,
+        {f"row of split {s}": len(splits[s]) for s in splits if s not in roles.values()},
+        notes=[
+            ", ".join(f"{role} from split {split}" for role, split in roles.items()),
+            images_said,
+            labels_said,
+        ],
+        digests=of_files or {role: (split._fingerprint, "") for role, split in used.items()},
+    )
 
 
 def _split_roles(name: str, splits: Mapping[str, Any]) -> dict[str, str]:
     """Part -> the split's name; a single split is the training part, whatever its name."""
-    roles = {SPLIT_ROLES[split]: split for split in splits if split in SPLIT_ROLES}
-    if "train" not in roles and len(splits) == 1:
+    if len(splits) == 1:
         return {"train": next(iter(splits))}
-    if "train" not in roles:
+    named = parts_among(splits)
+    if "train" not in named:
         raise DataError(
             f"{name} has no split called train; its splits: {', '.join(sorted(splits))}"
         )
-    return roles
-
-
-def _image_and_label_columns(name: str, features: Mapping[str, Any]) -> tuple[str, str]:
-    """The image and the label column, by type first and by name else."""
-
-    def pick(meaning: str, kind: str, usual: tuple[str, ...], expected: str) -> str:
-        typed = [column for column in features if type(features[column]).__name__ == kind]
-        named = [column for column in usual if column in features]
-        both = [column for column in named if column in typed]
-        for column in both or typed or named:
-            return column
-        raise DataError(
-            f"{name} has no {meaning} column (expected: {expected}); its columns: "
-            f"{', '.join(features)}"
-        )
-
-    image = pick("image", "Image", _IMAGE_COLUMNS, "img or image")
-    return image, pick("label", "ClassLabel", _LABEL_COLUMNS, "label")
-
-
-def _label_values(split: Any, column: str) -> list[int | str | None]:
-    values: list[Any] = split.data.column(column).to_pylist()
-    for value in values:
-        if not isinstance(value, int | str | None):
-            raise DataError(f"a label is one number or name an image, not {value!r:.80}")
-    return values
-
-
-def _class_numbers(
-    name: str, feature: Any, values: Mapping[str, list[Any]]
-) -> tuple[list[str], dict[str, Indices]]:
-    """Class names of the schema, or else the distinct training labels; labels as numbers."""
-    names = getattr(feature, "names", None)
-    classes = range(len(names)) if names else sorted(set(values["train"]) - {None, -1})
-    numbers = {label: number for number, label in enumerate(classes)} | {None: -1, -1: -1}
-    for role, labels in values.items():
-        unknown = set(labels) - set(numbers)
-        if unknown:
-            raise DataError(f"{name}: {role} has the label {unknown.pop()!r}, train has not")
-    return names or [str(label) for label in classes], {
-        role: np.array([numbers[label] for label in labels], dtype=np.int64)
-        for role, labels in values.items()
+    usual = ("train", "validation", "test")
+    for names in named.values():
+        if len(names) > 1 and not set(names) & set(usual):
+            raise DataError(f"{name} has several splits for one part: {', '.join(names)}")
+    return {
+        role: next((split for split in names if split in usual), names[0])
+        for role, names in named.items()
     }
+
+
+def _image_column(
+    name: str, features: Mapping[str, Any], settings: DataSettings
+) -> tuple[str, str]:
+    """The column of images, by type first and by name else; and what is said of it."""
+    typed = [column for column in features if type(features[column]).__name__ == "Image"]
+    named = [column for column in features if column.lower() in IMAGE_COLUMNS]
+    return choose_column(name, "image", features, typed or named, settings.image_column)
+
+
+def _label_column(
+    name: str, features: Mapping[str, Any], settings: DataSettings
+) -> tuple[str, str]:
+    """The column of labels, by type or by name; and what is said of it."""
+    likely = [
+        column for column in features if _names(features[column]) or column.lower() in LABEL_COLUMNS
+    ]
+    return choose_column(name, "label", features, likely, settings.label_column)
+
+
+def _names(feature: Any) -> list[str] | None:
+    """The class names of a column of class numbers, or of lists of them."""
+    names = getattr(feature, "names", None) or getattr(
+        getattr(feature, "feature", None), "names", None
+    )
+    return None if names is None else list(names)
+
+
+def _label_values(split: Any, column: str, names: list[str] | None) -> list[Any]:
+    """A label a row; as names where the split numbers its classes in another order than train."""
+    if column not in split.features:
+        return [None] * len(split)
+    values: list[Any] = split.data.column(column).to_pylist()
+    own = _names(split.features[column])
+    if own in (None, names):
+        return values
+    assert own is not None
+    return [own[v] if isinstance(v, int) and 0 <= v < len(own) else v for v in values]

@@ -11,12 +11,13 @@ import torch
 from proxylessnas.config import DataSettings
 from proxylessnas.data.augment import Augmentation
 from proxylessnas.data.dataset import DataSummary, ImageData
-from proxylessnas.data.decode import ImageShape
+from proxylessnas.data.decode import allow_pixels
 from proxylessnas.data.source import Source
 from proxylessnas.data.spec import open_source
 from proxylessnas.data.splits import fixed_parts, limited_parts, with_validation
 from proxylessnas.data.stores import ImageStore, PixelsInMemory, StreamedImages
-from proxylessnas.data.survey import ProgressCallback, Survey, survey_images
+from proxylessnas.data.survey import Survey, survey_images
+from proxylessnas.data.watching import Progress, silent
 from proxylessnas.errors import DataError
 from proxylessnas.io.process import usable_cpus
 
@@ -30,18 +31,19 @@ def load_data(
     *,
     image_size: int | None = None,
     seed: int = 0,
-    progress: ProgressCallback | None = None,
+    progress: Progress | None = None,
 ) -> ImageData:
     """Open, split, check and (if small) decode a data set.
 
     spec: mnist5k, digits, a folder of images (one folder a class, with or without train/, val/,
-        test/), a folder of parquet, a Hugging Face owner/name[:config], torchvision:NAME.
+        test/) or a .zip of one, a .csv of file names and labels, a folder of parquet or of
+        `save_to_disk`, a Hugging Face owner/name[:config], torchvision:NAME.
     settings: how the data are split and augmented, see `DataSettings`. A validation part that
         the data set has itself is used as it is, and is the test part where there is none.
     image_size: side in pixels that images are resized to; None: the images' own where all have
         the same and it is at most 224, else 224.
     seed: of the choice of validation images.
-    progress: called with (images decoded, images in all).
+    progress: called with what is done, of how many (0: not known), and what these are.
 
     Images that cannot be decoded are left out with a warning, and counted in the summary.
 
@@ -51,7 +53,9 @@ def load_data(
     settings = DataSettings() if settings is None else settings
     if image_size is not None and image_size < SMALLEST_SIZE:
         raise DataError(f"image size {image_size} is too small; at least {SMALLEST_SIZE} pixels")
-    source = open_source(spec)
+    progress = progress or silent
+    allow_pixels(settings.max_pixels)
+    source = open_source(spec, settings, progress)
     whole = fixed_parts(source, settings.test_fraction)
     parts = limited_parts(source, whole, settings.limit)
     parse_augmentation = partial(Augmentation.parse, settings.augment)
@@ -75,10 +79,14 @@ def load_data(
             shape=survey.info.shape,
             damaged=survey.damaged,
             left_out={reason: count for reason, count in left_out.items() if count},
+            notes=(*source.notes, *survey.notes),
         ),
         augmentation=parse_augmentation(survey.info),
-        store=_store(source, survey, settings.workers),
+        store=_store(source, survey, settings),
         rows=rows,
+        digests={
+            part: (len(source.parts.get(part, ())), *both) for part, both in source.digests.items()
+        },
     )
 
 
@@ -96,7 +104,7 @@ def _refuse_or_warn(name: str, survey: Survey) -> None:
     warnings.warn(f"{which} and are skipped: {images}", stacklevel=3)
 
 
-def _store(source: Source, survey: Survey, workers: int | None) -> ImageStore:
+def _store(source: Source, survey: Survey, settings: DataSettings) -> ImageStore:
     labels = source.labels[survey.numbers]
     if survey.pixels is not None:
         return PixelsInMemory(survey.pixels, torch.from_numpy(labels))
@@ -104,7 +112,7 @@ def _store(source: Source, survey: Survey, workers: int | None) -> ImageStore:
         reader=source.reader,
         numbers=survey.numbers,
         labels=labels,
-        shape=ImageShape(*survey.info.shape),
-        central_share=survey.info.central_share,
-        workers=min(usable_cpus(), 8) if workers is None else workers,
+        info=survey.info,
+        workers=min(usable_cpus(), 8) if settings.workers is None else settings.workers,
+        max_pixels=settings.max_pixels,
     )

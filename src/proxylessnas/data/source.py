@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,15 +15,6 @@ from PIL import Image
 from proxylessnas.errors import DataError
 
 Indices = NDArray[np.int64]
-
-SPLIT_ROLES = {  # what folders and splits may be called -> the part they become
-    "train": "train",
-    "training": "train",
-    "val": "valid",
-    "valid": "valid",
-    "validation": "valid",
-    "test": "test",
-}
 
 
 class ImageReader(Protocol):
@@ -67,6 +59,8 @@ class Source:
     labels: [images], the class number of each; -1 where an image has none.
     parts: "train", mostly "test" and sometimes "valid" -> disjoint numbers of labelled images.
     left_out: reason -> files or images of the data set that are in no part, or 0.
+    notes: how the data set was meant, where there was a choice: folders, splits, columns.
+    digests: part -> (of names and sizes, of times): others where the data have changed.
     """
 
     name: str
@@ -75,6 +69,8 @@ class Source:
     reader: ImageReader
     parts: Mapping[str, Indices]
     left_out: Mapping[str, int] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    digests: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def assemble(
@@ -82,6 +78,9 @@ def assemble(
     classes: Sequence[str],
     parts: Mapping[str, SplitPart],
     left_out: Mapping[str, int] | None = None,
+    *,
+    notes: Sequence[str] = (),
+    digests: Mapping[str, tuple[str, str]] | None = None,
 ) -> Source:
     """One numbering over the parts, without the images that have no label.
 
@@ -102,6 +101,7 @@ def assemble(
         unused[f"{role} image without a label"] = len(part.labels) - len(labelled)
     if "test" not in numbers and "valid" in numbers:
         numbers["test"] = numbers.pop("valid")
+        notes = [*notes, "the validation part is the test part"]
     if "train" not in numbers:
         raise DataError(f"{name} has no labelled training images (its parts: {sorted(parts)})")
     _check_classes(name, classes, {role: labels[chosen] for role, chosen in numbers.items()})
@@ -113,7 +113,18 @@ def assemble(
         reader=readers[0] if len(readers) == 1 else _JoinedReaders(readers, tuple(starts)),
         parts=numbers,
         left_out=unused,
+        notes=tuple(notes),
+        digests=dict(digests or {}),
     )
+
+
+def digest(images: Mapping[str, tuple[int, int]]) -> tuple[str, str]:
+    """Of a part's images, name -> (size, time): the digest of names and sizes, and of times."""
+    names, times = hashlib.sha256(), hashlib.sha256()
+    for name, (size, time) in images.items():
+        names.update(f"{size} {name}\0".encode("utf-8", "surrogateescape"))
+        times.update(f"{time} ".encode())
+    return names.hexdigest()[:32], times.hexdigest()[:32]
 
 
 def _check_classes(name: str, classes: Sequence[str], labels: Mapping[str, Indices]) -> None:

@@ -2,9 +2,11 @@
 
 mnist5k, digits                   arrays that a package carries          packaged.py
 torchvision:NAME                  a class of torchvision.datasets        packaged.py
-a folder                          one folder a class, with or without
+a folder, or a .zip of one        one folder a class, with or without
                                   train/, val/, test/                    folders.py
+a .csv of file names and labels   beside the images                      tables.py
 a folder holding *.parquet        the layout of Hugging Face             huggingface.py
+a .parquet, or save_to_disk       of Hugging Face                        huggingface.py
 owner/name[:config]               a data set of the Hugging Face hub     huggingface.py
 """
 
@@ -14,17 +16,28 @@ import os
 import re
 from pathlib import Path
 
-from proxylessnas.data.folders import folder_source
-from proxylessnas.data.huggingface import holds_parquet, hub_source, parquet_source
+from proxylessnas.config import DataSettings
+from proxylessnas.data.folders import folder_source, zip_source
+from proxylessnas.data.huggingface import (
+    holds_parquet,
+    hub_source,
+    is_saved,
+    parquet_source,
+    saved_source,
+)
 from proxylessnas.data.packaged import TORCHVISION, digits, mnist5k, torchvision_source
 from proxylessnas.data.source import Source
+from proxylessnas.data.tables import TABLE_SUFFIXES, table_source
+from proxylessnas.data.watching import Progress, silent
 from proxylessnas.errors import DataError, did_you_mean
 
 _BUNDLED = {"mnist5k": mnist5k, "digits": digits}
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
 
 
-def open_source(spec: str) -> Source:
+def open_source(
+    spec: str, settings: DataSettings | None = None, progress: Progress = silent
+) -> Source:
     """The data set that a spec names, no image decoded yet.
 
     Raises:
@@ -36,16 +49,34 @@ def open_source(spec: str) -> Source:
         return torchvision_source(spec)
     path = Path(spec).expanduser()
     if path.is_dir():
-        return parquet_source(path) if holds_parquet(path) else folder_source(path)
+        if is_saved(path):
+            return saved_source(path, settings, progress)
+        if holds_parquet(path):
+            return parquet_source(path, settings, progress)
+        return folder_source(path, progress)
     if path.exists():
-        raise DataError(f"{spec} is a file; --data takes a folder of images or of parquet files")
+        return _of_file(path, spec, settings, progress)
     if path.is_symlink():
         raise DataError(f"{spec} is a link that leads nowhere; give the folder itself")
     if _HUB_NAME.fullmatch(spec):
-        return hub_source(spec)
+        return hub_source(spec, settings, progress)
     if "/" in spec or os.sep in spec or spec.startswith((".", "~")):
         raise DataError(f"there is no folder {spec} (looked for {path.absolute()})")
     raise DataError(f"unknown data set {spec!r}: {_suggestion(spec)}")
+
+
+def _of_file(path: Path, spec: str, settings: DataSettings | None, progress: Progress) -> Source:
+    suffix = path.suffix.lower()
+    if suffix in TABLE_SUFFIXES:
+        return table_source(path, settings, progress)
+    if suffix == ".zip":
+        return zip_source(path, progress)
+    if suffix == ".parquet":
+        return parquet_source(path, settings, progress)
+    raise DataError(
+        f"{spec} is a file; --data takes a folder of images or of parquet files, a .zip of a "
+        "folder, a .csv of file names and labels, or a .parquet (unpack other archives)"
+    )
 
 
 def _suggestion(word: str) -> str:

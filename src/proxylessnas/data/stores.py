@@ -17,9 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from proxylessnas.architecture import InputInfo
 from proxylessnas.data import augment
 from proxylessnas.data.augment import Augmentation
-from proxylessnas.data.decode import DamagedImage, ImageShape, Pixels, decode, opened
+from proxylessnas.data.decode import (
+    DamagedImage,
+    ImageShape,
+    Pixels,
+    allow_pixels,
+    decode,
+    opened,
+)
 from proxylessnas.data.source import ImageReader, Indices
 from proxylessnas.errors import DataError
 
@@ -51,16 +59,17 @@ class PixelsInMemory:
 class StreamedImages:
     """A set too large for memory: its batches come decoded and cropped from workers.
 
-    numbers: of the images, in the reader's numbering; labels: theirs.
+    numbers: of the images, in the reader's numbering; labels: theirs. info: what they become.
+    max_pixels: the setting, for workers that begin without this process's state.
     damaged: images that turned out damaged while streaming, each with the reason.
     """
 
     reader: ImageReader
     numbers: Indices
     labels: Indices
-    shape: ImageShape
-    central_share: float
+    info: InputInfo
     workers: int
+    max_pixels: int | None = None
     damaged: list[str] = field(default_factory=list)
 
     def load(
@@ -115,12 +124,14 @@ class _BatchDecoder(Dataset[_DecodedBatch]):
         return torch.from_numpy(pixels), torch.from_numpy(labels), damaged
 
     def _decode(self, row: int, uniforms: NDArray[np.float32]) -> Pixels:
-        moved = self.augmentation.move != "none"
+        moved, info = self.augmentation.move != "none", self.store.info
+        allow_pixels(self.store.max_pixels)
         with opened(self.store.reader, int(self.store.numbers[row])) as image:
             return decode(
                 image,
-                self.store.shape,
-                central_share=self.store.central_share,
+                ImageShape(*info.shape),
+                central_share=info.central_share,
+                value_range=info.value_range,
                 uniforms=uniforms[augment.BOX_COLUMNS] if moved else None,
                 smallest_area=self.augmentation.smallest_area,
             )

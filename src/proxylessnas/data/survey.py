@@ -7,10 +7,10 @@ they are needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,19 +18,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from proxylessnas.architecture import InputInfo
-from proxylessnas.data.decode import DamagedImage, ImageShape, Pixels, decode, opened, shape_of
+from proxylessnas.data.decode import (
+    DamagedImage,
+    ImageShape,
+    Pixels,
+    decode,
+    deep_range,
+    is_deep,
+    opened,
+    shape_of,
+)
 from proxylessnas.data.source import ImageReader, Indices, Source
+from proxylessnas.data.watching import EVERY, Progress
 from proxylessnas.errors import DataError
 from proxylessnas.io.process import usable_cpus
 
-ProgressCallback = Callable[[int, int], None]
 T = TypeVar("T")
 
 DEFAULT_SIZE = 224  # pixels; of images of mixed size, and of larger ones
 MEMORY_BYTES = 2**30  # sets up to this size, decoded, are kept in memory
 SAMPLE = 4096  # images whose headers and pixels are looked at, where not all are
 PHOTO_SHARE = 0.875  # of a photo's shorter side is seen in evaluation
-_BLOCK = 128  # images that a thread decodes at a time
+DEEP_SAMPLE = 512  # images of more than 8 bits that tell the range of their values
+BLANK = 3  # of 255: an image is of one colour if no channel has a greater range
+FAINT = 5  # of 255: a set is practically constant if no channel has a greater deviation
+ALIKE = 8  # of 255: images of one colour are of the same one if they differ by no more
+_BLOCK = 16  # images that a thread decodes at a time; a slow disk soon shows a count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +56,7 @@ class Survey:
     damaged: the images that cannot be decoded, each with the reason.
     numbers: all other images, in the source's numbering; rows: part -> its positions therein.
     pixels: uint8 [numbers, C, H, W] of a set in memory; else None.
+    notes: what is to be said of the images' content.
     """
 
     info: InputInfo
@@ -52,6 +66,7 @@ class Survey:
     numbers: Indices
     rows: Mapping[str, Indices]
     pixels: Tensor | None
+    notes: Sequence[str]
 
 
 def survey_images(
@@ -59,27 +74,36 @@ def survey_images(
     parts: Mapping[str, Indices],
     image_size: int | None,
     accept: Callable[[InputInfo], object],
-    progress: ProgressCallback | None,
+    progress: Progress,
 ) -> Survey:
     """Decode every image of a set in memory or of a small set, of others a training sample.
 
     accept: called before anything is decoded, for its errors; mean and std are still empty.
+
+    Raises:
+        DataError: no image can be opened, or the images are practically constant.
     """
     numbers = np.concatenate(list(parts.values()))
-    file_shapes, sample = sample_shapes(source.reader, numbers), evenly(parts["train"], SAMPLE)
+    headers, sample = read_headers(source.reader, numbers, progress), evenly(parts["train"], SAMPLE)
+    file_shapes = frozenset(header.shape for header in headers)
+    has_deep = any(header.is_deep for header in headers)
     while True:
         info, only_size = choose_format(file_shapes, len(numbers), image_size)
-        info = replace(info, classes=source.classes)
-        accept(info)
         examined = numbers if only_size or len(numbers) <= SAMPLE else sample
+        values = _deep_range(source.reader, sample, examined) if has_deep else None
+        info = replace(info, classes=source.classes, value_range=values)
+        accept(info)
+        survey = _Survey(source.reader, info, only_size, has_deep)
         try:
-            pixels, damaged, counts = _decode_all(
-                source.reader, info, only_size, examined, frozenset(sample.tolist()), progress
+            pixels, damaged, statistics = survey.decode_all(
+                examined, frozenset(sample.tolist()), progress
             )
             break
         except UnexpectedShape as unexpected:  # not all files are as the sample promised
             file_shapes |= set(unexpected.args)
-    mean, std = mean_and_std(counts)
+        except UnexpectedDepth:
+            has_deep = True
+    mean, std = mean_and_std(statistics.counts)
     intact = ~np.isin(numbers, list(damaged))
     roles = np.repeat(list(parts), [len(part) for part in parts.values()])[intact]
     return Survey(
@@ -90,29 +114,65 @@ def survey_images(
         numbers=numbers[intact],
         rows={part: np.flatnonzero(roles == part).astype(np.int64) for part in parts},
         pixels=torch.from_numpy(pixels[intact] if damaged else pixels) if only_size else None,
+        notes=[*_depth(info), *_content(source, headers, statistics)],
     )
 
 
-def sample_shapes(reader: ImageReader, numbers: Indices) -> frozenset[ImageShape]:
-    """The distinct shapes of a sample, from headers alone; DataError if no image has one."""
+class Header(NamedTuple):
+    """What the header of an image file says."""
+
+    shape: ImageShape
+    is_deep: bool
+    frames: int
+
+
+def read_headers(reader: ImageReader, numbers: Indices, progress: Progress) -> list[Header]:
+    """Those of a sample, nothing decoded; DataError if no image has one."""
     sample = evenly(numbers, SAMPLE).tolist()
 
-    def read(block: range) -> list[ImageShape | DamagedImage]:
+    def read(block: range) -> list[Header | DamagedImage]:
         return [_header(reader, number) for number in sample[block.start : block.stop]]
 
-    headers = [header for block in _in_blocks(len(sample), read, None) for header in block]
-    shapes = frozenset(header for header in headers if isinstance(header, ImageShape))
-    if not shapes:
-        raise DataError(f"no image can be opened: {headers[0]}")
-    return shapes
+    blocks = _in_blocks(len(sample), read, progress, "headers")
+    found = [header for block in blocks for header in block]
+    headers = [header for header in found if isinstance(header, Header)]
+    if not headers:
+        raise DataError(f"no image can be opened: {found[0]}")
+    return headers
 
 
-def _header(reader: ImageReader, number: int) -> ImageShape | DamagedImage:
+def _header(reader: ImageReader, number: int) -> Header | DamagedImage:
     try:
         with opened(reader, number) as image:
-            return shape_of(image)
+            # A photo's further frame is its preview.
+            frames = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
+            return Header(shape_of(image), is_deep(image), frames)
     except DamagedImage as damage:
         return damage
+
+
+def _deep_range(
+    reader: ImageReader, sample: Indices, examined: Indices
+) -> tuple[float, float] | None:
+    """The range of the values of the images of more than 8 bits; None where none is intact."""
+
+    def read(numbers: Indices) -> list[tuple[float, float]]:
+        ranges = []
+        for number in numbers.tolist():
+            try:
+                with opened(reader, number) as image:
+                    if is_deep(image):
+                        ranges.append(deep_range(image))
+            except DamagedImage:
+                continue
+        return ranges
+
+    for numbers in (evenly(sample, DEEP_SAMPLE), sample, examined):
+        ranges = read(numbers)
+        if ranges:
+            lows, highs = zip(*ranges, strict=True)
+            return min(lows), max(highs)
+    return None
 
 
 def choose_format(
@@ -139,51 +199,127 @@ class UnexpectedShape(Exception):
     """An image, of the ImageShape in `args`, is not like those that the format was chosen for."""
 
 
-def _decode_all(
-    reader: ImageReader,
-    info: InputInfo,
-    only_size: tuple[int, int] | None,
-    examined: Indices,
-    counted: Container[int],
-    progress: ProgressCallback | None,
-) -> tuple[NDArray[np.uint8], dict[int, str], NDArray[np.int64]]:
-    """Decode the examined images, in threads.
+class UnexpectedDepth(Exception):
+    """An image has values of more than 8 bits, whose range is not known yet."""
 
-    Returns their pixels, where they stay in memory, with damaged rows zero; the damaged images,
-    number -> name and reason; and over the images `counted` how often each value of a pixel
-    occurs, [channels, 256].
+
+class Blank(NamedTuple):
+    """An image of one colour: its number, and the mean of each channel."""
+
+    number: int
+    means: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Over the training images that were counted: how often each value of a pixel occurs, int64
+    [channels, 256]; how many images there are; and those of one colour."""
+
+    counts: NDArray[np.int64]
+    images: int
+    blanks: tuple[Blank, ...]
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """Images looked at under one format. only_size: (height, width) that all files must have."""
+
+    reader: ImageReader
+    info: InputInfo
+    only_size: tuple[int, int] | None
+    has_deep: bool
+
+    def decode_all(
+        self, examined: Indices, counted: Container[int], progress: Progress
+    ) -> tuple[NDArray[np.uint8], dict[int, str], Statistics]:
+        """Decode the examined images, in threads.
+
+        Returns their pixels, where they stay in memory, with damaged rows zero; the damaged images,
+        number -> name and reason; and statistics over the images `counted`.
+        """
+        info, in_memory = self.info, self.only_size is not None
+        pixels = np.zeros((len(examined) if in_memory else 0, *info.shape), np.uint8)
+
+        def decode_block(block: range) -> tuple[dict[int, str], Statistics]:
+            damaged: dict[int, str] = {}
+            counts, blanks, images = np.zeros((info.shape[0], 256), np.int64), [], 0
+            for row in block:
+                number = int(examined[row])
+                try:
+                    image = self._decode(number)
+                except DamagedImage as damage:
+                    damaged[number] = str(damage)
+                    continue
+                if in_memory:
+                    pixels[row] = image
+                if number in counted:
+                    images += 1
+                    counts += np.stack([np.bincount(c.ravel(), minlength=256) for c in image])
+                    if max(int(c.max()) - int(c.min()) for c in image) <= BLANK:
+                        blanks.append(Blank(number, tuple(image.mean((1, 2)).tolist())))
+            return damaged, Statistics(counts, images, tuple(blanks))
+
+        blocks = _in_blocks(len(examined), decode_block, progress, "images")
+        return (
+            pixels,
+            {number: damage for block, _ in blocks for number, damage in block.items()},
+            Statistics(
+                np.sum([block.counts for _, block in blocks], axis=0),
+                sum(block.images for _, block in blocks),
+                tuple(blank for _, block in blocks for blank in block.blanks),
+            ),
+        )
+
+    def _decode(self, number: int) -> Pixels:
+        info, channels = self.info, self.info.shape[0]
+        with opened(self.reader, number) as image:
+            shape = shape_of(image)
+            size = (shape.height, shape.width)
+            if self.only_size not in (None, size) or shape.channels > channels:
+                raise UnexpectedShape(shape)
+            if is_deep(image) and not self.has_deep:
+                raise UnexpectedDepth
+            return decode(
+                image,
+                ImageShape(*info.shape),
+                central_share=info.central_share,
+                value_range=info.value_range,
+            )
+
+
+def _depth(info: InputInfo) -> list[str]:
+    if info.value_range is None:
+        return []
+    low, high = info.value_range
+    return [f"images of more than 8 bits: values from {low:g} to {high:g} become 0 to 255"]
+
+
+def _content(source: Source, headers: Sequence[Header], statistics: Statistics) -> list[str]:
+    """What is to be said of the content of the images.
+
+    Raises:
+        DataError: there is practically none.
     """
-    pixels = np.zeros((len(examined) if only_size else 0, *info.shape), np.uint8)
-
-    def decode_block(block: range) -> tuple[dict[int, str], NDArray[np.int64]]:
-        damaged: dict[int, str] = {}
-        counts = np.zeros((info.shape[0], 256), np.int64)
-        for row in block:
-            number = int(examined[row])
-            try:
-                image = _decode_expected(reader, number, info, only_size)
-            except DamagedImage as damage:
-                damaged[number] = str(damage)
-                continue
-            if only_size:
-                pixels[row] = image
-            if number in counted:
-                counts += np.stack([np.bincount(c.ravel(), minlength=256) for c in image])
-        return damaged, counts
-
-    blocks = _in_blocks(len(examined), decode_block, progress)
-    damaged = {number: damage for block, _ in blocks for number, damage in block.items()}
-    return pixels, damaged, np.sum([counts for _, counts in blocks], axis=0)
-
-
-def _decode_expected(
-    reader: ImageReader, number: int, info: InputInfo, only_size: tuple[int, int] | None
-) -> Pixels:
-    with opened(reader, number) as image:
-        shape = shape_of(image)
-        if only_size not in (None, (shape.height, shape.width)) or shape.channels > info.shape[0]:
-            raise UnexpectedShape(shape)
-        return decode(image, ImageShape(*info.shape), central_share=info.central_share)
+    counts, blanks = statistics.counts, statistics.blanks
+    remedy = "look at the files: is their content in another range, channel or frame?"
+    if statistics.images and max(mean_and_std(counts)[1]) * 255 < FAINT:
+        used = np.flatnonzero(counts.sum(0))
+        raise DataError(
+            f"the images of {source.name} are practically constant: their pixels are from "
+            f"{used[0]} to {used[-1]} of 0 to 255, with a deviation under {FAINT}; {remedy}"
+        )
+    same = bool(blanks) and np.ptp([blank.means for blank in blanks], axis=0).max() <= ALIKE
+    if same and 2 * len(blanks) > statistics.images:
+        raise DataError(
+            f"{len(blanks):,} of {statistics.images:,} images of {source.name} are of one and the "
+            f"same colour, such as {source.reader.describe(blanks[0].number)}; {remedy}"
+        )
+    moving = sum(header.frames > 1 for header in headers)
+    of_sample = f" of {len(headers):,} looked at" if len(headers) == SAMPLE else ""
+    notes = [f"{len(blanks):,} training images of one colour"] if blanks else []
+    if moving:
+        notes.append(f"{moving:,}{of_sample} animated or of several pages: the first is read")
+    return notes
 
 
 def mean_and_std(counts: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -206,15 +342,19 @@ def evenly(numbers: Indices, count: int) -> Indices:
     return numbers[np.linspace(0, len(numbers) - 1, count).round().astype(np.int64)]
 
 
-def _in_blocks(
-    count: int, work: Callable[[range], T], progress: ProgressCallback | None
-) -> list[T]:
+def _in_blocks(count: int, work: Callable[[range], T], progress: Progress, what: str) -> list[T]:
     """`work` over 0..count-1 in blocks and threads; results in order of the blocks."""
     blocks = [range(at, min(at + _BLOCK, count)) for at in range(0, count, _BLOCK)]
-    results = []
-    with ThreadPoolExecutor(min(usable_cpus(), 8)) as pool:
-        for block, result in zip(blocks, pool.map(work, blocks), strict=True):
-            results.append(result)
-            if progress is not None:
-                progress(block.stop, count)
-    return results
+    pool = ThreadPoolExecutor(min(usable_cpus(), 8))
+    try:
+        futures = {pool.submit(work, block): block for block in blocks}
+        pending, images = set(futures), 0
+        while pending:
+            finished, pending = wait(pending, EVERY, FIRST_EXCEPTION)
+            for future in finished:
+                future.result()
+            images += sum(len(futures[future]) for future in finished)
+            progress(images, count, what)
+        return [future.result() for future in futures]
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 WIDE = 160  # columns of standard output where it is a file or a pipe: no table is cut there
 EVERY = 10.0  # seconds between lines where there is no terminal to redraw
+FIRST = 1.0  # seconds to the first of them
 
 
 def output() -> Console:
@@ -59,7 +60,7 @@ class Reporter:
 
     @contextmanager
     def bar(self, what: str) -> Iterator[Callable[..., None]]:
-        """A function update(done, total, note="") for one piece of work.
+        """A function update(done, total, note="") for one piece of work; total 0 is unknown.
 
         Another total begins anew: a further part of the work, whose steps take another time.
         """
@@ -79,27 +80,29 @@ class Reporter:
             task = progress.add_task(what, total=None, note="")
 
             def update(done: int, total: int, note: str = "") -> None:
-                if total != progress.tasks[task].total:
-                    progress.reset(task, total=total)
-                progress.update(task, completed=done, total=total, note=note)
+                whole = total or None
+                if whole != progress.tasks[task].total:
+                    progress.reset(task, total=whole)
+                progress.update(task, completed=done, total=whole, note=note)
 
             yield update
 
     def _lines(self, what: str) -> Callable[..., None]:
-        start = last = self.clock()
-        first, part = 0, -1
+        start = self.clock()
+        due, first, part = start + FIRST, 0, -1
 
         def update(done: int, total: int, note: str = "") -> None:
-            nonlocal start, last, first, part
+            nonlocal start, due, first, part
             now = self.clock()
             if total != part:
                 start, first, part = now, done, total
-            if now - last < EVERY or done >= total:
+            if now < due or (total and done >= total):
                 return
-            last = now
+            due = now + EVERY
             rate = (done - first) / max(now - start, 1e-9)
-            left = f", {duration((total - done) / rate)} left" if rate > 0 else ""
-            self.say(f"  {what}: {done} of {total}{left}{'; ' + note if note else ''}")
+            left = f", {duration((total - done) / rate)} left" if rate > 0 and total else ""
+            of = f" of {total}" if total else ""
+            self.say(f"  {what}: {done}{of}{left}{'; ' + note if note else ''}")
 
         return update
 

@@ -53,7 +53,7 @@ class ConfiguredProblem(Problem):
                 seed=config.seed,
                 progress=update,
             )
-        self.reporter.say(f"  {data.summary}")
+        self.reporter.say("  " + str(data.summary).replace("\n", "\n  "))
         if config.train.augment is not None:
             Augmentation.parse(config.train.augment, data.info)  # before the search is paid for
         return data

@@ -1,0 +1,149 @@
+"""The columns of a table, and its labels to class numbers; of CSV files and of Hugging Face."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from proxylessnas.data.source import Indices
+from proxylessnas.errors import DataError, did_you_mean
+
+IMAGE_COLUMNS = (
+    *("image", "img", "images", "picture", "photo", "pixel_values", "file", "filename"),
+    *("file_name", "filepath", "file_path", "path", "image_path", "image_id", "id"),
+)
+LABEL_COLUMNS = (
+    *("label", "labels", "class", "classes", "target", "category", "fine_label", "class_name"),
+    *("class_id", "label_name", "y", "species", "breed"),
+)
+_PLAIN = {"image": ("image", "img"), "label": ("label", "labels")}  # preferred to all others
+
+
+def choose_column(
+    name: str, meaning: str, columns: Collection[str], candidates: Sequence[str], asked: str | None
+) -> tuple[str, str]:
+    """The column of the images or of the labels, and what is said of it.
+
+    meaning: "image" or "label". candidates: the columns that look like one.
+    asked: the setting `loading.image_column` or `loading.label_column`.
+
+    Raises:
+        DataError: there is none, several, or not the one that was asked for.
+    """
+    option = f"--loading.{meaning}-column"
+    if asked is not None:
+        if asked not in columns:
+            raise DataError(f"{name} has no column {asked!r}; {did_you_mean(asked, columns)}")
+        return asked, f"{meaning} column {asked}"
+    if not candidates:
+        raise DataError(
+            f"{name} has no {meaning} column (expected: {meaning}, or {option}); its columns: "
+            f"{', '.join(columns)}"
+        )
+    plain = [column for column in candidates if column.lower() in _PLAIN[meaning]]
+    if len(candidates) > 1 and len(plain) != 1:
+        raise DataError(
+            f"{name} has {len(candidates)} {meaning} columns: {', '.join(candidates)}; choose with "
+            f"{option} {candidates[0]}"
+        )
+    chosen = plain[0] if plain else candidates[0]
+    others = [column for column in candidates if column != chosen]
+    return chosen, f"{meaning} column {chosen}" + (f" (not {', '.join(others)})" if others else "")
+
+
+def class_numbers(
+    name: str, values: Mapping[str, Sequence[Any]], names: Sequence[str] | None
+) -> tuple[list[str], dict[str, Indices]]:
+    """Class names, and the labels of each part as their numbers, -1 where there is none.
+
+    values: part -> a number, a name, a list of one of them, or a one-hot list an image.
+    names: of the numbers where the schema has them; else the classes are the training labels.
+
+    Raises:
+        DataError: a label is none of these, or not one of the training part.
+    """
+    plain = {part: _plain_labels(name, labels, names) for part, labels in values.items()}
+    ordered: Sequence[Any] = names or _ordered(set(plain["train"]))
+    written = [_composed(str(label)) for label in ordered]
+    classes = list(dict.fromkeys(written))  # names that Unicode writes in two ways are one class
+    place = {text: number for number, text in enumerate(classes)}
+    places = [place[text] for text in written]
+    numbers: dict[Any, int] = dict(
+        zip(range(len(names)) if names else ordered, places, strict=True)
+    )
+    if names:  # a part may have names where another has numbers
+        numbers |= dict(zip(written, places, strict=True))
+    numbers |= {None: -1, -1: -1}
+    for part, labels in plain.items():
+        for label in labels:
+            if label not in numbers:
+                raise DataError(f"{name}: {part} has the label {label!r}, train has not")
+    return classes, {
+        part: np.array([numbers[label] for label in labels], dtype=np.int64)
+        for part, labels in plain.items()
+    }
+
+
+def _ordered(labels: set[Any]) -> list[Any]:
+    """Numbers in their order, names in theirs."""
+    labels = labels - {None, -1}
+    if all(isinstance(label, int) or re.fullmatch(r"\d{1,18}", label) for label in labels):
+        return sorted(labels, key=lambda label: (int(label), str(label)))
+    return sorted(labels, key=str)
+
+
+def _plain_labels(
+    name: str, labels: Sequence[Any], names: Sequence[str] | None
+) -> list[int | str | None]:
+    """Each label as a number or a name, None where there is none."""
+    several = [i for i, label in enumerate(labels) if _is_list(label) and len(label) != 1]
+    lists = [labels[i] for i in several]
+    if lists and (names or not _one_hot(lists)):
+        raise DataError(
+            f"{name}: one label an image is expected, not several ({lists[0]!r:.80}); choose a "
+            "column with --loading.label-column"
+        )
+    plain = list(labels)
+    for i in several:
+        plain[i] = labels[i].index(1)
+    return [_plain(name, label) for label in plain]
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _one_hot(lists: Sequence[Sequence[Any]]) -> bool:
+    """Whether all lists are as long as one another, and have one 1 among zeros."""
+    numbers = all(isinstance(value, int | float) for label in lists for value in label)
+    return (
+        numbers
+        and len({len(label) for label in lists}) == 1
+        and all(sorted(label) == [0] * (len(label) - 1) + [1] for label in lists)
+    )
+
+
+def _plain(name: str, value: Any) -> int | str | None:
+    if _is_list(value) and len(value) == 1:
+        return _plain(name, value[0])
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    if isinstance(value, str):
+        return _composed(value) or None
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if value is None or isinstance(value, int):
+        return value
+    raise DataError(f"{name}: a label is one number or name an image, not {value!r:.80}")
+
+
+def _composed(text: str) -> str:
+    """Without spaces around it, and in the composed form of Unicode."""
+    return unicodedata.normalize("NFC", text.strip())

@@ -1,0 +1,255 @@
+"""The names in a folder or a zip file: images by folder, and counts of everything else.
+
+Nothing but names, sizes and times is read. How the folders are meant says `folders.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image, features
+
+from proxylessnas.data.watching import Progress, silent
+from proxylessnas.errors import DataError, one_line
+
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga", ".ico"),
+    *((".avif",) if features.check("avif") else ()),
+)
+UNREADABLE_SUFFIXES = (  # images all the same
+    *(".heic", ".heif", ".avif", ".jxl", ".svg", ".psd", ".xcf", ".dcm", ".nii", ".exr", ".hdr"),
+    *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"),
+)
+SYSTEM_FOLDERS = {  # thumbnails, bins and snapshots that file systems put beside images
+    *("@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "@recently-snapshot", "@sharebin"),
+    *("__macosx", "$recycle.bin", "system volume information", "lost+found", "__pycache__"),
+}
+UNREADABLE_SHARE = 0.01  # of the images; more than this is an error
+MAX_OTHERS = 100_000  # entries that are no image; a data set has few, a whole disk has many
+MAX_DEPTH = 64  # folders in folders
+MAX_ZIPPED = 1 << 29  # bytes of an image in a zip file
+
+Stamp = tuple[int, int]  # size in bytes, and time in ns (of a zip: its checksum)
+
+
+@dataclass(eq=False)
+class Folder:
+    """One folder: its images, path relative to the root -> stamp, and its folders by name."""
+
+    path: str
+    images: dict[str, Stamp] = field(default_factory=dict)
+    folders: dict[str, Folder] = field(default_factory=dict)
+
+    def all_images(self) -> Iterator[tuple[str, Stamp]]:
+        """The images of this folder and of those under it, in the order of their names."""
+        yield from self.images.items()
+        for folder in self.folders.values():
+            yield from folder.all_images()
+
+    @property
+    def has_images(self) -> bool:
+        return bool(self.images) or any(f.has_images for f in self.folders.values())
+
+
+@dataclass
+class Scan:
+    """What was met under `root`: whoever points at a whole disk is told so, and soon."""
+
+    root: str
+    progress: Progress = silent
+    images: int = 0
+    others: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    unreadable: Counter[str] = field(default_factory=Counter)
+
+    def tell(self) -> None:
+        self.progress(self.images, 0, "images listed")
+
+    def is_image(self, name: str) -> bool:
+        """Whether a file of this name is read; counted either way."""
+        suffix = os.path.splitext(name)[1].lower()
+        if not name.startswith(".") and suffix in IMAGE_SUFFIXES:
+            self.images += 1
+            return True
+        if name.startswith("."):
+            self._other("hidden file")
+        elif suffix in UNREADABLE_SUFFIXES:
+            self.unreadable[suffix] += 1
+        else:
+            self._other(f"{suffix:.10} file" if suffix else "file without an extension")
+        return False
+
+    def is_read(self, folder: str) -> bool:
+        """Whether a folder of this name is looked into; counted if it is not."""
+        if folder.startswith("."):
+            self._other("hidden folder")
+        elif folder.lower() in SYSTEM_FOLDERS:
+            self._other(f"folder {folder} of the system")
+        else:
+            self.others += 1
+            return True
+        return False
+
+    def _other(self, reason: str) -> None:
+        self.left_out[reason] += 1
+        self.others += 1
+        if self.others > max(MAX_OTHERS, self.images):
+            raise DataError(
+                f"folder {self.root} holds more than {MAX_OTHERS} files and folders that are no "
+                f"images, and only {self.images} images so far: give the folder of the data set"
+            )
+
+    def facts(self) -> dict[str, int]:
+        """Reason -> files that are left out.
+
+        Raises:
+            DataError: more than 1 % of the images are of kinds that cannot be read.
+        """
+        count = sum(self.unreadable.values())
+        kinds = ", ".join(sorted(self.unreadable))
+        if count > UNREADABLE_SHARE * (count + self.images):
+            raise DataError(
+                f"{count:,} of {count + self.images:,} images in {self.root} are {kinds}, which "
+                "cannot be read: convert them to .jpg or .png, or take them out"
+            )
+        rare = dict(self.left_out.most_common()[8:])
+        facts = {k: v for k, v in self.left_out.items() if k not in rare}
+        return {**facts, "other file": sum(rare.values()), f"{kinds}, which cannot be read": count}
+
+
+def read_folder(root: Path, scan: Scan) -> Folder:
+    """All folders under the root; links are followed, each folder once.
+
+    Raises:
+        DataError: the root cannot be read, or is a whole disk.
+    """
+    visited: set[tuple[int, int]] = set()
+
+    def read(path: str) -> Folder | None:
+        full = os.path.join(root, path) if path else str(root)
+        folder, below = Folder(path), []
+        try:
+            status = os.stat(full)
+            if (status.st_dev, status.st_ino) in visited or path.count("/") > MAX_DEPTH:
+                return None  # a link leads back
+            visited.add((status.st_dev, status.st_ino))
+            with os.scandir(full) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    name = f"{path}/{entry.name}" if path else entry.name
+                    if _is_folder(entry):
+                        below += [name] if scan.is_read(entry.name) else []
+                    elif scan.is_image(entry.name):
+                        folder.images[name] = _stamp(entry)
+        except OSError as error:
+            if not path:
+                raise DataError(f"folder {root} cannot be read: {error.strerror}") from error
+            scan.left_out["folder that cannot be read"] += 1
+            return None
+        inner = ((os.path.basename(name), read(name)) for name in below)
+        folder.folders = {name: child for name, child in inner if child is not None}
+        return folder
+
+    tree = read("")
+    assert tree is not None  # the first to be visited
+    return tree
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _stamp(entry: os.DirEntry[str]) -> Stamp:
+    try:
+        status = entry.stat()
+    except OSError:  # a link that leads nowhere: damaged, as will be said
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+# --- zip files ---
+
+
+def read_zip(path: Path, scan: Scan) -> Folder:
+    """The folders of a zip file, without the one that holds all others.
+
+    Raises:
+        DataError: it is damaged or encrypted.
+    """
+    root = Folder("")
+    for entry in zipped(str(path), os.getpid()).infolist():
+        *above, name = entry.filename.replace("\\", "/").split("/")
+        folder = _folder_in(root, [part for part in above if part not in ("", ".")], scan)
+        if folder is not None and name and scan.is_image(name):
+            if entry.flag_bits & 1:
+                raise DataError(f"{path} is encrypted: unpack it and give the folder")
+            folder.images[entry.filename] = (entry.file_size, entry.CRC)
+    scan.tell()
+    return _sorted(unwrapped(root))
+
+
+def _folder_in(root: Folder, path: list[str], scan: Scan) -> Folder | None:
+    """The folder of a path, made where it is new; None where it is left out."""
+    if len(path) > MAX_DEPTH:
+        return None
+    folder = root
+    for name in path:
+        if name not in folder.folders:
+            if not scan.is_read(name):
+                return None
+            folder.folders[name] = Folder(f"{folder.path}/{name}" if folder.path else name)
+        folder = folder.folders[name]
+    return folder
+
+
+def unwrapped(folder: Folder) -> Folder:
+    """The one folder of several that a chain of single folders leads to, as in most zip files."""
+    inner = folder
+    while len(inner.folders) == 1 and not inner.images:
+        (inner,) = inner.folders.values()
+    return inner if len(inner.folders) > 1 else folder
+
+
+def _sorted(folder: Folder) -> Folder:
+    inner = {name: _sorted(folder.folders[name]) for name in sorted(folder.folders)}
+    return Folder(folder.path, dict(sorted(folder.images.items())), inner)
+
+
+@functools.lru_cache(maxsize=4)
+def zipped(path: str, process: int) -> zipfile.ZipFile:
+    """An open zip file; each process has its own, because a position in it is shared."""
+    try:
+        return zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise DataError(f"{path} is no whole zip file: {one_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class ZippedImages:
+    """Reads images out of a zip file."""
+
+    path: str
+    names: tuple[str, ...]
+
+    def open(self, index: int) -> Image.Image:
+        archive = zipped(self.path, os.getpid())
+        entry = archive.getinfo(self.names[index])
+        if entry.file_size > MAX_ZIPPED:
+            raise ValueError(f"{entry.file_size:,} bytes, more than {MAX_ZIPPED:,}")
+        try:
+            return Image.open(io.BytesIO(archive.read(entry)))
+        except (zipfile.BadZipFile, RuntimeError) as error:  # unknown compression, too
+            raise OSError(one_line(error)) from error
+
+    def describe(self, index: int) -> str:
+        return f"{self.path}/{self.names[index]}"
