@@ -84,15 +84,15 @@ REFUSED = [
     ("measure", "threads", 0, "a whole number, at least 1, at most 1,024"),
     ("measure", "warmup", -1, "a whole number, at least 0"),
     ("measure", "networks", 2, "a whole number, at least 3"),
-    ("search", "epochs", 0, "a whole number, at least 1"),
-    ("search", "epochs", -1, "a whole number, at least 1"),
-    ("search", "epochs", 2.5, "a whole number, at least 1"),
-    ("search", "epochs", True, "a whole number, at least 1"),
+    ("search", "epochs", 0, "a number, above 0"),
+    ("search", "batch_size", -1, "a whole number, at least 1"),
+    ("search", "batch_size", 2.5, "a whole number, at least 1"),
+    ("search", "batch_size", True, "a whole number, at least 1"),
     ("search", "batch_size", -3, "a whole number, at least 1"),
     ("search", "arch_every", 0, "a whole number, at least 1"),
     ("search", "arch_learning_rate", 0.0, "a number, above 0, at most 1,000, or null"),
     ("search", "arch_beta1", 1.0, "a number, at least 0, below 1"),
-    ("search", "warmup_epochs", -1, "a whole number, at least 0"),
+    ("search", "warmup_epochs", -1, "a number, at least 0"),
     ("search", "uniform_share", 1.5, "a number, at least 0, at most 1"),
     ("search", "label_smoothing", -0.1, "a number, at least 0, at most 1"),
     ("search", "learning_rate", float("nan"), "a number, above 0, at most 1,000"),
@@ -139,10 +139,10 @@ def test_every_source_refuses_a_value_in_the_same_words(
 
 def test_the_words_are_the_same() -> None:
     with pytest.raises(ConfigError) as python:
-        SearchSettings(epochs=-1)
+        SearchSettings(batch_size=-1)
     with pytest.raises(ConfigError) as plain:
-        parse_settings(RunConfig, {"search": {"epochs": -1}}, "config.yaml")
-    expected = "search.epochs is -1; it must be a whole number, at least 1"
+        parse_settings(RunConfig, {"search": {"batch_size": -1}}, "config.yaml")
+    expected = "search.batch_size is -1; it must be a whole number, at least 1"
     assert str(python.value) == expected
     assert str(plain.value) == f"config.yaml: {expected}"
 
@@ -155,8 +155,8 @@ def test_the_words_are_the_same() -> None:
         ({"sarch": {}}, "there is no 'sarch'; did you mean search?"),
         ({"search": None}, "search is null; it must be a group of named values"),
         ({"search": [1]}, r"search is \[1\]; it must be a group of named values"),
-        ({"search": {"epochs": None}}, "search.epochs is null; it must be a whole number"),
-        ({"search": {"epochs": "3"}}, "search.epochs is '3'; it must be a whole number"),
+        ({"search": {"epochs": None}}, "search.epochs is null; it must be a number"),
+        ({"search": {"epochs": "3"}}, "search.epochs is '3'; it must be a number"),
         ({"data": 3}, "data is 3; it must be a text"),
         ({"limits": {"macs": -5}}, "the macs -5 is not understood"),
         ({"limits": [5]}, r"limits is \[5\]; it must be a mapping"),
@@ -314,8 +314,8 @@ def test_a_text_that_looks_like_a_number_stays_a_text() -> None:
         (["--search.warmup_epochs", "3"], "did you mean --search.warmup-epochs"),
         (["--search.epo", "3"], "there is no option --search.epo"),
         (["--search.epochs"], "--search.epochs: expected one argument"),
-        (["--search.epochs", "many"], "search.epochs is 'many'; it must be a whole number"),
-        (["--search.epochs", "null"], "search.epochs is null; it must be a whole number"),
+        (["--search.epochs", "many"], "search.epochs is 'many'; it must be a number"),
+        (["--search.epochs", "null"], "search.epochs is null; it must be a number"),
         (["--space-settings", "[1]"], r"space_settings is \[1\]; it must be a mapping"),
         (["--space-settings", "{"], "space_settings is not YAML"),
         (["--limit", "macs"], "--limit macs: write NAME=VALUE"),
@@ -349,7 +349,7 @@ def test_any_value_is_read_or_refused_in_one_line(group: str, data: st.DataObjec
 def test_the_json_schema_says_what_the_settings_do() -> None:
     schema = json_schema()
     epochs = schema["$defs"]["SearchSettings"]["properties"]["epochs"]
-    assert (epochs["minimum"], epochs["default"]) == (1, 8)
+    assert (epochs["exclusiveMinimum"], epochs["default"]) == (0, 8)
     assert epochs["description"].startswith("Epochs of weight and architecture steps in turn")
     assert schema["additionalProperties"] is False
     assert {"search", "limits", "target_latency"} <= schema["properties"].keys()

@@ -282,7 +282,7 @@ def _searched(session: Session, model: nn.Module, directory: RunDirectory | None
         save_identity(session.store, model)
         _save_inputs(session.store, session.inputs)
     with told(session) as facts:
-        session = find_network(session)
+        find_network(session)
         facts |= session.records.require("derive")
     return Result(session=session)
 

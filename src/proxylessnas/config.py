@@ -68,6 +68,8 @@ RateOrZero = Annotated[float, Ge(0), Le(1000)]
 Share = Annotated[float, Ge(0), Le(1)]
 ShareBelowOne = Annotated[float, Ge(0), Lt(1)]
 Fraction = Annotated[float, Gt(0), Lt(1)]
+Epochs = Positive
+EpochsOrZero = Annotated[float, Ge(0)]
 Seed = Annotated[int, Ge(0), Lt(2**63)]
 Latency = Annotated[str, Parsed(parse_latency, "a latency as 12ms, 800us or 0.6x")]
 Budget = Annotated[str, Parsed(parse_minutes, "a time as 60m or 2h")]
@@ -130,9 +132,10 @@ class MeasureSettings:
 class SearchSettings:
     """The two alternating steps (paper, section 3.2 and appendix)."""
 
-    warmup_epochs: CountOrZero = 4
-    """Epochs of weight steps alone, with uniform gates, each candidate once a shuffled round."""
-    epochs: Count = 8
+    warmup_epochs: EpochsOrZero = 4
+    """Epochs of weight steps alone, with uniform gates, each candidate once a shuffled round; parts
+    of an epoch are allowed here and in all settings of epochs."""
+    epochs: Epochs = 8
     """Epochs of weight and architecture steps in turn, after the warm-up."""
     batch_size: Count = 64
     """Images of a weight step."""
@@ -155,7 +158,7 @@ class SearchSettings:
     to second order, instead of the slope at the active one as published."""
     arch_every: Count = 1
     """Weight steps to one architecture step."""
-    arch_delay_epochs: CountOrZero = 0
+    arch_delay_epochs: EpochsOrZero = 0
     """Epochs after the warm-up without architecture steps."""
     warmup_learning_rate: Rate | None = None
     """Learning rate of a cosine decay of the warm-up alone; null is one cosine over both."""
@@ -183,8 +186,8 @@ class SearchSettings:
             )
         if self.arch_delay_epochs >= self.epochs:
             raise ConfigError(
-                f"arch_delay_epochs is {self.arch_delay_epochs}; it must be less than epochs "
-                f"({self.epochs}), or alpha would never learn"
+                f"arch_delay_epochs is {self.arch_delay_epochs:g}; it must be less than epochs "
+                f"({self.epochs:g}), or alpha would never learn"
             )
 
 
@@ -217,7 +220,7 @@ class DeriveSettings:
 class TrainSettings:
     """Training of the derived network."""
 
-    epochs: Count = 20
+    epochs: Epochs = 20
     """Epochs over all training images."""
     batch_size: Count = 64
     """Images of a step."""
@@ -231,8 +234,8 @@ class TrainSettings:
     """Label smoothing of the loss."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """Optimiser: SGD with momentum, or AdamW."""
-    warmup_epochs: RateOrZero = 0.0
-    """Epochs, or a part of one, in which the learning rate grows from 0 in a line."""
+    warmup_epochs: EpochsOrZero = 0.0
+    """Epochs in which the learning rate grows from 0 in a line."""
     classifier_rate: Rate = 1.0
     """Learning rate of the last linear layer, as a multiple of the others'."""
     average_decay: ShareBelowOne = 0.0
@@ -273,14 +276,14 @@ class TrainSettings:
 class TeachSettings(TrainSettings):
     """Fine-tuning of a pretrained network that has its linear classifier."""
 
-    epochs: Count = 6
+    epochs: Epochs = 6
     """Epochs over the training images without the validation part."""
     batch_size: Count = 32
     """Images of a step."""
     learning_rate: Rate = 0.001
     """Learning rate at the start of its cosine decay."""
-    warmup_epochs: RateOrZero = 0.5
-    """Epochs, or a part of one, in which the learning rate grows from 0 in a line."""
+    warmup_epochs: EpochsOrZero = 0.5
+    """Epochs in which the learning rate grows from 0 in a line."""
     average_decay: ShareBelowOne = 0.99
     """Decay of a moving average of the weights, which is what training ends with; 0 takes none."""
     frozen_statistics: bool = True

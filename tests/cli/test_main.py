@@ -60,7 +60,7 @@ def test_every_verb_explains_itself_without_torch(verb: str) -> None:
         (["run", "--data", "digits", "--search.epoch", "3"], "--search.epochs"),
         (["run", "--data", "digits", "--search.epochs", "many"], "search.epochs"),
         (
-            ["run", "--data", "digits", "--search.epochs", "-1"],
+            ["run", "--data", "digits", "--search.batch-size", "-1"],
             "it must be a whole number, at least 1",
         ),
         (["run", "--data", "digits", "--target-latency", "12"], "12ms"),

@@ -98,6 +98,7 @@ def _in_directory(
                 ranks=ranks,
                 signal=signal,
                 force=bool(flags["force"]),
+                started=started,
             )
             _do(verb, session, flags, started)
             return 0

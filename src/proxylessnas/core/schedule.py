@@ -30,12 +30,12 @@ class Schedule:
     @staticmethod
     def of(settings: SearchSettings, epoch_steps: int) -> Schedule:
         """The schedule of the settings. epoch_steps: training batches of an epoch."""
-        warmup = settings.warmup_epochs * epoch_steps
+        warmup = round(settings.warmup_epochs * epoch_steps)
         return Schedule(
             warmup=warmup,
-            total=warmup + settings.epochs * epoch_steps,
+            total=warmup + max(1, round(settings.epochs * epoch_steps)),
             arch_every=settings.arch_every,
-            arch_from=warmup + settings.arch_delay_epochs * epoch_steps,
+            arch_from=warmup + round(settings.arch_delay_epochs * epoch_steps),
         )
 
     @staticmethod

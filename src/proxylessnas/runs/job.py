@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.runs.opening import opened
 from proxylessnas.runs.specialised import SpecialisedProblem, begin_specialised, with_defaults
 from proxylessnas.runs.teaching import prepare
+from proxylessnas.session.budget import open_budget
 from proxylessnas.session.deriving import derive, derive_within
 from proxylessnas.session.exporting import export
 from proxylessnas.session.finishing import baselines, evaluate, train
+from proxylessnas.session.fitting import fit
 from proxylessnas.session.measuring import measure
 from proxylessnas.session.pipeline import find_network, stop_if_asked, told
 from proxylessnas.session.searching import search
@@ -52,11 +55,13 @@ def open_run(
     ranks: Ranks = ALONE,
     signal: Signal | None = None,
     force: bool = False,
+    started: float | None = None,
 ) -> Session:
     """A new run, or the one in the directory.
 
     settings: those that were asked for, nested plain values; all others are defaults, or what
-    the directory's config says. force: see `Session`.
+    the directory's config says. force: see `Session`. started: when the command began, in seconds
+    of `time.monotonic`; a budget counts from there.
 
     Raises:
         RunError: there is a run and `resume` is False, or its settings differ.
@@ -92,6 +97,7 @@ def open_run(
         ranks=ranks,
         signal=signal or Signal(),
         force=force,
+        budget=open_budget(config.budget, directory, started or time.monotonic()),
     )
     if stored is None and isinstance(problem, SpecialisedProblem):
         return begin_specialised(session, problem)
@@ -165,15 +171,19 @@ def _with_space(config: RunConfig, problem: ConfiguredProblem) -> RunConfig:
 
 
 def run_all(session: Session, started: float) -> dict[str, Any]:
-    """Every stage that is not done, then the summary."""
+    """Every stage that is not done, then the summary.
+
+    started: when the command began, in seconds of `time.monotonic`.
+    """
     with told(session) as facts:
         if isinstance(session.problem, SpecialisedProblem):
             prepare(session, session.problem)
-        session = find_network(session, started)
+        find_network(session)
         done = session.records.done
         for stage, run in (("train", train), ("evaluate", evaluate)):
             stop_if_asked(session)
             if not done(stage):
+                fit(session, stage)
                 run(session)
         if session.config.baselines:
             compare(session)
@@ -181,7 +191,7 @@ def run_all(session: Session, started: float) -> dict[str, Any]:
             export(session)
         facts |= summary.summarise(session)
         session.store.write_json("summary.json", facts)
-        session.reporter.say(f"all done in {duration(sum(facts['seconds'].values()))}")
+        session.reporter.say(f"all done in {duration(time.monotonic() - started)}")
     return facts
 
 
@@ -221,4 +231,5 @@ def do_stage(session: Session, stage: str) -> None:
         "evaluate": evaluate,
         "export": export,
     }
+    fit(session, stage)
     actions[stage](session)

@@ -14,7 +14,7 @@ from proxylessnas.session.session import BROUGHT_TABLE, Session
 # Which stage a setting first matters to: what is done with other settings is another run.
 FIRST_STAGE = {
     "search": "search",
-    "budget": "search",
+    "budget": None,
     "target_latency": "search",
     "limits": "search",
     "costs": "search",

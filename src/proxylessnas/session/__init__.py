@@ -9,7 +9,9 @@ Read in this order:
     pipeline.py     the order of the stages, from a run's first line to its last
       tuning.py       before them: how tensors compute here, tried once and recorded
       measuring.py    `measure`: the latency table
-      budget.py       after it: minutes to numbers of epochs
+      trials.py       searches that may be spoiled, to see how long steps take
+      budget.py       minutes by the clock, divided among the stages that are left
+      fitting.py      their settings, fitted to that as they begin
       searching.py    `search`: weights and α in turn
       deriving.py     `derive`: one network, and others under other limits
       finishing.py    `train`, `evaluate`, and baselines

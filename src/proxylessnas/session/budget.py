@@ -1,104 +1,101 @@
-"""Minutes to numbers of epochs: a budget is fitted once, after measuring, and recorded."""
+"""A budget: what a run may take by the clock, divided anew among the stages that are left.
+
+The clock starts with the command, and everything counts: reading, trials, measuring, deriving.
+Whatever an earlier stage took too much or too little is shared by those that come after it.
+
+How a stage joins: it has a share in its road's `shares`, whose order is that of the stages. When
+it begins it asks `budget.seconds_for(STAGE)`, fits its settings to these seconds, and records them
+with `budget.keep(...)`, so that a run that goes on does not fit them again (`fitting.py` does that
+for the stages of a search from scratch). What a later stage takes whatever is fitted, such as an
+export, is set aside: `budget.reserve(STAGE, seconds)`.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
-from proxylessnas.config import RunConfig, parse_minutes
-from proxylessnas.core.costs import Costs
-from proxylessnas.core.search import Search
-from proxylessnas.errors import ConfigError
-from proxylessnas.hardware.costs import largest_network
-from proxylessnas.io.console import duration
-from proxylessnas.session.session import Session
-from proxylessnas.session.tuning import SEARCH_SHARE
-from proxylessnas.training.autotune import PROBE_STEPS
-from proxylessnas.training.device import wait
+from proxylessnas.config import parse_minutes
+from proxylessnas.errors import RunError
+from proxylessnas.schema import from_plain
+from proxylessnas.session.store import Store
 
-RESERVE = 0.12  # for scoring, the final measurement and the noise of the estimate
+FILE = "budget.json"
+FROM_SCRATCH = {"search": 0.42, "derive": 0.12, "train": 0.46}
+MARGIN = 0.02  # of what is left: the noise of all estimates
+KEPT = {"fitted": list[str], "reserved": dict[str, float], "speeds": dict[str, float]}
 
 
-def fit_budget(session: Session, spent: float) -> RunConfig:
-    """The settings with epochs of search and training that fill what is left of the budget.
+@dataclass(kw_only=True)
+class Budget:
+    """What is left of the time that a run may take.
 
-    The ratio of warm-up to search stays as configured. Needs the latency table.
-    spent: seconds since the command began.
+    total: seconds that were asked for. shares: of every stage that is fitted, in their order.
+    started: when the command began, in seconds of `clock`. before: seconds that the run had taken
+    by then, in processes that were stopped. fitted: the stages whose settings are decided.
+    reserved: seconds that are kept for stages, by their names. speeds: seconds of whatever was
+    timed for the fits, for a run that goes on.
+    """
+
+    total: float
+    shares: Mapping[str, float]
+    started: float
+    before: float = 0.0
+    fitted: list[str] = field(default_factory=list)
+    reserved: dict[str, float] = field(default_factory=dict)
+    speeds: dict[str, float] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the command began, and what the run took in earlier processes."""
+        return self.before + self.clock() - self.started
+
+    @property
+    def left(self) -> float:
+        """Seconds; negative where the budget is exceeded."""
+        return self.total - self.spent
+
+    def seconds_for(self, stage: str) -> float:
+        """Seconds of what is left that are this stage's, with all stages from it on to come.
+
+        At least 0. What is reserved for stages is taken off first.
+        """
+        names = list(self.shares)
+        coming = names[names.index(stage) :]
+        free = self.left * (1 - MARGIN) - sum(self.reserved.values())
+        return max(0.0, free) * self.shares[stage] / sum(self.shares[name] for name in coming)
+
+    def reserve(self, stage: str, seconds: float) -> None:
+        """Keep seconds for a stage, in place of what was kept for it before."""
+        self.reserved[stage] = seconds
+
+    def keep(self, store: Store, fitted: str | None = None) -> None:
+        """Write down what was spent and fitted, for a run that is stopped and goes on."""
+        if fitted is not None:
+            self.fitted.append(fitted)
+        store.write_json(FILE, {"spent": self.spent, **{k: getattr(self, k) for k in KEPT}})
+
+
+def open_budget(
+    text: str | None, store: Store, started: float, shares: Mapping[str, float] = FROM_SCRATCH
+) -> Budget | None:
+    """The budget of a run that begins or goes on; None without one.
+
+    text: as the settings have it, `10m`. started: when the command began (`time.monotonic`).
 
     Raises:
-        ConfigError: the budget is too short for an epoch of each.
+        RunError: what an earlier process wrote down is damaged.
     """
-    config = session.config
-    if config.budget is None:
-        return config
-    seconds = _step_seconds(session)
-    weight, architecture, spent = session.ranks.of_main(lambda: (*seconds, spent))
-    left = (parse_minutes(config.budget) * 60 - spent) * (1 - RESERVE)
-    s, t = config.search, config.train
-    steps = len(session.problem.batches("search", config))
-    per_search = steps * (
-        s.warmup_epochs * weight + s.epochs * (weight + architecture / s.arch_every)
-    )
-    scale = left * SEARCH_SHARE / per_search
-    images = len(session.problem.batches("train", config)) * t.batch_size
-    per_epoch = images * weight / s.batch_size * _macs_to_train(session)
-    epochs = left * (1 - SEARCH_SHARE) / per_epoch
-    if scale * s.epochs < 0.5 or epochs < 0.5:
-        least = (steps * (weight + architecture) + per_epoch) / (1 - RESERVE)
-        raise ConfigError(
-            f"the budget {config.budget} is too short: one epoch of search and one of training "
-            f"need about {duration(max(1, least))} (minutes:seconds) "
-            "beside the measuring; raise it, or lower --loading.limit or the space's widths"
-        )
-    search = replace(
-        s,
-        warmup_epochs=max(1, round(scale * s.warmup_epochs)) if s.warmup_epochs else 0,
-        epochs=max(1, round(scale * s.epochs)),
-    )
-    return replace(config, search=search, train=replace(t, epochs=max(1, int(epochs))), budget=None)
-
-
-def _step_seconds(session: Session) -> tuple[float, float]:
-    """(weight step, architecture step), means over fair gates, the first step left out."""
-    config, problem = session.config, session.problem
-    supernet, task = problem.spare(config)
-    probe = Search.from_settings(
-        replace(config.search, objective="constraint"),
-        costs=Costs.free(*supernet.mask.shape),
-        train=problem.batches("search", config),
-        valid=problem.batches("valid", config),
-        supernet=supernet,
-        task=task,
-        seed=config.seed,
-        machine=session.machine,
-        ranks=session.ranks,
-    )
-    probe.prepare()  # for good: the probe ends here
-    probe.weight_step()
-    probe.architecture_step()
-    widest = supernet.mask.shape[1]
-    times = [time.perf_counter()]
-    for count, step in ((widest, probe.weight_step), (PROBE_STEPS, probe.architecture_step)):
-        wait()
-        times[-1] = time.perf_counter() if len(times) == 1 else times[-1]
-        for _ in range(count):
-            probe.step += 1
-            step()
-        wait()
-        times.append(time.perf_counter())
-    return (times[1] - times[0]) / widest, (times[2] - times[1]) / PROBE_STEPS
-
-
-def _macs_to_train(session: Session) -> float:
-    """MACs of all networks to be trained, as a share of a mean network's of the space.
-
-    A training step costs about a weight step of the same images and as many MACs.
-    """
-    costs = session.unlimited_costs
-    largest = costs.cost_of("macs", largest_network(session.supernet, costs))
-    share = 1.0 if session.target_ms is None else session.target_ms / session.largest["latency"]
-    target = largest * min(1.0, share)
-    uniform = session.supernet.mask.double()
-    uniform = uniform / uniform.sum(1, keepdim=True)
-    mean = float(costs.expected(uniform)[costs.index("macs")])
-    return (2 * target + largest if session.config.baselines else target) / mean
+    if text is None:
+        return None
+    budget = Budget(total=60 * parse_minutes(text), shares=shares, started=started)
+    if store.has(FILE):
+        values, where = store.read_json(FILE), str(store.file(FILE))
+        if not isinstance(values, dict) or values.keys() != {"spent", *KEPT}:
+            raise RunError(f"{where} is damaged: remove it, and what is to come is fitted anew")
+        budget.before = from_plain(float, values["spent"], f"{where}: spent", RunError)
+        for name, kind in KEPT.items():
+            setattr(budget, name, from_plain(kind, values[name], f"{where}: {name}", RunError))
+    return budget

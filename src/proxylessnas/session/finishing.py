@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from proxylessnas.architecture import Architecture
-from proxylessnas.config import TrainSettings
 from proxylessnas.core.decode import Indices, binding_cost, sample_within
 from proxylessnas.errors import RunError
 from proxylessnas.hardware.costs import largest_network
@@ -19,14 +18,21 @@ from proxylessnas.training.evaluate import Score
 from proxylessnas.training.evaluate import evaluate as evaluate_network
 from proxylessnas.training.train import Training
 
+TRAINING_IMAGES = 2000  # that tell the accuracy on training images
+
 
 def train(session: Session) -> nn.Module:
     """The derived network on all training images, from scratch or from inherited weights."""
+    return train_network(session, "train", new_network(session), "weights.safetensors")
+
+
+def new_network(session: Session) -> nn.Module:
+    """The derived network as its training begins."""
     session.records.require("derive")
     network = _fresh(session, session.load_architecture("architecture.json"))
     if session.config.train.inherit:
         session.store.load_weights("inherited.safetensors", network)
-    return train_network(session, "train", network, "weights.safetensors")
+    return network
 
 
 def train_baseline(session: Session, name: str, indices: Sequence[int]) -> nn.Module:
@@ -44,12 +50,22 @@ def _fresh(session: Session, architecture: Architecture) -> nn.Module:
 
 def train_network(session: Session, stage: str, network: nn.Module, file: str) -> nn.Module:
     """Train a network in place; its weights go to `file`."""
-    settings: TrainSettings = session.config.train
-    job = Training(
+    job = new_training(session, stage, network)
+    title = f"{session.config.train.epochs:.4g} epochs on all training images"
+    with session.records.stage(stage, title, session.callbacks) as facts:
+        session.drive(stage, job, "training")
+        session.store.save_tensors(file, network.state_dict())
+        facts["files"] = [file]
+    return network
+
+
+def new_training(session: Session, stage: str, network: nn.Module) -> Training:
+    """The training of a network in place, at its first step."""
+    return Training(
         network=network,
         task=session.problem.training_task(session.config),
         train=session.problem.batches("train", session.config),
-        settings=settings,
+        settings=session.config.train,
         seed=session.config.seed,
         machine=session.machine,
         ranks=session.ranks,
@@ -57,12 +73,6 @@ def train_network(session: Session, stage: str, network: nn.Module, file: str) -
         may_skip=session.config.space not in ("mobile", "macro"),
         stage=stage,
     )
-    title = f"{settings.epochs} epochs on all training images"
-    with session.records.stage(stage, title, session.callbacks) as facts:
-        session.drive(stage, job, "training")
-        session.store.save_tensors(file, network.state_dict())
-        facts["files"] = [file]
-    return network
 
 
 def trained_network(session: Session, name: str = "") -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,8 +10,8 @@ from typing import Any
 
 from proxylessnas.io.stopping import Stopped
 from proxylessnas.limits import check_limit_names
-from proxylessnas.session.budget import fit_budget
 from proxylessnas.session.deriving import derive
+from proxylessnas.session.fitting import begin_within, fit
 from proxylessnas.session.measuring import measure
 from proxylessnas.session.searching import search
 from proxylessnas.session.session import BROUGHT_TABLE, Session
@@ -28,7 +27,10 @@ def begin(session: Session) -> Session:
     table = session.brought_table
     columns = {} if table is None else table.columns
     check_limit_names(session.limits, [*session.problem.functions, *columns])
-    session = session.configured(replace(session.config, machine=tune(session)))
+    if session.budget is not None:
+        begin_within(session, session.budget)
+    else:
+        session = session.configured(replace(session.config, machine=tune(session)))
     if session.config.table is not None:
         session.check_limits()
     else:
@@ -36,40 +38,27 @@ def begin(session: Session) -> Session:
     if session.table_object is not None:
         session.store.write(BROUGHT_TABLE, session.table_object.to_json().encode())
     session.store.write_config(session.config)
+    if session.budget is not None:
+        session.budget.keep(session.store)
     return session
 
 
-def find_network(session: Session, started: float | None = None) -> Session:
-    """Measure, search and derive, as far as that is not done.
-
-    started: when the command began, in seconds of `time.monotonic`; a budget counts from there.
-    """
+def find_network(session: Session) -> None:
+    """Measure, search and derive, as far as that is not done."""
     if _needs_table(session) and not session.records.done("measure"):
         measure(session)
-    if session.config.budget is not None:
-        session = _fit_budget(session, started or time.monotonic())
     session.check_limits()
     for stage, run in (("search", search), ("derive", derive)):
         stop_if_asked(session)
         if not session.records.done(stage):
+            fit(session, stage)
             run(session)
-    return session
 
 
 def _needs_table(session: Session) -> bool:
     """A run says what its networks take; a Python call measures only what it has a limit for."""
     config = session.config
     return config.data != "" or ("latency" in session.limits and config.table is None)
-
-
-def _fit_budget(session: Session, started: float) -> Session:
-    budget = session.config.budget
-    config = fit_budget(session, time.monotonic() - started)
-    s, t = config.search, config.train
-    epochs = f"{s.warmup_epochs} + {s.epochs} epochs of search, {t.epochs} of training"
-    session.reporter.say(f"a budget of {budget} is {epochs}")
-    session.store.write_config(config, f"# Fitted to a budget of {budget}.\n")
-    return session.configured(config)
 
 
 def stop_if_asked(session: Session) -> None:

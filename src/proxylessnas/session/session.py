@@ -44,6 +44,7 @@ from proxylessnas.hardware.trace import trace as trace_of
 from proxylessnas.io.console import Reporter
 from proxylessnas.io.stopping import Signal
 from proxylessnas.limits import Limit, all_limits, parse_limit
+from proxylessnas.session.budget import Budget
 from proxylessnas.session.checkpoints import StoreCheckpoints
 from proxylessnas.session.problem import Problem
 from proxylessnas.session.records import Records
@@ -64,7 +65,8 @@ class Session:
 
     callbacks: see `training.callbacks`. signal: whether the process was asked to stop.
     runtime_object, table_object: what the settings' `runtime` and `table` stand for, where the
-    user gave objects. force: use a latency table of another device all the same.
+    user gave objects. force: use a latency table of another device all the same. budget: the time
+    that is left for it; None without one.
     """
 
     config: RunConfig
@@ -77,7 +79,13 @@ class Session:
     runtime_object: Runtime | None = field(default=None, kw_only=True)
     table_object: LatencyTable | None = field(default=None, kw_only=True)
     force: bool = field(default=False, kw_only=True)
+    budget: Budget | None = field(default=None, kw_only=True)
     search: Search | None = field(default=None, init=False)
+
+    def settle(self, config: RunConfig) -> None:
+        """Other settings of how it computes, and of stages that have not begun."""
+        self.config = config
+        self.__dict__.pop("machine", None)
 
     def configured(self, config: RunConfig) -> Session:
         """The same job under other settings, before any of its stages has begun."""

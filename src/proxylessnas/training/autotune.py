@@ -39,7 +39,7 @@ PROBE_STEPS = 3
 # Of a compiled candidate: weights learning, weights frozen, no gradient at all; each for whole
 # batches and for the last, smaller one.
 GRAPHS = 6
-WORTH_SPLITTING, WORTH_FUSING = 20.0, 120.0  # seconds of weight steps; trials take 3 and 15
+WORTH_SPLITTING, WORTH_FUSING = 200.0, 1500.0  # seconds of weight steps; trials take 1 and 15
 NOISE = 0.98  # what is called faster takes less than this share of the time
 WORTH_COMPILING = 1800.0  # seconds of weight steps: compiling takes minutes by itself
 

@@ -63,7 +63,7 @@ class Training:
         self.model = self.machine.place(self.network)
         self.replica = self.ranks.replicate(self.model, may_skip=self.may_skip)
         self.statistics = running_statistics(batch_norms(self.model))
-        self.total, self.stopped = s.epochs * len(self.train), False
+        self.total, self.stopped = max(1, round(s.epochs * len(self.train))), False
         self.step, self.recovery = 0, Recovery()
         self.loss: Tensor | None = None
         self.batch: Any = None

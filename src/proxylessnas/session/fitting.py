@@ -1,0 +1,281 @@
+"""A search from scratch within a budget: a stage's settings fitted to its seconds as it begins.
+
+At a run's start a few steps on a part of a batch say about how long steps take. What cannot be
+done in time is refused then, before anything is measured. For the errors of that estimate the
+training makes up, whose own steps are timed.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from proxylessnas.config import RunConfig
+from proxylessnas.core.costs import Costs
+from proxylessnas.core.estimators import estimator_of
+from proxylessnas.core.search import Search
+from proxylessnas.data.image_batches import ImageBatches
+from proxylessnas.errors import ConfigError
+from proxylessnas.hardware.costs import largest_network
+from proxylessnas.io.console import duration
+from proxylessnas.session.budget import Budget
+from proxylessnas.session.finishing import TRAINING_IMAGES, new_network, new_training
+from proxylessnas.session.problem import Part
+from proxylessnas.session.session import Session
+from proxylessnas.session.trials import on_copies, share_of_batch, trial_batch, undisturbed
+from proxylessnas.session.tuning import tune, untried_machine
+from proxylessnas.training.device import wait
+from proxylessnas.training.train import Training
+
+# The least of which anything can be expected: rounds of weight steps in which every candidate is
+# trained, rounds of architecture steps in which all are compared, and steps of the training.
+WARMUP_ROUNDS, COMPARED_ROUNDS, TRAINING_STEPS = 2, 6, 100
+FEW_IMAGES, FEW_NETWORKS = 500, 2  # of the scores in `derive`
+# Seconds in which a runtime takes a candidate, and a whole network; those of exporting.
+CANDIDATE, NETWORK, EXPORT = 0.1, 0.5, 3.0
+
+
+def begin_within(session: Session, budget: Budget) -> None:
+    """Decide the machine settings of a session, if a useful run fits into its budget.
+
+    Raises:
+        ConfigError: none does; the message says how long one takes.
+    """
+    given, untried = session.config, untried_machine(session)
+    session.settle(replace(given, machine=untried))
+    _time_steps(session, budget)
+    steps = int(budget.seconds_for("search") / budget.speeds["weight"])
+    session.settle(given)
+    machine = tune(session, planned=session.ranks.of_main(lambda: steps))
+    session.settle(replace(given, machine=machine))
+    if machine != untried:
+        _time_steps(session, budget)
+    least = _least_seconds(session, budget.speeds)
+    if session.ranks.of_main(lambda: budget.left < least):
+        asked, takes = session.config.budget, session.ranks.of_main(lambda: budget.spent + least)
+        raise ConfigError(
+            f"the budget {asked} is too short: the least useful run of these settings takes about "
+            f"{duration(takes)} (minutes:seconds) here; allow that, or take fewer pixels "
+            "(--image-size), a narrower space (--space-settings), or, for photos, trained weights "
+            "(--pretrained efficientnet_lite0)"
+        )
+    budget.reserve("the end", _end_seconds(session, budget.speeds))
+
+
+def fit(session: Session, stage: str) -> None:
+    """Fit a stage's settings to its seconds, unless that is done, or there is no budget."""
+    budget = session.budget
+    if budget is None or stage not in FITS or stage in budget.fitted:
+        return
+    seconds = session.ranks.of_main(lambda: budget.seconds_for(stage))
+    config = FITS[stage](session, seconds, budget.speeds)
+    last = stage == list(budget.shares)[-1]
+    session.settle(replace(config, budget=None) if last else config)
+    session.reporter.say(f"  budget: {duration(seconds)} for {stage}, {_words(config, stage)}")
+    note = f"# Fitted to a budget of {duration(budget.total)}.\n"
+    session.store.write_config(session.config, note)
+    budget.keep(session.store, stage)
+
+
+def _words(config: RunConfig, stage: str) -> str:
+    s, d, t = config.search, config.derive, config.train
+    return {
+        "search": f"{s.warmup_epochs:.3g} + {s.epochs:.3g} epochs",
+        "derive": f"{d.top_k} networks scored, {d.measure_best} measured",
+        "train": f"{t.epochs:.3g} epochs",
+    }[stage]
+
+
+# --- how long steps take ---
+
+
+def _time_steps(session: Session, budget: Budget) -> None:
+    """Note the seconds of a weight step, of an architecture step, and of an image in evaluation."""
+
+    def timed() -> dict[str, float]:
+        settings = replace(session.config.search, objective="constraint")
+        make = partial(estimator_of, settings, Costs.free(*session.supernet.mask.shape))
+        with undisturbed(session.supernet):
+            job = on_copies(session, trial_batch(session), make)(session.config.machine)
+            job.prepare()  # for good: the trial ends here
+            widest = int(session.supernet.mask.sum(1).max())
+            # In as many steps each candidate runs once; its first time takes several times as long.
+            weight = _mean_seconds(job.weight_step, widest, job, warmup=widest)
+            architecture = _mean_seconds(job.architecture_step, 2, job)
+        scale = 1 / share_of_batch(session)
+        image = weight * scale / session.config.search.batch_size / 3  # without the way back
+        return {"weight": weight * scale, "architecture": architecture * scale, "image": image}
+
+    budget.speeds = session.ranks.of_main(timed)
+
+
+def _mean_seconds(
+    step: Callable[[], object], count: int, job: Search | Training, *, warmup: int = 1
+) -> float:
+    """Of `count` steps, after some to warm up."""
+    times = []
+    for _ in range(warmup + count):
+        wait()
+        start = time.perf_counter()
+        step()
+        job.step += 1
+        wait()
+        times.append(time.perf_counter() - start)
+    return sum(times[warmup:]) / count
+
+
+def _step_seconds_of_training(session: Session) -> float:
+    """A step of the derived network's training, with the batches that it will see."""
+    network = copy.deepcopy(new_network(session))
+    with torch.random.fork_rng(devices=[]):
+        job = new_training(session, "train", network)
+        undo = job.prepare()
+        seconds = _mean_seconds(job.take_step, 3, job)
+        undo()
+    return seconds
+
+
+# --- what is left, to settings ---
+
+
+def _fit_search(session: Session, seconds: float, speeds: dict[str, float]) -> RunConfig:
+    """The ratio of warm-up to search stays as configured."""
+    s = session.config.search
+    length = len(session.problem.batches("search", session.config))
+    joint = speeds["weight"] + speeds["architecture"] / s.arch_every
+    per = length * (s.warmup_epochs * speeds["weight"] + s.epochs * joint)
+    scale = seconds / per
+    widest = session.supernet.mask.shape[1]
+    warmup = max(scale * s.warmup_epochs * length, WARMUP_ROUNDS * widest)
+    epochs = max(scale * s.epochs * length, COMPARED_ROUNDS * widest * s.arch_every)
+    search = replace(
+        s,
+        warmup_epochs=round(warmup) / length if s.warmup_epochs else 0.0,
+        epochs=round(epochs) / length,
+        arch_delay_epochs=s.arch_delay_epochs * round(epochs) / length / s.epochs,
+    )
+    return replace(session.config, search=search)
+
+
+def _fit_derive(session: Session, seconds: float, speeds: dict[str, float]) -> RunConfig:
+    """Fewer rounds and measured networks first, then fewer networks with fewer images each."""
+    d = session.config.derive
+    measuring = _measuring_seconds(session, session.largest.get("latency"), speeds)
+    measuring *= session.is_local and session.target_ms is not None
+    rounds, best = d.rounds, d.measure_best
+    while measuring * rounds * best > seconds / 2 and rounds * best > 1:
+        rounds, best = (rounds - 1, best) if rounds > 1 else (1, best - 1)
+    valid = _score_images(session)
+    free = max(0.0, seconds - measuring * rounds * best)
+    whole = d.top_k * (d.recalibrate_images + valid) * speeds["image"]
+    share = min(1.0, free / max(whole, 1e-9))
+    networks = max(min(FEW_NETWORKS, d.top_k), round(d.top_k * math.sqrt(share)))
+    share = min(1.0, share * d.top_k / networks)
+    derive = replace(
+        d,
+        rounds=rounds,
+        measure_best=best,
+        top_k=networks,
+        recalibrate_images=_fewer(d.recalibrate_images, share),
+        score_images=d.score_images if share == 1 else _fewer(valid, share),
+    )
+    return replace(session.config, derive=derive)
+
+
+def _fewer(images: int, share: float) -> int:
+    return max(min(images, FEW_IMAGES), round(share * images))
+
+
+def _fit_train(session: Session, seconds: float, speeds: dict[str, float]) -> RunConfig:
+    step = session.ranks.of_main(lambda: _step_seconds_of_training(session))
+    length = len(session.problem.batches("train", session.config))
+    steps = max(TRAINING_STEPS, int(seconds / step / _networks_to_train(session)))
+    return replace(session.config, train=replace(session.config.train, epochs=steps / length))
+
+
+FITS: dict[str, Callable[[Session, float, dict[str, float]], RunConfig]] = {
+    "search": _fit_search,
+    "derive": _fit_derive,
+    "train": _fit_train,
+}
+
+
+def _networks_to_train(session: Session) -> float:
+    """With the baselines as multiples of the derived network, by their MACs."""
+    if not session.config.baselines:
+        return 1.0
+    costs, derived = session.unlimited_costs, session.load_architecture("architecture.json")
+    largest = costs.cost_of("macs", largest_network(session.supernet, costs))
+    return 2 + largest / costs.cost_of("macs", session.supernet.indices(derived))
+
+
+# --- estimates before anything is measured ---
+
+
+def _least_seconds(session: Session, speeds: dict[str, float]) -> float:
+    """Of the least useful run, from here on."""
+    config, widest = session.config, session.supernet.mask.shape[1]
+    weight, architecture, image = (speeds[k] for k in ("weight", "architecture", "image"))
+    warmup = WARMUP_ROUNDS * widest if config.search.warmup_epochs else 0
+    joint = config.search.arch_every * weight + architecture
+    search = warmup * weight + COMPARED_ROUNDS * widest * joint
+    images = _fewer(config.derive.recalibrate_images, 0) + _fewer(_score_images(session), 0)
+    train = TRAINING_STEPS * config.train.batch_size / config.search.batch_size * weight
+    networks = 4 if config.baselines else 1
+    derive = FEW_NETWORKS * images * image
+    end = _end_seconds(session, speeds)
+    return _table_seconds(session, speeds) + search + derive + networks * train + end
+
+
+def _table_seconds(session: Session, speeds: dict[str, float]) -> float:
+    """Of the stage `measure`."""
+    config, m = session.config, session.config.measure
+    if config.table is not None:
+        return 0.0
+    widest, milliseconds = session.supernet.mask.shape[1], _network_ms(session, speeds)
+    visits = m.rounds * (m.runs + m.warmup) * widest * milliseconds / 1000
+    networks = (m.networks + m.validation) * _measuring_seconds(session, milliseconds, speeds)
+    return CANDIDATE * len(session.trace.units) + visits + networks
+
+
+def _network_ms(session: Session, speeds: dict[str, float]) -> float:
+    """About what a network takes on the runtime, before any was measured."""
+    threads = (session.config.machine.threads or 1) / session.config.measure.threads
+    return 1000 * speeds["image"] * session.config.measure.batch * max(1.0, threads)
+
+
+def _measuring_seconds(
+    session: Session, milliseconds: float | None, speeds: dict[str, float]
+) -> float:
+    """Of one whole network."""
+    m = session.config.measure
+    each = _network_ms(session, speeds) if milliseconds is None else milliseconds
+    return NETWORK + m.network_rounds * (m.runs + m.warmup) * each / 1000
+
+
+def _end_seconds(session: Session, speeds: dict[str, float]) -> float:
+    """Of evaluation and export, which nothing shortens."""
+    images = _images(session, "test") + min(TRAINING_IMAGES, _images(session, "calibration"))
+    networks, evaluation = 3 if session.config.baselines else 1, images * speeds["image"]
+    return (
+        EXPORT + networks * evaluation + (networks + 1) * _measuring_seconds(session, None, speeds)
+    )
+
+
+def _images(session: Session, part: Part) -> int:
+    """Images of a part; budgets are for problems of images alone."""
+    batches = session.problem.batches(part, session.config)
+    assert isinstance(batches, ImageBatches)
+    return len(batches.rows)
+
+
+def _score_images(session: Session) -> int:
+    """Images that a network is scored on in `derive`."""
+    images = _images(session, "scoring")
+    return min(images, session.config.derive.score_images or images)

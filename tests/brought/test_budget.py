@@ -1,0 +1,75 @@
+"""A budget that holds: it counts from the command, and what is left is divided anew each time."""
+
+from __future__ import annotations
+
+import pytest
+from clock import Clock
+
+from proxylessnas.cli.main import main
+from proxylessnas.errors import RunError
+from proxylessnas.session.budget import FILE, MARGIN, Budget, open_budget
+from proxylessnas.session.store import MemoryStore
+
+SHARES = {"search": 0.4, "derive": 0.2, "train": 0.4}
+
+
+def budget(clock: Clock, **more: float) -> Budget:
+    return Budget(total=1000.0, shares=SHARES, started=clock(), clock=clock, **more)
+
+
+def test_what_is_left_is_divided_among_the_stages_that_are_left() -> None:
+    """A stage that takes longer leaves less for all that follow, in their proportions."""
+    clock = Clock()
+    mine = budget(clock)
+    assert mine.seconds_for("search") == pytest.approx(400 * (1 - MARGIN))
+    clock.sleep(700)  # measuring and a search that took long
+    assert mine.seconds_for("derive") == pytest.approx(100 * (1 - MARGIN))
+    clock.sleep(50)  # less than its share
+    assert mine.seconds_for("train") == pytest.approx(250 * (1 - MARGIN))
+
+
+def test_the_last_stage_takes_all_but_what_is_kept_for_the_end() -> None:
+    clock = Clock()
+    mine = budget(clock)
+    mine.reserve("export", 30)
+    mine.reserve("export", 80)  # a better estimate
+    assert mine.seconds_for("train") == pytest.approx(1000 * (1 - MARGIN) - 80)
+    clock.sleep(2000)
+    assert mine.seconds_for("train") == 0
+    assert mine.left == -1000
+
+
+def test_a_run_that_goes_on_counts_what_it_took_before() -> None:
+    """The time between two processes does not count, and a fitted stage is not fitted again."""
+    clock, store = Clock(), MemoryStore()
+    mine = budget(clock)
+    clock.sleep(300)
+    mine.speeds = {"weight": 0.5}
+    mine.reserve("export", 20)
+    mine.keep(store, "search")
+    again = open_budget("1000s", store, clock(), SHARES)
+    assert again is not None
+    assert (again.before, again.fitted, round(again.total)) == (300, ["search"], 1000)
+    assert (again.speeds, again.reserved) == ({"weight": 0.5}, {"export": 20})
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"spent": "much", "fitted": []}'])
+def test_a_damaged_record_of_the_budget_is_one_line(content: str) -> None:
+    store = MemoryStore()
+    store.write(FILE, content.encode())
+    with pytest.raises(RunError, match=r"budget\.json"):
+        open_budget("10m", store, 0.0)
+
+
+def test_a_budget_that_cannot_be_kept_is_refused_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str], tmp_path: object
+) -> None:
+    """The line says how long the least useful run takes; no directory is left."""
+    out = f"{tmp_path}/run"
+    words = ["run", "--data=digits", "--runtime=fake", "--budget=1s", f"--out={out}"]
+    assert main([*words, "--machine.threads=1"]) == 2
+    error = capsys.readouterr().err
+    line = error.strip().splitlines()[-1]
+    assert "the budget 1s is too short: the least useful run of these settings takes about" in line
+    assert "--pretrained" in line
+    assert "measure:" not in error
