@@ -1,4 +1,9 @@
-"""The Python door: put a `MixedOp` into any model and search that.
+"""The Python door: from trained weights, or put a `MixedOp` into any model and search that.
+
+    result = search(pretrained="efficientnet_lite0", data="photos/", target_latency="0.6x",
+                    out="runs/photos")
+    net = result.derive()          # plain PyTorch, fine-tuned
+    result.summary["baselines"]    # what one would do by hand
 
     result = search(Net(), train=loader, valid=loader, loss=fn, example_inputs=(x,),
                     target_latency="12ms", out="runs/mine")
@@ -39,10 +44,13 @@ from proxylessnas.hardware.runtimes import Runtime
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.io.console import Reporter
 from proxylessnas.limits import Limit, all_limits
-from proxylessnas.runs.configured import ConfiguredProblem
+from proxylessnas.runs.configured import LOADERS
 from proxylessnas.runs.directory import RunDirectory, begun, held
+from proxylessnas.runs.job import Brought, problem_of
 from proxylessnas.runs.opening import opened
+from proxylessnas.runs.python_call import run_whole_job
 from proxylessnas.session.deriving import derive_within, inherited_network
+from proxylessnas.session.finishing import trained_network
 from proxylessnas.session.identity import check_identity, save_identity
 from proxylessnas.session.inputs import flatten, unflatten
 from proxylessnas.session.pipeline import find_network, told
@@ -99,6 +107,24 @@ class Result:
         return self.session.config.machine
 
     @property
+    def summary(self) -> dict[str, Any]:
+        """All figures of a whole job, as in `summary.json`: test_accuracy, measured_latency_ms,
+        with trained weights also teacher_accuracy, linear_accuracy, majority_accuracy and the
+        baselines, each with accuracy and measured latency.
+
+        Raises:
+            RunError: the search was of a model of your own, which is not trained on, or the job
+                is not finished.
+        """
+        store = self.session.store
+        if not store.has("summary.json"):
+            raise RunError(
+                "there is no summary: only a whole job, with pretrained or data, has one"
+            )
+        facts: dict[str, Any] = store.read_json("summary.json")
+        return facts
+
+    @property
     def search(self) -> Search:
         """The search as it ended."""
         return self.session.finished_search()
@@ -121,14 +147,16 @@ class Result:
         too. α learns on under the new limits first, for `derive.arch_steps` steps on the
         validation batches; the search's own α stays.
 
-        It has the supernet's weights, and BN statistics of its own: the supernet's are a mixture
-        over its paths.
+        Of a whole job, the chosen network has the weights that it was trained to. Others have the
+        supernet's, and BN statistics of their own: the supernet's are a mixture over its paths.
 
         Raises:
             LimitError: no network keeps the limits, or the latency was not measured.
         """
         _check(locals())
         others = all_limits(limits or {}, latency)
+        if not others and self.session.records.done("train"):
+            return trained_network(self.session).cpu()
         if not others:
             return inherited_network(self.session)
         if "latency" in others and "latency" not in self.session.unlimited_costs:
@@ -164,12 +192,16 @@ class Result:
 
 
 def search(
-    model: nn.Module,
+    model: nn.Module | None = None,
     *,
-    train: Any,
-    valid: Any,
-    loss: Callable[[Any, Any], Tensor],
-    example_inputs: Sequence[Any],
+    pretrained: str | Path | None = None,
+    data: str | Path | None = None,
+    image_size: int | None = None,
+    train: Any = None,
+    valid: Any = None,
+    test: Any = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    example_inputs: Sequence[Any] | None = None,
     target_latency: str | None = None,
     limits: Mapping[str, Limit] | None = None,
     costs: Mapping[str, CostFunction] | None = None,
@@ -180,7 +212,7 @@ def search(
     reward: Callable[[float, Sequence[int]], float] | None = None,
     calibration: Any = None,
     scoring: Any = None,
-    settings: SearchSettings | None = None,
+    settings: SearchSettings | Mapping[str, Any] | None = None,
     measure: MeasureSettings | None = None,
     derive: DeriveSettings | None = None,
     machine: MachineSettings | None = None,
@@ -190,14 +222,38 @@ def search(
     quiet: bool = False,
     ranks: Ranks = ALONE,
 ) -> Result:
-    """Search a model that holds mixed operations; it is trained in place.
+    """Specialise trained weights to images, or search a model that holds mixed operations.
+
+    Either the whole job, as `proxylessnas run`:
+
+    pretrained: a trained network: efficientnet_lite0, torchvision:mobilenet_v2, timm:NAME, a
+        checkpoint, or a run's directory. None, with `data`: from scratch.
+    data: a folder of images (one folder a class), or what else `run --data` takes.
+    image_size: side in pixels. Default: the data's own, 224 where sizes are mixed.
+    train, valid, test: in place of `data`, loaders of (images, labels): float32 [batch, channels,
+        height, width] that are normalised with the mean and deviation of the weights
+        (`pretrained.load_pretrained(NAME).input`), and class numbers [batch]. Without `test`
+        accuracies are of `valid`. The network is taught and fine-tuned on `train` alone.
+    settings: others of `run`, nested as in a config file: {"teach": {"epochs": 3}}.
+
+    Or a model, trained in place:
 
     train, valid: sized iterables of (inputs, target), such as DataLoaders, over different
         examples. Inputs may be a tensor, a tuple (spread over the arguments) or a dict.
     loss: (model output, target) -> scalar.
     example_inputs: the arguments of one forward pass; their shapes are what is measured.
-    target_latency: `12ms`, `800us`, or `0.6x` of the largest network; measured on `runtime`
-        unless `table` is given. The short form of limits["latency"].
+    correct: (output, target) -> how many of the batch are right; lets the final choice go by
+        accuracy rather than by loss.
+    train_loss: the loss of the weight steps where it is another one (label smoothing, say).
+    reward: (accuracy, candidate indices) -> R, for the estimator `reinforce`; the objective's
+        limits hold besides.
+    settings: `SearchSettings`.
+
+    Both:
+
+    target_latency: `12ms`, `800us`, or `0.6x` of the largest network (with trained weights: of
+        the teacher); measured on `runtime` unless `table` is given. The short form of
+        limits["latency"].
     limits: by the cost's name: latency, macs and parameters (of one example), peak_memory (MiB of
         any one candidate's activations), a column of the table, or a cost of `costs`. A number,
         or as `12ms`, `600M`, `0.6x`.
@@ -206,14 +262,9 @@ def search(
     table: a latency table, of these inputs' batch. Where it was measured on `runtime`, on this
         machine and with as many threads, the last candidates are measured too and correct its
         predictions; the table of another device is used as it is, and nothing is measured here.
-    correct: (output, target) -> how many of the batch are right; lets the final choice go by
-        accuracy rather than by loss.
-    train_loss: the loss of the weight steps where it is another one (label smoothing, say).
-    reward: (accuracy, candidate indices) -> R, for the estimator `reinforce`; the objective's
-        limits hold besides.
     calibration: training batches without augmentation, that renew the statistics of batch
-        normalisation before a score; default: `train`. scoring: validation batches that
-        networks are scored on; default: `valid`.
+        normalisation before a score, or that candidates are fitted to; default: `train`.
+        scoring: validation batches that networks are scored on; default: `valid`.
     out: a run directory. The search is saved there every half minute, and the same call goes on
         from where it was, to the bit, whatever ended it; `load` reads it later.
     callbacks: see `training.callbacks`.
@@ -223,45 +274,64 @@ def search(
     Raises:
         UserError: the model, the data, a limit or a setting is not usable; the message says how.
     """
-    _check(locals(), "model", "loss", "example_inputs", "runtime")
-    table_path = None if table is None else str(table)
+    arguments = {name: value for name, value in locals().items() if value is not None}
+    loaders = {"search": train, "valid": valid, "test": test}
+    loaders |= {"calibration": calibration, "scoring": scoring}
+    batches = _batches(seed, **loaders)
+    if model is None and (pretrained is not None or data is not None):
+        _check(arguments, "runtime")
+        return Result(session=run_whole_job(arguments, batches, out=out, ranks=ranks))
+    return _search_model(arguments, batches)
+
+
+def _search_model(arguments: Mapping[str, Any], batches: Mapping[str, Batches]) -> Result:
+    """The search of a model of the user's own."""
+    for name in ("pretrained", "data", "image_size", "test"):
+        if name in arguments:
+            raise ConfigError(f"{name} is for trained weights: leave it out, or the model")
+    _check(arguments, "model", "loss", "example_inputs", "runtime")
+    given, get = arguments.__getitem__, arguments.get
+    runtime, table, ranks = given("runtime"), get("table"), given("ranks")
+    if isinstance(get("settings"), Mapping):
+        raise ConfigError(f"settings is {type(given('settings')).__name__}, not SearchSettings")
     config = RunConfig(
         space=CUSTOM,
-        target_latency=target_latency,
-        limits=dict(limits or {}),
+        target_latency=get("target_latency"),
+        limits=dict(get("limits", {})),
         runtime=runtime if isinstance(runtime, str) else runtime.name,
-        table=BROUGHT_TABLE if isinstance(table, LatencyTable) else table_path,
-        seed=seed,
-        measure=measure or MeasureSettings(),
-        search=settings or SearchSettings(),
-        derive=derive or DeriveSettings(),
-        machine=machine or MachineSettings(),
+        table=BROUGHT_TABLE if isinstance(table, LatencyTable) else table and str(table),
+        seed=given("seed"),
+        measure=get("measure") or MeasureSettings(),
+        search=get("settings") or SearchSettings(),
+        derive=get("derive") or DeriveSettings(),
+        machine=get("machine") or MachineSettings(),
     )
-    check_names(list(costs or {}))
-    _check_objective(config, reward is not None)
+    costs = dict(get("costs", {}))
+    check_names(list(costs))
+    _check_objective(config, "reward" in arguments)
     problem = ModelProblem(
-        model=model,
-        task=Task(loss=loss, train_loss=train_loss, correct=correct),
-        inputs=tuple(example_inputs),
-        batches_of=_batches(
-            seed, search=train, valid=valid, calibration=calibration, scoring=scoring
-        ),
-        functions=dict(costs or {}),
-        reward=reward,
+        model=given("model"),
+        task=Task(loss=given("loss"), train_loss=get("train_loss"), correct=get("correct")),
+        inputs=tuple(given("example_inputs")),
+        batches_of=batches,
+        functions=costs,
+        reward=get("reward"),
     )
-    directory = None if out is None else RunDirectory(Path(out), writes=ranks.is_main)
+    directory = None
+    if "out" in arguments:
+        directory = RunDirectory(Path(given("out")), writes=ranks.is_main)
     with contextlib.nullcontext(MemoryStore()) if directory is None else begun(directory) as store:
         session = Session(
             config,
             problem,
             store,
-            reporter=Reporter(quiet=quiet or not ranks.is_main),
+            reporter=Reporter(quiet=given("quiet") or not ranks.is_main),
             ranks=ranks,
-            callbacks=Callbacks(callbacks),
+            callbacks=Callbacks(given("callbacks")),
             runtime_object=None if isinstance(runtime, str) else runtime,
             table_object=table if isinstance(table, LatencyTable) else None,
         )
-        return _searched(session, model, directory)
+        return _searched(session, problem.model, directory)
 
 
 def _searched(session: Session, model: nn.Module, directory: RunDirectory | None) -> Result:
@@ -317,10 +387,16 @@ def load(
     config = directory.read_config()
     reporter = Reporter(quiet=quiet)
     problem: Problem
+    batches = _batches(config.seed, search=train, valid=valid)
     if config.space != CUSTOM:
         if model is not None:
             raise ConfigError(f"{path} names its model in its settings: leave `model` out")
-        problem = ConfiguredProblem(config, reporter)
+        if batches and config.data != LOADERS:
+            raise ConfigError(
+                f"{path} names its data in its settings: leave `train` and `valid` out"
+            )
+        brought = Brought(loaders=batches, costs=costs or {})
+        problem = problem_of(config, reporter, directory, brought)
     elif model is None:
         raise RunError(f"{path} holds a search of a model of your own: load(path, model=Net())")
     else:
@@ -329,7 +405,7 @@ def load(
             model=model,
             task=Task(loss=loss or _no_loss, correct=correct),
             inputs=tuple(example_inputs or _load_inputs(directory)),
-            batches_of=_batches(config.seed, search=train, valid=valid),
+            batches_of=batches,
             functions=dict(costs or {}),
             reward=reward,
         )
@@ -379,7 +455,7 @@ def _is_path(value: Any) -> bool:
 
 # What arguments may be, and the words of a message for it.
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "model": (_is(nn.Module), "a torch module"),
+    "model": (_is(nn.Module), "a torch module (or leave it out, and give pretrained)"),
     "loss": (callable, "a function (output, target) -> scalar"),
     "train_loss": (callable, "a function (output, target) -> scalar"),
     "correct": (callable, "a function (output, target) -> how many are right"),
@@ -395,7 +471,9 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a name (onnxruntime) or a runtime",
     ),
     "table": (_is(str, Path, LatencyTable), "a path or a LatencyTable"),
-    "settings": (_is(SearchSettings), "SearchSettings"),
+    "pretrained": (_is_path, "a name, as efficientnet_lite0, or a path"),
+    "data": (_is_path, "a folder of images, or a data set's name"),
+    "settings": (_is(SearchSettings, Mapping), "SearchSettings"),
     "measure": (_is(MeasureSettings), "MeasureSettings"),
     "derive": (_is(DeriveSettings), "DeriveSettings"),
     "machine": (_is(MachineSettings), "MachineSettings"),

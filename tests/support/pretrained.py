@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
+from proxylessnas.architecture import Architecture, InputInfo
 from proxylessnas.pretrained.networks import BlockShape, NetworkShape, build_network
+from proxylessnas.runs.directory import RunDirectory
+from proxylessnas.spaces import build, build_supernet
 from proxylessnas.spaces.blocks import MBConv, Network, initialise
 
 
@@ -60,3 +65,47 @@ def small_teacher() -> Network:
     nn.init.normal_(network.classifier.weight)  # outputs that tell images apart
     settled(network, torch.Generator().manual_seed(1))
     return network.eval()
+
+
+TINY = {
+    "input_shape": [3, 32, 32],
+    "classes": 4,
+    "stem": 8,
+    "first": 8,
+    "widths": [8, 16],
+    "depths": [2, 2],
+    "strides": [2, 1],
+    "head": 32,
+}
+
+
+WORDS = [
+    "--data=digits",
+    "--image-size=32",
+    "--runtime=fake",
+    "--target-latency=0.8x",
+    "--loading.limit=240",
+    "--teach.epochs=1",
+    "--train.epochs=1",
+    "--measure.networks=4",
+    "--derive.top-k=3",
+    "--machine.threads=1",
+    "--quiet",
+]
+
+
+def trained_run(path: Path) -> Path:
+    """A run directory with a network of inverted bottlenecks; its weights are random."""
+    directory = RunDirectory(path)
+    supernet = build_supernet("mobile", TINY)
+    chosen = [next(n for n in names if n != "zero") for names in supernet.candidates]
+    architecture = Architecture(
+        space="mobile",
+        settings=supernet.settings,
+        choices=dict(zip(supernet.names, chosen, strict=True)),
+        input=InputInfo(shape=(3, 32, 32), mean=(0.5,) * 3, std=(0.25,) * 3),
+    )
+    torch.manual_seed(0)
+    directory.write("architecture.json", architecture.to_json().encode())
+    directory.save_tensors("weights.safetensors", build(architecture).state_dict())
+    return directory.path

@@ -17,14 +17,16 @@ stores.py          where pixels come from: memory, or workers that decode files
 augment.py         what augmentation there is
 image_batches.py   how batches are made of a data set
 batches.py         `Batches`, as search and training see them; a user's own loader as such
+loader_images.py   `LoaderImages`: loaders of images and labels in the place of a data set
 """
 
 from proxylessnas.data.augment import Augmentation
 from proxylessnas.data.batches import WHOLE, Batches, BatchStream, LoaderBatches, Share, portion
-from proxylessnas.data.dataset import DataSummary, ImageData
+from proxylessnas.data.dataset import DataSummary, ImageData, Images
 from proxylessnas.data.decode import read_image
 from proxylessnas.data.image_batches import ImageBatches
 from proxylessnas.data.load import load_data
+from proxylessnas.data.loader_images import LoaderImages, look_at
 
 __all__ = [
     "WHOLE",
@@ -34,9 +36,12 @@ __all__ = [
     "DataSummary",
     "ImageBatches",
     "ImageData",
+    "Images",
     "LoaderBatches",
+    "LoaderImages",
     "Share",
     "load_data",
+    "look_at",
     "portion",
     "read_image",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 
 from proxylessnas.architecture import InputInfo
 from proxylessnas.data.augment import NONE, Augmentation
+from proxylessnas.data.batches import Batches
 from proxylessnas.data.decode import ImageShape
 from proxylessnas.data.image_batches import ImageBatches
 from proxylessnas.data.source import Indices
@@ -79,24 +81,47 @@ def _interval(numbers: Iterable[int]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageData:
-    """A data set with fixed parts: train = search + valid, and test; made by `load_data`.
+class Images(ABC):
+    """Images of classes in fixed parts, wherever they are: train = search + valid, and test.
 
     info: the shape of an input, mean, deviation and classes.
     augmentation: of the training images, in `batches(augment=True)`.
+    """
+
+    info: InputInfo
+    augmentation: Augmentation
+
+    @abstractmethod
+    def size(self, part: str) -> int:
+        """The number of images of "train", "search", "valid" or "test"."""
+
+    @abstractmethod
+    def batches(
+        self,
+        part: str,
+        batch_size: int,
+        *,
+        augment: bool | str = False,
+        shuffle: bool = False,
+        seed: int = 0,
+    ) -> Batches:
+        """The batches of a part, see `ImageData.batches`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData(Images):
+    """A data set with fixed parts: train = search + valid, and test; made by `load_data`.
+
     store: the images of all parts; rows: part -> its images in the store.
     digests: part as it was stored -> (images, digest of names and sizes, of times).
     """
 
-    info: InputInfo
     summary: DataSummary
-    augmentation: Augmentation
     store: ImageStore
     rows: Mapping[str, Indices]
     digests: Mapping[str, tuple[int, str, str]]
 
     def size(self, part: str) -> int:
-        """The number of images of "train", "search", "valid" or "test"."""
         return len(self._rows(part))
 
     def batches(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from proxylessnas.config import TeachSettings, TrainSettings
-from proxylessnas.data import Batches, ImageData
+from proxylessnas.data import Batches, Images
 from proxylessnas.errors import DataError
 from proxylessnas.pretrained.classifier import LinearFit, collect_moments, fit_classifier
 from proxylessnas.pretrained.networks import Pretrained, for_gray
@@ -51,7 +51,7 @@ class Teacher:
         return f"{linear}, fine-tuned {100 * self.accuracy:.1f} % of the validation part"
 
 
-def matched(pretrained: Pretrained, data: ImageData) -> tuple[Pretrained, ImageData]:
+def matched(pretrained: Pretrained, data: Images) -> tuple[Pretrained, Images]:
     """The network and the data made for each other.
 
     The data get the mean and the standard deviation that the weights were trained with; for gray
@@ -72,7 +72,7 @@ def matched(pretrained: Pretrained, data: ImageData) -> tuple[Pretrained, ImageD
     return pretrained, replace(data, info=info)
 
 
-def gentle(data: ImageData) -> str:
+def gentle(data: Images) -> str:
     """The data's augmentation, but photos are cut by a few pixels and not to any part of theirs.
 
     In the few epochs of a fine-tuning a box of 8 % of a photo is mostly a photo of something else.
@@ -146,7 +146,7 @@ def taught(training: Training, fit: LinearFit) -> Teacher:
 
 def teach(
     pretrained: Pretrained,
-    data: ImageData,
+    data: Images,
     settings: TeachSettings | None = None,
     *,
     seed: int = 0,

@@ -166,7 +166,7 @@ def _smaller_input(
     if size is None:
         return None
     config = replace(session.config, image_size=int(size))
-    smaller = SpecialisedProblem(config, session.reporter, session.store)
+    smaller = SpecialisedProblem(config, session.reporter, session.store, problem.loaders)
     train = smaller.batches("train", config)
     network = _tuned(session, teacher, problem.task, train, "smaller input")
     accuracy = _accuracy(session, network, smaller.batches("test", config))

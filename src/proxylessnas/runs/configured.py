@@ -13,7 +13,8 @@ from torch import nn
 from proxylessnas.architecture import Architecture, InputInfo
 from proxylessnas.config import RunConfig
 from proxylessnas.core.supernet import Supernet
-from proxylessnas.data import Augmentation, Batches, ImageData, load_data
+from proxylessnas.data import Augmentation, Batches, Images, load_data, look_at
+from proxylessnas.errors import RunError
 from proxylessnas.hardware.costs import CostFunction, check_names
 from proxylessnas.io.console import Reporter
 from proxylessnas.io.importing import imported
@@ -23,16 +24,20 @@ from proxylessnas.spaces import build, build_supernet, complete_settings
 from proxylessnas.training.task import Task
 
 SCORING_BATCH = 250
+LOADERS = "loaders"  # the data of a run whose images came from loaders, by the Python call
 
 
 class ConfiguredProblem(Problem):
     """Images, classes, and networks of a space; the data are read when they are first needed.
 
     config: names the data and how they are read; settings of the stages come with each call.
+    loaders: part -> batches, in place of data that the settings name.
     """
 
-    def __init__(self, config: RunConfig, reporter: Reporter) -> None:
-        self.config, self.reporter = config, reporter
+    def __init__(
+        self, config: RunConfig, reporter: Reporter, loaders: Mapping[str, Batches] | None = None
+    ) -> None:
+        self.config, self.reporter, self.loaders = config, reporter, loaders
         self.task = Task.classification(config.search.label_smoothing)
 
     @cached_property
@@ -42,9 +47,11 @@ class ConfiguredProblem(Problem):
         return {name: imported(code, "the cost") for name, code in self.config.costs.items()}
 
     @cached_property
-    def data(self) -> ImageData:
+    def data(self) -> Images:
         config = self.config
         self.reporter.say(f"data: {config.data}")
+        if config.data == LOADERS:
+            return self._looked_at()
         with self.reporter.bar("reading the data") as update:
             data = load_data(
                 config.data,
@@ -57,6 +64,19 @@ class ConfiguredProblem(Problem):
         if config.train.augment is not None:
             Augmentation.parse(config.train.augment, data.info)  # before the search is paid for
         return data
+
+    def _looked_at(self) -> Images:
+        if not self.loaders:
+            raise RunError(
+                "the run's images came from loaders: give them to the Python call again, "
+                "search(pretrained=..., train=..., valid=..., out=...)"
+            )
+        with self.reporter.bar("looking at the batches") as update:
+            images = look_at(self.loaders, progress=update)
+        self.reporter.say(f"  {images}")
+        if "test" not in self.loaders:
+            self.reporter.say("  no test batches: accuracies are of the validation images")
+        return images.resized(self.config.image_size)
 
     def input(self) -> InputInfo:
         return self.data.info

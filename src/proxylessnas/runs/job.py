@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.config import RunConfig, parse_settings
 from proxylessnas.core.objective import check_objective
+from proxylessnas.data import Batches
 from proxylessnas.errors import ConfigError, RunError
-from proxylessnas.hardware.runtimes import make
+from proxylessnas.hardware.costs import CostFunction, check_names
+from proxylessnas.hardware.runtimes import Runtime, make
+from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.io.console import Reporter, duration
 from proxylessnas.io.stopping import Signal
 from proxylessnas.limits import all_limits
@@ -20,7 +24,6 @@ from proxylessnas.runs import summary
 from proxylessnas.runs.by_hand import STAGE as BY_HAND
 from proxylessnas.runs.by_hand import by_hand
 from proxylessnas.runs.configured import ConfiguredProblem
-from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.runs.opening import opened
 from proxylessnas.runs.specialised import SpecialisedProblem, begin_specialised, with_defaults
 from proxylessnas.runs.teaching import prepare
@@ -35,6 +38,7 @@ from proxylessnas.session.searching import search
 from proxylessnas.session.session import Session
 from proxylessnas.session.store import CONFIG, Store
 from proxylessnas.spaces import complete_settings
+from proxylessnas.training.callbacks import Callbacks
 from proxylessnas.training.ranks import ALONE, Ranks
 
 FEW_PHOTOS = 50_000  # as many as CIFAR-10 has, which is searched from scratch in the paper
@@ -46,8 +50,23 @@ def default_directory(data: str, space: str) -> Path:
     return Path("runs") / "".join(c if c.isalnum() or c in "._-" else "-" for c in words)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Brought:
+    """What the Python call brings as objects, where the command line has names.
+
+    loaders: part -> batches of images, in place of the data. costs: functions by name. The others
+    are a `Session`'s.
+    """
+
+    loaders: Mapping[str, Batches] | None = None
+    costs: Mapping[str, CostFunction] = field(default_factory=dict)
+    runtime: Runtime | None = None
+    table: LatencyTable | None = None
+    callbacks: Callbacks = field(default_factory=lambda: Callbacks(()))
+
+
 def open_run(
-    directory: RunDirectory,
+    directory: Store,
     settings: Mapping[str, Any],
     *,
     resume: bool,
@@ -56,16 +75,18 @@ def open_run(
     signal: Signal | None = None,
     force: bool = False,
     started: float | None = None,
+    brought: Brought | None = None,
 ) -> Session:
     """A new run, or the one in the directory.
 
     settings: those that were asked for, nested plain values; all others are defaults, or what
     the directory's config says. force: see `Session`. started: when the command began, in seconds
-    of `time.monotonic`; a budget counts from there.
+    of `time.monotonic`; a budget counts from there. brought: objects, by the Python call.
 
     Raises:
         RunError: there is a run and `resume` is False, or its settings differ.
     """
+    brought = brought or Brought()
     begun = ranks.of_main(lambda: directory.has(CONFIG))
     if begun and not resume:
         raise RunError(
@@ -74,17 +95,15 @@ def open_run(
     stored = directory.read_config() if begun else None
     if stored is None:
         config = parse_settings(RunConfig, with_defaults(settings))
-        if resume and config.data == "":
-            raise RunError(
-                f"{directory.path} holds no run to go on with: give --out the directory of one, "
-                "or --data to begin one"
-            )
     else:
-        config = _with(stored, settings)
-        if settings.get("budget") is not None and config.budget is None:
-            reporter.say("a budget is fitted when a run begins: the epochs stay as they are")
-    _check(config, ranks)
-    problem = _problem(config, reporter, directory)
+        config = _with(stored, settings, reporter)
+    if stored is None and resume and config.data == "":
+        raise RunError(
+            f"{directory.path} holds no run to go on with: give --out the directory of one, or "
+            "--data to begin one"
+        )
+    _check(config, ranks, brought)
+    problem = problem_of(config, reporter, directory, brought)
     _ = problem.functions  # imported now, for its error
     if stored is None and not config.is_specialised:
         config = _with_space(config, problem)
@@ -96,6 +115,9 @@ def open_run(
         reporter=reporter,
         ranks=ranks,
         signal=signal or Signal(),
+        callbacks=brought.callbacks,
+        runtime_object=brought.runtime,
+        table_object=brought.table,
         force=force,
         budget=open_budget(config.budget, directory, started or time.monotonic()),
     )
@@ -104,7 +126,7 @@ def open_run(
     return opened(session, stored)
 
 
-def _with(stored: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+def _with(stored: RunConfig, settings: Mapping[str, Any], reporter: Reporter) -> RunConfig:
     """The stored settings, with others over them; a budget only as long as it was not fitted."""
     changes: dict[str, Any] = {}
     for key, value in settings.items():
@@ -113,18 +135,28 @@ def _with(stored: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
             changes[key] = dataclasses.replace(before, **value)
         else:
             changes[key] = {**before, **value} if isinstance(before, dict) else value
-    if stored.budget is None:
-        changes.pop("budget", None)
+    if stored.budget is None and changes.pop("budget", None) is not None:
+        reporter.say("a budget is fitted when a run begins: the epochs stay as they are")
     return dataclasses.replace(stored, **changes)
 
 
-def _problem(config: RunConfig, reporter: Reporter, store: Store) -> ConfiguredProblem:
-    if config.is_specialised:
-        return SpecialisedProblem(config, reporter, store)
-    return ConfiguredProblem(config, reporter)
+def problem_of(
+    config: RunConfig, reporter: Reporter, store: Store, brought: Brought | None = None
+) -> ConfiguredProblem:
+    """The problem that settings name: from scratch, or from trained weights."""
+    brought = brought or Brought()
+    problem = (
+        SpecialisedProblem(config, reporter, store, brought.loaders)
+        if config.is_specialised
+        else ConfiguredProblem(config, reporter, brought.loaders)
+    )
+    if brought.costs:
+        check_names(list(brought.costs))
+        problem.functions = brought.costs
+    return problem
 
 
-def _check(config: RunConfig, ranks: Ranks) -> None:
+def _check(config: RunConfig, ranks: Ranks, brought: Brought) -> None:
     """What can be refused before the data are read.
 
     Raises:
@@ -143,7 +175,8 @@ def _check(config: RunConfig, ranks: Ranks) -> None:
         )
     limits = all_limits(config.limits, config.target_latency)
     check_objective(config.search, measured=True, limited="latency" in limits)
-    make(config.runtime, threads=config.measure.threads)
+    if brought.runtime is None:
+        make(config.runtime, threads=config.measure.threads)
     s = config.search
     ranks.check_divides("search.batch_size", s.batch_size)
     ranks.check_divides("search.valid_batch_size", s.valid_batch_size or s.batch_size)

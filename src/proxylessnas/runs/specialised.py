@@ -20,7 +20,7 @@ from proxylessnas.config import RunConfig
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.supernet import Supernet
-from proxylessnas.data import Batches, ImageData
+from proxylessnas.data import Batches, Images, LoaderImages
 from proxylessnas.errors import RunError
 from proxylessnas.io.console import Reporter
 from proxylessnas.pretrained.distil import distilled
@@ -36,6 +36,7 @@ from proxylessnas.pretrained.space import (
 )
 from proxylessnas.pretrained.teach import gentle, matched
 from proxylessnas.runs.configured import SCORING_BATCH, ConfiguredProblem
+from proxylessnas.session.pipeline import check_names_of_limits, keep_settings
 from proxylessnas.session.problem import Part
 from proxylessnas.session.session import Session
 from proxylessnas.session.store import Store
@@ -89,6 +90,7 @@ def begin_specialised(session: Session, problem: SpecialisedProblem) -> Session:
     Memory format and kernels are not tried: images in channels_last with folded normalisation and
     strips for wide depthwise kernels are fastest on the CPUs that were tried (docs/log.md).
     """
+    check_names_of_limits(session)
     session.reporter.say(f"trained network: {problem.trained.name}")
     machine, device = session.config.machine, session.machine.device
     layout = machine.memory_format if machine.memory_format != "auto" else "channels_last"
@@ -104,26 +106,35 @@ def begin_specialised(session: Session, problem: SpecialisedProblem) -> Session:
         fused_batch_norm=bool(machine.fused_batch_norm),
     )
     session = session.configured(replace(session.config, machine=machine))
-    session.store.write_config(session.config)
+    keep_settings(session)
     return session
 
 
 class SpecialisedProblem(ConfiguredProblem):
     """A trained network, taught the user's classes and cut to the limit."""
 
-    def __init__(self, config: RunConfig, reporter: Reporter, store: Store) -> None:
-        super().__init__(config, reporter)
+    def __init__(
+        self,
+        config: RunConfig,
+        reporter: Reporter,
+        store: Store,
+        loaders: Mapping[str, Batches] | None = None,
+    ) -> None:
+        super().__init__(config, reporter, loaders)
         self.store = store
 
     @cached_property
-    def _matched(self) -> tuple[Pretrained, ImageData]:
+    def _matched(self) -> tuple[Pretrained, Images]:
         name = self.config.pretrained
         assert name is not None
         trained = load_pretrained(name)  # refused before the data are read
         data = super().data
         if data.info.shape[0] == 1 and trained.input.shape[0] == 3:
             self.reporter.say("  gray images: the network's first layer takes one channel")
-        return matched(trained, data)
+        trained, data = matched(trained, data)
+        if isinstance(data, LoaderImages):
+            data.check_normalised(data.info.mean, data.info.std)
+        return trained, data
 
     @property
     def trained(self) -> Pretrained:
@@ -131,7 +142,7 @@ class SpecialisedProblem(ConfiguredProblem):
         return self._matched[0]
 
     @property
-    def data(self) -> ImageData:
+    def data(self) -> Images:
         """The images with the mean and the deviation that the weights want."""
         return self._matched[1]
 

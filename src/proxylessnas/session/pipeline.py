@@ -24,9 +24,7 @@ def begin(session: Session) -> Session:
 
     What no network can keep, and a table of something else, is refused before anything is left.
     """
-    table = session.brought_table
-    columns = {} if table is None else table.columns
-    check_limit_names(session.limits, [*session.problem.functions, *columns])
+    check_names_of_limits(session)
     if session.budget is not None:
         begin_within(session, session.budget)
     else:
@@ -35,12 +33,24 @@ def begin(session: Session) -> Session:
         session.check_limits()
     else:
         session.check_counted_limits()
+    keep_settings(session)
+    return session
+
+
+def check_names_of_limits(session: Session) -> None:
+    """ConfigError where a limit is of a cost that there is not."""
+    table = session.brought_table
+    columns = {} if table is None else table.columns
+    check_limit_names(session.limits, [*session.problem.functions, *columns])
+
+
+def keep_settings(session: Session) -> None:
+    """The settings, and the table that they name, where that is an object."""
     if session.table_object is not None:
         session.store.write(BROUGHT_TABLE, session.table_object.to_json().encode())
     session.store.write_config(session.config)
     if session.budget is not None:
         session.budget.keep(session.store)
-    return session
 
 
 def find_network(session: Session) -> None:

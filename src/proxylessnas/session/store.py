@@ -95,6 +95,10 @@ class Store(ABC):
         except RunError as error:
             raise RunError(f"cannot read {self.file(name)}: {error}") from None
 
+    def read_config(self) -> RunConfig:
+        """The settings of the run that a directory holds."""
+        raise RunError("there is no run in memory to go on with")
+
     def write_config(self, config: RunConfig, note: str = "") -> None:
         """Every setting of the run.
 
