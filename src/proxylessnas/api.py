@@ -42,6 +42,7 @@ from proxylessnas.errors import ConfigError, LimitError, RunError
 from proxylessnas.hardware.costs import CostFunction, check_names
 from proxylessnas.hardware.runtimes import Runtime
 from proxylessnas.hardware.table import LatencyTable
+from proxylessnas.hardware.trace import initialise_lazy
 from proxylessnas.io.console import Reporter
 from proxylessnas.limits import Limit, all_limits
 from proxylessnas.runs.configured import LOADERS
@@ -317,6 +318,7 @@ def _search_model(arguments: Mapping[str, Any], batches: Mapping[str, Batches]) 
         functions=costs,
         reward=get("reward"),
     )
+    initialise_lazy(Supernet(problem.model), problem.inputs)
     directory = None
     if "out" in arguments:
         directory = RunDirectory(Path(given("out")), writes=ranks.is_main)
@@ -400,11 +402,13 @@ def load(
     elif model is None:
         raise RunError(f"{path} holds a search of a model of your own: load(path, model=Net())")
     else:
+        inputs = tuple(example_inputs or _load_inputs(directory))
+        initialise_lazy(Supernet(model), inputs)
         check_identity(directory, model)
         problem = ModelProblem(
             model=model,
             task=Task(loss=loss or _no_loss, correct=correct),
-            inputs=tuple(example_inputs or _load_inputs(directory)),
+            inputs=inputs,
             batches_of=batches,
             functions=dict(costs or {}),
             reward=reward,

@@ -105,8 +105,10 @@ def one_line(error: BaseException, most: int = 200) -> str:
 
 
 @contextmanager
-def foreign(error: type[UserError], failure: str) -> Iterator[None]:
+def foreign(error: type[UserError], failure: str, most: int = 200) -> Iterator[None]:
     """Whatever other libraries and users' modules raise within, as one line that begins so.
+
+    most: characters of what they say.
 
     Raises:
         error: anything but a `UserError`, which passes as it is, was raised within.
@@ -116,4 +118,4 @@ def foreign(error: type[UserError], failure: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as problem:
-        raise error(f"{failure}: {one_line(problem)}") from problem
+        raise error(f"{failure}: {one_line(problem, most)}") from problem

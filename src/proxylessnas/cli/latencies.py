@@ -19,6 +19,7 @@ def show_latencies(
     reporter: Reporter,
     *,
     seed: int = 0,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> None:
     """Measure every network on every runtime and print a table.
 
@@ -30,15 +31,20 @@ def show_latencies(
     for runtime in made:
         with reporter.bar(f"measuring on {runtime.name}") as update:
             results[runtime.name] = measure_latencies(
-                networks, runtime, settings, seed=seed, progress=update
+                networks, runtime, settings, seed=seed, progress=update, shapes=shapes
             )
     table = table_of("network", results)
     for network in networks:
         cells = [column[network.name] for column in results.values()]
         table.add_row(network.name, *(f"{r.raw_ms:.3f} ms ±{r.noise_pct:.1f} %" for r in cells))
     output().print(table)
+    for network in networks:
+        for file in {column[network.name].file for column in results.values()} - {""}:
+            say(f"{network.name}: {file}")
     for runtime in made:
-        say(in_words({**runtime.describe(), "batch": settings.batch}))
+        kinds = {str(r.raw.environment["precision"]) for r in results[runtime.name].values()}
+        precision = " and ".join(sorted(kinds))
+        say(in_words({**runtime.describe(), "precision": precision, "batch": settings.batch}))
     measured = [result.raw for column in results.values() for result in column.values()]
     if words := disturbance(measured):
         say(f"meanwhile {words}: measure again when the machine is at rest")

@@ -6,6 +6,7 @@ Which form a command is follows from its options; an option that a form does not
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -88,6 +89,8 @@ def _check_run(options: Values, settings: Values, words: list[str]) -> None:
     """A run's stage takes one directory, and none of this verb's own options but --force."""
     if len(words) > 1:
         raise ConfigError(f"a run has one directory; {len(words)} are given: {', '.join(words)}")
+    if options["shape"]:
+        raise ConfigError("--shape is for .onnx and .tflite files: name the file")
     if options["plot"]:
         raise ConfigError("--plot goes with a table of its own: --out table.json")
     if settings.get("data"):
@@ -167,7 +170,21 @@ def _networks(options: Values, settings: Values, reporter: Reporter) -> None:
         MeasureSettings(**settings.get("measure", {})),
         reporter,
         seed=settings.get("seed", 0),
+        shapes=_shapes(options["shape"] or []),
     )
+
+
+def _shapes(words: list[str]) -> dict[str, tuple[int, ...]]:
+    """`images=1x3x224x224` as shapes of inputs by name."""
+    shapes = {}
+    for word in words:
+        name, _, sizes = word.rpartition("=")
+        if not name or not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8})*", sizes):
+            raise ConfigError(f"--shape {word}: write NAME=SIZES, as --shape images=1x3x224x224")
+        if name in shapes:
+            raise ConfigError(f"--shape {name} is given twice: leave one out")
+        shapes[name] = tuple(map(int, sizes.split("x")))
+    return shapes
 
 
 # --- what is printed ---
@@ -247,4 +264,5 @@ TABLE = Form("--out table.json", ("out", "plot", "force", "resume"), SPACE, _mea
 EXPORT = Form("--export-kit", ("export_kit",), SPACE, _export_kit)
 IMPORT = Form("--import-kit", ("import_kit", "out", "plot", "force"), ("space",), _import_kit)
 MERGE = Form("--merge", ("merge", "out", "force"), (), _merge)
-NETWORKS = Form("a network", ("directory",), ("space", "seed", "measure", "runtime"), _networks)
+NETWORK_SETTINGS = ("space", "seed", "measure", "runtime")
+NETWORKS = Form("a network", ("directory", "shape"), NETWORK_SETTINGS, _networks)

@@ -200,6 +200,13 @@ def add_measuring(parser: Parser) -> None:
     parser.add_argument(
         "--plot", help="write predicted against measured latency as this .svg, .png or .pdf file"
     )
+    parser.add_argument(
+        "--shape",
+        metavar="NAME=SIZES",
+        action="append",
+        help="the shape of an input that an .onnx or .tflite file leaves open, once for each "
+        "input: --shape images=1x3x224x224",
+    )
     parser.add_argument("--export-kit", help="write a zip that measures --space on another device")
     parser.add_argument("--import-kit", help="what a kit wrote there, to become the table --out")
     parser.add_argument("--merge", nargs="+", help="tables of one device, to become one in --out")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Options that set nothing of a run; the second line's are the verb measure's.
 FLAGS = (
     *("directory", "out", "resume", "quiet", "latencies", "format", "force"),
-    *("plot", "export_kit", "import_kit", "merge"),
+    *("plot", "shape", "export_kit", "import_kit", "merge"),
 )
 
 

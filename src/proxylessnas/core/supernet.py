@@ -13,7 +13,6 @@ one draw of gates, and keep weights of their own.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from proxylessnas.architecture import Architecture, InputInfo
 from proxylessnas.core import gates
 from proxylessnas.core.gates import Gate, Path
 from proxylessnas.errors import ArchitectureError, LimitError, SupernetError, did_you_mean
+from proxylessnas.training.copying import copied
 from proxylessnas.training.freezing import ModuleTensors
 
 
@@ -61,6 +61,8 @@ class MixedOp(nn.Module):
             candidates = {str(i): candidate for i, candidate in enumerate(candidates)}
         if not candidates:
             raise SupernetError("a MixedOp needs at least one candidate")
+        for name, candidate in candidates.items():
+            _check_candidate(name, candidate)
         try:
             self.candidates = nn.ModuleDict(dict(candidates))
         except (KeyError, TypeError) as error:
@@ -76,6 +78,20 @@ class MixedOp(nn.Module):
         # Which candidate runs is the gate's, set from outside for each step: a module that drew
         # its own gate could not be repeated, frozen or agreed upon between ranks.
         return gates.run(self.gate, tuple(self.candidates.values()), args, kwargs)
+
+
+def _check_candidate(name: object, candidate: object) -> None:
+    """Raises SupernetError where a candidate is no module."""
+    if isinstance(candidate, nn.Module):
+        return
+    if candidate is None:
+        remedy = "None: use nn.Identity() to pass the input on, or Zero() to leave it out"
+    elif isinstance(candidate, type) and issubclass(candidate, nn.Module):
+        remedy = f"the class {candidate.__name__}: make a module of it, {candidate.__name__}(...)"
+    else:
+        kind = type(candidate).__name__
+        remedy = f"of type {kind}, not a torch module: put it into the forward of an nn.Module"
+    raise SupernetError(f"the candidate {name!r} of a MixedOp is {remedy}")
 
 
 class Zero(nn.Module):
@@ -324,8 +340,9 @@ def derive(module: nn.Module, chosen: Mapping[MixedOp, int]) -> nn.Module:
     # and the supernet's other candidates, most of its memory, are never copied.
     memo: dict[int, Any] = {}
     for mixed, index in chosen.items():
-        memo[id(mixed)] = copy.deepcopy(mixed.candidates[mixed.names[index]], memo)
-    return collapse_residuals(copy.deepcopy(module, memo))
+        candidate = mixed.candidates[mixed.names[index]]
+        memo[id(mixed)] = copied(candidate, memo, within=module)
+    return collapse_residuals(copied(module, memo, within=module))
 
 
 def collapse_residuals(module: nn.Module) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from proxylessnas.errors import ExportError
+from proxylessnas.training.copying import copied
 
 TOLERANCE = 1e-4  # of the largest output; float32 in another order of summation
 
@@ -29,10 +29,34 @@ class Difference:
     relative: float
 
 
+def with_tensors_alone(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, int]:
+    """The module with tensors alone as its outputs, and how many: None and numbers go nowhere.
+
+    Raises:
+        ExportError: it returns no tensor.
+    """
+    leaves = pytree.tree_leaves(module(*inputs))
+    count = sum(isinstance(leaf, Tensor) for leaf in leaves)
+    if not count:
+        kinds = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
+        raise ExportError(f"{type(module).__name__} returns no tensor, but {kinds}")
+    return (module if count == len(leaves) else _Tensors(module).eval()), count
+
+
+class _Tensors(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        leaves = pytree.tree_leaves(self.module(*inputs))
+        return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+
+
 def eager_outputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[np.ndarray[Any, Any]]:
     """What the module computes in eval mode on the CPU, as arrays."""
     with torch.no_grad():
-        leaves = pytree.tree_leaves(copy.deepcopy(module).cpu().eval()(*(x.cpu() for x in inputs)))
+        leaves = pytree.tree_leaves(copied(module).cpu().eval()(*(x.cpu() for x in inputs)))
     return [v.numpy() for v in leaves if isinstance(v, Tensor)]
 
 

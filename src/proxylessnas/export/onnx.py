@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import json
 from collections.abc import Mapping
@@ -12,12 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from proxylessnas.export.compare import TOLERANCE, Difference, difference, eager_outputs
-from proxylessnas.export.onnx_session import feed_of, open_session
+from proxylessnas.export.compare import (
+    TOLERANCE,
+    Difference,
+    difference,
+    eager_outputs,
+    with_tensors_alone,
+)
+from proxylessnas.export.onnx_session import feed_of, named_inputs, names_of, open_session
 from proxylessnas.export.quiet import denormal_mode, exporting
 from proxylessnas.io.files import write_atomic
+from proxylessnas.training.copying import copied
 
 
 def to_onnx(
@@ -38,18 +43,22 @@ def to_onnx(
         ExportError: the network has an operation that ONNX lacks, or cannot be traced.
     """
     inputs = tuple(x.detach().cpu() for x in inputs)
-    plain = copy.deepcopy(module).cpu().eval()
+    plain = copied(module).cpu().eval()
     buffer = io.BytesIO()
     with contextlib.suppress(AttributeError):  # where an export fails it prints the whole graph
         torch._C._jit_set_onnx_log_output_stream("stderr")
     with exporting(module, "to ONNX"):
+        plain, count = with_tensors_alone(plain, inputs)
+        if any(isinstance(m, torch.jit.ScriptModule) for m in plain.modules()):
+            # The exporter cannot trace them, which `trace` can.
+            plain = torch.jit.trace(plain, inputs, check_trace=False)  # type: ignore[no-untyped-call]
         torch.onnx.export(
             plain,
             inputs,
             buffer,  # type: ignore[arg-type]  # the legacy exporter takes a file object
             dynamo=False,
-            input_names=_names("input", len(inputs)),
-            output_names=_names("output", len(pytree.tree_leaves(plain(*inputs)))),
+            input_names=names_of("input", len(inputs)),
+            output_names=names_of("output", count),
         )
     content = _with_metadata(buffer.getvalue(), metadata) if metadata else buffer.getvalue()
     if path is not None:
@@ -72,13 +81,9 @@ def compare(
     """
     with denormal_mode():
         session = open_session(content)
-        feed = feed_of(session, [x.detach().cpu().numpy() for x in inputs])
+        feed = feed_of(session, named_inputs([x.detach().cpu().numpy() for x in inputs]))
         outputs = session.run(None, feed)
     return difference(eager_outputs(module, inputs), outputs, tolerance=tolerance)
-
-
-def _names(base: str, count: int) -> list[str]:
-    return [base] if count == 1 else [f"{base}_{i}" for i in range(count)]
 
 
 def _with_metadata(content: bytes, metadata: Mapping[str, Any]) -> bytes:

@@ -5,16 +5,18 @@ Only onnxruntime and the standard library: a kit carries this file along.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 CPU = "CPUExecutionProvider"
 
 
 def open_session(
-    content: bytes, *, threads: int = 1, provider: str = CPU, profile: str = ""
+    model: bytes | str, *, threads: int = 1, provider: str = CPU, profile: str = ""
 ) -> Any:
     """A session of an ONNX file; operators that the provider lacks run on the CPU.
 
+    model: its content, or its path, beside which external weights are looked for.
     profile: the prefix of the files that a profile of every node is written to; none if empty.
     """
     import onnxruntime
@@ -35,9 +37,19 @@ def open_session(
         options.add_session_config_entry("session.intra_op.allow_spinning", "1")
         options.add_session_config_entry("session.force_spinning_stop", "1")
     providers = list(dict.fromkeys([provider, CPU]))
-    return onnxruntime.InferenceSession(content, options, providers=providers)
+    return onnxruntime.InferenceSession(model, options, providers=providers)
 
 
-def feed_of(session: Any, arrays: list[Any]) -> dict[str, Any]:
-    """The inputs by name; the exporter drops inputs that the graph never reads, and their names."""
-    return dict(zip([node.name for node in session.get_inputs()], arrays, strict=False))
+def names_of(base: str, count: int) -> list[str]:
+    """The names that exported files have for inputs and outputs, in the module's order."""
+    return [base] if count == 1 else [f"{base}_{i}" for i in range(count)]
+
+
+def named_inputs(arrays: Sequence[Any]) -> dict[str, Any]:
+    """The arrays of a module's inputs by their names in the exported graph."""
+    return dict(zip(names_of("input", len(arrays)), arrays, strict=True))
+
+
+def feed_of(session: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Those inputs that the graph has: the exporter leaves out what the module never reads."""
+    return {node.name: arrays[node.name] for node in session.get_inputs()}

@@ -20,8 +20,19 @@ from proxylessnas.errors import ExportError, foreign
 def exporting(module: nn.Module, form: str) -> Iterator[None]:
     """An export without gradients and without a word; what the exporter raises is one line."""
     failure = f"{type(module).__name__} cannot be exported {form}"
-    with foreign(ExportError, failure), quietly(), torch.no_grad():
+    with foreign(ExportError, failure), quietly(), torch.no_grad(), _no_fast_path():
         yield
+
+
+@contextlib.contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """Attention and transformer layers as the operations that exporters know."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 from typing import Any
 
@@ -10,8 +9,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from proxylessnas.errors import MissingDependency
+from proxylessnas.export.compare import with_tensors_alone
 from proxylessnas.export.fold import fold
 from proxylessnas.export.quiet import exporting, quietly
+from proxylessnas.training.copying import copied
 
 
 def to_tflite(module: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
@@ -26,8 +27,9 @@ def to_tflite(module: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
     """
     litert_torch = _litert_torch()
     inputs = tuple(x.detach().cpu() for x in inputs)
-    plain = fold(copy.deepcopy(module).cpu())  # the caller's may be on a GPU, and stays there
+    plain = fold(copied(module).cpu())  # the caller's may be on a GPU, and stays there
     with exporting(module, "to tflite"):
+        plain, _ = with_tensors_alone(plain, inputs)
         outputs = pytree.tree_leaves(plain(*inputs))
         wrapped = litert_torch.to_channel_last_io(
             plain,

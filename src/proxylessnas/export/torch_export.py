@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch.utils import _pytree as pytree
 from proxylessnas.export.compare import Difference, difference, eager_outputs
 from proxylessnas.export.quiet import exporting
 from proxylessnas.io.files import write_atomic
+from proxylessnas.training.copying import copied
 
 
 def to_torch_export(module: nn.Module, inputs: tuple[Tensor, ...], path: str | Path) -> Difference:
@@ -21,7 +21,7 @@ def to_torch_export(module: nn.Module, inputs: tuple[Tensor, ...], path: str | P
     Raises:
         ExportError: it cannot be exported, or computes something else.
     """
-    plain = copy.deepcopy(module).cpu().eval()
+    plain = copied(module).cpu().eval()
     inputs = tuple(x.detach().cpu() for x in inputs)
     with exporting(module, "by torch.export"):
         program = torch.export.export(plain, inputs)
@@ -29,4 +29,5 @@ def to_torch_export(module: nn.Module, inputs: tuple[Tensor, ...], path: str | P
         torch.export.save(program, buffer)
         leaves = pytree.tree_leaves(program.module()(*inputs))
     write_atomic(Path(path), buffer.getvalue())
-    return difference(eager_outputs(module, inputs), [v.numpy() for v in leaves])
+    outputs = [v.numpy() for v in leaves if isinstance(v, Tensor)]
+    return difference(eager_outputs(module, inputs), outputs)

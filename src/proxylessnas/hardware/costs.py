@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.core.costs import Costs
@@ -112,8 +113,8 @@ def count_costs(supernet: Supernet, trace: Trace) -> Costs:
 
 def batch_of(inputs: Sequence[Any]) -> int:
     """The number of examples in a model's inputs."""
-    first = next((x for x in inputs if isinstance(x, Tensor) and x.dim()), None)
-    return 1 if first is None else len(first)
+    tensors = (x for x in pytree.tree_leaves(tuple(inputs)) if isinstance(x, Tensor))
+    return next((len(x) for x in tensors if x.dim()), 1)
 
 
 def _reference(supernet: Supernet) -> tuple[int, ...]:

@@ -18,9 +18,9 @@ import zipfile
 from importlib import metadata
 from typing import Any
 
-from proxylessnas.export.onnx_session import open_session
+from proxylessnas.export.onnx_session import named_inputs, open_session
 from proxylessnas.hardware.host import cpu_model
-from proxylessnas.hardware.networks import LiteRtNetwork, OnnxNetwork, stand_in
+from proxylessnas.hardware.networks import LiteRtNetwork, OnnxNetwork, lite_inputs, stand_in
 from proxylessnas.hardware.rounds import Rounds, TimedNetwork
 from proxylessnas.io.process import usable_cpus
 
@@ -81,7 +81,7 @@ def load(root: str, manifest: dict[str, Any], key: str) -> TimedNetwork:
     if manifest["runtime"] == "onnxruntime":
         return OnnxNetwork(
             lambda profile: open_session(content, threads=threads, profile=profile),
-            arrays,
+            named_inputs(arrays),
             block=entry["block"],
         )
     try:
@@ -91,7 +91,7 @@ def load(root: str, manifest: dict[str, Any], key: str) -> TimedNetwork:
 
     interpreter = Interpreter(model_content=content, num_threads=threads)
     interpreter.allocate_tensors()
-    return LiteRtNetwork(interpreter, arrays)
+    return LiteRtNetwork(interpreter, lite_inputs(arrays))
 
 
 def describe(manifest: dict[str, Any], device: str) -> dict[str, Any]:

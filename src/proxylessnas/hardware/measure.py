@@ -16,7 +16,7 @@ from proxylessnas.config import MeasureSettings
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import MeasurementError, UserError
 from proxylessnas.export.quiet import one_thread
-from proxylessnas.hardware.costs import indices_of
+from proxylessnas.hardware.costs import batch_of, indices_of
 from proxylessnas.hardware.plan import (
     Measurable,
     assemble,
@@ -28,6 +28,7 @@ from proxylessnas.hardware.plan import (
 from proxylessnas.hardware.runtimes.base import Runtime, Session
 from proxylessnas.hardware.table import ALIKE, LatencyTable, Scalar, differing
 from proxylessnas.hardware.timing import Measurement, ProgressCallback, measure_sessions
+from proxylessnas.hardware.trace import Trace, plain_call
 from proxylessnas.io.process import usable_cpus
 
 CANARY = "canary"
@@ -43,19 +44,20 @@ def measure_table(
     progress: ProgressCallback | None = None,
     path: Path | None = None,
     force: bool = False,
+    traced: Trace | None = None,
 ) -> LatencyTable:
     """Every distinct candidate and some whole networks, measured in the same rounds.
 
     progress: called with (done, in all), first for the sessions that are loaded, then for the
     visits. path: where the table is kept; samples that an earlier call left there are not
     measured again, and new ones are saved there every few seconds. force: a table of another
-    device or version there is replaced.
+    device or version there is replaced. traced: see `plan_measurement`.
 
     Raises:
         MeasurementError: a candidate cannot run on the runtime (it is named), or `path` holds
             a table of another device, or of another version of the runtime.
     """
-    planned = plan_measurement(supernet, example_inputs, settings, seed=seed)
+    planned = plan_measurement(supernet, example_inputs, settings, seed=seed, traced=traced)
     plan, device = planned.plan, describe(runtime, example_inputs)
     before = earlier_table(path, device, force=force)
     known = known_samples(before, plan)
@@ -114,7 +116,8 @@ def _load(runtime: Runtime, measurable: Measurable) -> Session:
     try:
         if isinstance(network, nn.Module):
             return runtime.load(network, inputs)
-        return runtime.load_file(network, batch=len(inputs[0]))
+        options = {"shapes": measurable.shapes} if measurable.shapes else {}
+        return runtime.load_file(network, batch=batch_of(inputs), **options)
     except UserError as error:
         raise MeasurementError(
             f"{measurable.label} cannot be measured on {runtime.name}: {error}"
@@ -190,11 +193,13 @@ class NetworkResult:
 
     raw: as measured. corrected_ms: divided by the drift, which is what compares with the
     table. noise_pct: its standard error, of the network's and the canary's medians.
+    file: of an exported file, what was measured of it, in words.
     """
 
     raw: Measurement
     corrected_ms: float
     noise_pct: float
+    file: str = ""
 
     @property
     def raw_ms(self) -> float:
@@ -224,35 +229,40 @@ class NetworkReport:
 def measure_networks(
     modules: Mapping[str, nn.Module | Path],
     runtime: Runtime,
-    inputs: tuple[Tensor, ...],
+    inputs: tuple[Any, ...],
     settings: MeasureSettings,
     *,
     canary: Canary | None = None,
     progress: ProgressCallback | None = None,
     seed: int,
     inputs_of: Mapping[str, tuple[Tensor, ...]] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> NetworkReport:
     """Modules, or exported files of the runtime's format, interleaved with the canary.
 
-    inputs_of: of modules that take others than `inputs`, by their name.
+    inputs_of: of modules that take others than `inputs`, by their name. shapes: of the files'
+    inputs by name, where the files leave dimensions open.
     canary: see `canary_of`: by how much it is slower or faster now corrects the others.
 
     Raises:
         MeasurementError: one of them cannot run on the runtime; it is named.
     """
     measurables = {
-        f"network {name}": Measurable(
-            f"the network {name!r}", network, (inputs_of or {}).get(name, inputs)
+        f"network {name}": _measurable(
+            f"the network {name!r}", network, (inputs_of or {}).get(name, inputs), shapes
         )
         for name, network in modules.items()
     }
     if canary is not None:
-        measurables[CANARY] = Measurable("the table's canary", canary.network, inputs)
+        measurables[CANARY] = _measurable("the table's canary", canary.network, inputs)
     with opened(runtime, measurables.items()) as sessions:
         visits = dict.fromkeys(sessions, settings.network_rounds)
         measured = measure_sessions(sessions, visits, settings, seed=seed, progress=progress)
+        files = {key: (session.file, session.precision) for key, session in sessions.items()}
     device = describe(runtime, inputs)
-    measured = {key: on_device(device, m) for key, m in measured.items()}
+    measured = {
+        key: on_device({**device, **_precision(files[key][1])}, m) for key, m in measured.items()
+    }
     now = measured.get(CANARY)
     drift = now.median_ms / canary.then_ms if now and canary else 1.0
     canary_noise = now.noise_pct if now else 0.0
@@ -260,5 +270,26 @@ def measure_networks(
     for name in modules:
         raw = measured[f"network {name}"]
         noise = (raw.noise_pct**2 + canary_noise**2) ** 0.5
-        results[name] = NetworkResult(raw=raw, corrected_ms=raw.median_ms / drift, noise_pct=noise)
+        results[name] = NetworkResult(
+            raw=raw,
+            corrected_ms=raw.median_ms / drift,
+            noise_pct=noise,
+            file=files[f"network {name}"][0],
+        )
     return NetworkReport(networks=results, drift=drift, canary=now)
+
+
+def _measurable(
+    label: str,
+    network: nn.Module | Path,
+    inputs: tuple[Any, ...],
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Measurable:
+    if isinstance(network, nn.Module):
+        return Measurable(label, *plain_call(network, inputs))
+    return Measurable(label, network, inputs, shapes or {})
+
+
+def _precision(of_file: str) -> dict[str, Scalar]:
+    """The precision of a measurement, where a file has one of its own."""
+    return {"precision": of_file} if of_file else {}

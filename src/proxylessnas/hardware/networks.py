@@ -10,6 +10,7 @@ import bisect
 import itertools
 import json
 import os
+import re
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from proxylessnas.export.onnx_session import feed_of
 from proxylessnas.hardware.rounds import TimedNetwork
 
 PROFILED_RUNS = 20
+Array = np.ndarray[Any, Any]
 
 
 def stand_in(shape: Sequence[int], dtype: str) -> np.ndarray[Any, Any]:
@@ -34,12 +36,13 @@ class OnnxNetwork(TimedNetwork):
     """A session whose inputs and outputs are bound to memory allocated once.
 
     opened: makes a session; with a prefix, one that writes a profile to files of this prefix.
+    arrays: inputs by name, also such as the graph does not read.
     block: a part of a network, whose reorders are taken out of its time.
     reordering_s: seconds of each inference that a network would not spend.
     """
 
     def __init__(
-        self, opened: Callable[[str], Any], arrays: list[np.ndarray[Any, Any]], *, block: bool
+        self, opened: Callable[[str], Any], arrays: Mapping[str, Array], *, block: bool
     ) -> None:
         from onnxruntime import OrtValue
 
@@ -96,14 +99,26 @@ def _node_times(events: list[dict[str, Any]]) -> list[list[tuple[str, float]]]:
 class LiteRtNetwork(TimedNetwork):
     """An interpreter with its tensors allocated.
 
-    arrays: in the order of the module's inputs; the file names them args_0, args_1, ...
+    arrays: inputs by name, also such as the file does not read, see `lite_name`.
     """
 
-    def __init__(self, interpreter: Any, arrays: list[np.ndarray[Any, Any]]) -> None:
+    def __init__(self, interpreter: Any, arrays: Mapping[str, Array]) -> None:
         self.interpreter = interpreter
-        details = sorted(interpreter.get_input_details(), key=lambda d: str(d["name"]))
-        for tensor, array in zip(details, arrays, strict=True):
-            interpreter.set_tensor(tensor["index"], array.astype(tensor["dtype"], copy=False))
+        for tensor in interpreter.get_input_details():
+            array = arrays[lite_name(tensor)].astype(tensor["dtype"], copy=False)
+            interpreter.set_tensor(tensor["index"], array)
 
     def __call__(self) -> None:
         self.interpreter.invoke()
+
+
+def lite_name(tensor: Mapping[str, Any]) -> str:
+    """An input's name; `args_3` of a converted module's, which is serving_default_args_3:0."""
+    name = str(tensor["name"])
+    number = re.search(r"\bargs_\d+|(?<=_)args_\d+", name)
+    return number[0] if number else name
+
+
+def lite_inputs(arrays: Sequence[Array]) -> dict[str, Array]:
+    """The arrays of a module's inputs by their names in its file."""
+    return {f"args_{i}": array for i, array in enumerate(arrays)}

@@ -7,13 +7,14 @@ visits to each. A kit carries it to another machine and brings it back with samp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from proxylessnas.config import MeasureSettings
 from proxylessnas.core.costs import Costs
@@ -30,7 +31,7 @@ from proxylessnas.hardware.table import (
     Scalar,
 )
 from proxylessnas.hardware.timing import Measurement
-from proxylessnas.hardware.trace import Trace, trace
+from proxylessnas.hardware.trace import Trace, plain_call, trace
 from proxylessnas.schema import checked
 from proxylessnas.seeds import derive_seed
 
@@ -68,11 +69,15 @@ class MeasurementPlan:
 
 @dataclass(frozen=True)
 class Measurable:
-    """A module with its inputs, or an exported file; label: its name in messages."""
+    """A module with its inputs, or an exported file; label: its name in messages.
+
+    shapes: of a file's inputs by name, see `Runtime.load_file`.
+    """
 
     label: str
     network: nn.Module | Path
     inputs: tuple[Tensor, ...]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,15 +96,20 @@ class PlannedModules:
         name = key.removesuffix(REPEAT)
         choices = next(n.choices for n in self.plan.networks if n.name == name)
         module = self.supernet.derive(indices_of(self.supernet, choices)).eval()
-        return Measurable("a whole network", module, self.trace.inputs)
+        return Measurable("a whole network", *plain_call(module, self.trace.inputs))
 
 
 def plan_measurement(
-    supernet: Supernet, example_inputs: tuple[Any, ...], settings: MeasureSettings, *, seed: int
+    supernet: Supernet,
+    example_inputs: tuple[Any, ...],
+    settings: MeasureSettings,
+    *,
+    seed: int,
+    traced: Trace | None = None,
 ) -> PlannedModules:
-    """Trace the supernet and plan its table."""
+    """Plan the supernet's table. traced: its trace on these inputs, where there is one already."""
     with one_thread():
-        traced = trace(supernet, example_inputs)
+        traced = traced or trace(supernet, example_inputs)
         plan = make_plan(supernet, traced, settings, seed=seed)
     return PlannedModules(plan=plan, supernet=supernet, trace=traced)
 
@@ -229,7 +239,8 @@ def known_samples(
 
 def describe_inputs(inputs: Sequence[Any]) -> dict[str, Scalar]:
     """batch: examples an inference. input_shapes: of all tensors, as `1x3x224x224, 1x10`."""
-    shapes = ["x".join(map(str, x.shape)) for x in inputs if isinstance(x, Tensor)]
+    tensors = [x for x in pytree.tree_leaves(tuple(inputs)) if isinstance(x, Tensor)]
+    shapes = ["x".join(map(str, x.shape)) for x in tensors]
     return {"batch": batch_of(inputs), "input_shapes": ", ".join(shapes)}
 
 

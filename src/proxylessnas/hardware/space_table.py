@@ -20,7 +20,7 @@ from proxylessnas.hardware.measure import measure_table
 from proxylessnas.hardware.runtimes import DEFAULT, Runtime, make
 from proxylessnas.hardware.table import LatencyTable, NetworkEntry
 from proxylessnas.hardware.timing import ProgressCallback, disturbance
-from proxylessnas.hardware.trace import trace
+from proxylessnas.hardware.trace import Trace, trace
 from proxylessnas.hardware.validate import validate
 from proxylessnas.seeds import derive_seed
 from proxylessnas.spaces import build_supernet
@@ -89,6 +89,7 @@ def measure_space(
     supernet, inputs = supernet_to_measure(
         space, space_settings, image_size=image_size, batch=settings.batch, seed=seed
     )
+    traced = trace(supernet, inputs)
     table = measure_table(
         supernet,
         runtime,
@@ -98,8 +99,9 @@ def measure_space(
         progress=progress,
         path=path,
         force=force,
+        traced=traced,
     )
-    return _validated(supernet, inputs, table, path)
+    return _validated(supernet, traced, table, path)
 
 
 def space_table_of_kit(
@@ -123,7 +125,8 @@ def space_table_of_kit(
             f"--space {results.space}"
         )
     supernet = build_supernet(results.space, results.settings)
-    return _validated(supernet, tuple(map(noise, results.input_shapes)), results.table, path)
+    traced = trace(supernet, tuple(map(noise, results.input_shapes)))
+    return _validated(supernet, traced, results.table, path)
 
 
 def supernet_to_measure(
@@ -160,9 +163,8 @@ def noise(shape: tuple[int, ...]) -> Tensor:
 
 
 def _validated(
-    supernet: Supernet, inputs: tuple[Tensor, ...], table: LatencyTable, path: Path | None
+    supernet: Supernet, traced: Trace, table: LatencyTable, path: Path | None
 ) -> SpaceTable:
-    traced = trace(supernet, inputs)
     costs = latency_costs(supernet, traced, table)
     table = replace(table, validation=validate(costs, supernet, table))
     if path is not None:

@@ -17,13 +17,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, derive
 from proxylessnas.errors import SupernetError, UserError, one_line
-from proxylessnas.hardware.fingerprint import fingerprint, label, tensor_label
+from proxylessnas.hardware.description import tensor_label
+from proxylessnas.hardware.fingerprint import fingerprint, label
 from proxylessnas.seeds import derive_seed
-from proxylessnas.training.freezing import evaluating
+from proxylessnas.training.freezing import BufferSnapshot, evaluating
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,14 +44,8 @@ class Unit:
     kwargs: Mapping[str, Any]
 
     def plain(self) -> tuple[nn.Module, tuple[Tensor, ...]]:
-        """The module as a function of tensors alone, and those tensors.
-
-        A module that takes other values, keywords or nested structures is wrapped.
-        """
-        if not self.kwargs and all(isinstance(value, Tensor) for value in self.inputs):
-            return self.module, self.inputs
-        call = _Call(self.module, self.inputs, self.kwargs)
-        return call.eval(), call.tensors
+        """See `plain_call`."""
+        return plain_call(self.module, self.inputs, self.kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,24 +79,23 @@ class Trace:
 def trace(supernet: Supernet, example_inputs: tuple[Any, ...]) -> Trace:
     """Run the model once in eval mode and record the inputs of every mixed operation.
 
-    Also sets the shape of every `Zero` without a shortcut whose siblings change the shape.
-    A mixed operation that is called several times costs each of its calls, and a choice those
-    of all its positions; a position that is never called costs nothing, with a warning.
+    Buffers stay as they were. Also sets the shape of every `Zero` without a shortcut whose siblings
+    change the shape. A mixed operation that is called several times costs each of its calls, and a
+    choice those of all its positions; a position that is never called costs nothing, with a
+    warning.
 
     Raises:
         SupernetError: the model fails, or a Zero would need different shapes at different calls.
     """
+    initialise_lazy(supernet, example_inputs)
     recorder = _Recorder(supernet)
-    with evaluating(supernet.model), recorder.hooked():
+    buffers = [BufferSnapshot(m._buffers) for m in supernet.model.modules()]
+    with recorder.hooked():
         try:
-            supernet.model(*example_inputs)
-        except UserError:
-            raise
-        except Exception as error:  # whatever the model's own code raises
-            raise SupernetError(
-                f"the model fails on the example inputs ({_shapes(example_inputs, {})}): "
-                f"{type(error).__name__}: {one_line(error, 160)}"
-            ) from error
+            _run(supernet.model, example_inputs)
+        finally:
+            for snapshot in buffers:
+                snapshot.restore()
     calls = recorder.position_calls()  # only now: a copy made in between would have our hooks
     _warn_of_idle_positions(supernet, calls)
     keys = tuple(
@@ -111,6 +106,44 @@ def trace(supernet: Supernet, example_inputs: tuple[Any, ...]) -> Trace:
         for candidates, row in zip(supernet.candidates, calls, strict=True)
     )
     return Trace(units=recorder.units, calls=calls, keys=keys, inputs=tuple(example_inputs))
+
+
+def _run(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """One forward pass in eval mode; what it raises as one line."""
+    try:
+        with evaluating(model):
+            model(*inputs)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the model's own code raises
+        raise SupernetError(
+            f"the model fails on the example inputs ({_shapes(inputs, {})}): "
+            f"{type(error).__name__}: {one_line(error, 160)}"
+        ) from error
+
+
+def initialise_lazy(supernet: Supernet, inputs: tuple[Any, ...]) -> None:
+    """Let the example inputs tell lazy layers their shapes, those of every candidate.
+
+    Raises:
+        SupernetError: the model fails, or a lazy layer is never run.
+    """
+
+    def lazy() -> list[str]:
+        model = supernet.model
+        tensors = (*model.named_parameters(), *model.named_buffers())
+        return [name for name, tensor in tensors if is_lazy(tensor)]
+
+    if not lazy():
+        return
+    for j in range(max(map(len, supernet.candidates))):
+        with supernet.active([min(j, len(names) - 1) for names in supernet.candidates]) as model:
+            _run(model, inputs)
+    if left := lazy():
+        raise SupernetError(
+            f"{left[0]!r} is of a lazy layer that the example inputs never reach, so that its "
+            "shape is not known: give the layer its sizes, or take it out"
+        )
 
 
 def _warn_of_idle_positions(
@@ -171,10 +204,11 @@ class _Recorder:
             self.shape_zeros(mixed, args, kwargs)
         shapes = _shapes(args, kwargs)
         identities: list[_Identity] = []
-        for j, candidate in enumerate(mixed.candidates.values()):
-            identity = (shapes, fingerprint(unit, {mixed: candidate}))
+        for j, (name, candidate) in enumerate(mixed.candidates.items()):
+            where = f"{self.supernet.paths[mixed]}.{name}"
+            identity = (shapes, fingerprint(unit, {mixed: candidate}, where=where))
             identities.append(identity)
-            make_key = partial(self.add_unit, unit, {mixed: j}, shapes, args, kwargs)
+            make_key = partial(self.add_unit, unit, {mixed: j}, shapes, args, kwargs, where)
             self.key_makers.setdefault(identity, make_key)
         self.calls.append((mixed, identities))
 
@@ -199,15 +233,18 @@ class _Recorder:
         shapes: str,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
+        where: str,
     ) -> str | None:
         """The key of a distinct candidate; None where it costs nothing."""
         module = derive(unit, chosen)
         if isinstance(module, nn.Identity | Zero):
             return None
         name = label(module)
-        key = f"{name} [{shapes}] {fingerprint(module)[:10]}"
+        key = f"{name} [{shapes}] {fingerprint(module, where=where)[:10]}"
         if key not in self.units:
-            module.eval().requires_grad_(False)
+            module.eval()
+            for parameter in module.parameters():  # scripted modules have no `requires_grad_`
+                parameter.requires_grad_(False)
             noise = torch.Generator().manual_seed(derive_seed(0, "unit", key))
             inputs, options = pytree.tree_map_only(
                 Tensor, lambda t: _stand_in(t, noise), (args, dict(kwargs))
@@ -238,6 +275,19 @@ class _Recorder:
                 )
             if zero.shape is None and shape != first.shape[1:]:
                 zero.shape = tuple(shape)
+
+
+def plain_call(
+    module: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The module as a function of tensors alone, and those tensors.
+
+    A module that takes other values, keywords or nested structures is wrapped.
+    """
+    if not kwargs and all(isinstance(value, Tensor) for value in inputs):
+        return module, inputs
+    call = _Call(module, inputs, kwargs or {})
+    return call.eval(), call.tensors
 
 
 class _Call(nn.Module):

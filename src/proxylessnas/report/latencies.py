@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -84,12 +84,13 @@ def measure_latencies(
     *,
     seed: int = 0,
     progress: ProgressCallback | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> dict[str, NetworkResult]:
     """Every network's latency on a runtime now, by name; those fed alike in the same rounds.
 
     networks: see `named_network` for words. runtime: see `default_runtime`.
     settings: threads, batch, `network_rounds`, runs and warmup. progress: called with
-    (done, in all) of the networks of one shape after the other.
+    (done, in all) of the networks of one shape after the other. shapes: see `measure_networks`.
 
     Raises:
         ArchitectureError: a word names no network.
@@ -109,6 +110,7 @@ def measure_latencies(
             settings,
             progress=progress,
             seed=seed,
+            shapes=shapes,
         )
         results |= report.networks
     return results

@@ -43,6 +43,7 @@ def _measure_table(session: Session) -> None:
                 progress=update,
                 path=None if session.store.path is None else session.store.file(TABLE),
                 force=session.force,
+                traced=session.trace,
             ).to_json()
 
     session.store.write(TABLE, session.ranks.of_main(measured).encode())

@@ -5,7 +5,6 @@ A problem never changes. Settings (how long, how fast, on which machine) are no 
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from proxylessnas.core.supernet import Supernet
 from proxylessnas.data.batches import Batches
 from proxylessnas.errors import ConfigError, DataError
 from proxylessnas.hardware.costs import CostFunction
+from proxylessnas.training.copying import copied
 from proxylessnas.training.task import Task
 
 Part = Literal["search", "valid", "calibration", "scoring", "train", "test", "teach"]
@@ -110,7 +110,7 @@ class ModelProblem(Problem):
         return Supernet(self.model)
 
     def spare(self, config: RunConfig) -> tuple[Supernet, Task]:
-        model, task = copy.deepcopy((self.model, self.task))  # a loss may hold the model
+        model, task = copied((self.model, self.task))  # a loss may hold the model
         return Supernet(model), task
 
     def batches(self, part: Part, config: RunConfig) -> Batches:

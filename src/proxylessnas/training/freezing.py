@@ -87,7 +87,8 @@ class BufferSnapshot:
             if bool(unless):  # between tensors that were replaced the device cannot choose
                 return
             unless = None
-        self.buffers.update(self.tensors)
+        for name, tensor in self.tensors.items():
+            self.buffers[name] = tensor  # which a scripted module's dict can do, and no `update`
         for buffer, value in self.values:
             buffer.copy_(value if unless is None else torch.where(unless, buffer, value))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,12 +11,20 @@ import numpy as np
 from torch import Tensor, nn
 
 from proxylessnas.errors import MeasurementError
-from proxylessnas.hardware import networks
 from proxylessnas.hardware.rounds import TimedNetwork
+
+Shape = tuple[int, ...]
 
 
 class Session(TimedNetwork, ABC):
-    """A loaded network of a runtime; calling it is one inference, see `TimedNetwork`."""
+    """A loaded network of a runtime; calling it is one inference, see `TimedNetwork`.
+
+    file: of a file, what was measured of it, in words. precision: of a file's weights, where that
+    is known.
+    """
+
+    file = ""
+    precision = ""
 
     @abstractmethod
     def outputs(self) -> tuple[np.ndarray[Any, Any], ...]:
@@ -49,8 +57,12 @@ class Runtime(Protocol):
         """
         ...
 
-    def load_file(self, path: str | Path, *, batch: int = 1) -> Session:
-        """An exported file of the runtime's format; dimensions it leaves open become `batch`.
+    def load_file(
+        self, path: str | Path, *, batch: int = 1, shapes: Mapping[str, Shape] | None = None
+    ) -> Session:
+        """An exported file of the runtime's format; see `files.full_shapes`.
+
+        shapes: of inputs by name, whose dimensions the file leaves open.
 
         Raises:
             MeasurementError: not a file of its format, or not one that it can run.
@@ -86,33 +98,3 @@ def full_name(base: str, options: tuple[str, ...], allowed: Collection[str]) -> 
 def is_block(inputs: Iterable[Tensor]) -> bool:
     """Whether a module takes what stands between layers of an image network, and no image."""
     return any(x.dim() == 4 and x.shape[1] > 4 for x in inputs)
-
-
-def stand_in(shape: Sequence[Any], dtype: str, batch: int) -> np.ndarray[Any, Any]:
-    """An input for an exported file, whose open dimensions become `batch`.
-
-    Raises:
-        MeasurementError: the file takes images in another batch, and no other.
-    """
-    fixed = shape[0] if len(shape) == 4 and isinstance(shape[0], int) and shape[0] > 0 else batch
-    if fixed != batch:
-        raise MeasurementError(
-            f"the file takes a batch of {fixed}, not {batch}: ask for that batch, or export it anew"
-        )
-    full = [d if isinstance(d, int) and d > 0 else batch for d in shape]
-    return networks.stand_in(full, dtype)
-
-
-def file_bytes(path: str | Path, suffix: str, runtime: str) -> bytes:
-    """The content of an exported file.
-
-    Raises:
-        MeasurementError: it is missing or of another kind.
-    """
-    path = Path(path)
-    if path.suffix != suffix:
-        raise MeasurementError(f"{runtime} measures {suffix} files, not {path}")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise MeasurementError(f"cannot read {path}: {error.strerror}") from None

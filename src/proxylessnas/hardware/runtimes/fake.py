@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from proxylessnas.errors import MeasurementError, foreign
 from proxylessnas.export.compare import eager_outputs
 from proxylessnas.hardware.count import count_macs
-from proxylessnas.hardware.runtimes.base import Session, description, file_bytes, full_name
+from proxylessnas.hardware.runtimes.base import Session, Shape, description, full_name
+from proxylessnas.hardware.runtimes.files import checked_file
 from proxylessnas.seeds import derive_seed
 
 MS_PER_MAC = 5e-8
@@ -52,7 +54,9 @@ class FakeRuntime:
         layers = sum(isinstance(m, nn.Linear | nn.modules.conv._ConvNd) for m in module.modules())
         return FakeSession(self, latency_ms(count_macs(module, inputs), layers), module, inputs)
 
-    def load_file(self, path: str | Path, *, batch: int = 1) -> Session:
+    def load_file(
+        self, path: str | Path, *, batch: int = 1, shapes: Mapping[str, Shape] | None = None
+    ) -> Session:
         return FakeSession(self, latency_ms(*_onnx_work(path, batch)))
 
 
@@ -102,7 +106,7 @@ def _onnx_work(path: str | Path, batch: int) -> tuple[int, int]:
     """(MACs, weighted layers) of an ONNX file, so that a file costs as much as its module."""
     import onnx
 
-    content = file_bytes(path, ".onnx", "the fake runtime")
+    content = checked_file(path, ".onnx", "the fake runtime").read_bytes()
     with foreign(MeasurementError, f"{path} is not an ONNX file"):
         graph = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(content)).graph
     if not graph.node:

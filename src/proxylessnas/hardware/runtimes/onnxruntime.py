@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,27 +14,24 @@ from torch import Tensor, nn
 
 from proxylessnas.errors import MeasurementError, did_you_mean, foreign
 from proxylessnas.export.onnx import to_onnx
-from proxylessnas.export.onnx_session import open_session
-from proxylessnas.export.quiet import denormal_mode
+from proxylessnas.export.onnx_session import named_inputs, open_session
+from proxylessnas.export.quiet import denormal_mode, stderr_away
 from proxylessnas.hardware.host import cpu_model
-from proxylessnas.hardware.networks import OnnxNetwork
-from proxylessnas.hardware.runtimes.base import (
-    Session,
-    description,
-    file_bytes,
-    full_name,
-    is_block,
-    stand_in,
+from proxylessnas.hardware.networks import OnnxNetwork, stand_in
+from proxylessnas.hardware.runtimes.base import Session, Shape, description, full_name, is_block
+from proxylessnas.hardware.runtimes.files import (
+    FileInput,
+    checked_file,
+    full_shapes,
+    in_words,
+    onnx_precision,
 )
 
 _DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-    "tensor(float16)": "float16",
-    "tensor(int64)": "int64",
-    "tensor(int32)": "int32",
-    "tensor(uint8)": "uint8",
-    "tensor(bool)": "bool",
+    "float": "float32",
+    "double": "float64",
+    **{name: name for name in ("float16", "bool")},
+    **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
 
 
@@ -54,24 +52,31 @@ class OnnxRuntime:
         return description(self, version=ort.__version__, device=device)
 
     def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
-        arrays = [x.detach().cpu().numpy() for x in inputs]
+        arrays = named_inputs([x.detach().cpu().numpy() for x in inputs])
         block = self.provider.startswith("CPU") and is_block(inputs)
-        return _OnnxSession(partial(self.open, to_onnx(module, inputs)), arrays, block=block)
+        opened = partial(self.open, to_onnx(module, inputs))
+        with foreign(MeasurementError, "onnxruntime cannot run it", 800), stderr_away():
+            return _OnnxSession(opened, arrays, block=block)
 
-    def load_file(self, path: str | Path, *, batch: int = 1) -> Session:
-        session = self.open(file_bytes(path, ".onnx", "onnxruntime"), subject=str(path))
-        arrays = []
-        for node in session.get_inputs():
-            if node.type not in _DTYPES:
-                raise MeasurementError(f"{path} has an input of type {node.type}")
-            arrays.append(stand_in(node.shape, _DTYPES[node.type], batch))
-        return _OnnxSession(lambda profile: session, arrays, block=False)
+    def load_file(
+        self, path: str | Path, *, batch: int = 1, shapes: Mapping[str, Shape] | None = None
+    ) -> Session:
+        path = checked_file(path, ".onnx", "onnxruntime")
+        opened = self.open(str(path), subject=str(path))
+        inputs = [_file_input(node, str(path)) for node in opened.get_inputs()]
+        full = full_shapes(inputs, batch, shapes or {}, str(path))
+        arrays = {x.name: stand_in(full[x.name], x.dtype) for x in inputs}
+        with foreign(MeasurementError, f"onnxruntime cannot run {path}", 800), stderr_away():
+            session = _OnnxSession(lambda profile: opened, arrays, block=False)
+        session.precision = onnx_precision(path)
+        session.file = in_words(inputs, full, session.precision)
+        return session
 
-    def open(self, content: bytes, profile: str = "", *, subject: str = "the network") -> Any:
+    def open(self, model: bytes | str, profile: str = "", *, subject: str = "the network") -> Any:
         """An `InferenceSession` on this provider; profile: see `open_session`."""
-        with foreign(MeasurementError, f"onnxruntime cannot load {subject}"), denormal_mode():
+        with foreign(MeasurementError, f"onnxruntime cannot load {subject}", 800), denormal_mode():
             session = open_session(
-                content, threads=self.threads, provider=self.provider, profile=profile
+                model, threads=self.threads, provider=self.provider, profile=profile
             )
         # A provider that fails to start is left out with a log line, and the CPU would be timed.
         first = (session.get_providers() or ["nothing"])[0]
@@ -87,6 +92,16 @@ class _OnnxSession(OnnxNetwork, Session):
     def outputs(self) -> tuple[np.ndarray[Any, Any], ...]:
         self()
         return tuple(value.numpy().copy() for value in self.binding.get_outputs())
+
+
+def _file_input(node: Any, file: str) -> FileInput:
+    kind = node.type.removeprefix("tensor(").removesuffix(")")
+    if kind not in _DTYPES:
+        raise MeasurementError(
+            f"{file} has an input {node.name!r} of the type {node.type}, which cannot be made up; "
+            f"allowed: {', '.join(_DTYPES)}"
+        )
+    return FileInput(name=node.name, shape=tuple(node.shape), dtype=_DTYPES[kind])
 
 
 def _provider(option: str) -> str:

@@ -7,6 +7,7 @@ threads are always set here.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -16,14 +17,16 @@ from torch import Tensor, nn
 
 from proxylessnas.errors import MeasurementError, foreign
 from proxylessnas.export.onnx import to_onnx
+from proxylessnas.export.onnx_session import named_inputs
 from proxylessnas.hardware.host import cpu_model
-from proxylessnas.hardware.runtimes.base import (
-    Session,
-    description,
-    file_bytes,
-    full_name,
-    is_block,
-    stand_in,
+from proxylessnas.hardware.networks import stand_in
+from proxylessnas.hardware.runtimes.base import Session, Shape, description, full_name, is_block
+from proxylessnas.hardware.runtimes.files import (
+    FileInput,
+    checked_file,
+    full_shapes,
+    in_words,
+    onnx_precision,
 )
 
 # Importing OpenVINO would otherwise send usage data to its makers, from a forked process.
@@ -54,26 +57,30 @@ class OpenVino:
         return description(self, version=version, device=cpu_model(), precision=self.precision)
 
     def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
-        arrays = [x.detach().cpu().numpy() for x in inputs]
+        arrays = named_inputs([x.detach().cpu().numpy() for x in inputs])
         block = is_block(inputs)
-        request = self._open(to_onnx(module, inputs), block=block)
-        return _OpenVinoSession(request, arrays, block=block)
+        with foreign(MeasurementError, "openvino cannot load the network"):
+            model = self._core.read_model(to_onnx(module, inputs), b"")
+            return _OpenVinoSession(self._compiled(model, block=block), arrays, block=block)
 
-    def load_file(self, path: str | Path, *, batch: int = 1) -> Session:
-        request = self._open(file_bytes(path, ".onnx", "openvino"), str(path), batch)
-        arrays = [
-            stand_in(list(node.shape), node.element_type.to_dtype().name, batch)
-            for node in request.model_inputs
-        ]
-        return _OpenVinoSession(request, arrays)
+    def load_file(
+        self, path: str | Path, *, batch: int = 1, shapes: Mapping[str, Shape] | None = None
+    ) -> Session:
+        path = checked_file(path, ".onnx", "openvino")
+        with foreign(MeasurementError, f"openvino cannot load {path}"):
+            model = self._core.read_model(str(path))
+            inputs = [_file_input(node) for node in model.inputs]
+            full = full_shapes(inputs, batch, shapes or {}, str(path))
+            model.reshape({name: list(shape) for name, shape in full.items()})
+            request = self._compiled(model)
+        arrays = {x.name: stand_in(full[x.name], x.dtype) for x in inputs}
+        with foreign(MeasurementError, f"openvino cannot run {path}"):
+            session = _OpenVinoSession(request, arrays)
+            session()
+        session.file = in_words(inputs, full, onnx_precision(path))
+        return session
 
-    def _open(
-        self,
-        content: bytes,
-        subject: str = "the network",
-        batch: int | None = None,
-        block: bool = False,
-    ) -> Any:
+    def _compiled(self, model: Any, *, block: bool = False) -> Any:
         settings = {
             "INFERENCE_PRECISION_HINT": self.precision,
             "INFERENCE_NUM_THREADS": self.threads,
@@ -81,16 +88,13 @@ class OpenVino:
             "ENABLE_CPU_PINNING": False,  # measure.py pins, and all sessions to one core
             "PERF_COUNT": block,
         }
-        with foreign(MeasurementError, f"openvino cannot load {subject}"):
-            model = self._core.read_model(content, b"")
-            open_shapes = {
-                node: [batch if d.is_dynamic else d.get_length() for d in node.partial_shape]
-                for node in (model.inputs if batch else ())
-                if node.partial_shape.is_dynamic
-            }
-            if open_shapes:
-                model.reshape(open_shapes)
-            return self._core.compile_model(model, "CPU", settings).create_infer_request()
+        return self._core.compile_model(model, "CPU", settings).create_infer_request()
+
+
+def _file_input(node: Any) -> FileInput:
+    shape = [None if d.is_dynamic else d.get_length() for d in node.partial_shape]
+    dtype = node.element_type.to_dtype().name
+    return FileInput(name=node.get_any_name(), shape=tuple(shape), dtype=dtype)
 
 
 class _OpenVinoSession(Session):
@@ -102,13 +106,12 @@ class _OpenVinoSession(Session):
     """
 
     def __init__(
-        self, request: Any, inputs: list[np.ndarray[Any, Any]], *, block: bool = False
+        self, request: Any, arrays: Mapping[str, np.ndarray[Any, Any]], *, block: bool = False
     ) -> None:
         self._request, self._block = request, block
         self._inputs = tuple(node.get_any_name() for node in request.model_inputs)
-        # The exporter drops inputs that the graph never reads.
-        for i, array in zip(range(len(request.model_inputs)), inputs, strict=False):
-            tensor = openvino.Tensor(np.ascontiguousarray(array), shared_memory=True)
+        for i, name in enumerate(self._inputs):  # without those that the graph never reads
+            tensor = openvino.Tensor(np.ascontiguousarray(arrays[name]), shared_memory=True)
             request.set_input_tensor(i, tensor)
 
     def __call__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from proxylessnas.errors import MeasurementError, foreign
 from proxylessnas.export.fold import fold
 from proxylessnas.hardware.host import cpu_model
-from proxylessnas.hardware.runtimes.base import Session, description, full_name
+from proxylessnas.hardware.runtimes.base import Session, Shape, description, full_name
 
 OPTIONS = ("channels_last", "cuda", "graph")
 
@@ -52,7 +52,9 @@ class TorchRuntime:
             session()
             return session
 
-    def load_file(self, path: str | Path, *, batch: int = 1) -> Session:
+    def load_file(
+        self, path: str | Path, *, batch: int = 1, shapes: Mapping[str, Shape] | None = None
+    ) -> Session:
         raise MeasurementError(
             f"the runtime torch measures modules, not files such as {path}: "
             "use onnxruntime for a .onnx file"

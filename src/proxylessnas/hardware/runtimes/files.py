@@ -1,0 +1,132 @@
+"""Exported files: what goes into them, of which shapes, and the precision of their weights."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from proxylessnas.errors import MeasurementError, did_you_mean
+from proxylessnas.hardware.runtimes.base import Shape
+
+# Names of open dimensions that are no batch.
+NO_BATCH = re.compile("seq|len|time|token|frame|sample|point|height|width", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileInput:
+    """An input of an exported file. shape: numbers, and whatever stands for an open dimension."""
+
+    name: str
+    shape: tuple[Any, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        sizes = "x".join(str(size) if _is_fixed(size) else "?" for size in self.shape)
+        return f"{self.name} {sizes or 'scalar'} {short(self.dtype)}"
+
+    def allows(self, shape: Shape) -> bool:
+        """Whether the file can be fed with this shape."""
+        return len(shape) == len(self.shape) and all(
+            own == size or not _is_fixed(own) for own, size in zip(self.shape, shape, strict=True)
+        )
+
+    def of_batch(self, batch: int) -> tuple[Any, ...]:
+        """The shape with the batch as the leading dimension, where that one is open."""
+        if not self.shape or _is_fixed(self.shape[0]) or NO_BATCH.search(str(self.shape[0])):
+            return self.shape
+        return (batch, *self.shape[1:])
+
+    def example(self, batch: int) -> str:
+        """How its shape can be said."""
+        usual = "224" if len(self.shape) == 4 else "128"  # an image's side, a text's length
+        sizes = [str(s) if _is_fixed(s) else usual for s in self.of_batch(batch)]
+        return f"--shape {self.name}={'x'.join(sizes)}"
+
+
+def full_shapes(
+    inputs: Sequence[FileInput], batch: int, given: Mapping[str, Shape], file: str
+) -> dict[str, Shape]:
+    """The shapes that a file is measured with: its own, an open leading dimension the batch.
+
+    given: shapes that the user said.
+
+    Raises:
+        MeasurementError: another dimension is open and not said, a shape that is said does not
+            fit, or the file takes another batch.
+    """
+    names = [x.name for x in inputs]
+    for name, shape in given.items():
+        if name not in names:
+            raise MeasurementError(f"{file} has no input {name!r}; {did_you_mean(name, names)}")
+        x = inputs[names.index(name)]
+        if not x.allows(shape):
+            words = "x".join(map(str, shape))
+            raise MeasurementError(f"{file}: the input {x} cannot be of the shape {words}")
+    shapes = {x.name: given.get(x.name) or x.of_batch(batch) for x in inputs}
+    unknown = [x for x in inputs if not all(map(_is_fixed, shapes[x.name]))]
+    if unknown:
+        raise MeasurementError(
+            f"{file} leaves dimensions of its input open, on which its latency depends: "
+            f"{', '.join(map(str, unknown))}; say them, as "
+            f"{' '.join(x.example(batch) for x in unknown)}"
+        )
+    leading = next((shape for shape in shapes.values() if len(shape) > 1), None)
+    if leading is not None and leading[0] != batch:
+        raise MeasurementError(
+            f"{file} takes a batch of {leading[0]}, not {batch}: ask for that batch "
+            f"(--measure.batch {leading[0]}), or export it anew"
+        )
+    return {name: tuple(map(int, shape)) for name, shape in shapes.items()}
+
+
+def _is_fixed(size: object) -> bool:
+    return isinstance(size, int) and size > 0
+
+
+def checked_file(path: str | Path, suffix: str, runtime: str) -> Path:
+    """The path of an exported file.
+
+    Raises:
+        MeasurementError: it is missing, cannot be read, or is of another kind.
+    """
+    path = Path(path)
+    if path.suffix != suffix:
+        raise MeasurementError(f"{runtime} measures {suffix} files, not {path}")
+    try:
+        with path.open("rb"):
+            return path
+    except OSError as error:
+        raise MeasurementError(f"cannot read {path}: {error.strerror}") from None
+
+
+def in_words(inputs: Sequence[FileInput], shapes: Mapping[str, Shape], precision: str) -> str:
+    """What was measured of a file: every input with shape and type, and the weights' type."""
+    words = [str(replace(x, shape=shapes[x.name])) for x in inputs]
+    return ", ".join([*words, *([f"weights {precision}"] if precision else [])])
+
+
+def onnx_precision(path: Path) -> str:
+    """The type of most weights of an ONNX file, as `f32`, `f16` or `i8`; empty where it has none.
+
+    Weights in files beside it are not read.
+    """
+    import onnx
+
+    sizes: Counter[str] = Counter()
+    for weight in onnx.load(path, load_external_data=False).graph.initializer:
+        name = onnx.TensorProto.DataType.Name(weight.data_type).lower()
+        sizes[short({"float": "float32", "double": "float64"}.get(name, name))] += prod(weight.dims)
+    return sizes.most_common(1)[0][0] if sizes else ""
+
+
+def short(dtype: str) -> str:
+    """`f32` for float32, `i8` for int8, and so on."""
+    for name, letter in (("bfloat", "bf"), ("float", "f"), ("uint", "u"), ("int", "i")):
+        if dtype.startswith(name):
+            return letter + dtype.removeprefix(name)
+    return dtype
