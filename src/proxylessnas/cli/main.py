@@ -74,5 +74,5 @@ def _verb(words: list[str], signal: Signal) -> int:
         return stages.main(verb, signal, rest)
     chosen = options.parsed(verb, adders[verb], rest)
     if chosen is not None:  # torch, too, only where there is something to do
-        importlib.import_module(f"proxylessnas.cli.{verb}").main(chosen)
+        return importlib.import_module(f"proxylessnas.cli.{verb}").main(chosen) or 0
     return 0

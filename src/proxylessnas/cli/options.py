@@ -145,6 +145,11 @@ def stage_parser(verb: str) -> Parser:
     parser.add_argument("--config", help="settings from a YAML file; options go over them")
     parser.add_argument("--out", help="the run directory; default: runs/DATA-SPACE")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the directory")
+    parser.add_argument(
+        "--accept-changed-data",
+        action="store_true",
+        help="go on although images were added, removed or replaced since the run began",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument(
         "--force",

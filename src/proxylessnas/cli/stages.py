@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxylessnas.cli.options import parse, stage_parser
-from proxylessnas.config import RunConfig, parse_settings, pick
+from proxylessnas.config import DataSettings, RunConfig, parse_settings, pick
 from proxylessnas.errors import ConfigError, RunError
 from proxylessnas.io.console import Reporter, output
 from proxylessnas.io.stopping import Signal, Stopped
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Options that set nothing of a run; the second line's are the verb measure's.
 FLAGS = (
-    *("directory", "out", "resume", "quiet", "latencies", "format", "force"),
+    *("directory", "out", "resume", "accept_changed_data", "quiet", "latencies", "format", "force"),
     *("plot", "shape", "export_kit", "import_kit", "merge"),
 )
 
@@ -88,6 +88,10 @@ def _in_directory(
     with begun(RunDirectory(path, writes=ranks.is_main)) as directory:
         try:
             stored = directory.read_config() if directory.has(CONFIG) else RunConfig()
+            data = settings.get("data", stored.data)
+            if verb == "evaluate" and data != stored.data:
+                _evaluate_on(path, data, settings, flags)
+                return 0
             own_costs = {**stored.costs, **settings.get("costs", {})}
             _named_here([settings.get("space") or stored.space, *own_costs.values()], words)
             session = open_run(
@@ -99,6 +103,7 @@ def _in_directory(
                 signal=signal,
                 force=bool(flags["force"]),
                 started=started,
+                accept_changed_data=bool(flags["accept_changed_data"]),
             )
             _do(verb, session, flags, started)
             return 0
@@ -112,6 +117,17 @@ def _in_directory(
                     file=sys.stderr,
                 )
             return 130
+
+
+def _evaluate_on(
+    path: Path, data: str, settings: Mapping[str, Any], flags: Mapping[str, Any]
+) -> None:
+    """The finished run on another data set."""
+    from proxylessnas.runs.elsewhere import evaluate_on
+
+    loading = parse_settings(DataSettings, settings.get("loading", {}))
+    reporter = Reporter(quiet=bool(flags["quiet"]))
+    evaluate_on(path, data, loading, reporter, settings.get("space"))
 
 
 def _with_config(path: str | None, settings: dict[str, Any]) -> dict[str, Any]:

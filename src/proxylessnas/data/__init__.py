@@ -25,7 +25,7 @@ from proxylessnas.data.batches import WHOLE, Batches, BatchStream, LoaderBatches
 from proxylessnas.data.dataset import DataSummary, ImageData, Images
 from proxylessnas.data.decode import read_image
 from proxylessnas.data.image_batches import ImageBatches
-from proxylessnas.data.load import load_data
+from proxylessnas.data.load import load_data, load_for
 from proxylessnas.data.loader_images import LoaderImages, look_at
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "LoaderImages",
     "Share",
     "load_data",
+    "load_for",
     "look_at",
     "portion",
     "read_image",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -50,7 +50,7 @@ class DataSummary:
         channels, height, width = self.shape
         lines = [
             f"{images['train']} images ({images['search']}, {images['valid']}), {images['test']}",
-            f"{len(self.classes)} classes: {_named(self.classes)}",
+            f"{len(self.classes)} classes: {named(self.classes)}",
             f"files of {heights} x {widths} pixels, {colors}; read as {height} x {width} "
             f"{_color(channels)}",
             *(["; ".join(self.notes)] if self.notes else []),
@@ -65,7 +65,7 @@ def _color(channels: int) -> str:
     return "gray" if channels == 1 else "RGB"
 
 
-def _named(classes: Mapping[str, int]) -> str:
+def named(classes: Mapping[str, int]) -> str:
     """Each class with its images; of many the smallest and the largest."""
     if len(classes) <= MOST_NAMED:
         return ", ".join(f"{name:.60} {count:,}" for name, count in classes.items())
@@ -86,10 +86,12 @@ class Images(ABC):
 
     info: the shape of an input, mean, deviation and classes.
     augmentation: of the training images, in `batches(augment=True)`.
+    digests: part as it was stored -> (images, digest of names and sizes, of times); of files alone.
     """
 
     info: InputInfo
     augmentation: Augmentation
+    digests: Mapping[str, tuple[int, str, str]] = field(default_factory=dict)
 
     @abstractmethod
     def size(self, part: str) -> int:
@@ -113,13 +115,11 @@ class ImageData(Images):
     """A data set with fixed parts: train = search + valid, and test; made by `load_data`.
 
     store: the images of all parts; rows: part -> its images in the store.
-    digests: part as it was stored -> (images, digest of names and sizes, of times).
     """
 
     summary: DataSummary
     store: ImageStore
     rows: Mapping[str, Indices]
-    digests: Mapping[str, tuple[int, str, str]]
 
     def size(self, part: str) -> int:
         return len(self._rows(part))

@@ -30,6 +30,8 @@ DAMAGED: tuple[type[Exception], ...] = (
     *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
 
+LARGE = "--loading.max-pixels allows more"
+
 _GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSITIONS = {  # EXIF orientation -> how to set the image upright; from 5 on it lies
@@ -68,18 +70,18 @@ def opened(reader: ImageReader, index: int) -> Iterator[Image.Image]:
         with reader.open(index) as image:
             yield image
     except DAMAGED as error:
-        raise DamagedImage(f"{reader.describe(index)} ({one_line(error, 120)})") from error
+        reason = one_line(error, 120)
+        if isinstance(error, Image.DecompressionBombError):
+            reason = f"{reason.rstrip('.')}: {LARGE}"
+        raise DamagedImage(f"{reader.describe(index)} ({reason})") from error
 
 
 def shape_of(image: Image.Image) -> ImageShape:
-    """What the header says, nothing decoded; ValueError for a decompression bomb."""
+    """What the header says, nothing decoded; DecompressionBombError for too many pixels."""
     width, height = image.size
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
-        raise ValueError(
-            f"{width}x{height} pixels, more than {limit} (decompression bomb? if not: "
-            f"--loading.max-pixels {width * height})"
-        )
+        raise Image.DecompressionBombError(f"{width}x{height} pixels, more than {limit}")
     if width < 1 or height < 1:
         raise ValueError("no pixels")
     if _orientation(image) >= 5:
@@ -250,15 +252,16 @@ def preprocessing(info: InputInfo) -> dict[str, str]:
     """How an image file becomes the input, in words for whoever uses an exported file elsewhere."""
     channels, height, width = info.shape
     color = "gray" if channels == 1 else "RGB"
-    deep = "" if info.value_range is None else f", more than 8 bits from {info.value_range}"
+    low, high = info.value_range or (0, 255)
     return {
         "color_order": color,
         "layout": "batch, channels, height, width; float32",
-        "value_range": f"(pixel / 255 - mean) / std, of pixels 0 to 255{deep}",
+        "pixels": f"values from {low:g} to {high:g} in the file are 0 to 1 before normalising",
+        "normalise": "(pixel - mean) / std, a channel",
         "resize_filter": "bilinear, antialiased",
         "preprocessing": (
             f"1. set upright by EXIF; 2. to {color}, transparent pixels on white; 3. crop the "
             f"centre: the largest box of {width}:{height}, each side times {info.central_share:g} "
-            f"(central_share); 4. resize the box to {width} x {height}; 5. normalise (value_range)"
+            f"(central_share); 4. resize the box to {width} x {height}; 5. normalise"
         ),
     }

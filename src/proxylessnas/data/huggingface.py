@@ -48,7 +48,7 @@ class _ImageColumn:
             return Image.open(os.path.join(self.folder, cell))
         if isinstance(cell, list):
             return _image_of_pixels(np.asarray(cell))
-        raise ValueError("the image is missing" if not cell else f"no image but {cell!r:.60}")
+        raise ValueError("the image is missing" if cell is None else f"no image but {cell!r:.60}")
 
     def describe(self, index: int) -> str:
         return f"{self.name} row {index}"

@@ -78,7 +78,7 @@ def class_numbers(
     )
     if names:  # a part may have names where another has numbers
         numbers |= dict(zip(written, places, strict=True))
-    numbers |= {None: -1, -1: -1}
+    numbers = {None: -1, -1: -1} | numbers
     for part, labels in plain.items():
         for label in labels:
             if label not in numbers:
@@ -90,8 +90,8 @@ def class_numbers(
 
 
 def _ordered(labels: set[Any]) -> list[Any]:
-    """Numbers in their order, names in theirs."""
-    labels = labels - {None, -1}
+    """Numbers in their order, names in theirs; -1 is no class where there are two others."""
+    labels = labels - ({None, -1} if len(labels - {None, -1}) > 1 else {None})
     if all(isinstance(label, int) or re.fullmatch(r"\d{1,18}", label) for label in labels):
         return sorted(labels, key=lambda label: (int(label), str(label)))
     return sorted(labels, key=str)
@@ -101,17 +101,16 @@ def _plain_labels(
     name: str, labels: Sequence[Any], names: Sequence[str] | None
 ) -> list[int | str | None]:
     """Each label as a number or a name, None where there is none."""
-    several = [i for i, label in enumerate(labels) if _is_list(label) and len(label) != 1]
-    lists = [labels[i] for i in several]
-    if lists and (names or not _one_hot(lists)):
+    lists = [label for label in labels if _is_list(label)]
+    several = next((label for label in lists if len(label) != 1), None)
+    if several is None:
+        return [_plain(name, label) for label in labels]
+    if names or not _one_hot(lists):
         raise DataError(
-            f"{name}: one label an image is expected, not several ({lists[0]!r:.80}); choose a "
+            f"{name}: one label an image is expected, not several ({several!r:.80}); choose a "
             "column with --loading.label-column"
         )
-    plain = list(labels)
-    for i in several:
-        plain[i] = labels[i].index(1)
-    return [_plain(name, label) for label in plain]
+    return [_plain(name, label.index(1) if _is_list(label) else label) for label in labels]
 
 
 def _is_list(value: Any) -> bool:

@@ -8,21 +8,24 @@ from functools import partial
 import numpy as np
 import torch
 
+from proxylessnas.architecture import InputInfo
 from proxylessnas.config import DataSettings
-from proxylessnas.data.augment import Augmentation
-from proxylessnas.data.dataset import DataSummary, ImageData
+from proxylessnas.data.augment import NONE, Augmentation
+from proxylessnas.data.dataset import DataSummary, ImageData, named
 from proxylessnas.data.decode import allow_pixels
+from proxylessnas.data.image_batches import ImageBatches
 from proxylessnas.data.source import Source
 from proxylessnas.data.spec import open_source
 from proxylessnas.data.splits import fixed_parts, limited_parts, with_validation
 from proxylessnas.data.stores import ImageStore, PixelsInMemory, StreamedImages
-from proxylessnas.data.survey import Survey, survey_images
+from proxylessnas.data.survey import Survey, damaged_among, survey_images
 from proxylessnas.data.watching import Progress, silent
 from proxylessnas.errors import DataError
 from proxylessnas.io.process import usable_cpus
 
 DAMAGED_SHARE = 0.01  # of the images; more than this is an error
 SMALLEST_SIZE = 8  # pixels
+EVALUATION_BATCH = 250
 
 
 def load_data(
@@ -60,7 +63,7 @@ def load_data(
     parts = limited_parts(source, whole, settings.limit)
     parse_augmentation = partial(Augmentation.parse, settings.augment)
     survey = survey_images(source, parts, image_size, parse_augmentation, progress)
-    _refuse_or_warn(source.name, survey)
+    _refuse_or_warn(source.name, survey.damaged, survey.examined)
     labels = source.labels[survey.numbers]
     rows = with_validation(survey.rows, labels, source.classes, settings.valid_fraction, seed)
     left_out = {
@@ -90,12 +93,60 @@ def load_data(
     )
 
 
-def _refuse_or_warn(name: str, survey: Survey) -> None:
+def load_for(
+    spec: str, settings: DataSettings, info: InputInfo, progress: Progress = silent
+) -> tuple[ImageBatches, str]:
+    """The test part of a data set, or all images where it has none, as a network's inputs.
+
+    info: of the network, whose classes the data set must have. Returns what was read, too.
+
+    Raises:
+        DataError: the data cannot be used, or their classes are others.
+    """
+    allow_pixels(settings.max_pixels)
+    source = open_source(spec, settings, progress)
+    differing = sorted(set(source.classes) ^ set(info.classes))
+    if differing:
+        raise DataError(
+            f"{spec} has other classes than the network: {', '.join(differing[:5])} "
+            f"{'is' if len(differing) == 1 else 'are'} not in both"
+        )
+    part = "test" if "test" in source.parts else "train"
+    numbers = source.parts[part]
+    order = np.array([info.classes.index(name) for name in source.classes])
+    labels = order[source.labels[numbers]]
+    counts = np.bincount(labels, minlength=len(info.classes)).tolist()
+    damaged = damaged_among(source.reader, numbers, info, progress)
+    _refuse_or_warn(spec, tuple(damaged.values()), len(numbers))
+    intact = ~np.isin(numbers, list(damaged))
+    store = StreamedImages(
+        reader=source.reader,
+        numbers=numbers[intact],
+        labels=labels[intact],
+        info=info,
+        workers=_workers(settings),
+        max_pixels=settings.max_pixels,
+    )
+    batches = ImageBatches(
+        store=store,
+        rows=torch.arange(len(store.numbers)),
+        info=info,
+        part=part,
+        batch_size=EVALUATION_BATCH,
+        augmentation=NONE,
+        shuffle=False,
+        seed=0,
+    )
+    classes = dict(zip(info.classes, counts, strict=True))
+    return batches, f"{len(store.numbers):,} images of the {part} part; {named(classes)}"
+
+
+def _refuse_or_warn(name: str, damaged: tuple[str, ...], examined: int) -> None:
     """A warning for a few damaged images, DataError for more than 1 %."""
-    count, examined = len(survey.damaged), survey.examined
+    count = len(damaged)
     if not count:
         return
-    images = ", ".join(survey.damaged[:3]) + (f" and {count - 3} more" if count > 3 else "")
+    images = ", ".join(damaged[:3]) + (f" and {count - 3} more" if count > 3 else "")
     which = f"{count} of {examined} images of {name} cannot be decoded"
     if count > DAMAGED_SHARE * examined:
         raise DataError(
@@ -113,6 +164,10 @@ def _store(source: Source, survey: Survey, settings: DataSettings) -> ImageStore
         numbers=survey.numbers,
         labels=labels,
         info=survey.info,
-        workers=min(usable_cpus(), 8) if settings.workers is None else settings.workers,
+        workers=_workers(settings),
         max_pixels=settings.max_pixels,
     )
+
+
+def _workers(settings: DataSettings) -> int:
+    return min(usable_cpus(), 8) if settings.workers is None else settings.workers

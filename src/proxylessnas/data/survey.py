@@ -195,6 +195,26 @@ def choose_format(
     return info, size if small and decoded <= MEMORY_BYTES else None
 
 
+def damaged_among(
+    reader: ImageReader, numbers: Indices, info: InputInfo, progress: Progress
+) -> dict[int, str]:
+    """The images that cannot be made inputs of a network, number -> name and reason."""
+
+    def read(block: range) -> list[tuple[int, str]]:
+        damaged = []
+        for number in numbers[block.start : block.stop].tolist():
+            try:
+                with opened(reader, number) as image:
+                    decode(image, ImageShape(*info.shape), value_range=info.value_range)
+            except DamagedImage as damage:
+                damaged.append((number, str(damage)))
+        return damaged
+
+    return dict(
+        pair for block in _in_blocks(len(numbers), read, progress, "images") for pair in block
+    )
+
+
 class UnexpectedShape(Exception):
     """An image, of the ImageShape in `args`, is not like those that the format was chosen for."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -32,6 +32,7 @@ class ConfiguredProblem(Problem):
 
     config: names the data and how they are read; settings of the stages come with each call.
     loaders: part -> batches, in place of data that the settings name.
+    check_data: called with the data when they are read, for its errors.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class ConfiguredProblem(Problem):
     ) -> None:
         self.config, self.reporter, self.loaders = config, reporter, loaders
         self.task = Task.classification(config.search.label_smoothing)
+        self.check_data: Callable[[Images], None] = lambda data: None
 
     @cached_property
     def functions(self) -> Mapping[str, CostFunction]:  # type: ignore[override]
@@ -61,6 +63,7 @@ class ConfiguredProblem(Problem):
                 progress=update,
             )
         self.reporter.say("  " + str(data.summary).replace("\n", "\n  "))
+        self.check_data(data)
         if config.train.augment is not None:
             Augmentation.parse(config.train.augment, data.info)  # before the search is paid for
         return data

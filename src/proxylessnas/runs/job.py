@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from proxylessnas.errors import ConfigError, RunError
 from proxylessnas.hardware.costs import CostFunction, check_names
 from proxylessnas.hardware.runtimes import Runtime, make
 from proxylessnas.hardware.table import LatencyTable
-from proxylessnas.io.console import Reporter, duration
+from proxylessnas.io.console import Reporter, duration, say
 from proxylessnas.io.stopping import Signal
 from proxylessnas.limits import all_limits
 from proxylessnas.runs import summary
 from proxylessnas.runs.by_hand import STAGE as BY_HAND
 from proxylessnas.runs.by_hand import by_hand
+from proxylessnas.runs.changes import check_data, record_data
 from proxylessnas.runs.configured import ConfiguredProblem
+from proxylessnas.runs.elsewhere import accuracy_line
 from proxylessnas.runs.opening import opened
 from proxylessnas.runs.specialised import SpecialisedProblem, begin_specialised, with_defaults
 from proxylessnas.runs.teaching import prepare
@@ -76,6 +79,7 @@ def open_run(
     force: bool = False,
     started: float | None = None,
     brought: Brought | None = None,
+    accept_changed_data: bool = False,
 ) -> Session:
     """A new run, or the one in the directory.
 
@@ -84,7 +88,7 @@ def open_run(
     of `time.monotonic`; a budget counts from there. brought: objects, by the Python call.
 
     Raises:
-        RunError: there is a run and `resume` is False, or its settings differ.
+        RunError: there is a run and `resume` is False, or its settings or its data differ.
     """
     brought = brought or Brought()
     begun = ranks.of_main(lambda: directory.has(CONFIG))
@@ -121,9 +125,15 @@ def open_run(
         force=force,
         budget=open_budget(config.budget, directory, started or time.monotonic()),
     )
-    if stored is None and isinstance(problem, SpecialisedProblem):
-        return begin_specialised(session, problem)
-    return opened(session, stored)
+    if stored is not None:
+        problem.check_data = partial(check_data, session, accept_changed_data)
+        return opened(session, stored)
+    if isinstance(problem, SpecialisedProblem):
+        session = begin_specialised(session, problem)
+    else:
+        session = opened(session, None)
+    record_data(directory, problem.data)
+    return session
 
 
 def _with(stored: RunConfig, settings: Mapping[str, Any], reporter: Reporter) -> RunConfig:
@@ -255,6 +265,9 @@ def do_stage(session: Session, stage: str) -> None:
     """One stage by its name, unless it is done."""
     if session.records.done(stage):
         session.reporter.say(f"{stage}: done already in {session.store.path}")
+        if stage == "evaluate":
+            record = session.records.require(stage)
+            say(accuracy_line("test accuracy", record["accuracy"], record.get("examples")))
         return
     actions: dict[str, Callable[[Session], object]] = {
         "measure": measure,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from proxylessnas.architecture import InputInfo
+from proxylessnas.data.decode import preprocessing
 from proxylessnas.errors import ConfigError, RunError
 from proxylessnas.export.compare import Difference
 from proxylessnas.export.onnx import compare, to_onnx
@@ -41,13 +45,22 @@ def export(session: Session) -> None:
 
 def _export_onnx(session: Session) -> dict[str, Any]:
     network = trained_network(session).cpu()
-    info = session.problem.input()
-    metadata = None if info is None else asdict(info)
-    data = to_onnx(network, session.inputs, metadata=metadata)
+    data = to_onnx(network, session.inputs, metadata=_metadata(session.problem.input()))
     session.store.write(ONNX, data)
     difference = compare(network, data, session.inputs)
     report = _measured(session, network) if session.is_local else NOT_MEASURED
     return {"largest_difference": difference.relative, **report}
+
+
+def _metadata(info: InputInfo | None) -> dict[str, Any]:
+    """What whoever uses the file elsewhere must know of its inputs and outputs."""
+    made_by = {"made_by": "proxylessnas"}
+    with contextlib.suppress(PackageNotFoundError):  # a tree that is not installed
+        made_by = {"made_by": f"proxylessnas {version('proxylessnas')}"}
+    if info is None:
+        return made_by
+    outputs = {"output": "logits in the order of classes; their softmax is the probabilities"}
+    return {**asdict(info), **preprocessing(info), **outputs, **made_by}
 
 
 def _measured(session: Session, network: nn.Module) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""The trained network of a run directory, used on images that are not the run's own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from proxylessnas.architecture import Architecture, InputInfo
+from proxylessnas.config import DataSettings
+from proxylessnas.data import load_for, read_image
+from proxylessnas.data.decode import allow_pixels
+from proxylessnas.errors import ConfigError, DataError, RunError
+from proxylessnas.io.console import Reporter, say
+from proxylessnas.runs.directory import RunDirectory
+from proxylessnas.session.store import CONFIG
+from proxylessnas.spaces import build
+from proxylessnas.training.evaluate import Score, evaluate
+from proxylessnas.training.task import Task
+
+Probabilities = list[tuple[str, float]]  # of the most probable classes, these first
+
+
+def trained_network(path: Path, space: str | None = None) -> tuple[nn.Module, InputInfo]:
+    """The network of a finished run, and how images become its input.
+
+    space: the `module:factory` that may be imported, where the network is built by one.
+
+    Raises:
+        RunError: the run has no trained network.
+    """
+    directory = RunDirectory(path)
+    if not directory.has("architecture.json") or not directory.has("weights.safetensors"):
+        raise RunError(f"{path} holds no trained network: finish proxylessnas run --out {path}")
+    architecture = Architecture.load(directory.file("architecture.json"))
+    info = architecture.input
+    if info is None or len(info.shape) != 3 or not info.mean:
+        raise RunError(f"{path}/architecture.json does not say how images become inputs")
+    network = build(architecture, allow=[space] if space else [])
+    directory.load_weights("weights.safetensors", network)
+    if directory.has(CONFIG):
+        allow_pixels(directory.read_config().loading.max_pixels)
+    return network.eval(), info
+
+
+def predict(
+    path: Path, images: Sequence[str], top: int = 3, space: str | None = None
+) -> Iterator[tuple[str, Probabilities | DataError]]:
+    """(image, [(class, probability), ...]) for each image, the most probable first; or (image,
+    error) for one that cannot be read.
+
+    Raises:
+        RunError: see `trained_network`.
+    """
+    if top < 1:
+        raise ConfigError(f"top is {top}; it must be at least 1")
+    network, info = trained_network(path, space)
+    for image in images:
+        try:
+            inputs = read_image(image, info)
+        except DataError as error:
+            yield image, error
+            continue
+        with torch.inference_mode():
+            logits = network(inputs)
+        values, order = logits.softmax(1)[0].topk(min(top, logits.shape[1]))
+        named = len(info.classes) == logits.shape[1]
+        names = (info.classes[i] if named else str(i) for i in order.tolist())
+        yield image, list(zip(names, values.tolist(), strict=True))
+
+
+def evaluate_on(
+    path: Path,
+    data: str,
+    settings: DataSettings,
+    reporter: Reporter,
+    space: str | None = None,
+) -> Score:
+    """Accuracy of a finished run on the test part of another data set of the same classes, or on
+    all of its images where it has none; nothing of the run is changed.
+
+    Raises:
+        RunError: see `trained_network`. DataError: the classes differ, or images are damaged.
+    """
+    network, info = trained_network(path, space)
+    reporter.say(f"data: {data}")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(reporter.warnings_as_lines())
+        update = stack.enter_context(reporter.bar("reading the data"))
+        batches, said = load_for(data, settings, info, update)
+        reporter.say(f"  {said}")
+        update = stack.enter_context(reporter.bar("evaluating"))
+        score = evaluate(network, Task.classification(), batches, after_batch=update)
+    say(accuracy_line(f"accuracy on {data}", score.accuracy, score.examples))
+    return score
+
+
+def accuracy_line(of: str, accuracy: float | None, images: int | None) -> str:
+    """`test accuracy 97.50 % of 200 images`."""
+    share = "unknown" if accuracy is None else f"{100 * accuracy:.2f} %"
+    return f"{of} {share}" + (f" of {images:,} images" if images else "")

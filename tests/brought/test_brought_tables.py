@@ -1,0 +1,288 @@
+"""Tables as people bring them: CSV files, parquet, save_to_disk; which columns, which labels."""
+
+from __future__ import annotations
+
+import io
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from image_folders import load, make_folder, picture, sizes
+
+from proxylessnas.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.getbasetemp() / "hf")
+    )
+
+
+def refusal(spec: Path, **settings: Any) -> str:
+    with pytest.raises(DataError) as error:
+        load(spec, workers=0, **settings)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def png(number: int) -> bytes:
+    buffer = io.BytesIO()
+    picture(number).save(buffer, "png")
+    return buffer.getvalue()
+
+
+# --- parquet, as pandas or another tool writes it ---
+
+
+def parquet(root: Path, name: str = "train.parquet", **columns: list[Any]) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root.mkdir(exist_ok=True)
+    (rows,) = {len(cells) for cells in columns.values()}
+    pq.write_table(pa.table({"img": [png(i) for i in range(rows)], **columns}), root / name)
+    return root
+
+
+CYCLE = [i % 3 for i in range(21)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ([float(i) for i in CYCLE], ("0", "1", "2")),
+        ([[int(i == k) for k in range(3)] for i in CYCLE], ("0", "1", "2")),
+        ([[float(i == k) for k in range(3)] for i in CYCLE], ("0", "1", "2")),
+        ([[i] for i in CYCLE], ("0", "1", "2")),
+        ([["abc"[i]] for i in CYCLE], ("a", "b", "c")),
+        ([str(9 + i) for i in CYCLE], ("9", "10", "11")),
+        ([b"abc"[i : i + 1] for i in CYCLE], ("a", "b", "c")),
+        ([i > 1 for i in CYCLE], ("False", "True")),
+        ([-1 if i else 1 for i in CYCLE], ("-1", "1")),
+        ([(" café", "cafe\u0301", "x")[i] for i in CYCLE], ("café", "x")),
+    ],
+)
+def test_labels_of_any_plain_kind(tmp_path: Path, labels: list[Any], classes: Any) -> None:
+    summary = load(parquet(tmp_path / "x", label=labels)).summary
+    assert tuple(summary.classes) == classes
+    if len(classes) == 3:
+        assert set(summary.classes.values()) == {7}
+
+
+def test_labels_that_are_missing(tmp_path: Path) -> None:
+    labels = [float("nan"), None, *map(float, CYCLE)]
+    summary = load(parquet(tmp_path / "x", label=labels)).summary
+    assert sum(summary.classes.values()) == 21
+    assert summary.left_out == {"train image without a label": 2}
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0.37 * i for i in CYCLE], "a label is one number or name an image, not 0.37"),
+        ([[1, int(i > 1)] for i in CYCLE], "not several ([1, 0])"),
+        ([[0, 1], [2], *[[1]] * 19], "not several ([0, 1])"),
+        ([[], *[[1]] * 20], "not several ([])"),
+        ([{"a": i} for i in CYCLE], "a label is one number or name an image, not {'a': 0}"),
+    ],
+)
+def test_labels_that_are_not_one_class_an_image(
+    tmp_path: Path, labels: list[Any], message: str
+) -> None:
+    assert message in refusal(parquet(tmp_path / "x", label=labels))
+
+
+def test_two_label_columns(tmp_path: Path) -> None:
+    root = parquet(tmp_path / "x", fine_label=CYCLE, category=[i > 0 for i in CYCLE])
+    assert "has 2 label columns: fine_label, category; choose with --loading.label-column" in (
+        refusal(root)
+    )
+    assert load(root, label_column="fine_label").info.classes == ("0", "1", "2")
+    assert load(root, label_column="category").info.classes == ("False", "True")
+    assert "no column 'categroy'; did you mean category?" in refusal(root, label_column="categroy")
+
+
+def test_a_column_called_label_beside_others(tmp_path: Path) -> None:
+    summary = load(parquet(tmp_path / "x", label=CYCLE, category=CYCLE)).summary
+    assert "image column img; label column label (not category)" in str(summary)
+
+
+def test_columns_of_other_names(tmp_path: Path) -> None:
+    root = parquet(tmp_path / "x", what=CYCLE, scan=[png(50 + i) for i in range(21)])
+    assert "no label column" in refusal(root)
+    data = load(root, label_column="what", image_column="scan")
+    assert "image column scan; label column what" in str(data.summary)
+
+
+def test_pixels_as_nested_lists(tmp_path: Path) -> None:
+    pixels = [np.array(picture(i)) for i in range(21)]
+    lists, files = parquet(tmp_path / "x", label=CYCLE), parquet(tmp_path / "y", label=CYCLE)
+    parquet(lists, label=CYCLE, pixels=[p.tolist() for p in pixels])
+    a, b = load(lists, image_column="pixels"), load(files)
+    assert a.info == b.info
+    parquet(lists, label=CYCLE, pixels=[(p / 255).tolist() for p in pixels])
+    assert "are no pixels from 0 to 255" in refusal(lists, image_column="pixels")
+
+
+def test_which_split_is_said(tmp_path: Path) -> None:
+    root = parquet(tmp_path / "x", label=CYCLE)
+    parquet(root, "eval.parquet", label=CYCLE[:6])
+    data = load(root)
+    assert sizes(data)[0] == 21 and data.size("test") == 6
+    assert "train from split train" in str(data.summary)
+
+
+def test_one_parquet_file(tmp_path: Path) -> None:
+    root = parquet(tmp_path / "x", "things.parquet", label=CYCLE)
+    assert load(root / "things.parquet").info == load(root).info
+
+
+# --- Hugging Face ---
+
+
+def hugging_face(names: list[str], labels: list[int], first: int = 0) -> Any:
+    import datasets
+
+    kinds = datasets.Features({"photo": datasets.Image(), "kind": datasets.ClassLabel(names=names)})
+    cells = [{"bytes": png(first + i), "path": None} for i in range(len(labels))]
+    return datasets.Dataset.from_dict({"photo": cells, "kind": labels}, features=kinds)
+
+
+def test_a_folder_of_save_to_disk(tmp_path: Path) -> None:
+    hugging_face(["cat", "dog"], [0, 1] * 10).save_to_disk(str(tmp_path / "one"))
+    assert load(tmp_path / "one").summary.classes == {"cat": 10, "dog": 10}
+    (tmp_path / "one" / "state.json").write_text("{")
+    assert "what save_to_disk wrote to" in refusal(tmp_path / "one")
+
+
+def test_splits_that_number_their_classes_otherwise(tmp_path: Path) -> None:
+    import datasets
+
+    parts = {
+        "train": hugging_face(["cat", "dog"], [0, 1] * 10),
+        "test": hugging_face(["dog", "cat"], [0, 0, 0, 0, 1], first=50),
+    }
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "both"))
+    assert load(tmp_path / "both").summary.classes == {"cat": 11, "dog": 14}
+
+
+def test_two_columns_of_classes(tmp_path: Path) -> None:
+    import datasets
+
+    made = hugging_face(["cat", "dog"], [0, 1] * 10)
+    breed = datasets.ClassLabel(names=["a", "b", "c", "d"])
+    made = made.add_column("breed", [i % 4 for i in range(20)]).cast_column("breed", breed)
+    made.to_parquet(str(tmp_path / "train.parquet"))
+    assert "has 2 label columns: kind, breed; choose" in refusal(tmp_path)
+    assert load(tmp_path, label_column="breed").info.classes == ("a", "b", "c", "d")
+
+
+def test_class_names_in_two_unicode_forms(tmp_path: Path) -> None:
+    names = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+    hugging_face([*names, "tea"], [0, 1, 2] * 7).to_parquet(str(tmp_path / "train.parquet"))
+    assert load(tmp_path).summary.classes == {names[0]: 14, "tea": 7}
+
+
+# --- CSV ---
+
+
+def csv_of(
+    root: Path, row: str, header: str = "", name: str = "labels.csv", count: int = 10
+) -> Path:
+    """A table of two classes of images in root/images; the row is filled for each image."""
+    make_folder(root / "images", count=count)
+    lines = [header] if header else []
+    for i, path in enumerate(sorted((root / "images").rglob("*.png"))):
+        facts = {"path": path.relative_to(root), "name": path.name, "stem": path.stem, "i": i}
+        lines.append(
+            row.format(label=path.parent.name, part=("train", "test")[i % 5 == 0], **facts)
+        )
+    (root / name).write_text("\n".join(lines) + "\n")
+    return root / name
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("file,label", "{path},{label}"),
+        ("", "{path},{label}"),
+        ("", "{path} {label}"),
+        ("filename;class", "{name};{label}"),
+        ("label\tfile_name", "{label}\t{name}"),
+        ("id,breed", "{stem},{label}"),
+        ("image_id,filepath,class_name", "{stem},{path},{label}"),
+        ("index,path,label", "{i},/elsewhere/{name},{label}"),
+        ("file,label,weight", '{name},"{label}",1.5'),
+        ("\ufefffile,label", "images\\{label}\\{name},{label}"),
+    ],
+)
+def test_a_csv_of_file_and_label(tmp_path: Path, header: str, row: str) -> None:
+    data = load(csv_of(tmp_path, row, header))
+    assert data.summary.classes == {"cat": 10, "dog": 10}
+    assert data.info == load(tmp_path / "images").info  # the same images in the same parts
+    assert not data.summary.left_out
+
+
+def test_a_csv_with_a_column_of_parts(tmp_path: Path) -> None:
+    data = load(csv_of(tmp_path, "{name},{label},{part}", "file,label,data set"))
+    assert sizes(data) == [16, 14, 2, 4]
+    assert "image column file; label column label; parts from column data set" in str(data.summary)
+
+
+def test_numbers_as_classes_are_in_their_order(tmp_path: Path) -> None:
+    make_folder(tmp_path, classes=("8", "9", "10"))
+    rows = [f"{p.relative_to(tmp_path)},{p.parent.name}" for p in tmp_path.rglob("*.png")]
+    (tmp_path / "t.csv").write_text("file,label\n" + "\n".join(rows))
+    assert load(tmp_path / "t.csv").info.classes == ("8", "9", "10")
+
+
+def test_a_csv_and_its_folder_do_not_agree(tmp_path: Path) -> None:
+    path = csv_of(tmp_path, "{path},{label}", "file,label", count=120)
+    picture(1).save(tmp_path / "images" / "unlisted.png")
+    (tmp_path / "images" / "cat" / "00003.png").unlink()
+    text = path.read_text()
+    path.write_text(text + text.splitlines()[-1])
+    assert load(path).summary.left_out == {
+        "row of a file that is missing": 1,
+        "row that stands there twice": 1,
+        "image that is not in the table": 1,
+    }
+    for i in range(5):
+        (tmp_path / "images" / "dog" / f"0101{i}.png").unlink()
+    assert "6 of 241 rows name no image file under" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        ("file,label", "{path}", "row 2 has 1 cells, the first has 2"),
+        ("file", "{path}", "expected columns of file names and of labels"),
+        ("file,a,b", "{path},1,0", "no label column (expected: label, or --loading.label-column)"),
+        ("file,label,class_id", "{path},x,1", "training images of 1 class"),
+        ("file,class,species", "{path},x,y", "has 2 label columns: class, species; choose"),
+        ("file,label", "{path},{i}", "class '0' has 1 training images"),
+        ("file,label", "gone/{i}.png,{label}", "20 of 20 rows name no image file"),
+        ("file,label", "images/cat/00001.png,{label}", "stands there twice"),
+    ],
+)
+def test_tables_that_are_refused(tmp_path: Path, header: str, row: str, message: str) -> None:
+    assert message in refusal(csv_of(tmp_path, row, header))
+
+
+def test_a_name_that_several_files_have(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a")
+    make_folder(tmp_path / "b")
+    (tmp_path / "t.csv").write_text("file,label\n00001.png,x\n00002.png,y\n")
+    assert "the name '00001.png' is of several files: a/cat/00001.png, b/cat/00001.png" in (
+        refusal(tmp_path / "t.csv")
+    )
+
+
+def test_an_empty_csv(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("\n")
+    assert "is empty" in refusal(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("file,label\n")
+    assert "has a header and no rows" in refusal(tmp_path / "t.csv")
