@@ -100,8 +100,8 @@ class DataSettings:
     """Most pixels of an image file; null takes no more than 89 million, which guards against files
     that are made to fill the memory."""
     augment: str = "auto"
-    """Augmentation: auto, none, or crop or shift, flip, jitter and cutoutN (N pixels) joined by
-    +."""
+    """Augmentation: auto, none, or crop or shift, flip, randaugment, randaugmentN (magnitude 1 to
+    30) or trivialaugment, jitter and cutoutN (N pixels) joined by +."""
 
 
 @checked(place="measure")
@@ -244,7 +244,8 @@ class TrainSettings:
     """Whether batch normalisation keeps its statistics, as trained weights and few images want."""
     keep_best: Literal["never", "end", "epochs"] = "never"
     """When the validation part is scored, to end with the best weights, those before the first step
-    included: at the end, or after every epoch too, which suits a validation part of thousands."""
+    included: at the end, or after every epoch too, which suits a validation part of thousands. It
+    is not trained on then."""
     patience: Count | None = None
     """Epochs without a better score that end the training, with keep_best epochs; null: none."""
     class_weights: Literal["images", "balanced"] = "images"
@@ -269,6 +270,11 @@ class TrainSettings:
                 raise ConfigError(f"space_settings has no {name!r}; {near}")
         if self.patience is not None and self.keep_best != "epochs":
             raise ConfigError("patience counts epochs without a better score: keep_best is epochs")
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the validation part chooses the weights, and so is not trained on."""
+        return self.keep_best != "never"
 
 
 @checked(place="teach", renamed=RENAMED)

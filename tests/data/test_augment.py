@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 
 from proxylessnas.architecture import InputInfo
 from proxylessnas.data import Augmentation, augment
+from proxylessnas.errors import DataError, MissingDependency
+from proxylessnas.seeds import derive_seed
 
 _tables = st.integers(0, 1000).map(lambda seed: augment.draw(6, seed, "train", 0))
 
@@ -81,6 +85,71 @@ def test_auto(channels: int, classes: tuple[str, ...], text: str) -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["none", "crop", "shift", "crop+flip", "crop+flip+cutout16"])
+POLICIES = ("randaugment", "randaugment30", "trivialaugment")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_policy_is_torchvisions_under_the_seed_of_the_image(policy: str, channels: int) -> None:
+    """Whatever batch an image is in; the global generator stays where it was."""
+    v2 = pytest.importorskip("torchvision.transforms.v2")
+    transform = v2.TrivialAugmentWide() if policy[0] == "t" else v2.RandAugment(magnitude=9)
+    if policy.endswith("30"):
+        transform = v2.RandAugment(magnitude=30)
+    images = torch.randint(0, 256, (24, channels, 16, 20), dtype=torch.uint8)
+    table, state = augment.draw(24, 0, "train", 0), torch.random.get_rng_state()
+    changed = augment.transformed(images, Augmentation(policy=policy), table)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert changed.dtype == torch.uint8 and changed.shape == images.shape
+    parts = [
+        augment.transformed(images[at], Augmentation(policy=policy), table[at])
+        for at in (slice(0, 7), slice(7, 24))
+    ]
+    assert torch.equal(torch.cat(parts), changed)
+    for image, row, expected in zip(images, table, changed, strict=True):
+        torch.manual_seed(int(row[-1] * 2**24))
+        assert torch.equal(transform(image), expected)
+    differs = (changed != images).flatten(1).any(1)
+    assert int(differs.sum()) >= 12  # some operations are none
+    assert torch.equal(augment.transformed(images, Augmentation(), table), images)
+
+
+def test_other_columns_are_what_they_were_without_policies() -> None:
+    generator = torch.Generator().manual_seed(derive_seed(3, "augment", "train", 2))
+    table = augment.draw(50, 3, "train", 2)
+    assert torch.equal(table[:, :9], torch.rand(50, 9, generator=generator))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("randaugmnt", "did you mean randaugment"),
+        ("crop+trivialaugmentwide", "did you mean trivialaugment"),
+        ("RandAugment", "did you mean randaugment"),
+        ("randaugment31", "magnitude 1 to 30"),
+        ("randaugment0", "magnitude 1 to 30"),
+        ("randaugment+trivialaugment", "unknown augmentation"),
+        ("", "allowed: auto, none"),
+    ],
+)
+def test_an_unknown_policy(text: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        Augmentation.parse(text, InputInfo(shape=(3, 32, 32)))
+
+
+def test_a_policy_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision.transforms.v2", None)
+    with pytest.raises(MissingDependency, match=r"randaugment needs the package torchvision"):
+        Augmentation.parse("randaugment", InputInfo(shape=(3, 32, 32)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("none", "crop", "shift", "crop+flip", "crop+flip+cutout16"),
+        *POLICIES,
+        "shift+flip+randaugment12+jitter+cutout4",
+    ],
+)
 def test_policies_by_name(text: str) -> None:
     assert Augmentation.parse(text, InputInfo(shape=(3, 32, 32), classes=("a", "b"))).text == text

@@ -24,11 +24,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("photos"), count=16, size=mixed_size)
 
 
-def test_the_number_of_workers_changes_nothing(photos: Path) -> None:
+@pytest.mark.parametrize("words", ["crop+flip+cutout4", "crop+randaugment", "trivialaugment"])
+def test_the_number_of_workers_changes_nothing(photos: Path, words: str) -> None:
     state = torch.random.get_rng_state()
     made = []
     for workers in (0, 2):
-        data = load(str(photos), image_size=16, workers=workers, augment="crop+flip+cutout4")
+        data = load(str(photos), image_size=16, workers=workers, augment=words)
         stream = data.batches("train", 5, augment=True, shuffle=True, seed=3)
         made.append(list(stream.epoch(2)))
         assert same_batches(made[-1][3:], list(stream.epoch(2, start=3)))
@@ -36,15 +37,16 @@ def test_the_number_of_workers_changes_nothing(photos: Path) -> None:
     assert torch.equal(state, torch.random.get_rng_state())  # the global stream is untouched
 
 
-def test_resuming_gives_the_tail_of_the_epoch() -> None:
-    data = load("digits", limit=100, augment="crop+flip+cutout2")
+@pytest.mark.parametrize("words", ["crop+flip+cutout2", "shift+randaugment", "trivialaugment"])
+def test_resuming_gives_the_tail_of_the_epoch(words: str) -> None:
+    data = load("digits", limit=100, augment=words)
     stream = data.batches("search", 16, augment=True, shuffle=True, seed=5)
     whole = list(stream.epoch(4))
     assert len(whole) == len(stream) == 6
     for start in range(7):
         assert same_batches(whole[start:], list(stream.epoch(4, start)))
     torch.manual_seed(99)
-    again = load("digits", limit=100, augment="crop+flip+cutout2")
+    again = load("digits", limit=100, augment=words)
     other = again.batches("search", 16, augment=True, shuffle=True, seed=5)
     assert same_batches(whole, list(other.epoch(4)))
     assert not same_batches(whole, list(stream.epoch(5)))

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from proxylessnas.architecture import InputInfo
@@ -98,6 +99,10 @@ class Images(ABC):
         """The number of images of "train", "search", "valid" or "test"."""
 
     @abstractmethod
+    def class_counts(self, part: str) -> list[int]:
+        """The number of a part's images of every class."""
+
+    @abstractmethod
     def batches(
         self,
         part: str,
@@ -123,6 +128,11 @@ class ImageData(Images):
 
     def size(self, part: str) -> int:
         return len(self._rows(part))
+
+    def class_counts(self, part: str) -> list[int]:
+        labels = np.asarray(self.store.labels)[self._rows(part)]
+        counts: list[int] = np.bincount(labels, minlength=len(self.info.classes)).tolist()
+        return counts
 
     def batches(
         self,

@@ -75,6 +75,7 @@ class ImageBatches:
         loaded = self.store.load(requests, augmentation)
         for (_, uniforms), (images, labels) in zip(requests, loaded, strict=True):
             images = augment.flipped(images, augmentation, uniforms)
+            images = augment.transformed(images, augmentation, uniforms)
             images = augment.jittered(images, augmentation, uniforms)
             images = normalised(images, info.mean, info.std)
             yield augment.cut_out_(images, augmentation, uniforms), labels

@@ -38,7 +38,10 @@ class LoaderImages(Images):
     bounds: tuple[float, float]
 
     def size(self, part: str) -> int:
-        return sum(self.counts[_present(part, self.counts)])
+        return sum(self.class_counts(part))
+
+    def class_counts(self, part: str) -> list[int]:
+        return list(self.counts[_present(part, self.counts)])
 
     def batches(
         self,

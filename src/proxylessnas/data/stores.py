@@ -32,7 +32,7 @@ from proxylessnas.data.source import ImageReader, Indices
 from proxylessnas.errors import DataError
 
 # Batches to load, with everything random about them: the images' rows in the store, int64 [B],
-# and their uniform numbers, float32 [B, 9] of `augment.draw`, or [B, 0] where nothing is augmented.
+# and their uniform numbers, float32 [B, 10] of `augment.draw`, or [B, 0] where nothing is.
 Requests = Sequence[tuple[Tensor, Tensor]]
 
 # uint8 [B, C, H, W], int64 [B], and the images that cannot be decoded, each with the reason.

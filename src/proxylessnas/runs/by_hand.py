@@ -168,7 +168,8 @@ def _smaller_input(
     config = replace(session.config, image_size=int(size))
     smaller = SpecialisedProblem(config, session.reporter, session.store, problem.loaders)
     train = smaller.batches("train", config)
-    network = _tuned(session, teacher, problem.task, train, "smaller input")
+    task = problem.task_of_labels(config)
+    network = _tuned(session, teacher, task, train, "smaller input")
     accuracy = _accuracy(session, network, smaller.batches("test", config))
     return Compared(network, int(size), accuracy)
 

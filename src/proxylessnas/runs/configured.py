@@ -21,7 +21,7 @@ from proxylessnas.io.importing import imported
 from proxylessnas.seeds import derive_seed
 from proxylessnas.session.problem import Part, Problem
 from proxylessnas.spaces import build, build_supernet, complete_settings
-from proxylessnas.training.task import Task
+from proxylessnas.training.task import Task, balanced_weights
 
 SCORING_BATCH = 250
 LOADERS = "loaders"  # the data of a run whose images came from loaders, by the Python call
@@ -64,8 +64,8 @@ class ConfiguredProblem(Problem):
             )
         self.reporter.say("  " + str(data.summary).replace("\n", "\n  "))
         self.check_data(data)
-        if config.train.augment is not None:
-            Augmentation.parse(config.train.augment, data.info)  # before the search is paid for
+        for augment in filter(None, (config.teach.augment, config.train.augment)):
+            Augmentation.parse(augment, data.info)  # before the search is paid for
         return data
 
     def _looked_at(self) -> Images:
@@ -105,11 +105,22 @@ class ConfiguredProblem(Problem):
         if part == "valid":
             return batches("valid", search.valid_batch_size or search.batch_size, augment=True)
         if part == "train":
-            return batches("train", train.batch_size, augment=train.augment or True)
+            source = "search" if train.keeps_best else "train"
+            return batches(source, train.batch_size, augment=train.augment or True)
         # Plain images, as the network will see them. Shuffled: many sets come sorted by class,
         # and statistics and scores are taken from a part.
         source = {"calibration": "search", "scoring": "valid"}.get(part, part)
         return batches(source, SCORING_BATCH)
+
+    def training_task(self, config: RunConfig) -> Task:
+        return self.task_of_labels(config)
+
+    def task_of_labels(self, config: RunConfig) -> Task:
+        """The training's loss as far as it is of labels: smoothed, and weighted by class."""
+        settings, weights = config.train, None
+        if settings.class_weights == "balanced":
+            weights = balanced_weights(self.data.class_counts("train"))
+        return Task.classification(settings.label_smoothing, weights)
 
     def architecture(self, architecture: Architecture, config: RunConfig) -> Architecture:
         """With the data's input, and the training's dropout and the like."""

@@ -242,7 +242,7 @@ class SpecialisedProblem(ConfiguredProblem):
 
     def training_task(self, config: RunConfig) -> Task:
         """With the teacher's opinion beside the labels."""
-        return distilled(self.task, self.teacher())
+        return distilled(self.task_of_labels(config), self.teacher())
 
     # --- batches ---
 

@@ -51,7 +51,10 @@ def _fresh(session: Session, architecture: Architecture) -> nn.Module:
 def train_network(session: Session, stage: str, network: nn.Module, file: str) -> nn.Module:
     """Train a network in place; its weights go to `file`."""
     job = new_training(session, stage, network)
-    title = f"{session.config.train.epochs:.4g} epochs on all training images"
+    images = (
+        "the training images without the validation part" if job.best else "all training images"
+    )
+    title = f"{session.config.train.epochs:.4g} epochs on {images}"
     with session.records.stage(stage, title, session.callbacks) as facts:
         session.drive(stage, job, "training")
         session.store.save_tensors(file, network.state_dict())
@@ -61,11 +64,13 @@ def train_network(session: Session, stage: str, network: nn.Module, file: str) -
 
 def new_training(session: Session, stage: str, network: nn.Module) -> Training:
     """The training of a network in place, at its first step."""
+    problem, config = session.problem, session.config
     return Training(
         network=network,
-        task=session.problem.training_task(session.config),
-        train=session.problem.batches("train", session.config),
-        settings=session.config.train,
+        task=problem.training_task(config),
+        train=problem.batches("train", config),
+        valid=problem.batches("scoring", config) if config.train.keeps_best else None,
+        settings=config.train,
         seed=session.config.seed,
         machine=session.machine,
         ranks=session.ranks,

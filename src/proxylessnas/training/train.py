@@ -71,7 +71,7 @@ class Training:
         self.optimizer = make_optimizer(self.model, s)
         self.mix = make_mix(s.mix, s.mix_share, self.model)
         self.average = WeightAverage(self.model, s.average_decay) if s.average_decay else None
-        self.best = BestWeights() if s.keep_best != "never" else None
+        self.best = BestWeights() if s.keeps_best else None
         if self.best is not None and self.valid is None:
             raise ConfigError("train.keep_best needs a validation part, and there is none")
 
