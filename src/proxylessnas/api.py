@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from proxylessnas.architecture import Architecture
@@ -56,8 +57,8 @@ from proxylessnas.session.identity import check_identity, save_identity
 from proxylessnas.session.inputs import flatten, unflatten
 from proxylessnas.session.pipeline import find_network, told
 from proxylessnas.session.problem import ModelProblem, Problem
-from proxylessnas.session.session import BROUGHT_TABLE, Session
-from proxylessnas.session.store import CONFIG, MemoryStore, Store
+from proxylessnas.session.session import Session
+from proxylessnas.session.store import BROUGHT_TABLE, CONFIG, MemoryStore, Store
 from proxylessnas.training.callbacks import Callback, Callbacks
 from proxylessnas.training.ranks import ALONE, Ranks
 from proxylessnas.training.task import Task
@@ -132,7 +133,8 @@ class Result:
 
     @property
     def supernet(self) -> Supernet:
-        return self.search.supernet
+        """The supernet as the search left it."""
+        return self.session.finished_supernet()
 
     @property
     def probabilities(self) -> Tensor:
@@ -192,6 +194,8 @@ class Result:
                 directory.write_json("stages/search.json", record)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def search(
     model: nn.Module | None = None,
     *,
@@ -241,7 +245,8 @@ def search(
 
     train, valid: sized iterables of (inputs, target), such as DataLoaders, over different
         examples. Inputs may be a tensor, a tuple (spread over the arguments) or a dict.
-    loss: (model output, target) -> scalar.
+    loss: (model output, target) -> scalar. Parameters of modules that it is or holds (centres, a
+        classifier, log-variances) learn with the weights, without weight decay.
     example_inputs: the arguments of one forward pass; their shapes are what is measured.
     correct: (output, target) -> how many of the batch are right; lets the final choice go by
         accuracy rather than by loss.
@@ -278,7 +283,7 @@ def search(
     arguments = {name: value for name, value in locals().items() if value is not None}
     loaders = {"search": train, "valid": valid, "test": test}
     loaders |= {"calibration": calibration, "scoring": scoring}
-    batches = _batches(seed, **loaders)
+    batches = _batches(seed, example_inputs, **loaders)
     if model is None and (pretrained is not None or data is not None):
         _check(arguments, "runtime")
         return Result(session=run_whole_job(arguments, batches, out=out, ranks=ranks))
@@ -294,7 +299,7 @@ def _search_model(arguments: Mapping[str, Any], batches: Mapping[str, Batches]) 
     given, get = arguments.__getitem__, arguments.get
     runtime, table, ranks = given("runtime"), get("table"), given("ranks")
     if isinstance(get("settings"), Mapping):
-        raise ConfigError(f"settings is {type(given('settings')).__name__}, not SearchSettings")
+        raise ConfigError(f"settings is {_in_words(given('settings'))}, not SearchSettings")
     config = RunConfig(
         space=CUSTOM,
         target_latency=get("target_latency"),
@@ -322,6 +327,8 @@ def _search_model(arguments: Mapping[str, Any], batches: Mapping[str, Batches]) 
     directory = None
     if "out" in arguments:
         directory = RunDirectory(Path(given("out")), writes=ranks.is_main)
+        if ranks.is_main:
+            directory.check_free()
     with contextlib.nullcontext(MemoryStore()) if directory is None else begun(directory) as store:
         session = Session(
             config,
@@ -333,10 +340,10 @@ def _search_model(arguments: Mapping[str, Any], batches: Mapping[str, Batches]) 
             runtime_object=None if isinstance(runtime, str) else runtime,
             table_object=table if isinstance(table, LatencyTable) else None,
         )
-        return _searched(session, problem.model, directory)
+        return _searched(session, problem, directory)
 
 
-def _searched(session: Session, model: nn.Module, directory: RunDirectory | None) -> Result:
+def _searched(session: Session, problem: ModelProblem, directory: RunDirectory | None) -> Result:
     """Begin, or go on with what the directory holds, to the derived network."""
     table = session.brought_table
     if table is not None and not session.is_local:
@@ -345,13 +352,19 @@ def _searched(session: Session, model: nn.Module, directory: RunDirectory | None
     stored = None
     if directory is not None and session.ranks.of_main(lambda: directory.has(CONFIG)):
         stored = directory.read_config()
+        if stored.space != CUSTOM:
+            raise RunError(
+                f"{directory.path} holds a run of the command line, of the data {stored.data!r}: "
+                "choose another directory as `out`; load(path) reads it"
+            )
         config = dataclasses.replace(session.config, machine=stored.machine)  # chosen before
         session = session.configured(config)
-    if stored is not None and stored.space == CUSTOM:
-        check_identity(session.store, model)
+        check_identity(session.store, problem)
+    elif directory is not None:
+        directory.check_free()
     session = opened(session, stored)
     if stored is None:
-        save_identity(session.store, model)
+        save_identity(session.store, problem)
         _save_inputs(session.store, session.inputs)
     with told(session) as facts:
         find_network(session)
@@ -389,7 +402,7 @@ def load(
     config = directory.read_config()
     reporter = Reporter(quiet=quiet)
     problem: Problem
-    batches = _batches(config.seed, search=train, valid=valid)
+    batches = _batches(config.seed, example_inputs, search=train, valid=valid)
     if config.space != CUSTOM:
         if model is not None:
             raise ConfigError(f"{path} names its model in its settings: leave `model` out")
@@ -402,17 +415,17 @@ def load(
     elif model is None:
         raise RunError(f"{path} holds a search of a model of your own: load(path, model=Net())")
     else:
-        inputs = tuple(example_inputs or _load_inputs(directory))
+        inputs = tuple(_load_inputs(directory) if example_inputs is None else example_inputs)
         initialise_lazy(Supernet(model), inputs)
-        check_identity(directory, model)
         problem = ModelProblem(
             model=model,
-            task=Task(loss=loss or _no_loss, correct=correct),
+            task=Task(loss=_no_loss if loss is None else loss, correct=correct),
             inputs=inputs,
-            batches_of=batches,
+            batches_of=_batches(config.seed, inputs, search=train, valid=valid),
             functions=dict(costs or {}),
             reward=reward,
         )
+        check_identity(directory, problem, loss=loss is not None)
     session = Session(config, problem, directory, reporter=reporter, runtime_object=runtime)
     session.records.require("derive")
     return Result(session=session)
@@ -422,13 +435,14 @@ def _no_loss(output: Any, target: Any) -> Tensor:
     raise ConfigError("this needs the loss of the search: load(path, loss=...)")
 
 
-def _batches(seed: int, **loaders: Any) -> dict[str, Batches]:
-    """What was given, as `Batches`; named as in messages."""
+def _batches(seed: int, inputs: Any, **loaders: Any) -> dict[str, Batches]:
+    """What was given, as `Batches`; named as in messages. inputs: the example inputs, if given."""
+    example = tuple(inputs) if isinstance(inputs, tuple | list) else None
     names = {"search": "train"}
     return {
         part: loader
         if callable(getattr(loader, "epoch", None))  # batches already, as our own data give
-        else LoaderBatches(loader, name=names.get(part, part), seed=seed)
+        else LoaderBatches(loader, name=names.get(part, part), seed=seed, example=example)
         for part, loader in loaders.items()
         if loader is not None
     }
@@ -453,6 +467,14 @@ def _is(*kinds: Any) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, kinds)
 
 
+def _is_function(value: Any) -> bool:
+    return callable(value) and not isinstance(value, type)
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+
+
 def _is_path(value: Any) -> bool:
     return isinstance(value, str | Path) and value != ""  # which would be the directory we are in
 
@@ -460,16 +482,16 @@ def _is_path(value: Any) -> bool:
 # What arguments may be, and the words of a message for it.
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model": (_is(nn.Module), "a torch module (or leave it out, and give pretrained)"),
-    "loss": (callable, "a function (output, target) -> scalar"),
-    "train_loss": (callable, "a function (output, target) -> scalar"),
-    "correct": (callable, "a function (output, target) -> how many are right"),
-    "reward": (callable, "a function (accuracy, candidate indices) -> R"),
+    "loss": (_is_function, "a function (output, target) -> scalar"),
+    "train_loss": (_is_function, "a function (output, target) -> scalar"),
+    "correct": (_is_function, "a function (output, target) -> how many are right"),
+    "reward": (_is_function, "a function (accuracy, candidate indices) -> R"),
     "example_inputs": (
         lambda inputs: isinstance(inputs, tuple | list) and len(inputs) > 0,
         "a tuple of the arguments of one forward pass: write (x,) for a single tensor",
     ),
-    "limits": (_is(Mapping), "limits by the cost's name, as {'macs': '600M'}"),
-    "costs": (_is(Mapping), "functions by the cost's name"),
+    "limits": (_is_named, "limits by the cost's name, as {'macs': '600M'}"),
+    "costs": (_is_named, "functions by the cost's name"),
     "runtime": (
         lambda runtime: isinstance(runtime, str) or callable(getattr(runtime, "load", None)),
         "a name (onnxruntime) or a runtime",
@@ -486,7 +508,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
             isinstance(callbacks, tuple | list)
             and all(isinstance(callback, Callback) for callback in callbacks)
         ),
-        "a list of callbacks",
+        "a list of Callback objects",
     ),
     "out": (_is_path, "a path"),
     "path": (_is_path, "a path"),
@@ -504,8 +526,20 @@ def _check(arguments: Mapping[str, Any], *required: str) -> None:
     for name, (allowed, words) in _KINDS.items():
         value = arguments.get(name)
         if (value is not None or name in required) and not allowed(value):
-            given = repr(value) if isinstance(value, str) else type(value).__name__
-            raise ConfigError(f"{name} is {given}, not {words}")
+            raise ConfigError(f"{name} is {_in_words(value)}, not {words}")
+
+
+def _in_words(value: Any) -> str:
+    """An argument of the wrong kind, as a message says it: what is wrong inside, for containers."""
+    if isinstance(value, str):
+        return repr(value)
+    if isinstance(value, type):
+        return f"the class {value.__name__} itself (an instance would be {value.__name__}(...))"
+    if isinstance(value, Mapping):
+        return f"a mapping with the keys {', '.join(map(repr, value))}"
+    if isinstance(value, list | tuple) and value:
+        return f"a {type(value).__name__} of {', '.join(type(v).__name__ for v in value[:5])}"
+    return type(value).__name__
 
 
 def _check_objective(config: RunConfig, own_reward: bool) -> None:

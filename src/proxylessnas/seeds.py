@@ -8,6 +8,9 @@ changes nothing, and any step can be repeated alone.
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
@@ -26,3 +29,28 @@ def derive_seed(seed: int, *names: str | int) -> int:
         data = str(part).encode()
         digest.update(f"{'s' if isinstance(part, str) else 'i'}{len(data)}:".encode() + data)
     return int.from_bytes(digest.digest(), "big") >> 1
+
+
+@contextmanager
+def undisturbed_generators() -> Iterator[None]:
+    """The global generators of torch (CPU), numpy and Python are afterwards as they were."""
+    import numpy
+    import torch
+
+    of_python, of_numpy = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(of_python)
+        numpy.random.set_state(of_numpy)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the same generators: augmentations use any of them."""
+    import numpy
+    import torch
+
+    torch.default_generator.manual_seed(seed)
+    numpy.random.seed(seed % 2**32)
+    random.seed(seed)

@@ -162,7 +162,7 @@ def test_what_is_gone_is_not_saved(tmp_path: Path) -> None:
 
 def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:
     searched(tmp_path / "run")
-    with pytest.raises(ConfigError, match="model is type, not a torch module"):
+    with pytest.raises(ConfigError, match="model is the class Net itself"):
         proxylessnas.load(tmp_path / "run", model=Net)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="path is int, not a path"):
         proxylessnas.load(5)  # type: ignore[arg-type]
@@ -202,7 +202,7 @@ def test_another_model_than_the_one_that_was_searched(
 
 def test_other_limits_of_the_wrong_form() -> None:
     result = searched()
-    with pytest.raises(ConfigError, match="limits is list, not limits by the cost's name"):
+    with pytest.raises(ConfigError, match="limits is a list of str, not limits by the cost's name"):
         result.derive(limits=["macs"])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="peak_memory decides which candidates are searched"):
         result.derive(limits={"peak_memory": 1e-4})
@@ -286,10 +286,12 @@ def test_callbacks_hear_of_everything_in_order() -> None:
 
 
 def test_callbacks_hear_of_a_failure() -> None:
-    listening = Listening()
+    listening, calls = Listening(), iter(range(1000))
 
     def broken(output: Tensor, target: Tensor) -> Tensor:
-        raise ValueError("mine")
+        if next(calls) > 5:  # not yet where it is tried early
+            raise ValueError("mine")
+        return nn.functional.mse_loss(output, target)
 
     with pytest.raises(ValueError, match="mine"):
         proxylessnas.search(

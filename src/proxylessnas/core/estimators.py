@@ -284,7 +284,7 @@ def estimator_of(
     return make_estimator(
         settings.estimator,
         samples=settings.reinforce_samples,
-        reward=reward or make_reward(settings, costs),
+        reward=make_reward(settings, costs) if reward is None else reward,
         reinmax=settings.reinmax,
     )
 

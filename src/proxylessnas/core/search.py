@@ -11,13 +11,13 @@ Everything random derives from (seed, purpose, step), and everything that change
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from proxylessnas.config import SearchSettings
 from proxylessnas.core.costs import Costs
@@ -35,16 +35,20 @@ from proxylessnas.training.device import Machine
 from proxylessnas.training.faults import Recovery, finite, guarded, named
 from proxylessnas.training.freezing import BufferSnapshot, ModuleTensors
 from proxylessnas.training.optimizers import (
+    beside_parameters,
+    beside_tensors,
     cosine,
     gradients,
+    load_beside,
     load_model,
     load_optimizer,
     model_tensors,
     optimizer_tensors,
     sgd,
+    unshared,
 )
 from proxylessnas.training.ranks import ALONE, Ranks
-from proxylessnas.training.task import Task, batch_size, call, scalar, split
+from proxylessnas.training.task import Task, batch_size, call, not_numbers, scalar, split
 
 # Rate x steps of α: Adam moves α by about its rate a step, so this is how far α can go in a whole
 # search. A difference of 10 between two α is a probability of 0.99995.
@@ -71,6 +75,7 @@ class Search:
     frozen_statistics: batch normalisation keeps the running statistics that the weights were
         trained with, in the steps of both kinds, instead of taking those of the batch.
     ranks: each of several processes takes its slice of every batch.
+    beside: modules that learn with the weights; default: those of the loss.
 
     Raises:
         SupernetError: the model has no parameter.
@@ -91,6 +96,7 @@ class Search:
     ranks: Ranks = ALONE
     alpha: Tensor | None = None
     frozen_statistics: bool = False
+    beside: Mapping[str, nn.Module] | None = None
 
     @staticmethod
     def from_settings(
@@ -129,7 +135,12 @@ class Search:
             )
         self.total, self.stopped = self.schedule.total, False
         self.model = self.machine.place(self.supernet.model)
-        self.tensors = collect_tensors(self.supernet)
+        # A loss may have parameters as well: they learn in weight steps, and stay in others.
+        beside = self.task.modules_beside(self.model) if self.beside is None else self.beside
+        self.losses = dict(beside)
+        for module in self.losses.values():
+            self.machine.place(module)
+        self.tensors = collect_tensors(self.supernet, self.losses.values())
         self.step, self.latest, self.recovery = 0, LatestStep(), Recovery()
         self.batch: Any = None
         self._again: Callable[[Any], Any] = lambda _: None  # the latest step, on another batch
@@ -142,8 +153,12 @@ class Search:
 
     def _make_optimizers(self) -> None:
         s = self.settings
-        weights = {"params": list(self.model.parameters()), "weight_decay": s.weight_decay}
-        self.weight_optimizer = sgd([weights], rate=s.learning_rate, momentum=s.momentum)
+        weights = list(self.model.parameters())
+        groups = [{"params": weights, "weight_decay": s.weight_decay}]
+        # Decay would pull the loss's own parameters towards another loss.
+        if losses := unshared(beside_parameters(self.losses).values(), weights):
+            groups.append({"params": losses, "weight_decay": 0.0})
+        self.weight_optimizer = sgd(groups, rate=s.learning_rate, momentum=s.momentum)
         # The published rate suits 114,000 architecture steps; with a few hundred α would stay
         # near uniform. So the rate follows from the number of steps unless it is set.
         steps = max(1, self.schedule.architecture_steps)
@@ -166,7 +181,8 @@ class Search:
         Returns what undoes the latter two.
         """
         modes = {module: module.training for module in self.model.modules()}
-        self.ranks.copy_main(list(self.model.state_dict().values()))
+        beside = beside_tensors(self.losses)
+        self.ranks.copy_main([*self.model.state_dict().values(), *beside.values()])
         self.model.train()
         candidates = [c for mixed in self.supernet.paths for c in mixed.candidates.values()]
         undo = self.machine.prepare(
@@ -333,7 +349,7 @@ class Search:
                 return loss, None
             with torch.no_grad():
                 correct = torch.as_tensor(self.task.correct(output, target), device=loss.device)
-            return loss, correct.float() / batch_size(target)
+            return loss, correct.float() / batch_size(target, inputs)
 
         return StepContext(
             supernet=self.supernet,
@@ -362,7 +378,10 @@ class Search:
             names = [candidates[j] for candidates, j in pairs]
             return named(supernet.names[: len(names)], names)
 
-        self.recovery.report(kind, self.step, taken, active)
+        stream = self.train_stream if kind == "weight" else self.valid_stream
+        name = "train" if kind == "weight" else "valid"
+        data = partial(not_numbers, self.batch, f"batch {stream.latest} of {name}")
+        self.recovery.report(kind, self.step, taken, active, data)
 
     def _generator(self, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.seed, purpose, self.step))
@@ -376,9 +395,9 @@ class Search:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, plain values): all that changes while a search runs."""
-        tensors = model_tensors(self.model)
+        tensors = model_tensors(self.model) | beside_tensors(self.losses)
         tensors["alpha"] = self.supernet.alpha.detach()
-        names = {id(p): n for n, p in self.model.named_parameters()}
+        names = {id(p): n for n, p in self._parameters().items()}
         tensors |= optimizer_tensors("weight_optimizer", self.weight_optimizer, names)
         names = {id(self.supernet.alpha): "alpha"}
         tensors |= optimizer_tensors("arch_optimizer", self.arch_optimizer, names)
@@ -393,13 +412,17 @@ class Search:
         }
         return tensors, values
 
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """What weight steps train, by name; what model and loss share by the model's name."""
+        return beside_parameters(self.losses) | dict(self.model.named_parameters())
+
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Continue from a `state`; streams of batches and gates derive from its counts."""
         load_model(self.model, tensors)
+        load_beside(self.losses, tensors)
         with torch.no_grad():
             self.supernet.alpha.copy_(tensors["alpha"])
-        parameters = dict(self.model.named_parameters())
-        load_optimizer("weight_optimizer", self.weight_optimizer, parameters, tensors)
+        load_optimizer("weight_optimizer", self.weight_optimizer, self._parameters(), tensors)
         load_optimizer(
             "arch_optimizer", self.arch_optimizer, {"alpha": self.supernet.alpha}, tensors
         )

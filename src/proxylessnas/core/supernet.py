@@ -13,7 +13,7 @@ one draw of gates, and keep weights of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -378,14 +378,17 @@ class SupernetTensors:
                 yield tensors[index]
 
 
-def collect_tensors(supernet: Supernet) -> SupernetTensors:
-    """Walk the model once; steps then find their tensors without a walk of their own."""
+def collect_tensors(supernet: Supernet, beside: Iterable[nn.Module] = ()) -> SupernetTensors:
+    """Walk the model once; steps then find their tensors without a walk of their own.
+
+    beside: modules that learn with the model's fixed part, such as those of the loss.
+    """
     candidates = {c for mixed in supernet.paths for c in mixed.candidates.values()}
     # `memo` holds what the walk has visited already: it does not enter the candidates. A module
     # that a candidate shares with the rest always runs, and is part of both.
     fixed = [module for _, module in supernet.model.named_modules(memo=set(candidates))]
     return SupernetTensors(
-        fixed=ModuleTensors.of(fixed),
+        fixed=ModuleTensors.of([*fixed, *beside]),
         candidates=tuple(
             tuple(
                 ModuleTensors.of(m for mixed in positions for m in mixed.candidates[name].modules())

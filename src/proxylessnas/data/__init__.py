@@ -18,6 +18,7 @@ augment.py         what augmentation there is
 image_batches.py   how batches are made of a data set
 batches.py         `Batches`, as search and training see them; a user's own loader as such
 loader_images.py   `LoaderImages`: loaders of images and labels in the place of a data set
+arguments.py       how the model takes what a user's batch holds
 """
 
 from proxylessnas.data.augment import Augmentation

@@ -12,9 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from proxylessnas.data.arguments import as_pair
 from proxylessnas.errors import DataError
-from proxylessnas.seeds import derive_seed
+from proxylessnas.seeds import derive_seed, seed_generators, undisturbed_generators
 
 Share = tuple[int, int]  # which slice, of how many
 WHOLE: Share = (0, 1)
@@ -51,14 +53,24 @@ def portion(size: int, share: Share) -> slice:
 class LoaderBatches:
     """Any sized iterable of (inputs, target), such as a DataLoader, as `Batches`.
 
-    Each batch is drawn with torch's generator seeded by (seed, name, epoch, index), so
-    shuffling and augmentation repeat; `start` skips batches by drawing them.
+    Each batch is drawn with the generators of torch, numpy and Python, and the loader's own,
+    seeded by (seed, name, epoch, index), so shuffling and augmentation repeat; `start` skips
+    batches by drawing them.
+
+    example: the model's example inputs: how it takes a batch's, see `arguments.py`.
 
     Raises:
-        DataError: the loader has no length, or is empty.
+        DataError: the loader has no length, is empty, or gives examples and not batches.
     """
 
-    def __init__(self, loader: Any, *, name: str, seed: int = 0) -> None:
+    def __init__(
+        self, loader: Any, *, name: str, seed: int = 0, example: tuple[Any, ...] | None = None
+    ) -> None:
+        if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+            raise DataError(
+                f"{name} is a data set ({type(loader).__name__}), which gives one example at a "
+                f"time: give its batches, as DataLoader({name}, batch_size=64)"
+            )
         try:
             self._length = len(loader)
         except TypeError:
@@ -68,7 +80,7 @@ class LoaderBatches:
             ) from None
         if self._length == 0:
             raise DataError(f"the {name} loader is empty")
-        self.loader, self.name, self.seed = loader, name, seed
+        self.loader, self.name, self.seed, self.example = loader, name, seed, example
 
     def __len__(self) -> int:
         return self._length
@@ -78,18 +90,30 @@ class LoaderBatches:
     ) -> Iterator[Any]:
         iterator: Iterator[Any] | None = None
         for index in range(self._length):
-            # Samplers and augmentations draw from the global generator, some of them late.
-            with torch.random.fork_rng(devices=[]):
-                seed = derive_seed(self.seed, "loader", self.name, epoch, index)
-                torch.default_generator.manual_seed(seed)
+            # Samplers and augmentations draw from the global generators, some of them late.
+            seed = derive_seed(self.seed, "loader", self.name, epoch, index)
+            with undisturbed_generators():
+                seed_generators(seed)
                 if iterator is None:  # its truth would be the user's own `__len__`
+                    for generator in self._generators():  # their state is how often they drew
+                        generator.manual_seed(seed)
                     iterator = iter(self.loader)
                 try:
                     batch = next(iterator)
                 except StopIteration:
                     return
             if index >= start and (index - start) % step == 0:
+                batch = as_pair(batch, self.example)
                 yield batch if share == WHOLE else _cut(batch, share)
+
+    def _generators(self) -> list[torch.Generator]:
+        """The loader's own, and those of its samplers."""
+        owners, loader = [self.loader], self.loader
+        if isinstance(loader, DataLoader):
+            owners += [loader.sampler, loader.batch_sampler]
+            owners.append(getattr(loader.batch_sampler, "sampler", None))
+        each = [getattr(owner, "generator", None) for owner in owners]
+        return [generator for generator in each if isinstance(generator, torch.Generator)]
 
 
 def _cut(batch: Any, share: Share) -> Any:
@@ -107,6 +131,12 @@ class BatchStream:
     def __init__(self, batches: Batches, drawn: int = 0, share: Share = WHOLE) -> None:
         self.batches, self.drawn, self.share = batches, drawn, share
         self._iterator: Iterator[Any] | None = None
+
+    @property
+    def latest(self) -> str:
+        """The number of the latest batch within its epoch, and the epoch's; both from 0."""
+        epoch, index = divmod(max(0, self.drawn - 1), len(self.batches))
+        return f"{index} of epoch {epoch}"
 
     def draw(self) -> Any:
         """The next batch; DataError where an epoch has fewer batches than its length."""

@@ -28,7 +28,7 @@ from typing import IO, TypeVar
 from proxylessnas.config import RunConfig, read_config
 from proxylessnas.errors import RunError
 from proxylessnas.io.files import TEMPORARY, read_bytes, write_atomic
-from proxylessnas.session.store import CONFIG, Store
+from proxylessnas.session.store import BROUGHT_TABLE, CONFIG, Store
 
 AnyStore = TypeVar("AnyStore", bound=Store)
 
@@ -128,11 +128,11 @@ class RunDirectory(Store):
         except BlockingIOError:
             self.unlock()
             raise RunError(
-                f"another process works in {self._path}; wait for it, or choose another --out"
+                f"another process works in {self._path}; wait for it, or choose another directory"
             ) from None
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
             reason = getattr(error, "strerror", None) or error
-            raise RunError(f"cannot use {self._path}: {reason}; choose another --out") from None
+            raise RunError(f"cannot use {self._path}: {reason}; choose another directory") from None
         for folder in (self._path, self.file("stages"), self.file("checkpoints")):
             for left in folder.glob(TEMPORARY):  # by a process that was killed while writing
                 left.unlink(missing_ok=True)
@@ -141,6 +141,19 @@ class RunDirectory(Store):
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def check_free(self) -> None:
+        """Refuse a directory of somebody else's files, among which a run's would be lost.
+
+        Raises:
+            RunError: it is not empty.
+        """
+        others = sorted({name.split("/")[0] for name in self.names()} - {BROUGHT_TABLE})
+        if others:
+            raise RunError(
+                f"{self._path} is not empty and holds no run ({', '.join(others[:3])}"
+                f"{', ...' if len(others) > 3 else ''}): choose a new directory"
+            )
 
     def remove_if_unused(self) -> None:
         """Take the directory away if nothing but the lock was ever put in."""

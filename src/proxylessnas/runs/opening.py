@@ -9,7 +9,8 @@ from proxylessnas.config import RunConfig
 from proxylessnas.errors import RunError
 from proxylessnas.session import STAGES
 from proxylessnas.session.pipeline import begin
-from proxylessnas.session.session import BROUGHT_TABLE, Session
+from proxylessnas.session.session import Session
+from proxylessnas.session.store import BROUGHT_TABLE
 
 # Which stage a setting first matters to: what is done with other settings is another run.
 FIRST_STAGE = {
@@ -57,7 +58,7 @@ def _check_same(session: Session, stored: RunConfig) -> None:
 def _another_run(session: Session, difference: str) -> RunError:
     return RunError(
         f"{session.store.path} holds another run: {difference}; leave it as it was, or choose "
-        "another --out"
+        "another directory"
     )
 
 
@@ -82,5 +83,5 @@ def _difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any]:
 
 
 def _plain(value: Any) -> str:
-    text = str(value)
+    text = str(value) if value != "" else "none"
     return text if len(text) < 60 else text[:57] + "..."

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from proxylessnas.errors import RunError, UserError
 from proxylessnas.io.console import Reporter
@@ -14,6 +16,12 @@ from proxylessnas.training.faults import State
 from proxylessnas.training.loop import Job
 
 CHECKPOINT_SECONDS = 30.0
+
+
+class Loads(Protocol):
+    """What takes a checkpoint's state: a job, or a part of one."""
+
+    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None: ...
 
 
 class StoreCheckpoints:
@@ -70,7 +78,7 @@ class StoreCheckpoints:
         self.store.cut_metrics(int(state[1]["metrics_size"]))
         reporter.say(f"  goes on at step {job.step}")
 
-    def load_finished(self, job: Job) -> None:
+    def load_finished(self, job: Loads) -> None:
         """The state in which a finished stage ended; the store is only read.
 
         Raises:
@@ -83,7 +91,7 @@ class StoreCheckpoints:
             )
         self._load(job, state)
 
-    def _load(self, job: Any, state: State) -> None:
+    def _load(self, job: Loads, state: State) -> None:
         """Raises RunError where the checkpoint is not of this run."""
         try:
             if not 0 <= int(state[1]["metrics_size"]) < 1 << 62:
@@ -94,5 +102,5 @@ class StoreCheckpoints:
         except (*MALFORMED, RuntimeError) as error:  # torch: shapes that differ
             raise RunError(
                 f"the checkpoint of {self.stage} in {self.store.path} is not of this run "
-                f"({type(error).__name__}): remove it, or choose another --out"
+                f"({type(error).__name__}): remove it, or choose another directory"
             ) from None

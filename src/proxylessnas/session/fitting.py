@@ -101,7 +101,7 @@ def _time_steps(session: Session, budget: Budget) -> None:
     def timed() -> dict[str, float]:
         settings = replace(session.config.search, objective="constraint")
         make = partial(estimator_of, settings, Costs.free(*session.supernet.mask.shape))
-        with undisturbed(session.supernet):
+        with undisturbed(session):
             job = on_copies(session, trial_batch(session), make)(session.config.machine)
             job.prepare()  # for good: the trial ends here
             widest = int(session.supernet.mask.sum(1).max())

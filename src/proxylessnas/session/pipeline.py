@@ -11,10 +11,12 @@ from typing import Any
 from proxylessnas.io.stopping import Stopped
 from proxylessnas.limits import check_limit_names
 from proxylessnas.session.deriving import derive
+from proxylessnas.session.early import try_early
 from proxylessnas.session.fitting import begin_within, fit
 from proxylessnas.session.measuring import measure
 from proxylessnas.session.searching import search
-from proxylessnas.session.session import BROUGHT_TABLE, Session
+from proxylessnas.session.session import Session
+from proxylessnas.session.store import BROUGHT_TABLE
 from proxylessnas.session.tuning import tune
 from proxylessnas.training.callbacks import EndMetrics, RunMetrics
 
@@ -25,6 +27,7 @@ def begin(session: Session) -> Session:
     What no network can keep, and a table of something else, is refused before anything is left.
     """
     check_names_of_limits(session)
+    try_early(session)
     if session.budget is not None:
         begin_within(session, session.budget)
     else:

@@ -115,7 +115,7 @@ class ModelProblem(Problem):
 
     def batches(self, part: Part, config: RunConfig) -> Batches:
         stand_in = {"calibration": "search", "scoring": "valid"}.get(part, part)
-        batches = self.batches_of.get(part) or self.batches_of.get(stand_in)
+        batches = self.batches_of.get(part, self.batches_of.get(stand_in))
         if batches is None:
             name = "train" if part == "search" else part  # as the argument is called
             raise DataError(f"there are no batches of `{name}`: give them to the call")

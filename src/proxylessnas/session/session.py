@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.config import RunConfig
@@ -48,14 +49,14 @@ from proxylessnas.session.budget import Budget
 from proxylessnas.session.checkpoints import StoreCheckpoints
 from proxylessnas.session.problem import Problem
 from proxylessnas.session.records import Records
-from proxylessnas.session.store import Store
+from proxylessnas.session.store import BROUGHT_TABLE, Store
 from proxylessnas.training.callbacks import Callbacks, MetricsLog, ProgressBar
 from proxylessnas.training.device import Machine, make_machine
 from proxylessnas.training.loop import Job, run_loop
+from proxylessnas.training.optimizers import load_model
 from proxylessnas.training.ranks import ALONE, Ranks
 
 TABLE = "latency_table.json"
-BROUGHT_TABLE = "brought_table.json"  # a table that was given as an object
 MAX_ARCHITECTURE_BYTES, MAX_TABLE_BYTES = 8 << 20, 64 << 20
 
 
@@ -134,7 +135,9 @@ class Session:
     @cached_property
     def runtime(self) -> Runtime:
         """What latencies are measured on."""
-        return self.runtime_object or make(self.config.runtime, threads=self.config.measure.threads)
+        if self.runtime_object is not None:
+            return self.runtime_object
+        return make(self.config.runtime, threads=self.config.measure.threads)
 
     # --- what networks cost ---
 
@@ -304,6 +307,18 @@ class Session:
                 run_loop(job, checkpoints, [MetricsLog(self.store.log), *callbacks])
             return checkpoints.save(job)
 
+    def finished_supernet(self) -> Supernet:
+        """The supernet as the search left it, which needs no batches.
+
+        Raises:
+            RunError: the search has not ended.
+        """
+        if self.search is None:
+            self.records.require("search")
+            checkpoints = StoreCheckpoints(self.store, "search", self.signal)
+            checkpoints.load_finished(_Finished(self.supernet))
+        return self.supernet
+
     def finished_search(self) -> Search:
         """The search as it ended.
 
@@ -332,3 +347,15 @@ class Session:
             return Architecture.from_json(text)
         except ArchitectureError as error:
             raise ArchitectureError(f"{self.store.file(name)}: {error}") from None
+
+
+@dataclass(frozen=True, eq=False)
+class _Finished:
+    """What a search's checkpoint says of its supernet alone."""
+
+    supernet: Supernet
+
+    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        load_model(self.supernet.model, tensors)
+        with torch.no_grad():
+            self.supernet.alpha.copy_(tensors["alpha"])

@@ -30,6 +30,7 @@ from proxylessnas.training.faults import State
 MAX_JSON_BYTES = 64 << 20
 MAX_TENSOR_BYTES = 16 << 30
 KEPT_CHECKPOINTS = 2
+BROUGHT_TABLE = "brought_table.json"  # a table that was given as an object
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 # What reading a stranger's values may raise, beside our own errors.
 MALFORMED = (

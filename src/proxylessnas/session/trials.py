@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -19,9 +17,9 @@ from proxylessnas.core.estimators import Estimator, Random
 from proxylessnas.core.objective import Alone
 from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.search import Search
-from proxylessnas.core.supernet import Supernet
 from proxylessnas.data import BatchStream, LoaderBatches
 from proxylessnas.session.session import Session
+from proxylessnas.training import freezing
 from proxylessnas.training.device import make_machine
 from proxylessnas.training.faults import explained
 
@@ -62,10 +60,14 @@ def on_copies(
 ) -> Callable[[MachineSettings], Search]:
     """Searches on one batch, each with its own copy of everything."""
     settings = replace(session.config.search, objective="constraint")
+    held = set(session.problem.task.modules().values())
 
     def trial(on: MachineSettings) -> Search:
         supernet, task = session.problem.spare(session.config)
         supernet.mask = session.supernet.mask.clone()
+        # What the copies share with the session is no copy, and must not learn.
+        beside = task.modules_beside(supernet.model)
+        beside = {name: m for name, m in beside.items() if m not in held}
         one = LoaderBatches([pytree.tree_map_only(Tensor, Tensor.clone, batch)], name="train")
         return Search(
             supernet=supernet,
@@ -79,20 +81,16 @@ def on_copies(
             schedule=Schedule.of(settings, 1),
             seed=session.config.seed,
             machine=make_machine(on),
+            beside=beside,
         )
 
     return trial
 
 
-@contextmanager
-def undisturbed(supernet: Supernet) -> Iterator[None]:
-    """Random generators and gradients as they were: a loss may reach the model past all copies."""
-    parameters = list(supernet.model.parameters())
-    gradients, python = [p.grad for p in parameters], random.getstate()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+def undisturbed(session: Session) -> AbstractContextManager[None]:
+    """Within the block a loss may reach the session's model, and its own modules, past all copies.
+
+    See `training.freezing.undisturbed`.
+    """
+    held = session.problem.task.modules().values()
+    return freezing.undisturbed([*session.supernet.model.modules(), *held])

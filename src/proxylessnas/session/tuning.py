@@ -69,7 +69,7 @@ def tune(session: Session, planned: int | None = None) -> MachineSettings:
     start = time.monotonic()
 
     def chosen() -> dict[str, Any]:
-        with undisturbed(supernet):
+        with undisturbed(session):
             probe = on_copies(session, batch)
             lasts = partial(operator.mul, steps / share)
             return asdict(best(machine, probe, rounds=rounds, steps=steps, lasts=lasts))

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from proxylessnas.data import Batches
 from proxylessnas.training.device import Machine
 from proxylessnas.training.faults import explained
-from proxylessnas.training.freezing import evaluating
+from proxylessnas.training.freezing import evaluating, frozen_buffers
 from proxylessnas.training.ranks import ALONE, Ranks, running_statistics
 from proxylessnas.training.task import Task, batch_size, call, scalar, split
 
@@ -58,24 +58,25 @@ def evaluate(
     """
     machine = machine or Machine()
     seen = torch.zeros(len(batches), 3, dtype=torch.float64)  # loss, correct, examples of each
-    with evaluating(network), explained():
+    losses = task.modules_beside(network).values()
+    with evaluating(network, *losses), frozen_buffers(losses), explained():
         for index, batch in _every(batches, ranks, examples):
             inputs, target = split(machine.put(batch))
             with machine.precision():
                 output = call(network, inputs)
                 batch_loss = scalar(task.loss(output, target))
-            size = batch_size(target)
-            correct = float(task.correct(output, target)) if task.correct else 0.0
+            size = batch_size(target, inputs)
+            correct = 0.0 if task.correct is None else float(task.correct(output, target))
             row = [float(batch_loss) * size, correct, size]
             seen[index] = torch.tensor(row, dtype=torch.float64)
             after_batch(index + 1, len(batches))
     ranks.sum([seen])
     loss, right, examples = seen.sum(0).tolist()
     seen = seen[seen[:, 2] > 0]
-    each = seen[:, 1] / seen[:, 2] if task.correct else -seen[:, 0] / seen[:, 2]
+    each = -seen[:, 0] / seen[:, 2] if task.correct is None else seen[:, 1] / seen[:, 2]
     return Score(
         loss=loss / examples,
-        accuracy=right / examples if task.correct else None,
+        accuracy=None if task.correct is None else right / examples,
         examples=int(examples),
         batches=tuple(each.tolist()),
     )
@@ -90,7 +91,7 @@ def _every(batches: Batches, ranks: Ranks, examples: int | None) -> Iterator[tup
         # As many were seen before this batch, the other ranks' being of the same size.
         if examples is not None and done and index * seen >= examples * done:
             return
-        seen += batch_size(batch[1])
+        seen += batch_size(*reversed(split(batch)))
         yield index, batch
 
 

@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 from proxylessnas.errors import DataError, UserError
 from proxylessnas.training import optimizers
 from proxylessnas.training.freezing import BufferSnapshot
-from proxylessnas.training.task import batch_size
+from proxylessnas.training.task import batch_size, split
 
 MAX_BAD_STEPS = 5  # in a row, of one kind
 MAX_RETURNS = 3
@@ -44,12 +44,16 @@ class Diverged(UserError):
 @dataclass
 class Recovery:
     """bad: steps in a row that were not finite, by kind. anchors: steps of the last two.
-    unread: steps that only the device knows about yet, the oldest first."""
+    unread: steps that only the device knows about yet, the oldest first. data: what is wrong with
+    the batch of the latest step that was not finite, if anything is."""
 
     bad: dict[str, int] = field(default_factory=dict)
     returns: int = 0
     anchors: list[int] = field(default_factory=list)
-    unread: list[tuple[str, int, Callable[[], str], Tensor]] = field(default_factory=list)
+    unread: list[tuple[str, int, Callable[[], str], Tensor, Callable[[], str]]] = field(
+        default_factory=list
+    )
+    data: str = ""
 
     @property
     def factor(self) -> float:
@@ -57,27 +61,38 @@ class Recovery:
         return LOWER**self.returns
 
     def report(
-        self, kind: str, step: int, taken: bool | Tensor, active: Callable[[], str] = str
+        self,
+        kind: str,
+        step: int,
+        taken: bool | Tensor,
+        active: Callable[[], str] = str,
+        data: Callable[[], str] = str,
     ) -> None:
-        """A step that was taken or, not being finite, updated nothing. active: names its path."""
+        """A step that was taken or, not being finite, updated nothing.
+
+        active: names its path. data: says what is wrong with its batch, if anything is.
+        """
         if isinstance(taken, Tensor):
-            self.unread.append((kind, step, active, taken))
+            self.unread.append((kind, step, active, taken, data))
         elif taken:
             self.bad[kind] = 0
         else:
-            self._failed(kind, step, active())
+            self._failed(kind, step, active(), data())
 
     def read(self, but: int = 0) -> None:
         """Learn of the steps that only the device knows about, but for the latest so many."""
         while len(self.unread) > but and not self.lost:
-            kind, step, active, taken = self.unread.pop(0)
-            self.report(kind, step, bool(taken), active)
+            kind, step, active, taken, data = self.unread.pop(0)
+            self.report(kind, step, bool(taken), active, data)
 
-    def _failed(self, kind: str, step: int, active: str) -> None:
+    def _failed(self, kind: str, step: int, active: str, data: str) -> None:
         self.bad[kind] = self.bad.get(kind, 0) + 1
+        self.data = data
         path = f" (active: {active})" if active else ""
+        cause = f": {data}" if data else ""
         warnings.warn(
-            f"the {kind} step's value was not finite at step {step}{path}; nothing was updated",
+            f"the {kind} step's value was not finite at step {step}{path}{cause}; nothing was "
+            "updated",
             stacklevel=3,
         )
 
@@ -114,6 +129,11 @@ class Recovery:
         Raises:
             Diverged: the job has gone back too often.
         """
+        if self.data:  # a lower rate does not help
+            raise Diverged(
+                f"{self.failure} {MAX_BAD_STEPS} times in a row, last at step {step}, because the "
+                f"data are not: {self.data}; mend or leave out these examples"
+            )
         if self.returns >= MAX_RETURNS:
             raise Diverged(
                 f"{self.failure} {MAX_BAD_STEPS} times in a row, last at step {step}, also after "
@@ -201,7 +221,7 @@ def explained(
                 f"a process that loads data died ({lost}): is there too little memory? lower the "
                 "number of workers (--loading.workers 0 uses none)"
             ) from None
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # they hold the memory of the step
     except MemoryError as error:
@@ -220,7 +240,8 @@ def _lost_worker(error: BaseException) -> str:
     return " ".join(found[0].split()) if found else ""
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is too little memory."""
     allocator = re.search(r"can't allocate memory|not enough memory", str(error))
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or allocator is not None
 
@@ -228,13 +249,13 @@ def _out_of_memory(error: BaseException) -> bool:
 def _advice(batch: Any, retry: Callable[[Any], object]) -> str:
     if batch is None:
         return "the network and its batch need too much memory: lower the batch size"
-    size = batch_size(batch[1])
+    size = batch_size(*reversed(split(batch)))
     half = size // 2
     while half:
         try:
-            retry(_first(half, batch))
+            retry(first_examples(half, batch))
         except Exception as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 break
             half //= 2
         else:
@@ -242,7 +263,8 @@ def _advice(batch: Any, retry: Callable[[Any], object]) -> str:
     return f"a step on a batch of {size} needs too much memory; no smaller batch fits either"
 
 
-def _first(examples: int, batch: Any) -> Any:
+def first_examples(examples: int, batch: Any) -> Any:
+    """The first so many examples of every tensor of a batch."""
     return pytree.tree_map_only(Tensor, lambda t: t[:examples] if t.dim() else t, batch)
 
 

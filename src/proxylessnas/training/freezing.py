@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from proxylessnas.seeds import undisturbed_generators
+
 
 @dataclass(frozen=True, eq=False)
 class ModuleTensors:
@@ -94,10 +96,43 @@ class BufferSnapshot:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def undisturbed(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Afterwards these modules' buffers, gradients and modes, and global generators, are as before.
+
+    Within the block no optimiser takes a step: parameters are not copied.
+    """
+    modules = list(dict.fromkeys(modules))
+    parameters = [p for module in modules for p in module.parameters(recurse=False)]
+    gradients, modes = [p.grad for p in parameters], [module.training for module in modules]
+    for parameter in parameters:
+        parameter.grad = None  # or a backward pass would add to it
+    try:
+        with undisturbed_generators(), frozen_buffers(modules):
+            yield
+    finally:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        for module, training in zip(modules, modes, strict=True):
+            module.training = training
+
+
+@contextmanager
+def frozen_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Afterwards these modules' own buffers are as before."""
+    snapshots = [BufferSnapshot(module._buffers) for module in modules if module._buffers]
+    try:
+        yield
+    finally:
+        for snapshot in snapshots:
+            snapshot.restore()
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; afterwards every submodule has its mode again."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
+    before = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
     try:
         with torch.no_grad():
             yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -102,6 +102,41 @@ def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     for name, value in tensors.items():
         if name.startswith("unsaved."):
             buffers[name[8:]].copy_(value)
+
+
+def beside_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """`loss:name.key` -> the modules' own parameters and buffers; see `Task.modules_beside`."""
+    return {
+        f"loss:{name}.{key}": tensor
+        for name, module in modules.items()
+        for key, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
+
+
+def beside_parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """The parameters among them."""
+    tensors = beside_tensors(modules)
+    return {name: p for name, p in tensors.items() if isinstance(p, nn.Parameter)}
+
+
+def unshared(
+    parameters: Iterable[nn.Parameter], others: Iterable[nn.Parameter]
+) -> list[nn.Parameter]:
+    """The parameters without those that are among the others too, each once."""
+    before = {id(p) for p in others}
+    return list({id(p): p for p in parameters if id(p) not in before}.values())
+
+
+@torch.no_grad()
+def load_beside(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `beside_tensors`."""
+    for name, tensor in beside_tensors(modules).items():
+        if isinstance(tensor, nn.Parameter) or tensor.shape == tensors[name].shape:
+            tensor.copy_(tensors[name])
+        else:  # a buffer that grew
+            module, _, key = name.removeprefix("loss:").rpartition(".")
+            modules[module]._buffers[key] = tensors[name].to(tensor.device, copy=True)
 
 
 def optimizer_tensors(

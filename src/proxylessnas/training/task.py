@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from proxylessnas.errors import DataError, UserError
@@ -33,7 +36,29 @@ class Task:
         """The loss of a weight step."""
         if self.distil_loss is not None:
             return self.distil_loss(output, target, inputs)
-        return (self.train_loss or self.loss)(output, target)
+        loss = self.loss if self.train_loss is None else self.train_loss
+        return loss(output, target)
+
+    def modules_beside(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The modules with tensors of their own that the losses hold, but for the model's, by name.
+
+        They are part of what is learned: centres, a classifier inside the loss, log-variances.
+        """
+        own = set(model.modules())
+        return {
+            name: module
+            for name, module in self.modules().items()
+            if module not in own and (module._parameters or module._buffers)
+        }
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module that the losses hold, each once, by name."""
+        holders = dict.fromkeys(m for f in (self.loss, self.train_loss) for m in held_modules(f))
+        names: dict[nn.Module, str] = {}
+        for i, holder in enumerate(holders):
+            for name, module in holder.named_modules():
+                names.setdefault(module, f"{i}.{name}" if name else str(i))
+        return {name: module for module, name in names.items()}
 
     @staticmethod
     def classification(label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> Task:
@@ -53,6 +78,37 @@ class Task:
             train_loss=smoothed,
             correct=lambda output, target: (output.argmax(1) == target).sum(),
         )
+
+
+def held_modules(function: Any) -> Iterator[nn.Module]:
+    """The modules that a function is, is bound to, closes over or calls by a global name."""
+    values, visited = [function], set()
+    while values:
+        value = values.pop(0)
+        if id(value) in visited:
+            continue
+        visited.add(id(value))
+        if isinstance(value, nn.Module):
+            yield value
+        elif isinstance(value, partial):
+            values += [value.func, *value.args, *value.keywords.values()]
+        elif inspect.ismethod(value):
+            values += [value.__self__, value.__func__]
+        elif inspect.isfunction(value):
+            names = inspect.getclosurevars(value)
+            values += [*(value.__defaults__ or ()), *names.nonlocals.values()]
+            # Of what is global, only what was written beside the function: not all of torch.
+            values += [
+                v
+                for v in names.globals.values()
+                if isinstance(v, nn.Module) or getattr(v, "__module__", None) == value.__module__
+            ]
+        elif isinstance(value, tuple | list):
+            values += value
+        elif isinstance(value, dict):
+            values += value.values()
+        elif callable(value) and not isinstance(value, type) and hasattr(value, "__dict__"):
+            values += vars(value).values()
 
 
 def balanced_weights(counts: Sequence[int]) -> Tensor:
@@ -100,7 +156,57 @@ def split(batch: Any) -> tuple[Any, Any]:
     return batch[0], batch[1]
 
 
-def batch_size(target: Any) -> int:
-    """Examples in a batch, by its target's first tensor."""
-    leaves = [leaf for leaf in pytree.tree_leaves(target) if isinstance(leaf, Tensor)]
-    return len(leaves[0]) if leaves and leaves[0].dim() else 1
+def batch_size(*parts: Any) -> int:
+    """Examples in a batch, by the first of its parts that tells: the target, then the inputs."""
+    return next((size for part in parts if (size := _size(part)) is not None), 1)
+
+
+def _size(part: Any) -> int | None:
+    if isinstance(part, Tensor):
+        return len(part) if part.dim() else None
+    if isinstance(part, PackedSequence):
+        return int(part.batch_sizes[0])
+    if isinstance(part, Mapping):
+        return next((size for v in part.values() if (size := _size(v)) is not None), None)
+    if not isinstance(part, tuple | list):
+        return _size(vars(part)) if hasattr(part, "__dict__") else None
+    tensors = [v for v in part if isinstance(v, Tensor) and v.dim()]
+    if tensors and len({len(v) for v in tensors}) == 1:
+        return len(tensors[0])  # several tensors of one batch
+    if tensors or not part or not isinstance(part[0], tuple | list):
+        return len(part)  # an entry an example: boxes of different numbers, words, numbers
+    return _size(part[0])
+
+
+def describe(value: Any) -> str:
+    """A value's tensors by shape and dtype, for messages; other values by their type.
+
+    >>> describe((torch.zeros(8, 3), [torch.zeros(2, dtype=torch.int64), None]))
+    '(float32[8, 3], [int64[2], None])'
+    """
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{k}: {describe(v)}' for k, v in list(value.items())[:8])}}}"
+    if isinstance(value, tuple | list):
+        words = [describe(v) for v in value[:4]] + ["..."] * (len(value) > 4)
+        return f"[{', '.join(words)}]" if isinstance(value, list) else f"({', '.join(words)})"
+    if value is None or isinstance(value, bool | int | float):
+        return repr(value)
+    shape = getattr(value, "shape", None)  # a numpy array, say
+    return type(value).__name__ + (f"{list(shape)}" if isinstance(shape, tuple) else "")
+
+
+def not_numbers(batch: Any, name: str) -> str:
+    """Which tensors of a batch (inputs, target) hold NaN, and how many; empty where none does.
+
+    name: of the batch, in words.
+    """
+    words = []
+    for side, part in zip(("inputs", "target"), split(batch), strict=True):
+        for path, leaf in pytree.tree_leaves_with_path(part):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                if count := int(leaf.isnan().sum()):
+                    where = side + pytree.keystr(path)
+                    words.append(f"{where} holds NaN ({count} of {leaf.numel()} numbers)")
+    return f"{name}: {', '.join(words)}" if words else ""

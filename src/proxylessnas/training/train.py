@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,16 +24,20 @@ from proxylessnas.training.freezing import BufferSnapshot
 from proxylessnas.training.mixing import make_mix
 from proxylessnas.training.optimizers import (
     adamw,
+    beside_parameters,
+    beside_tensors,
     gradients,
+    load_beside,
     load_model,
     load_optimizer,
     model_tensors,
     optimizer_tensors,
     scheduled,
     sgd,
+    unshared,
 )
 from proxylessnas.training.ranks import ALONE, Ranks, running_statistics
-from proxylessnas.training.task import Task
+from proxylessnas.training.task import Task, not_numbers
 
 
 @dataclass
@@ -61,6 +66,9 @@ class Training:
         if s.sync_batch_norm:
             self.network = synchronised(self.network, self.machine)
         self.model = self.machine.place(self.network)
+        self.beside = self.task.modules_beside(self.model)  # as in a search
+        for module in self.beside.values():
+            self.machine.place(module)
         self.replica = self.ranks.replicate(self.model, may_skip=self.may_skip)
         self.statistics = running_statistics(batch_norms(self.model))
         self.total, self.stopped = max(1, round(s.epochs * len(self.train))), False
@@ -68,7 +76,8 @@ class Training:
         self.loss: Tensor | None = None
         self.batch: Any = None
         self.stream = BatchStream(self.train, share=self.ranks.share)
-        self.optimizer = make_optimizer(self.model, s)
+        self.losses = unshared(beside_parameters(self.beside).values(), self.model.parameters())
+        self.optimizer = make_optimizer(self.model, s, self.losses)
         self.mix = make_mix(s.mix, s.mix_share, self.model)
         self.average = WeightAverage(self.model, s.average_decay) if s.average_decay else None
         self.best = BestWeights() if s.keeps_best else None
@@ -131,12 +140,16 @@ class Training:
         self.machine.seed(dropout)
         if self.mix is not None:
             self.batch = self.mix(self.batch)
-        kept = [BufferSnapshot(m._buffers) for m in self.model.modules() if m._buffers]
+        modules = [*self.model.modules(), *self.beside.values()]
+        kept = [BufferSnapshot(m._buffers) for m in modules if m._buffers]
         self.loss = self.retry(self.batch)
-        self.ranks.average([self.loss, *self.statistics])  # the gradients are averaged already
-        parameters, later = list(self.model.parameters()), self.machine.is_apart
+        # The network's gradients are averaged already.
+        losses = [p.grad for p in self.losses if p.grad is not None]
+        self.ranks.average([self.loss, *self.statistics, *losses])
+        parameters, later = [*self.model.parameters(), *self.losses], self.machine.is_apart
         taken = guarded(self.optimizer, parameters, self.loss, kept, later=later)
-        self.recovery.report("training", self.step, taken)
+        data = partial(not_numbers, self.batch, f"batch {self.stream.latest} of the training")
+        self.recovery.report("training", self.step, taken, data=data)
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.step)
@@ -168,8 +181,8 @@ class Training:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, plain values): all that changes while it trains."""
-        tensors = model_tensors(self.model)
-        names = {id(p): n for n, p in self.model.named_parameters()}
+        tensors = model_tensors(self.model) | beside_tensors(self.beside)
+        names = {id(p): n for n, p in self._parameters().items()}
         tensors |= optimizer_tensors("optimizer", self.optimizer, names)
         values = {
             "step": self.step,
@@ -184,10 +197,13 @@ class Training:
             values["best"] = self.best.values()
         return tensors, values
 
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return beside_parameters(self.beside) | dict(self.model.named_parameters())
+
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         load_model(self.model, tensors)
-        parameters = dict(self.model.named_parameters())
-        load_optimizer("optimizer", self.optimizer, parameters, tensors)
+        load_beside(self.beside, tensors)
+        load_optimizer("optimizer", self.optimizer, self._parameters(), tensors)
         self.step, self.recovery = int(values["step"]), Recovery.of(values["recovery"])
         if values["stopped"]:
             self.stop()
@@ -214,8 +230,13 @@ def synchronised(network: nn.Module, machine: Machine) -> nn.Module:
     return converted
 
 
-def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """The optimiser that the settings name; a group's `share` is of the learning rate."""
+def make_optimizer(
+    model: nn.Module, settings: TrainSettings, losses: Sequence[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """The optimiser that the settings name; a group's `share` is of the learning rate.
+
+    losses: parameters of the loss, which learn without weight decay.
+    """
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
     last = {id(p) for layer in linear for p in layer.parameters()}
     groups = []
@@ -223,6 +244,7 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
         for is_last, share in ((False, 1.0), (True, settings.classifier_rate)):
             parameters = [p for p in group["params"] if (id(p) in last) == is_last]
             groups.append({**group, "params": parameters, "share": share})
+    groups.append({"params": list(losses), "weight_decay": 0.0, "share": 1.0})
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "adamw":
         return adamw(groups, rate=settings.learning_rate)

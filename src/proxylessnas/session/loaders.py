@@ -1,0 +1,141 @@
+"""What loaders tell without an epoch: sizes, labels, whether they begin again or share examples."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sized
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset, TensorDataset
+from torch.utils.data import SubsetRandomSampler as SubsetSampler
+
+from proxylessnas.data import Batches, ImageBatches, LoaderBatches
+from proxylessnas.data.arguments import as_pair
+from proxylessnas.errors import DataError
+from proxylessnas.training.faults import first_examples
+from proxylessnas.training.task import batch_size, split
+
+
+def counts(batches: Batches) -> tuple[int, ...]:
+    """Batches an epoch; and examples, where the loader tells."""
+    loader = batches.loader if isinstance(batches, LoaderBatches) else None
+    if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, Sized):
+        return (len(batches),)
+    return len(batches), len(loader.sampler)
+
+
+def single_example(batches: Batches, first: Any, size: int) -> Any:
+    """A batch of one example, where the batches of an epoch have one; else None.
+
+    first: a batch of `size` examples, of which one is taken where only the number is known.
+    """
+    if isinstance(batches, ImageBatches):
+        examples, each = len(batches.rows), batches.batch_size
+    elif not isinstance(batches, LoaderBatches):
+        return None
+    elif isinstance(batches.loader, list | tuple):
+        pairs = (as_pair(batch, batches.example) for batch in batches.loader)
+        return next((pair for pair in pairs if batch_size(*reversed(split(pair))) == 1), None)
+    else:
+        examples, each = counts(batches)[-1], getattr(batches.loader, "batch_size", None) or 0
+        if getattr(batches.loader, "drop_last", True) or not each:
+            return None
+    return first_examples(1, first) if examples % each == 1 < size else None
+
+
+def label_range(batches: Batches) -> tuple[int, int] | None:
+    """The lowest and the highest label of a loader whose labels are at hand; else None."""
+    loader = batches.loader if isinstance(batches, LoaderBatches) else None
+    if isinstance(loader, list | tuple):
+        targets = [split(as_pair(batch))[1] for batch in loader]
+        labels = [t for t in targets if isinstance(t, Tensor) and t.dim() == 1 and t.numel()]
+        whole = torch.cat([t.flatten() for t in labels]) if len(labels) == len(targets) else None
+    else:
+        whole = _labels(getattr(loader, "dataset", None))
+    if whole is None or whole.dim() != 1 or not len(whole):
+        return None
+    if whole.is_floating_point() or whole.is_complex() or whole.dtype == torch.bool:
+        return None
+    return int(whole.min()), int(whole.max())
+
+
+def _labels(data: Any) -> Tensor | None:
+    """All labels of a data set in memory, as torchvision's call them."""
+    if isinstance(data, Subset):
+        whole = _labels(data.dataset)
+        return None if whole is None else whole[torch.as_tensor(data.indices)]
+    if isinstance(data, TensorDataset):
+        return data.tensors[-1]
+    labels = getattr(data, "targets", getattr(data, "labels", None))
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):  # none, words, lists of several lengths
+        return None
+
+
+def check_repeats(name: str, batches: Batches, first: Any) -> None:
+    """Refuse an iterator that goes on where it was: an epoch later it has nothing left.
+
+    first: the first batch of epoch 0, which this loader must give again.
+
+    Raises:
+        DataError: it does not.
+    """
+    loader = batches.loader if isinstance(batches, LoaderBatches) else None
+    if isinstance(loader, Iterator) and not _same(first, next(batches.epoch(0), None)):
+        raise DataError(
+            f"{name} is an iterator ({type(loader).__name__}) that does not begin again with the "
+            "same batch: a search goes through it epoch after epoch; give a DataLoader, a list of "
+            "batches, or an object that makes a new iterator each time"
+        )
+
+
+def _same(one: Any, other: Any) -> bool:
+    leaves = pytree.tree_leaves(one), pytree.tree_leaves(other)
+    return len(leaves[0]) == len(leaves[1]) and all(
+        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else type(a) is type(b)
+        for a, b in zip(*leaves, strict=True)
+    )
+
+
+def warn_of_sharing(loaders: Mapping[str, Batches]) -> None:
+    """Say it where training and validation batches are of the same examples."""
+    train, valid = (getattr(loaders.get(name), "loader", None) for name in ("train", "valid"))
+    if "valid" not in loaders or (train is valid and train is not None):
+        shared = "are the same loader"
+    else:
+        count = _shared(train, valid)
+        shared = f"share {count} examples"
+        if not count:
+            return
+    warnings.warn(
+        f"train and valid {shared}: alpha prefers what fits examples that the weights have "
+        "memorised; give valid examples that train has not",
+        stacklevel=2,
+    )
+
+
+def _shared(one: Any, other: Any) -> int:
+    """How many examples two `DataLoader`s have in common, as far as their samplers tell."""
+    if not isinstance(one, DataLoader) or not isinstance(other, DataLoader):
+        return 0
+    (data, rows), (others, other_rows) = _rows(one), _rows(other)
+    return len(rows & other_rows) if data is others else 0
+
+
+def _rows(loader: DataLoader[Any]) -> tuple[Any, set[int]]:
+    """The data set under a loader, and the numbers of its examples that the loader draws."""
+    data, sampler = loader.dataset, loader.sampler
+    if isinstance(sampler, SubsetSampler):
+        rows = [int(i) for i in sampler.indices]
+    elif isinstance(sampler, RandomSampler | SequentialSampler):
+        rows = list(range(len(data)))  # type: ignore[arg-type]
+    else:
+        return data, set()  # whatever it draws
+    while isinstance(data, Subset):
+        rows = [int(data.indices[i]) for i in rows]
+        data = data.dataset
+    return data, set(rows)
