@@ -146,8 +146,10 @@ class RunDirectory(Store):
         """Refuse a directory of somebody else's files, among which a run's would be lost.
 
         Raises:
-            RunError: it is not empty.
+            RunError: it is not empty, and holds no run.
         """
+        if self.has(CONFIG) or not os.path.isdir(self._path):
+            return
         others = sorted({name.split("/")[0] for name in self.names()} - {BROUGHT_TABLE})
         if others:
             raise RunError(
