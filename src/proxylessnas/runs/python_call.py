@@ -20,8 +20,7 @@ from proxylessnas.runs.directory import RunDirectory, begun
 from proxylessnas.runs.job import Brought, open_run, run_all
 from proxylessnas.runs.specialised import with_defaults
 from proxylessnas.session.session import Session
-from proxylessnas.session.store import BROUGHT_TABLE
-from proxylessnas.session.store import MemoryStore
+from proxylessnas.session.store import BROUGHT_TABLE, MemoryStore
 from proxylessnas.training.callbacks import Callbacks
 from proxylessnas.training.ranks import Ranks
 

@@ -25,7 +25,7 @@ from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.search import Search
 from proxylessnas.data import WHOLE, Batches, LoaderBatches
 from proxylessnas.data.arguments import register_dataclasses
-from proxylessnas.errors import DataError, SupernetError, UserError, one_line
+from proxylessnas.errors import DataError, UserError, one_line
 from proxylessnas.session.loaders import (
     check_repeats,
     label_range,
@@ -57,11 +57,6 @@ def try_early(session: Session) -> None:
     """
     job, device = _spoilable(session)
     modules = [*job.model.modules(), *job.losses.values()]
-    if any(t.is_inference() for t in (*job.model.parameters(), *job.model.buffers())):
-        raise SupernetError(
-            "the model was made under torch.inference_mode(), so that it cannot learn: make it "
-            "outside of that block"
-        )
     parts = _loaders(session)
     warn_of_sharing({name: batches for name, batches in parts.values()})
     _say_learning_losses(session, job)

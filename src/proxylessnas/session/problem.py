@@ -18,7 +18,7 @@ from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import RewardOf
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data.batches import Batches
-from proxylessnas.errors import ConfigError, DataError
+from proxylessnas.errors import ConfigError, DataError, SupernetError
 from proxylessnas.hardware.costs import CostFunction
 from proxylessnas.training.copying import copied
 from proxylessnas.training.task import Task
@@ -107,7 +107,13 @@ class ModelProblem(Problem):
         return self.inputs
 
     def supernet(self, config: RunConfig) -> Supernet:
-        return Supernet(self.model)
+        model = self.model
+        if any(t.is_inference() for t in (*model.parameters(), *model.buffers())):
+            raise SupernetError(
+                "the model was made under torch.inference_mode(), so that it cannot learn: make "
+                "it outside of that block"
+            )
+        return Supernet(model)
 
     def spare(self, config: RunConfig) -> tuple[Supernet, Task]:
         model, task = copied((self.model, self.task))  # a loss may hold the model
