@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from proxylessnas.training.device import Machine
-from proxylessnas.training.task import Task, call, scalar, split
+from proxylessnas.training.task import Task, call, own_tensors, scalar, split
 
 
 def cosine(rate: float, step: int, steps: int) -> float:
@@ -109,8 +109,7 @@ def beside_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     return {
         f"loss:{name}.{key}": tensor
         for name, module in modules.items()
-        for key, tensor in (*module._parameters.items(), *module._buffers.items())
-        if tensor is not None
+        for key, tensor in own_tensors(module)
     }
 
 

@@ -48,7 +48,7 @@ class Task:
         return {
             name: module
             for name, module in self.modules().items()
-            if module not in own and (module._parameters or module._buffers)
+            if module not in own and any(True for _ in own_tensors(module))
         }
 
     def modules(self) -> dict[str, nn.Module]:
@@ -78,6 +78,13 @@ class Task:
             train_loss=smoothed,
             correct=lambda output, target: (output.argmax(1) == target).sum(),
         )
+
+
+def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A module's own parameters and buffers, without its submodules'."""
+    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is not None:
+            yield name, tensor
 
 
 def held_modules(function: Any) -> Iterator[nn.Module]:
