@@ -339,7 +339,8 @@ class RunConfig:
     """One run: data set and device in, specialised network out."""
 
     data: str = ""
-    """Data set: mnist5k, digits, a folder of images, a Hugging Face data set, torchvision:NAME."""
+    """Data set: a folder of images, a .zip of one, a .csv of file names and labels, a Hugging Face
+    data set (owner/name, .parquet, save_to_disk), torchvision:NAME, mnist5k, digits."""
     image_size: Annotated[int, Ge(1), Le(4096)] | None = None
     """Height and width in pixels; null reads them from the data, 224 where sizes are mixed."""
     pretrained: str | None = None

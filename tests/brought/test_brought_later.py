@@ -240,3 +240,11 @@ def test_an_exported_file_says_what_it_takes_and_gives(finished: Path) -> None:
     assert places == sorted(places)
     assert facts["output"].startswith("logits") and facts["made_by"].startswith("proxylessnas")
     assert json.loads(facts["classes"]) == list(CLASSES)
+
+
+def test_another_name_of_the_same_data_is_no_other_data(
+    finished: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its training images must not be taken for new ones."""
+    assert main(["evaluate", str(run), f"--data={finished}/run/../images/"]) == 0
+    assert "of 12 images" in capsys.readouterr().out

@@ -21,7 +21,7 @@ usage: proxylessnas VERB [options]          proxylessnas VERB --help for the opt
   search     warm-up, then weight and architecture steps with binary gates
   derive     the most probable network within the limit -> architecture.json
   train      the derived network, on all training images
-  evaluate   its accuracy on the test part
+  evaluate   its accuracy on the test part; with --data on other images of the same classes
   export     ONNX, compared with eager and measured as the file it is
   predict    classify images with the result
   zoo        the published networks: list, build, export, measure, draw

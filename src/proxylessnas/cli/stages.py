@@ -6,15 +6,17 @@ before the options are understood.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxylessnas.cli.options import parse, stage_parser
-from proxylessnas.config import DataSettings, RunConfig, parse_settings, pick
+from proxylessnas.config import RunConfig, parse_settings, pick
 from proxylessnas.errors import ConfigError, RunError
 from proxylessnas.io.console import Reporter, output
 from proxylessnas.io.stopping import Signal, Stopped
@@ -88,12 +90,12 @@ def _in_directory(
     with begun(RunDirectory(path, writes=ranks.is_main)) as directory:
         try:
             stored = directory.read_config() if directory.has(CONFIG) else RunConfig()
-            data = settings.get("data", stored.data)
-            if verb == "evaluate" and data != stored.data:
-                _evaluate_on(path, data, settings, flags)
-                return 0
             own_costs = {**stored.costs, **settings.get("costs", {})}
             _named_here([settings.get("space") or stored.space, *own_costs.values()], words)
+            if verb == "evaluate" and _is_elsewhere(settings, stored):
+                if ranks.is_main:
+                    _evaluate_on(path, settings, stored, quiet=bool(flags["quiet"]))
+                return 0
             session = open_run(
                 directory,
                 settings,
@@ -119,15 +121,23 @@ def _in_directory(
             return 130
 
 
-def _evaluate_on(
-    path: Path, data: str, settings: Mapping[str, Any], flags: Mapping[str, Any]
-) -> None:
-    """The finished run on another data set."""
+def _is_elsewhere(settings: dict[str, Any], stored: RunConfig) -> bool:
+    """Whether other data than the run's are named; another name of the same ones is dropped."""
+    data = settings.get("data", stored.data)
+    both = os.path.exists(data) and os.path.exists(stored.data)
+    if data == stored.data or (both and os.path.samefile(data, stored.data)):
+        settings.pop("data", None)
+        return False
+    return True
+
+
+def _evaluate_on(path: Path, settings: dict[str, Any], stored: RunConfig, *, quiet: bool) -> None:
+    """The finished run on another data set, read with the run's settings but for those given."""
     from proxylessnas.runs.elsewhere import evaluate_on
 
-    loading = parse_settings(DataSettings, settings.get("loading", {}))
-    reporter = Reporter(quiet=bool(flags["quiet"]))
-    evaluate_on(path, data, loading, reporter, settings.get("space"))
+    loading = replace(stored.loading, **settings.get("loading", {}))
+    space = settings.get("space", stored.space)
+    evaluate_on(path, settings["data"], loading, Reporter(quiet=quiet), space)
 
 
 def _with_config(path: str | None, settings: dict[str, Any]) -> dict[str, Any]:

@@ -170,7 +170,7 @@ class _Layout:
     def _refuse_parts_as_classes(self, folder: Folder) -> None:
         """Folders that all hold the same folders are parts of a name that is not known, or hold
         parts themselves."""
-        inner = list(folder.folders.values())
+        inner = [unwrapped(f) for f in folder.folders.values()]
         if len(inner) < 2 or any(f.images or not f.folders for f in inner):
             return
         same = set.intersection(*({_class_name(n) for n in f.folders} for f in inner))

@@ -23,7 +23,7 @@ from proxylessnas.data.labels import IMAGE_COLUMNS, LABEL_COLUMNS, choose_column
 from proxylessnas.data.parts import parts_among
 from proxylessnas.data.source import Source, SplitPart, assemble, digest
 from proxylessnas.data.watching import Progress, silent, watched
-from proxylessnas.errors import DataError, one_line
+from proxylessnas.errors import DataError, foreign
 from proxylessnas.io.importing import optional
 
 MAX_FOLDERS = 20_000  # that are looked into for parquet
@@ -162,26 +162,29 @@ def _loaded(purpose: str, load: Callable[[Any, str], Any], progress: Progress) -
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
     if not os.access(existing, os.W_OK):
         cache = Path(tempfile.gettempdir()) / f"proxylessnas-datasets-{getpass.getuser()}"
-    errors = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
     started = time.monotonic()
-    with _without_progress_bars(datasets):
+    with _quiet(datasets), foreign(DataError, f"{purpose} cannot be loaded"):
         try:
             loaded = watched(
                 lambda: load(datasets, str(cache)),
                 lambda: progress(round(time.monotonic() - started), 0, "seconds of loading tables"),
             )
-        except errors as error:
-            raise DataError(f"{purpose} cannot be loaded: {one_line(error, 300)}") from error
+        except datasets.exceptions.DatasetsError as error:
+            raise (error.__cause__ or error) from None  # "an error occurred" is no reason
     return loaded if isinstance(loaded, dict) else {"train": loaded}
 
 
 @contextmanager
-def _without_progress_bars(datasets: Any) -> Iterator[None]:
-    disabled = datasets.are_progress_bars_disabled()
+def _quiet(datasets: Any) -> Iterator[None]:
+    """Without the library's own bars and lines: what is wrong is said in one line of ours."""
+    logging = datasets.utils.logging
+    disabled, level = datasets.are_progress_bars_disabled(), logging.get_verbosity()
     datasets.disable_progress_bars()
+    logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if not disabled:
             datasets.enable_progress_bars()
 
@@ -273,7 +276,8 @@ def _label_values(split: Any, column: str, names: list[str] | None) -> list[Any]
     """A label a row; as names where the split numbers its classes in another order than train."""
     if column not in split.features:
         return [None] * len(split)
-    values: list[Any] = split.data.column(column).to_pylist()
+    with foreign(DataError, f"the column {column} cannot be read"):
+        values: list[Any] = split.data.column(column).to_pylist()
     own = _names(split.features[column])
     if own in (None, names):
         return values

@@ -28,7 +28,7 @@ from proxylessnas.data.huggingface import (
 from proxylessnas.data.packaged import TORCHVISION, digits, mnist5k, torchvision_source
 from proxylessnas.data.source import Source
 from proxylessnas.data.tables import TABLE_SUFFIXES, table_source
-from proxylessnas.data.watching import Progress, silent
+from proxylessnas.data.watching import Progress, silent, watched
 from proxylessnas.errors import DataError, did_you_mean
 
 _BUNDLED = {"mnist5k": mnist5k, "digits": digits}
@@ -51,7 +51,7 @@ def open_source(
     if path.is_dir():
         if is_saved(path):
             return saved_source(path, settings, progress)
-        if holds_parquet(path):
+        if watched(lambda: holds_parquet(path), lambda: progress(0, 0, "tables seen")):
             return parquet_source(path, settings, progress)
         return folder_source(path, progress)
     if path.exists():

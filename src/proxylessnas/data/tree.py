@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image, features
 
 from proxylessnas.data.watching import Progress, silent
-from proxylessnas.errors import DataError, one_line
+from proxylessnas.errors import DataError, foreign, one_line
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp"),
@@ -228,10 +228,8 @@ def _sorted(folder: Folder) -> Folder:
 @functools.lru_cache(maxsize=4)
 def zipped(path: str, process: int) -> zipfile.ZipFile:
     """An open zip file; each process has its own, because a position in it is shared."""
-    try:
+    with foreign(DataError, f"{path} is no whole zip file"):
         return zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise DataError(f"{path} is no whole zip file: {one_line(error)}") from error
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,11 @@ def watched(work: Callable[[], T], tell: Callable[[], None]) -> T:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    while thread.is_alive():
+    while True:
         thread.join(EVERY)
         tell()
+        if not thread.is_alive():
+            break
     if errors:
         raise errors[0]
     return results[0]
