@@ -8,6 +8,7 @@ Read in this order:
     session.py      the three together: costs within the limits, loops, the finished search
     pipeline.py     the order of the stages, from a run's first line to its last
       early.py        before all: a batch of each loader through everything, so that it fails early
+      batch_trial.py    one batch of them
       loaders.py        what loaders tell without an epoch
       tuning.py       before them: how tensors compute here, tried once and recorded
       measuring.py    `measure`: the latency table
