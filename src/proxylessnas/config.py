@@ -54,6 +54,22 @@ def parse_minutes(text: str) -> float:
     return float(match[1]) * {"s": 1 / 60, "m": 1.0, "h": 60.0}[match[2]]
 
 
+def parse_sizes(text: str) -> tuple[int, ...] | None:
+    """Sides in pixels of `96,128,160`, the largest first; None for `auto`.
+
+    Raises:
+        ConfigError: another form, or a size is out of range.
+    """
+    if text.strip() == "auto":
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(re.fullmatch(r"\d{1,4}", word) and 1 <= int(word) <= 4096 for word in words):
+        raise ConfigError(
+            f"the image size {text!r} is not understood: write 128, 96,128,160 or auto"
+        )
+    return tuple(sorted(set(map(int, words)), reverse=True))
+
+
 def _parse_device(text: str) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
         raise ConfigError(f"the device {text!r} is not one of auto, cpu, cuda and cuda:N")
@@ -72,6 +88,8 @@ Epochs = Positive
 EpochsOrZero = Annotated[float, Ge(0)]
 Seed = Annotated[int, Ge(0), Lt(2**63)]
 Latency = Annotated[str, Parsed(parse_latency, "a latency as 12ms, 800us or 0.6x")]
+Side = Annotated[int, Ge(1), Le(4096)]
+Sizes = Annotated[str, Parsed(parse_sizes, "sizes as 96,128,160, or auto")]
 Budget = Annotated[str, Parsed(parse_minutes, "a time as 60m or 2h")]
 Device = Annotated[str, Parsed(_parse_device, "auto, cpu, cuda or cuda:N")]
 
@@ -341,8 +359,9 @@ class RunConfig:
     data: str = ""
     """Data set: a folder of images, a .zip of one, a .csv of file names and labels, a Hugging Face
     data set (owner/name, .parquet, save_to_disk), torchvision:NAME, mnist5k, digits."""
-    image_size: Annotated[int, Ge(1), Le(4096)] | None = None
-    """Height and width in pixels; null reads them from the data, 224 where sizes are mixed."""
+    image_size: Side | Sizes | None = None
+    """Height and width in pixels; null reads them from the data, 224 where sizes are mixed. With
+    pretrained also several, as 96,128,160, or auto: the one that pays under the limit is taken."""
     pretrained: str | None = None
     """Trained network that is specialised: efficientnet_lite0, _lite1, _lite2,
     torchvision:mobilenet_v2, timm:NAME, a checkpoint or a run directory; null or none trains from
@@ -381,6 +400,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         all_limits(self.limits, self.target_latency)
+        if isinstance(self.image_size, str) and not self.is_specialised:
+            raise ConfigError(
+                f"image_size is {self.image_size}: several sizes are compared with --pretrained "
+                "alone; give one, as 128"
+            )
         if self.is_specialised and self.budget is not None:
             raise ConfigError(
                 "a budget fits epochs of a search from scratch; with --pretrained leave it out: "
@@ -391,6 +415,12 @@ class RunConfig:
     def is_specialised(self) -> bool:
         """Whether the run begins with trained weights."""
         return self.pretrained not in (None, "none")
+
+    @property
+    def side(self) -> int | None:
+        """The image size where it is decided; None: that of the data."""
+        assert not isinstance(self.image_size, str), "several sizes, of which none is chosen yet"
+        return self.image_size
 
 
 # --- from plain values to settings ---

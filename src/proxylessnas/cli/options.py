@@ -97,7 +97,8 @@ def parse(parser: Parser, words: Sequence[str]) -> dict[str, Any]:
 def _value(hint: schema.Hint, text: str, name: str) -> Any:
     """A setting's value from an option: a text as it stands, null, or anything else as YAML."""
     kinds = {schema.bare(option) for option in schema.alternatives(hint)}
-    stands = kinds & {str, Literal} and not (text == "null" and type(None) in kinds)
+    other = (text == "null" and type(None) in kinds) or (text.isdigit() and int in kinds)
+    stands = kinds & {str, Literal} and not other
     return schema.from_plain(hint, text if stands else _plain(text, name), name)
 
 

@@ -58,7 +58,7 @@ class ConfiguredProblem(Problem):
             data = load_data(
                 config.data,
                 config.loading,
-                image_size=config.image_size,
+                image_size=config.side,
                 seed=config.seed,
                 progress=update,
             )
@@ -79,7 +79,7 @@ class ConfiguredProblem(Problem):
         self.reporter.say(f"  {images}")
         if "test" not in self.loaders:
             self.reporter.say("  no test batches: accuracies are of the validation images")
-        return images.resized(self.config.image_size)
+        return images.resized(self.config.side)
 
     def input(self) -> InputInfo:
         return self.data.info

@@ -21,6 +21,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TypeVar
@@ -105,6 +106,13 @@ class RunDirectory(Store):
     def size(self, name: str) -> int:
         path = self.file(name)
         return path.stat().st_size if path.exists() else 0
+
+    def below(self, folder: str) -> RunDirectory:
+        return RunDirectory(self.file(folder), writes=self.writes)
+
+    def clear(self) -> None:
+        if self.writes:
+            shutil.rmtree(self._path, ignore_errors=True)
 
     # --- settings ---
 

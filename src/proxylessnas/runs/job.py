@@ -28,6 +28,7 @@ from proxylessnas.runs.changes import check_data, record_data
 from proxylessnas.runs.configured import ConfiguredProblem
 from proxylessnas.runs.elsewhere import accuracy_line
 from proxylessnas.runs.opening import opened
+from proxylessnas.runs.sizes import decide_size, undecided
 from proxylessnas.runs.specialised import SpecialisedProblem, begin_specialised, with_defaults
 from proxylessnas.runs.teaching import prepare
 from proxylessnas.session.budget import open_budget
@@ -100,12 +101,44 @@ def open_run(
     if stored is None:
         config = parse_settings(RunConfig, with_defaults(settings))
     else:
-        config = _with(stored, settings, reporter)
+        config = _with(stored, undecided(directory, settings), reporter)
     if stored is None and resume and config.data == "":
         raise RunError(
             f"{directory.path} holds no run to go on with: give --out the directory of one, or "
             "--data to begin one"
         )
+    opening = partial(
+        _open,
+        reporter=reporter,
+        ranks=ranks,
+        signal=signal or Signal(),
+        force=force,
+        started=started or time.monotonic(),
+        brought=brought,
+    )
+    if isinstance(config.image_size, str):
+        _check(config, ranks, brought)
+        whole = problem_of(
+            dataclasses.replace(config, image_size=None), reporter, directory, brought
+        )
+        side = lambda: whole.data.info.shape[1]  # noqa: E731
+        config = stored = decide_size(config, directory, opening, side, reporter)
+    return opening(directory, config, stored)
+
+
+def _open(
+    directory: Store,
+    config: RunConfig,
+    stored: RunConfig | None,
+    *,
+    reporter: Reporter,
+    ranks: Ranks,
+    signal: Signal,
+    force: bool,
+    started: float,
+    brought: Brought,
+) -> Session:
+    """A session with these settings; stored: those that its directory holds already."""
     _check(config, ranks, brought)
     problem = problem_of(config, reporter, directory, brought)
     _ = problem.functions  # imported now, for its error
@@ -118,12 +151,12 @@ def open_run(
         directory,
         reporter=reporter,
         ranks=ranks,
-        signal=signal or Signal(),
+        signal=signal,
         callbacks=brought.callbacks,
         runtime_object=brought.runtime,
         table_object=brought.table,
         force=force,
-        budget=open_budget(config.budget, directory, started or time.monotonic()),
+        budget=open_budget(config.budget, directory, started),
     )
     if stored is not None:
         problem.check_data = partial(check_data, session, accept_changed_data)

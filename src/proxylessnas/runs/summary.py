@@ -12,6 +12,7 @@ from rich.table import Table
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.core.costs import amount
+from proxylessnas.runs.sizes import FACTS as SIZES
 from proxylessnas.session import STAGES
 from proxylessnas.session.records import BASELINES
 from proxylessnas.session.session import Session
@@ -63,11 +64,13 @@ def _specialised(session: Session, facts: dict[str, Any]) -> dict[str, Any]:
     stages = ["teach", "candidates", *(["by-hand"] if session.config.baselines else [])]
     records = {stage: session.records.require(stage) for stage in stages}
     facts["seconds"] |= {stage: record["seconds"] for stage, record in records.items()}
+    common: dict[str, Any] = {"pretrained": session.config.pretrained}
+    if session.store.has(SIZES):
+        common["sizes"] = session.store.read_json(SIZES)["tried"]
     if "by-hand" not in records:
-        return {"pretrained": session.config.pretrained}
+        return common
     compared = records["by-hand"]
-    return {
-        "pretrained": session.config.pretrained,
+    return common | {
         "majority_accuracy": compared["majority_accuracy"],
         "linear_accuracy": compared["linear_accuracy"],
         "teacher_accuracy": compared["baselines"]["teacher"]["test_accuracy"],

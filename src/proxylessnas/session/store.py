@@ -72,6 +72,14 @@ class Store(ABC):
     def size(self, name: str) -> int:
         """Bytes; 0 where it is missing."""
 
+    @abstractmethod
+    def below(self, folder: str) -> Store:
+        """A store of its own, whose files are in a folder of this one."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Remove every file."""
+
     def has(self, name: str) -> bool:
         return name in self.names()
 
@@ -232,6 +240,7 @@ class MemoryStore(Store):
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
+        self.folders: dict[str, MemoryStore] = {}
 
     def write(self, name: str, data: bytes) -> None:
         self.files[name] = data
@@ -259,6 +268,13 @@ class MemoryStore(Store):
 
     def size(self, name: str) -> int:
         return len(self.files.get(name, b""))
+
+    def below(self, folder: str) -> MemoryStore:
+        return self.folders.setdefault(folder, MemoryStore())
+
+    def clear(self) -> None:
+        self.files.clear()
+        self.folders.clear()
 
 
 def checkpoint_name(stage: str, step: int) -> str:

@@ -1,0 +1,118 @@
+"""Input size as part of the choice: `--image-size 96,128,160` or `auto`.
+
+Every size has a run of its own under `sizes/`, as far as a network: teacher, candidates, latency
+table, search. All share one limit in milliseconds; `0.5x` is of the largest size's teacher. Each
+network is then fine-tuned for a while and scored on the validation part, and the run goes on as the
+one whose loss is least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from proxylessnas.config import RunConfig, parse_sizes
+from proxylessnas.errors import LimitError
+from proxylessnas.io.console import Reporter
+from proxylessnas.runs.directory import held
+from proxylessnas.runs.specialised import SpecialisedProblem
+from proxylessnas.runs.teaching import prepare
+from proxylessnas.runs.trials import tried
+from proxylessnas.session.deriving import inherited_network
+from proxylessnas.session.pipeline import find_network
+from proxylessnas.session.session import Session
+from proxylessnas.session.store import CONFIG, MAX_TENSOR_BYTES, Store
+
+AUTO = (1.0, 0.875, 0.75)  # of the data's own size
+STEP = 8  # pixels, to which `auto` rounds
+FOLDER, FACTS, TRIAL = "sizes", "sizes.json", "trial"
+ASKED = ("image_size", "target_latency")  # what the choice of a size replaces
+
+Opening = Callable[[Store, RunConfig, RunConfig | None], Session]
+
+
+def decide_size(
+    config: RunConfig,
+    store: Store,
+    opening: Opening,
+    natural_side: Callable[[], int],
+    reporter: Reporter,
+) -> RunConfig:
+    """The settings with the size that pays, whose stages the directory then holds.
+
+    opening: a session from a store, its settings, and those it holds already. natural_side: the
+    size in pixels that the images have where none is given; asked for by `auto`.
+
+    Raises:
+        LimitError: the limit is below what any of the sizes reaches.
+    """
+    store.write_config(config)  # from here on `--resume` goes on
+    asked = {name: getattr(config, name) for name in ASKED}
+    assert isinstance(config.image_size, str)
+    sizes, facts, refusals = _sizes(config.image_size, natural_side), {}, []
+    reporter.say(f"image sizes: {', '.join(map(str, sizes))}, one run each up to its network")
+    for size in sizes:
+        reporter.say(f"image size {size}")
+        place = store.below(f"{FOLDER}/{size}")
+        with held(place):
+            stored = place.read_config() if place.has(CONFIG) else None
+            one = stored or replace(config, image_size=size, baselines=False)
+            session = opening(place, one, stored)
+            try:
+                facts[size] = _trial(session)
+            except LimitError as refusal:
+                refusals.append(refusal)
+                reporter.say(f"  {refusal}")
+            if session.target_ms is not None:
+                config = replace(config, target_latency=f"{session.target_ms:.6g}ms")
+    if not facts:
+        raise refusals[-1]
+    best = min(facts, key=lambda size: facts[size]["loss"])
+    reporter.say(
+        f"image size {best} pays most: " + "; ".join(_words(s, f) for s, f in facts.items())
+    )
+    return _adopted(replace(config, image_size=best), store, {"asked": asked, "tried": facts})
+
+
+def undecided(store: Store, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that are given again, without those that the choice of a size has replaced."""
+    asked = store.read_json(FACTS).get("asked", {}) if store.has(FACTS) else {}
+    return {k: v for k, v in settings.items() if k not in asked or v != asked[k]}
+
+
+def _sizes(text: str, natural_side: Callable[[], int]) -> tuple[int, ...]:
+    sizes = parse_sizes(text)
+    if sizes is not None:
+        return sizes
+    sides = (max(STEP, round(share * natural_side() / STEP) * STEP) for share in AUTO)
+    return tuple(dict.fromkeys(sides))
+
+
+def _trial(session: Session) -> dict[str, Any]:
+    """What a size's network is worth after a short fine-tuning; kept as a record."""
+    problem = session.problem
+    assert isinstance(problem, SpecialisedProblem)
+    prepare(session, problem)
+    find_network(session)
+    if not session.records.done(TRIAL):
+        with session.records.stage(TRIAL, "a short fine-tuning") as facts:
+            score = tried(session, problem, inherited_network(session))
+            facts |= {"loss": score.loss, "accuracy": score.accuracy, "examples": score.examples}
+    return session.records.require(TRIAL)
+
+
+def _words(size: int, facts: dict[str, Any]) -> str:
+    return f"{size} px {100 * facts['accuracy']:.1f} %, loss {facts['loss']:.3f}"
+
+
+def _adopted(config: RunConfig, store: Store, facts: dict[str, Any]) -> RunConfig:
+    """The chosen size's files in the run's own place; the settings, written last, decide."""
+    place = store.below(f"{FOLDER}/{config.image_size}")
+    for name in place.names():
+        if name not in (CONFIG, f"stages/{TRIAL}.json"):
+            store.write(name, place.read(name, MAX_TENSOR_BYTES))
+    store.write_json(FACTS, facts)
+    store.write_config(config)
+    store.below(FOLDER).clear()
+    return config
