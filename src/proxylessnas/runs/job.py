@@ -115,6 +115,7 @@ def open_run(
         force=force,
         started=started or time.monotonic(),
         brought=brought,
+        accept_changed_data=accept_changed_data,
     )
     if isinstance(config.image_size, str):
         _check(config, ranks, brought)
@@ -137,6 +138,7 @@ def _open(
     force: bool,
     started: float,
     brought: Brought,
+    accept_changed_data: bool,
 ) -> Session:
     """A session with these settings; stored: those that its directory holds already."""
     _check(config, ranks, brought)
