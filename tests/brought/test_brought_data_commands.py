@@ -63,7 +63,7 @@ def too_large(root: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (unknown_parts, "the folders a, b all hold the folders cat, dog"),
+        (unknown_parts, "the folders a, b hold the same folders (cat, dog)"),
         (black, "practically constant"),
         (phone_photos, "1 of 21 images in"),
         (several_labels, "stands there twice, as 'x' in train and as 'y' in train"),

@@ -85,13 +85,37 @@ def test_classes_that_are_called_like_parts(tmp_path: Path) -> None:
 def test_parts_of_unknown_names_are_no_classes(tmp_path: Path) -> None:
     for name in ("lernen", "pruefen"):
         make_folder(tmp_path / name)
-    assert "lernen, pruefen all hold the folders cat, dog" in refusal(tmp_path)
+    assert "lernen, pruefen hold the same folders (cat, dog)" in refusal(tmp_path)
 
 
 def test_classes_above_parts(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         make_folder(tmp_path / name, classes=("train", "test"))
-    assert "cat, dog all hold the folders test, train" in refusal(tmp_path)
+    assert "cat, dog hold the same folders (test, train)" in refusal(tmp_path)
+
+
+def test_parts_of_unknown_names_with_other_classes_each(tmp_path: Path) -> None:
+    make_folder(tmp_path / "2020", count=5)
+    make_folder(tmp_path / "2021", count=5, first=60)
+    make_folder(tmp_path / "2022", classes=("cat",), count=5, first=90)
+    picture(1).save(tmp_path / "2020" / "stray.png")
+    assert "2020, 2021, 2022 hold the same folders (cat, dog)" in refusal(tmp_path)
+
+
+def test_a_test_folder_beside_classes_is_no_class(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a", classes=("cat", "dog", "test"))
+    assert "holds test, which is called like a part, beside class folders" in (
+        refusal(tmp_path / "a")
+    )
+    make_folder(tmp_path / "b", classes=("control", "test"))
+    assert load(tmp_path / "b").info.classes == ("control", "test")
+
+
+def test_a_part_that_is_a_link_to_another(tmp_path: Path) -> None:
+    make_folder(tmp_path / "train", count=10)
+    make_folder(tmp_path / "val", count=3, first=100)
+    (tmp_path / "test").symlink_to(tmp_path / "val")
+    assert sizes(load(tmp_path)) == [26, 20, 6, 6]
 
 
 def test_folders_within_classes_are_read(tmp_path: Path) -> None:
@@ -177,6 +201,20 @@ def test_images_of_kinds_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "dog" / "b.cr2").write_bytes(b"")
     assert "2 of 122 images in" in (line := refusal(tmp_path))
     assert ".cr2, .heic, which cannot be read: convert them" in line
+
+
+def test_images_whose_names_do_not_say_so(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    for path in (tmp_path / "cat").iterdir():
+        path.rename(path.with_suffix(""))
+    for path in (tmp_path / "dog").iterdir():
+        path.rename(path.with_suffix(".png_large"))
+    (tmp_path / "dog" / "LICENSE").write_text("free")
+    summary = load(tmp_path).summary
+    assert summary.classes == {"cat": 10, "dog": 10}
+    assert summary.left_out == {"file without an extension": 1}
+    archive = shutil.make_archive(str(tmp_path / "z"), "zip", tmp_path)
+    assert load(archive).summary.classes == summary.classes
 
 
 def test_jfif_and_avif_are_images(tmp_path: Path) -> None:

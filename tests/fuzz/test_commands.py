@@ -108,9 +108,9 @@ def test_a_bug_leaves_no_empty_directory(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_whole_disk_is_not_a_data_set(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from proxylessnas.data import folders
+    from proxylessnas.data import tree
 
-    monkeypatch.setattr(folders, "MAX_OTHERS", 20)
+    monkeypatch.setattr(tree, "MAX_OTHERS", 20)
     for name in ("etc", "usr"):
         for i in range(15):
             (tmp_path / "disk" / name / f"{i}").mkdir(parents=True)

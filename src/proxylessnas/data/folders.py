@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from proxylessnas.data.tree import (
 )
 from proxylessnas.data.watching import Progress, silent, watched
 from proxylessnas.errors import DataError, did_you_mean
+
+# What is no class beside two others; "valid" may be one, and "train" as well.
+LEFT_FOR_LATER = {"test", "testing", "val", "validation", "dev", "eval", "evaluation", "holdout"}
 
 Images = dict[str, Stamp]  # path under the root -> stamp
 
@@ -124,7 +128,7 @@ class _Layout:
                 f"{self.root} holds {train}, which is called like a part, beside {extra}: give "
                 f"{self.root}/{train} if that is the data set, or rename it if it is a class"
             )
-        self._leave(f"image of no part ({extra})", sum(_count(f) for f in others))
+        self._leave(f"image of no part ({extra})", sum(len(f.all_images()) for f in others))
         self._leave("image in no folder", len(tree.images))
         return {role: unwrapped(tree.folders[name]) for role, (name,) in named.items()}
 
@@ -148,7 +152,7 @@ class _Layout:
         self._leave("image in no class folder", len(folder.images))
         files: dict[str, Images] = {}
         for name, inner in folder.folders.items():
-            images = dict(inner.all_images())
+            images = inner.all_images()
             if not images:
                 raise DataError(
                     f"class folder {self.name(inner)} holds no image (looked for "
@@ -168,26 +172,31 @@ class _Layout:
         return files
 
     def _refuse_parts_as_classes(self, folder: Folder) -> None:
-        """Folders that all hold the same folders are parts of a name that is not known, or hold
-        parts themselves."""
-        inner = [unwrapped(f) for f in folder.folders.values()]
-        if len(inner) < 2 or any(f.images or not f.folders for f in inner):
-            return
-        same = set.intersection(*({_class_name(n) for n in f.folders} for f in inner))
-        if len(same) > 1 or any(part_of(name) for name in same):
-            outer, names = sorted(folder.folders)[:3], sorted(same)[:3]
+        """Folders that hold the same folders are parts of a name that is not known, or hold
+        parts themselves; one called test beside two classes holds no class."""
+        inner = {name: unwrapped(f) for name, f in folder.folders.items()}
+        counts = Counter(_class_name(name) for f in inner.values() for name in f.folders)
+        same = sorted(name for name, count in counts.items() if count > 1)
+        only_folders = all(
+            f.folders and 10 * len(f.images) <= len(f.all_images()) for f in inner.values()
+        )
+        if only_folders and (len(same) > 1 or any(part_of(name) for name in same)):
+            outer = ", ".join(sorted(inner)[:3])
             raise DataError(
-                f"{self.name(folder)}: the folders {', '.join(outer)} all hold the folders "
-                f"{', '.join(names)}, so that the classes can be either; parts are called train, "
-                "val and test, and hold one folder of images a class"
+                f"{self.name(folder)}: the folders {outer} hold the same folders "
+                f"({', '.join(same[:3])}), so that the classes can be either; parts are called "
+                "train, val and test, and hold one folder of images a class"
+            )
+        parts = [name for name in inner if name.lower() in LEFT_FOR_LATER]
+        if parts and len(inner) > 2:
+            raise DataError(
+                f"{self.name(folder)} holds {parts[0]}, which is called like a part, beside class "
+                "folders: rename it if it is a class, or put it and the classes under train/ and "
+                "test/"
             )
 
     def _leave(self, reason: str, count: int) -> None:
         self.left_out[reason] = self.left_out.get(reason, 0) + count
-
-
-def _count(folder: Folder) -> int:
-    return sum(1 for _ in folder.all_images())
 
 
 def _class_name(folder: str) -> str:

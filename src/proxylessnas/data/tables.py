@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ def table_source(
     settings = settings or DataSettings()
     scan = Scan(str(path.parent), progress)
     tree = watched(lambda: read_folder(path.parent, scan), scan.tell)
-    files = _Files(str(path.parent), dict(tree.all_images()))
+    files = _Files(str(path.parent), tree.all_images())
     table = _columns(path, _rows(path), files)
     image, label, part, notes = _roles(str(path), table, files, settings)
     rows = _Rows(str(path), files)
@@ -82,7 +83,7 @@ def _rows(path: Path) -> list[list[str]]:
     first = text.partition("\n")[0]
     delimiter = next((mark for mark in _DELIMITERS if mark in first.strip()), ",")
     try:
-        reader = csv.reader(text.splitlines(), delimiter=delimiter, skipinitialspace=True)
+        reader = csv.reader(io.StringIO(text, ""), delimiter=delimiter, skipinitialspace=True)
         rows = [[cell.strip() for cell in row] for row in reader if any(map(str.strip, row))]
     except csv.Error as error:
         raise DataError(f"{path} is no table: {error}") from error

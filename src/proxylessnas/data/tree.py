@@ -9,9 +9,11 @@ import functools
 import io
 import os
 import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from PIL import Image, features
@@ -28,6 +30,7 @@ UNREADABLE_SUFFIXES = (  # images all the same
     *(".heic", ".heif", ".avif", ".jxl", ".svg", ".psd", ".xcf", ".dcm", ".nii", ".exr", ".hdr"),
     *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"),
 )
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
 SYSTEM_FOLDERS = {  # thumbnails, bins and snapshots that file systems put beside images
     *("@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "@recently-snapshot", "@sharebin"),
     *("__macosx", "$recycle.bin", "system volume information", "lost+found", "__pycache__"),
@@ -35,6 +38,8 @@ SYSTEM_FOLDERS = {  # thumbnails, bins and snapshots that file systems put besid
 UNREADABLE_SHARE = 0.01  # of the images; more than this is an error
 MAX_OTHERS = 100_000  # entries that are no image; a data set has few, a whole disk has many
 MAX_DEPTH = 64  # folders in folders
+# RuntimeError is of encrypted files and of compressions that are not known.
+ZIP_ERRORS = (zipfile.BadZipFile, RuntimeError, OSError, ValueError, EOFError, zlib.error)
 MAX_ZIPPED = 1 << 29  # bytes of an image in a zip file
 
 Stamp = tuple[int, int]  # size in bytes, and time in ns (of a zip: its checksum)
@@ -42,17 +47,27 @@ Stamp = tuple[int, int]  # size in bytes, and time in ns (of a zip: its checksum
 
 @dataclass(eq=False)
 class Folder:
-    """One folder: its images, path relative to the root -> stamp, and its folders by name."""
+    """One folder: its images, path relative to the root -> stamp, and its folders by name.
+
+    identity: tells whether two are one and the same folder of a disk, through a link.
+    """
 
     path: str
     images: dict[str, Stamp] = field(default_factory=dict)
     folders: dict[str, Folder] = field(default_factory=dict)
+    identity: tuple[int, int] | None = None
 
-    def all_images(self) -> Iterator[tuple[str, Stamp]]:
-        """The images of this folder and of those under it, in the order of their names."""
-        yield from self.images.items()
-        for folder in self.folders.values():
-            yield from folder.all_images()
+    def all_images(self) -> dict[str, Stamp]:
+        """The images of this folder and of those under it, of each folder once."""
+        images: dict[str, Stamp] = {}
+        visited, waiting = set(), [self]
+        while waiting:
+            folder = waiting.pop()
+            if folder.identity is None or folder.identity not in visited:
+                visited.add(folder.identity)
+                images.update(folder.images)
+                waiting += reversed(folder.folders.values())
+        return images
 
     @property
     def has_images(self) -> bool:
@@ -73,14 +88,17 @@ class Scan:
     def tell(self) -> None:
         self.progress(self.images, 0, "images listed")
 
-    def is_image(self, name: str) -> bool:
-        """Whether a file of this name is read; counted either way."""
+    def is_image(self, name: str, begins: Callable[[], bytes]) -> bool:
+        """Whether a file of this name is read; counted either way.
+
+        begins: the file's first bytes, which tell where the name does not.
+        """
         suffix = os.path.splitext(name)[1].lower()
-        if not name.startswith(".") and suffix in IMAGE_SUFFIXES:
-            self.images += 1
-            return True
         if name.startswith("."):
             self._other("hidden file")
+        elif suffix.startswith(IMAGE_SUFFIXES) or (not suffix and begins().startswith(MAGIC)):
+            self.images += 1  # .jpg_large as well
+            return True
         elif suffix in UNREADABLE_SUFFIXES:
             self.unreadable[suffix] += 1
         else:
@@ -94,13 +112,14 @@ class Scan:
         elif folder.lower() in SYSTEM_FOLDERS:
             self._other(f"folder {folder} of the system")
         else:
-            self.others += 1
+            self._other(None)
             return True
         return False
 
-    def _other(self, reason: str) -> None:
-        self.left_out[reason] += 1
+    def _other(self, reason: str | None) -> None:
         self.others += 1
+        if reason is not None:
+            self.left_out[reason] += 1
         if self.others > max(MAX_OTHERS, self.images):
             raise DataError(
                 f"folder {self.root} holds more than {MAX_OTHERS} files and folders that are no "
@@ -126,40 +145,45 @@ class Scan:
 
 
 def read_folder(root: Path, scan: Scan) -> Folder:
-    """All folders under the root; links are followed, each folder once.
+    """All folders under the root; links are followed, but not back.
 
     Raises:
-        DataError: the root cannot be read, or is a whole disk.
+        DataError: a folder cannot be read, or the root is a whole disk.
     """
-    visited: set[tuple[int, int]] = set()
 
-    def read(path: str) -> Folder | None:
+    def read(path: str, above: frozenset[tuple[int, int]]) -> Folder | None:
         full = os.path.join(root, path) if path else str(root)
         folder, below = Folder(path), []
         try:
             status = os.stat(full)
-            if (status.st_dev, status.st_ino) in visited or path.count("/") > MAX_DEPTH:
+            folder.identity = (status.st_dev, status.st_ino)
+            if folder.identity in above or path.count("/") > MAX_DEPTH:
                 return None  # a link leads back
-            visited.add((status.st_dev, status.st_ino))
             with os.scandir(full) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     name = f"{path}/{entry.name}" if path else entry.name
                     if _is_folder(entry):
                         below += [name] if scan.is_read(entry.name) else []
-                    elif scan.is_image(entry.name):
+                    elif scan.is_image(entry.name, partial(_beginning, entry.path)):
                         folder.images[name] = _stamp(entry)
         except OSError as error:
-            if not path:
-                raise DataError(f"folder {root} cannot be read: {error.strerror}") from error
-            scan.left_out["folder that cannot be read"] += 1
-            return None
-        inner = ((os.path.basename(name), read(name)) for name in below)
+            raise DataError(f"folder {full} cannot be read: {error.strerror}") from error
+        above |= {folder.identity}
+        inner = ((os.path.basename(name), read(name, above)) for name in below)
         folder.folders = {name: child for name, child in inner if child is not None}
         return folder
 
-    tree = read("")
-    assert tree is not None  # the first to be visited
+    tree = read("", frozenset())
+    assert tree is not None  # nothing is above it
     return tree
+
+
+def _beginning(path: str) -> bytes:
+    try:
+        with open(path, "rb") if os.path.isfile(path) else io.BytesIO() as file:  # never a pipe
+            return file.read(8)
+    except OSError:
+        return b""
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -186,16 +210,28 @@ def read_zip(path: Path, scan: Scan) -> Folder:
     Raises:
         DataError: it is damaged or encrypted.
     """
-    root = Folder("")
-    for entry in zipped(str(path), os.getpid()).infolist():
+    root, archive = Folder(""), zipped(str(path), os.getpid())
+    for entry in archive.infolist():
         *above, name = entry.filename.replace("\\", "/").split("/")
         folder = _folder_in(root, [part for part in above if part not in ("", ".")], scan)
-        if folder is not None and name and scan.is_image(name):
+        if (
+            folder is not None
+            and name
+            and scan.is_image(name, partial(_beginning_of, archive, entry))
+        ):
             if entry.flag_bits & 1:
                 raise DataError(f"{path} is encrypted: unpack it and give the folder")
             folder.images[entry.filename] = (entry.file_size, entry.CRC)
     scan.tell()
     return _sorted(unwrapped(root))
+
+
+def _beginning_of(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    try:
+        with archive.open(entry) as file:
+            return file.read(8)
+    except ZIP_ERRORS:
+        return b""
 
 
 def _folder_in(root: Folder, path: list[str], scan: Scan) -> Folder | None:
@@ -246,7 +282,7 @@ class ZippedImages:
             raise ValueError(f"{entry.file_size:,} bytes, more than {MAX_ZIPPED:,}")
         try:
             return Image.open(io.BytesIO(archive.read(entry)))
-        except (zipfile.BadZipFile, RuntimeError) as error:  # unknown compression, too
+        except ZIP_ERRORS as error:
             raise OSError(one_line(error)) from error
 
     def describe(self, index: int) -> str:
