@@ -150,6 +150,7 @@ class Search:
         with torch.no_grad():
             noise = torch.randn(self.supernet.alpha.shape, generator=self._generator("alpha"))
             self.supernet.alpha.copy_(1e-3 * noise if self.alpha is None else self.alpha)
+        self.alpha_start, self.walked = self.supernet.alpha.detach().clone(), 0.0
 
     def _make_optimizers(self) -> None:
         s = self.settings
@@ -332,6 +333,7 @@ class Search:
                 alpha.copy_(before)
                 self._report("architecture", False, estimate.active)
                 return
+            self.walked += float((alpha - before).square().sum())
         self._report("architecture", True, estimate.active)
         # The multipliers follow the network that would be derived now (`Constraint`).
         self.objective.observe(self.costs.of(self.most_probable()))
@@ -371,6 +373,16 @@ class Search:
         """Mean over the choices of H(p) / log N: 1 where nothing was learned, 0 decided."""
         return mean_entropy(self.supernet.probabilities(), self.supernet.mask)
 
+    def straightness(self) -> float | None:
+        """Squared distance of α from its beginning, over the sum of its squared steps.
+
+        About 1 where α went at random, the number of steps where it went straight; None where it
+        never moved. Rates and numbers of steps cancel out, which the entropy depends on.
+        """
+        alpha, mask = self.supernet.alpha.detach(), self.supernet.mask
+        distance = float((alpha - self.alpha_start.to(alpha))[mask].square().sum())
+        return distance / self.walked if self.walked else None
+
     def _report(self, kind: str, taken: bool | Tensor, choice: Sequence[int]) -> None:
         def active() -> str:
             supernet = self.supernet
@@ -409,6 +421,7 @@ class Search:
             "valid_batches": self.valid_stream.drawn,
             "objective": self.objective.state(),
             "estimator": self.estimator.state(),
+            "walked": self.walked,
         }
         return tensors, values
 
@@ -432,6 +445,7 @@ class Search:
         self.streams_after(int(values["train_batches"]), int(values["valid_batches"]))
         self.objective.load(values["objective"])
         self.estimator.load(values["estimator"])
+        self.walked = float(values["walked"])
 
 
 def _drop_gradients(active: list[ModuleTensors]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -13,12 +16,15 @@ from rich.table import Table
 from proxylessnas.architecture import Architecture
 from proxylessnas.core.costs import amount
 from proxylessnas.runs.sizes import FACTS as SIZES
+from proxylessnas.report.verdict import Figures, judge
 from proxylessnas.session import STAGES
+from proxylessnas.session.finishing import CONFUSION
 from proxylessnas.session.records import BASELINES
 from proxylessnas.session.session import Session
 
+SMALLEST_PHOTO = 64  # pixels: trained networks see nothing in smaller ones
+MOST_PRINTED = 12  # classes whose confusion is printed
 PACKAGES = ("proxylessnas", "torch", "torchvision", "onnxruntime", "onnx", "numpy", "scipy")
-BARELY_MOVED = 0.97  # mean entropy of alpha
 
 
 def summarise(session: Session) -> dict[str, Any]:
@@ -38,6 +44,8 @@ def summarise(session: Session) -> dict[str, Any]:
         "canary_drift": export["canary_drift"],
         "latency_noise_pct": export["noise_pct"],
         "test_accuracy": records["evaluate"]["accuracy"],
+        "test_images": records["evaluate"]["examples"],
+        "training_accuracy": records["evaluate"]["training_accuracy"],
         "parameters": round(session.unlimited_costs.cost_of("parameters", indices)),
         "macs": round(session.unlimited_costs.cost_of("macs", indices)),
         "limits": _other_limits(session, indices),
@@ -56,7 +64,44 @@ def summarise(session: Session) -> dict[str, Any]:
         for name in BASELINES:
             for stage in (f"train-{name}", f"evaluate-{name}"):
                 facts["seconds"][stage] = session.records.require(stage)["seconds"]
-    return facts
+    return facts | {"verdict": _verdict(session, facts, records)}
+
+
+def _verdict(
+    session: Session, facts: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """What the figures mean (`report.verdict`); None where there is no accuracy."""
+    config, info, evaluation = session.config, session.problem.input(), records["evaluate"]
+    if evaluation["accuracy"] is None or info is None:
+        return None
+    # A prior from trained weights, or scores alone, decided: there was nothing for α to find.
+    searched = not config.is_specialised and config.search.estimator != "random"
+    figures = Figures(
+        accuracy=evaluation["accuracy"],
+        loss=math.nan if evaluation["loss"] is None else evaluation["loss"],
+        examples=evaluation["examples"],
+        classes=info.classes,
+        counts=_confusion(session),
+        training_accuracy=evaluation["training_accuracy"],
+        epochs=config.train.epochs,
+        pretrained=config.is_specialised,
+        could_be=info.shape[0] == 3 and min(info.shape[1:]) >= SMALLEST_PHOTO,
+        candidates=session.supernet.mask.shape[1],
+        architecture_steps=records["search"]["architecture_steps"],
+        entropy=facts["alpha_mean_entropy"] if searched else None,
+        straightness=records["search"]["straightness"] if searched else None,
+        directory=str(session.store.path),
+    )
+    counts = figures.counts if len(figures.counts) <= MOST_PRINTED else ()
+    return {**asdict(judge(figures)), "counts": counts}
+
+
+def _confusion(session: Session) -> list[list[int]]:
+    """Images of the test part by [true class][answer]; empty where they were not counted."""
+    if not session.store.has(CONFUSION):
+        return []
+    counts: list[list[int]] = session.store.read_json(CONFUSION)["counts"]
+    return counts
 
 
 def _specialised(session: Session, facts: dict[str, Any]) -> dict[str, Any]:
@@ -152,17 +197,69 @@ def show(facts: dict[str, Any], directory: str, console: Console) -> None:
     for name, row in facts["limits"].items():
         value, limit = (amount(row[key], row["unit"]) for key in ("is", "limit"))
         console.print(f"{name}: {value}, limit {limit}", highlight=False)
-    console.print(_entropy_line(facts["alpha_mean_entropy"]), highlight=False)
+    entropy = facts["alpha_mean_entropy"]
+    console.print(
+        f"alpha: mean entropy {entropy:.2f} (1: nothing decided, 0: everything)", highlight=False
+    )
     seconds = facts["seconds"]
     spent = "  ".join(f"{stage} {value:.0f}" for stage, value in seconds.items())
     console.print(f"seconds: {spent}  (in all {sum(seconds.values()):.0f})", highlight=False)
+    _show_verdict(facts, console)
+    problems = (facts["verdict"] or {}).get("problems", ())
+    deploy = "the network; see above before you use it" if problems else "deploy it"
     console.print(
         f"\nnext:  proxylessnas predict {directory} IMAGE...      classify images with it\n"
-        f"       {directory}/model.onnx                 deploy it\n"
+        f"       {directory}/model.onnx                 {deploy}\n"
         f"       proxylessnas derive {directory} --latencies ...   other latencies, same search",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
+
+
+def _show_verdict(facts: dict[str, Any], console: Console) -> None:
+    """The accuracy beside what it must be better than, class by class, and what is wrong."""
+    verdict = facts["verdict"]
+    if verdict is None:
+        return
+    for line in _accuracy_lines(facts, verdict):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if verdict["counts"]:
+        console.print(_confusion_table(verdict["recall"], verdict["counts"]))
+    for kind, lines in (("before you use it", "problems"), ("note", "remarks")):
+        for line in verdict[lines]:
+            console.print(f"{kind}: {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _accuracy_lines(facts: dict[str, Any], verdict: dict[str, Any]) -> Iterator[str]:
+    low, high = (100 * share for share in verdict["interval"])
+    words = [f"by chance {100 * verdict['chance']:.1f} %"]
+    if verdict["majority"] is not None:
+        majority, name = 100 * verdict["majority"], verdict["majority_class"]
+        words.append(f"always {name!r} {majority:.1f} %")
+    if facts["training_accuracy"] is not None:
+        words.append(f"on training images {100 * facts['training_accuracy']:.1f} %")
+    yield (
+        f"test accuracy: {100 * facts['test_accuracy']:.2f} % of {facts['test_images']:,} images "
+        f"(95 %: {low:.1f} to {high:.1f}); {', '.join(words)}"
+    )
+    recalls = {n: share for n, share in verdict["recall"].items() if share is not None}
+    if len(recalls) > MOST_PRINTED:
+        worst = sorted(recalls, key=lambda name: recalls[name])[:5]
+        shares = ", ".join(f"{name} {100 * recalls[name]:.0f} %" for name in worst)
+        yield f"recall by class: least of {shares} (all in {CONFUSION})"
+
+
+def _confusion_table(recall: Mapping[str, float | None], counts: list[list[int]]) -> Table:
+    table = Table(title="Test images: a row a class, a column an answer", title_justify="left")
+    table.box = None
+    table.add_column("class")
+    for name in recall:
+        table.add_column(name, justify="right")
+    table.add_column("recall", justify="right")
+    for (name, share), row in zip(recall.items(), counts, strict=True):
+        table.add_row(name, *map(str, row), "-" if share is None else f"{100 * share:.0f} %")
+    return table
 
 
 def _networks(facts: dict[str, Any]) -> Table:
@@ -186,16 +283,6 @@ def _networks(facts: dict[str, Any]) -> Table:
         if f"{name}_accuracy" in facts:
             table.add_row(name, f"{100 * facts[f'{name}_accuracy']:.2f} %", *"----")
     return table
-
-
-def _entropy_line(entropy: float) -> str:
-    text = f"alpha: mean entropy {entropy:.2f} (1: nothing decided, 0: everything)"
-    if entropy <= BARELY_MOVED:
-        return text
-    return (
-        f"{text}\nwarning: alpha has barely moved; the network is little better than a random one "
-        "of its latency: give the search more epochs (--search.epochs, --budget)"
-    )
 
 
 def _ms(value: float | None) -> str:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.core.decode import Indices, binding_cost, sample_within
 from proxylessnas.errors import RunError
 from proxylessnas.hardware.costs import largest_network
+from proxylessnas.report.verdict import wilson
 from proxylessnas.seeds import derive_seed
+from proxylessnas.session.problem import Part
 from proxylessnas.session.records import BASELINES
 from proxylessnas.session.session import Session
-from proxylessnas.training.evaluate import Score
+from proxylessnas.training.evaluate import Score, recalibrate
 from proxylessnas.training.evaluate import evaluate as evaluate_network
 from proxylessnas.training.train import Training
 
-TRAINING_IMAGES = 2000  # that tell the accuracy on training images
+CONFUSION = "confusion.json"
+MOST_CLASSES = 1000  # whose answers are counted by class
+TRAINING_IMAGES = 2000  # that tell the accuracy on training images, and renew statistics
+FEW_STEPS = 300
 
 
 def train(session: Session) -> nn.Module:
@@ -57,6 +65,7 @@ def train_network(session: Session, stage: str, network: nn.Module, file: str) -
     title = f"{session.config.train.epochs:.4g} epochs on {images}"
     with session.records.stage(stage, title, session.callbacks) as facts:
         session.drive(stage, job, "training")
+        _renew_statistics(session, network, job.step)
         session.store.save_tensors(file, network.state_dict())
         facts["files"] = [file]
     return network
@@ -80,6 +89,19 @@ def new_training(session: Session, stage: str, network: nn.Module) -> Training:
     )
 
 
+def _renew_statistics(session: Session, network: nn.Module, steps: int) -> None:
+    """Statistics of batch normalisation from training images, where few steps have moved them.
+
+    They are moving averages over about ten batches of augmented images, whose weights still moved.
+    Trained weights that kept theirs keep them here too.
+    """
+    config = session.config
+    if config.is_specialised or config.train.frozen_statistics or steps >= FEW_STEPS:
+        return
+    batches = session.problem.batches("calibration", config)
+    recalibrate(network, batches, TRAINING_IMAGES, session.machine, session.ranks)
+
+
 def trained_network(session: Session, name: str = "") -> nn.Module:
     """The network of this run (or of one of its baselines) with its trained weights."""
     suffix = f"-{name}" if name else ""
@@ -90,23 +112,54 @@ def trained_network(session: Session, name: str = "") -> nn.Module:
 
 
 def evaluate(session: Session, name: str = "") -> Score:
-    """Accuracy on the test part, which nothing before has seen; of a baseline by its name."""
+    """Accuracy on the test part, which nothing before has seen; of a baseline by its name.
+
+    Of the network itself also which classes are taken for which (`confusion.json`), and the
+    accuracy on training images, which tells learning too little from learning by heart.
+    """
     stage = f"evaluate-{name}" if name else "evaluate"
     session.records.require(f"train-{name}" if name else "train")
     with session.records.stage(stage, "the test part", session.callbacks) as facts:
-        with session.reporter.bar("evaluating") as update:
-            score = evaluate_network(
-                trained_network(session, name),
-                session.problem.task,
-                session.problem.batches("test", session.config),
-                session.machine,
-                ranks=session.ranks,
-                after_batch=update,
-            )
-        facts |= {"accuracy": score.accuracy, "loss": score.loss, "examples": score.examples}
+        network, info = trained_network(session, name), session.problem.input()
+        classes = [] if info is None or name else list(info.classes)
+        score = _scored(
+            session, network, "test", classes=len(classes) if len(classes) <= MOST_CLASSES else 0
+        )
+        loss = score.loss if math.isfinite(score.loss) else None
+        facts |= {"accuracy": score.accuracy, "loss": loss, "examples": score.examples}
+        if score.confusion is not None:
+            _keep_confusion(session, classes, score.confusion)
+            facts["files"] = [CONFUSION]
+        if not name:
+            known = _scored(session, network, "calibration", examples=TRAINING_IMAGES)
+            facts["training_accuracy"] = known.accuracy
     if score.accuracy is not None:
-        session.reporter.say(f"  test accuracy {100 * score.accuracy:.2f} %")
+        low, high = wilson(score.accuracy, score.examples)
+        session.reporter.say(
+            f"  test accuracy {100 * score.accuracy:.2f} % of {score.examples:,} images (95 %: "
+            f"{100 * low:.1f} to {100 * high:.1f})"
+        )
     return score
+
+
+def _scored(session: Session, network: nn.Module, part: Part, **options: Any) -> Score:
+    with session.reporter.bar(f"evaluating on the part {part}") as update:
+        return evaluate_network(
+            network,
+            session.problem.task,
+            session.problem.batches(part, session.config),
+            session.machine,
+            ranks=session.ranks,
+            after_batch=update,
+            **options,
+        )
+
+
+def _keep_confusion(session: Session, classes: Sequence[str], confusion: Tensor) -> None:
+    """A row a true class, with the images that were taken for each class."""
+    rows = ",\n    ".join(json.dumps(row) for row in confusion.tolist())
+    text = f'{{"classes": {json.dumps(classes)},\n "counts": [\n    {rows}\n]}}\n'
+    session.store.write(CONFUSION, text.encode())
 
 
 def baselines(session: Session) -> None:

@@ -20,9 +20,14 @@ BASELINES = ("largest", "random")
 _BASELINE_STAGES = tuple(f"{s}-{name}" for name in BASELINES for s in ("train", "evaluate"))
 # What later stages and the summary take from a record, which may have been edited by hand.
 FACTS: dict[str, dict[str, Hint]] = {
-    "search": {"entropy": float},
+    "search": {
+        **{"entropy": float, "straightness": float | None, "architecture_steps": int},
+    },
     "derive": {"predicted": dict[str, float], "measured_ms": float | None},
-    "evaluate": {"accuracy": float | None},
+    "evaluate": {
+        **{"accuracy": float | None, "loss": float | None, "examples": int},
+        "training_accuracy": float | None,
+    },
     "export": {
         **dict.fromkeys(("measured_ms", "measured_raw_ms"), float | None),
         **dict.fromkeys(("canary_drift", "noise_pct"), float | None),

@@ -18,6 +18,7 @@ def search(session: Session) -> Search:
         entropy = job.entropy()
         session.reporter.say(f"  mean entropy of alpha {entropy:.2f} (1: nothing decided)")
         facts |= {"entropy": entropy, "multipliers": job.objective.state()}
+        facts["straightness"] = job.straightness()
         weight_steps = job.step if job.schedule.weights else 0
         facts |= {"weight_steps": weight_steps, "architecture_steps": steps}
         facts["files"] = [checkpoint] if checkpoint else []

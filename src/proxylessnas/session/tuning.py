@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from proxylessnas.config import MachineSettings
@@ -117,6 +117,9 @@ def _explicit(
     """
     threads = machine.threads or torch.get_num_threads()
     machine = replace(machine, device=str(device), threads=threads)
+    if machine.memory_format == "auto" and device.type == "cpu":
+        if any(map(_ends_the_process, supernet.model.modules())):
+            machine = replace(machine, memory_format="contiguous")
     strips, fuses = gains(supernet.model.modules())
     if machine.device != "cpu" or machine.autocast or machine.compile:
         strips = fuses = False
@@ -126,6 +129,16 @@ def _explicit(
         depthwise_strips=machine.depthwise_strips if strips else bool(machine.depthwise_strips),
         fused_batch_norm=machine.fused_batch_norm if fuses else bool(machine.fused_batch_norm),
     )
+
+
+def _ends_the_process(module: nn.Module) -> bool:
+    """Whether a layer's backward pass in channels_last is a segmentation fault of torch 2.
+
+    That is a strided 1x1 convolution of few channels, on images of about 50 pixels and more.
+    """
+    if not isinstance(module, nn.Conv2d) or module.in_channels >= 16:
+        return False
+    return max(module.kernel_size) == 1 and max(module.stride) > 1
 
 
 def _decided(machine: MachineSettings) -> bool:

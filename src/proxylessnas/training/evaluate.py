@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from proxylessnas.data import Batches
@@ -22,13 +22,15 @@ from proxylessnas.training.task import Task, batch_size, call, scalar, split
 class Score:
     """loss: mean over the examples. accuracy: share in [0, 1], None where it has no meaning.
 
-    batches: of each batch the accuracy, or else the negative loss.
+    batches: of each batch the accuracy, or else the negative loss. confusion: examples by [true
+    class][answer], int64, where they were counted.
     """
 
     loss: float
     accuracy: float | None
     examples: int
     batches: tuple[float, ...] = ()
+    confusion: Tensor | None = field(default=None, compare=False)
 
     @property
     def value(self) -> tuple[float, tuple[float, ...]]:
@@ -49,15 +51,19 @@ def evaluate(
     machine: Machine | None = None,
     *,
     examples: int | None = None,
+    classes: int = 0,
     ranks: Ranks = ALONE,
     after_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Score:
     """Loss and accuracy over one pass, in evaluation mode; about `examples` of them.
 
+    classes: how many there are, if answers are to be counted by class.
+
     Of several ranks each takes every so-manieth batch, and all return the score of all.
     """
     machine = machine or Machine()
     seen = torch.zeros(len(batches), 3, dtype=torch.float64)  # loss, correct, examples of each
+    confusion = torch.zeros(classes, classes, dtype=torch.float64)  # [true, answer]
     losses = task.modules_beside(network).values()
     with evaluating(network, *losses), frozen_buffers(losses), explained():
         for index, batch in _every(batches, ranks, examples):
@@ -69,8 +75,11 @@ def evaluate(
             correct = 0.0 if task.correct is None else float(task.correct(output, target))
             row = [float(batch_loss) * size, correct, size]
             seen[index] = torch.tensor(row, dtype=torch.float64)
+            if classes and task.answers is not None:
+                pairs = (target * classes + task.answers(output)).cpu()
+                confusion += pairs.bincount(minlength=classes**2).view(classes, classes)
             after_batch(index + 1, len(batches))
-    ranks.sum([seen])
+    ranks.sum([seen, confusion])
     loss, right, examples = seen.sum(0).tolist()
     seen = seen[seen[:, 2] > 0]
     each = -seen[:, 0] / seen[:, 2] if task.correct is None else seen[:, 1] / seen[:, 2]
@@ -79,6 +88,7 @@ def evaluate(
         accuracy=None if task.correct is None else right / examples,
         examples=int(examples),
         batches=tuple(each.tolist()),
+        confusion=confusion.long() if classes and task.answers is not None else None,
     )
 
 

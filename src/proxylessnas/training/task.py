@@ -23,6 +23,7 @@ class Task:
     loss: (output, target) -> scalar, of architecture steps and of evaluation.
     train_loss: the same for weight steps (label smoothing); default: `loss`.
     correct: (output, target) -> how many of the batch are right; None where that has no meaning.
+    answers: output -> the class of each example, int64 [batch]; None where there are no classes.
     distil_loss: (output, target, inputs) -> scalar, of weight steps in place of `train_loss`: a
         teacher's opinion depends on the inputs (`pretrained.distil`).
     """
@@ -31,6 +32,7 @@ class Task:
     train_loss: Callable[[Any, Any], Tensor] | None = None
     correct: Callable[[Any, Any], Tensor] | None = None
     distil_loss: Callable[[Any, Any, Any], Tensor] | None = None
+    answers: Callable[[Any], Tensor] | None = None
 
     def weight_loss(self, output: Any, target: Any, inputs: Any) -> Tensor:
         """The loss of a weight step."""
@@ -77,6 +79,7 @@ class Task:
             loss=nn.functional.cross_entropy,
             train_loss=smoothed,
             correct=lambda output, target: (output.argmax(1) == target).sum(),
+            answers=lambda output: output.argmax(1),
         )
 
 
