@@ -107,7 +107,7 @@ def test_two_label_columns(tmp_path: Path) -> None:
 
 def test_a_column_called_label_beside_others(tmp_path: Path) -> None:
     summary = load(parquet(tmp_path / "x", label=CYCLE, category=CYCLE)).summary
-    assert "image column img; label column label (not category)" in str(summary)
+    assert "image column img; label column label; columns not used: category" in str(summary)
 
 
 def test_columns_of_other_names(tmp_path: Path) -> None:
@@ -230,6 +230,20 @@ def test_a_csv_with_a_column_of_parts(tmp_path: Path) -> None:
     data = load(csv_of(tmp_path, "{name},{label},{part}", "file,label,data set"))
     assert sizes(data) == [16, 14, 2, 4]
     assert "image column file; label column label; parts from column data set" in str(data.summary)
+
+
+def test_columns_of_folds_are_not_used_and_said(tmp_path: Path) -> None:
+    path = csv_of(tmp_path, "{name},{label},{i},{part}", "file,label,fold,is_train")
+    path.write_text(path.read_text().replace("test", "no").replace(",train", ",yes"))
+    assert "columns not used: fold, is_train" in str(load(path).summary)
+
+
+def test_numbers_as_names_of_files_beside_numbers_as_labels(tmp_path: Path) -> None:
+    for i in range(20):
+        picture(i).save(tmp_path / f"{i}.png")
+    rows = "".join(f"{i},{i % 2}\n" for i in range(20))
+    (tmp_path / "t.csv").write_text(f"id,label\n{rows}")
+    assert load(tmp_path / "t.csv").summary.classes == {"0": 10, "1": 10}
 
 
 def test_numbers_as_classes_are_in_their_order(tmp_path: Path) -> None:

@@ -19,7 +19,13 @@ import numpy as np
 from PIL import Image
 
 from proxylessnas.config import DataSettings
-from proxylessnas.data.labels import IMAGE_COLUMNS, LABEL_COLUMNS, choose_column, class_numbers
+from proxylessnas.data.labels import (
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    choose_column,
+    class_numbers,
+    not_used,
+)
 from proxylessnas.data.parts import parts_among
 from proxylessnas.data.source import Source, SplitPart, assemble, digest
 from proxylessnas.data.watching import Progress, silent, watched
@@ -221,6 +227,7 @@ def _from_splits(
             ", ".join(f"{role} from split {split}" for role, split in roles.items()),
             images_said,
             labels_said,
+            *not_used(features, (image, label)),
         ],
         digests=of_files or {role: (split._fingerprint, "") for role, split in used.items()},
     )

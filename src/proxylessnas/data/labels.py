@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,8 +52,14 @@ def choose_column(
             f"{option} {candidates[0]}"
         )
     chosen = plain[0] if plain else candidates[0]
-    others = [column for column in candidates if column != chosen]
-    return chosen, f"{meaning} column {chosen}" + (f" (not {', '.join(others)})" if others else "")
+    return chosen, f"{meaning} column {chosen}"
+
+
+def not_used(columns: Iterable[str], used: Collection[str | None]) -> list[str]:
+    """What is said of the columns that are of no use here, split and fold numbers among them."""
+    names = [column for column in columns if column not in used]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return [f"columns not used: {', '.join(names[:8])}{more}"] if names else []
 
 
 def class_numbers(

@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from proxylessnas.config import DataSettings
-from proxylessnas.data.labels import IMAGE_COLUMNS, LABEL_COLUMNS, choose_column, class_numbers
+from proxylessnas.data.labels import (
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    choose_column,
+    class_numbers,
+    not_used,
+)
 from proxylessnas.data.parts import part_of
 from proxylessnas.data.source import ImageFiles, Source, SplitPart, assemble, digest
 from proxylessnas.data.tree import IMAGE_SUFFIXES, Scan, Stamp, read_folder
@@ -170,7 +176,7 @@ def _roles(
     """The cells of files, of labels and of parts (None: all train), and what is said of them."""
     named = [column for column in table if _key(column) in IMAGE_COLUMNS]
     holding: dict[tuple[str | None, ...], str] = {}  # of two names of the same file, the first
-    for column in [*named, *table]:
+    for column in [*named, *(c for c in table if _key(c) not in LABEL_COLUMNS)]:
         sample = files.sample(table[column])
         if 2 * sum(path is not None for path in sample) > len(sample):
             holding.setdefault(sample, column)
@@ -182,7 +188,8 @@ def _roles(
     if not likely and len(rest) == 1:
         likely = rest
     label, label_said = choose_column(name, "label", table, likely, settings.label_column)
-    notes = [image_said, label_said] + ([f"parts from column {parts}"] if parts else [])
+    notes = [image_said, label_said, *([f"parts from column {parts}"] if parts else [])]
+    notes += not_used(table, (image, label, parts))
     return table[image], table[label], table[parts] if parts else None, notes
 
 
