@@ -111,7 +111,7 @@ def test_what_cannot_be_specialised_is_one_line(
 
 def test_none_trains_from_scratch(tmp_path: Path) -> None:
     from proxylessnas.config import RunConfig
-    from proxylessnas.runs.specialised import with_defaults
+    from proxylessnas.runs.defaults import with_defaults
 
     assert with_defaults({"pretrained": "none"}) == {"pretrained": "none"}
     assert not RunConfig(pretrained="none").is_specialised

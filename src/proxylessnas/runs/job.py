@@ -26,10 +26,11 @@ from proxylessnas.runs.by_hand import STAGE as BY_HAND
 from proxylessnas.runs.by_hand import by_hand
 from proxylessnas.runs.changes import check_data, record_data
 from proxylessnas.runs.configured import ConfiguredProblem
+from proxylessnas.runs.defaults import with_defaults
 from proxylessnas.runs.elsewhere import accuracy_line
 from proxylessnas.runs.opening import opened
 from proxylessnas.runs.sizes import decide_size, undecided
-from proxylessnas.runs.specialised import SpecialisedProblem, begin_specialised, with_defaults
+from proxylessnas.runs.specialised import SpecialisedProblem, begin_specialised
 from proxylessnas.runs.teaching import prepare
 from proxylessnas.session.budget import open_budget
 from proxylessnas.session.deriving import derive, derive_within
@@ -116,6 +117,7 @@ def open_run(
         started=started or time.monotonic(),
         brought=brought,
         accept_changed_data=accept_changed_data,
+        given=settings,
     )
     if isinstance(config.image_size, str):
         _check(config, ranks, brought)
@@ -139,8 +141,12 @@ def _open(
     started: float,
     brought: Brought,
     accept_changed_data: bool,
+    given: Mapping[str, Any],
 ) -> Session:
-    """A session with these settings; stored: those that its directory holds already."""
+    """A session with these settings.
+
+    stored: those that its directory holds already. given: those that were asked for.
+    """
     _check(config, ranks, brought)
     problem = problem_of(config, reporter, directory, brought)
     _ = problem.functions  # imported now, for its error
@@ -164,7 +170,7 @@ def _open(
         problem.check_data = partial(check_data, session, accept_changed_data)
         return opened(session, stored)
     if isinstance(problem, SpecialisedProblem):
-        session = begin_specialised(session, problem)
+        session = begin_specialised(session, problem, given)
     else:
         session = opened(session, None)
     record_data(directory, problem.data)

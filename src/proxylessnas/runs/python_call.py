@@ -16,9 +16,9 @@ from proxylessnas.errors import ConfigError, DataError
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.io.console import Reporter
 from proxylessnas.runs.configured import LOADERS
+from proxylessnas.runs.defaults import with_defaults
 from proxylessnas.runs.directory import RunDirectory, begun
 from proxylessnas.runs.job import Brought, open_run, run_all
-from proxylessnas.runs.specialised import with_defaults
 from proxylessnas.session.session import Session
 from proxylessnas.session.store import BROUGHT_TABLE, MemoryStore
 from proxylessnas.training.callbacks import Callbacks

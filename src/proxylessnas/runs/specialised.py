@@ -36,6 +36,7 @@ from proxylessnas.pretrained.space import (
 )
 from proxylessnas.pretrained.teach import gentle, matched
 from proxylessnas.runs.configured import SCORING_BATCH, ConfiguredProblem
+from proxylessnas.runs.defaults import SPACE, suited
 from proxylessnas.session.pipeline import check_names_of_limits, keep_settings
 from proxylessnas.session.problem import Part
 from proxylessnas.session.session import Session
@@ -45,45 +46,18 @@ from proxylessnas.spaces.blocks import Network
 from proxylessnas.spaces.inverted import settings_of
 from proxylessnas.training.task import Task
 
-SPACE = "inverted"
 TEACHER, LINEAR = "teacher.safetensors", "linear.safetensors"
 CANDIDATES, SCORES = "candidates.safetensors", "scores.json"
 SCORES_WITHIN = "scores_within.json"
 HELD_OUT, ROUNDS = 256, 2
 
 
-# Of a run that begins with trained weights, unless they are given.
-DEFAULTS: dict[str, Any] = {
-    "space": SPACE,
-    # α begins at its prior and learns for as many steps as an epoch has batches.
-    "search": {"warmup_epochs": 0, "epochs": 1, "batch_size": 32},
-    "derive": {"recalibrate_images": 0},
-    "baselines": True,
-    "train": {
-        "epochs": 3,
-        "batch_size": 32,
-        "learning_rate": 0.002,
-        "warmup_epochs": 0.3,
-        "average_decay": 0.99,
-        "frozen_statistics": True,
-        "inherit": True,
-    },
-}
-
-
-def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that were given over those of the road that they take."""
-    if settings.get("pretrained") in (None, "none"):
-        return dict(settings)
-    merged: dict[str, Any] = dict(DEFAULTS)
-    for key, value in settings.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = {**merged[key], **value} if both else value
-    return merged
-
-
-def begin_specialised(session: Session, problem: SpecialisedProblem) -> Session:
+def begin_specialised(
+    session: Session, problem: SpecialisedProblem, given: Mapping[str, Any]
+) -> Session:
     """The session with every automatic setting decided, before its first stage.
+
+    given: the settings that were asked for, which stay.
 
     A network that cannot be loaded, or does not suit the images, is refused first.
 
@@ -105,7 +79,9 @@ def begin_specialised(session: Session, problem: SpecialisedProblem) -> Session:
         depthwise_strips=device.type == "cpu" if strips is None else strips,
         fused_batch_norm=bool(machine.fused_batch_norm),
     )
-    session = session.configured(replace(session.config, machine=machine))
+    images = [problem.data.size(part) for part in ("search", "train")]
+    config = suited(replace(session.config, machine=machine), given, *images)
+    session = session.configured(config)
     keep_settings(session)
     return session
 

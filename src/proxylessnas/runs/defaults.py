@@ -1,0 +1,92 @@
+"""Settings of a run that begins with trained weights, where they are not given.
+
+A few hundred photos want more epochs than a few thousand, or else there are too few steps to learn
+anything; and a hundred thousand want fewer, or else a run takes days. So the defaults are numbers
+of steps between bounds. In few steps a low rate is better: from a classifier in closed form, which
+is the best one already, a high rate goes down first and has no time to come back (docs/log.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from proxylessnas.config import RunConfig
+
+SPACE = "inverted"
+DEFAULTS: dict[str, Any] = {
+    "space": SPACE,
+    "search": {"warmup_epochs": 0, "batch_size": 32},
+    "derive": {"recalibrate_images": 0},
+    "baselines": True,
+    "train": {
+        "batch_size": 32,
+        "average_decay": 0.99,
+        "frozen_statistics": True,
+        "inherit": True,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a stage learns: epochs, but within these numbers of steps."""
+
+    epochs: float
+    least: int
+    most: int
+
+    def steps(self, epoch_steps: int) -> int:
+        return min(max(round(self.epochs * epoch_steps), self.least), self.most)
+
+
+TEACH, TRAIN = Length(6, 240, 6000), Length(3, 120, 3000)
+ARCHITECTURE_STEPS = 150  # from the prior on
+RATE, RATE_STEPS = 0.003, 300  # the rate of so many steps and more; of fewer a share of it
+WARMUP = 0.1  # of the steps
+
+
+def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that were given over those of the road that they take."""
+    if settings.get("pretrained") in (None, "none"):
+        return dict(settings)
+    merged: dict[str, Any] = dict(DEFAULTS)
+    for key, value in settings.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = {**merged[key], **value} if both else value
+    return merged
+
+
+def suited(
+    config: RunConfig, given: Mapping[str, Any], search_images: int, train_images: int
+) -> RunConfig:
+    """The settings with lengths and rates for so many images, where they were not given.
+
+    given: the settings that were asked for. search_images: without the validation part, which the
+    teacher and the architecture learn from. train_images: which the derived network learns from.
+    """
+
+    def learning(stage: str, length: Length, images: int) -> Any:
+        settings, asked = getattr(config, stage), given.get(stage, {})
+        epoch_steps = -(-images // settings.batch_size)
+        steps = length.steps(epoch_steps)
+        if "epochs" in asked:
+            steps = max(1, round(settings.epochs * epoch_steps))
+        chosen = {
+            "epochs": steps / epoch_steps,
+            "learning_rate": RATE * min(1.0, steps / RATE_STEPS),
+            "warmup_epochs": WARMUP * steps / epoch_steps,
+        }
+        return replace(settings, **{k: v for k, v in chosen.items() if k not in asked})
+
+    search = config.search
+    if "epochs" not in given.get("search", {}):
+        epoch_steps = -(-search_images // search.batch_size)
+        search = replace(search, epochs=ARCHITECTURE_STEPS / epoch_steps)
+    return replace(
+        config,
+        teach=learning("teach", TEACH, search_images),
+        search=search,
+        train=learning("train", TRAIN, train_images),
+    )
