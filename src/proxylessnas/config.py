@@ -301,11 +301,13 @@ class TeachSettings(TrainSettings):
     """Fine-tuning of a pretrained network that has its linear classifier."""
 
     epochs: Epochs = 6
-    """Epochs over the training images without the validation part."""
+    """Epochs over the training images without the validation part; unless it is given, as many as
+    are 240 to 6,000 steps."""
     batch_size: Count = 32
     """Images of a step."""
     learning_rate: Rate = 0.001
-    """Learning rate at the start of its cosine decay."""
+    """Learning rate at the start of its cosine decay; unless it is given, 0.003, and less where
+    there are fewer than 300 steps."""
     warmup_epochs: EpochsOrZero = 0.5
     """Epochs in which the learning rate grows from 0 in a line."""
     average_decay: ShareBelowOne = 0.99
@@ -318,6 +320,17 @@ class TeachSettings(TrainSettings):
     augment: str | None = None
     """Augmentation of this training alone, as loading.augment; null is the search's, with shift in
     the place of crop."""
+
+
+@checked(place="candidates")
+@dataclass(frozen=True, kw_only=True)
+class CandidateSettings:
+    """How the candidates of a trained network are scored, before the search."""
+
+    score_images: Count = 256
+    """Images that candidates are scored on; a quarter of the training images at most."""
+    score_rounds: CountOrZero = 2
+    """Times that they are scored again in the networks which the scores choose under the limit."""
 
 
 @checked(place="machine", renamed=RENAMED)
@@ -393,6 +406,7 @@ class RunConfig:
     loading: DataSettings = field(default_factory=DataSettings)
     measure: MeasureSettings = field(default_factory=MeasureSettings)
     teach: TeachSettings = field(default_factory=TeachSettings)
+    candidates: CandidateSettings = field(default_factory=CandidateSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
     derive: DeriveSettings = field(default_factory=DeriveSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
@@ -405,10 +419,10 @@ class RunConfig:
                 f"image_size is {self.image_size}: several sizes are compared with --pretrained "
                 "alone; give one, as 128"
             )
-        if self.is_specialised and self.budget is not None:
+        if isinstance(self.image_size, str) and self.budget is not None:
             raise ConfigError(
-                "a budget fits epochs of a search from scratch; with --pretrained leave it out: "
-                "teach.epochs and train.epochs say how long it takes"
+                f"image_size is {self.image_size}, and a budget is for one size: give one, as 128, "
+                "or leave the budget out"
             )
 
     @property

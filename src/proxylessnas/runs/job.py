@@ -21,7 +21,7 @@ from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.io.console import Reporter, duration, say
 from proxylessnas.io.stopping import Signal
 from proxylessnas.limits import all_limits
-from proxylessnas.runs import summary
+from proxylessnas.runs import summary, within_budget
 from proxylessnas.runs.by_hand import STAGE as BY_HAND
 from proxylessnas.runs.by_hand import by_hand
 from proxylessnas.runs.changes import check_data, record_data
@@ -32,13 +32,13 @@ from proxylessnas.runs.opening import opened
 from proxylessnas.runs.sizes import decide_size, undecided
 from proxylessnas.runs.specialised import SpecialisedProblem, begin_specialised
 from proxylessnas.runs.teaching import prepare
-from proxylessnas.session.budget import open_budget
+from proxylessnas.session.budget import Budget, open_budget
 from proxylessnas.session.deriving import derive, derive_within
 from proxylessnas.session.exporting import export
 from proxylessnas.session.finishing import baselines, evaluate, train
 from proxylessnas.session.fitting import fit
 from proxylessnas.session.measuring import measure
-from proxylessnas.session.pipeline import find_network, stop_if_asked, told
+from proxylessnas.session.pipeline import find_network, keep_settings, stop_if_asked, told
 from proxylessnas.session.searching import search
 from proxylessnas.session.session import Session
 from proxylessnas.session.store import CONFIG, Store
@@ -164,17 +164,27 @@ def _open(
         runtime_object=brought.runtime,
         table_object=brought.table,
         force=force,
-        budget=open_budget(config.budget, directory, started),
+        budget=_budget(config, directory, started),
     )
     if stored is not None:
         problem.check_data = partial(check_data, session, accept_changed_data)
         return opened(session, stored)
     if isinstance(problem, SpecialisedProblem):
         session = begin_specialised(session, problem, given)
+        if session.budget is not None:
+            within_budget.begin_within(session, problem, session.budget)
+        keep_settings(session)
     else:
         session = opened(session, None)
     record_data(directory, problem.data)
     return session
+
+
+def _budget(config: RunConfig, store: Store, started: float) -> Budget | None:
+    if not config.is_specialised:
+        return open_budget(config.budget, store, started)
+    shares = within_budget.shares(config)
+    return open_budget(config.budget, store, started, shares, within_budget.FITS)
 
 
 def _with(stored: RunConfig, settings: Mapping[str, Any], reporter: Reporter) -> RunConfig:

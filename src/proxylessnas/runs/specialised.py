@@ -26,7 +26,7 @@ from proxylessnas.io.console import Reporter
 from proxylessnas.pretrained.distil import distilled
 from proxylessnas.pretrained.loading import load_pretrained
 from proxylessnas.pretrained.networks import Pretrained, shape_of
-from proxylessnas.pretrained.scores import Scores
+from proxylessnas.pretrained.scores import Scores, tempered
 from proxylessnas.pretrained.space import (
     blank_candidates,
     candidates_in,
@@ -37,7 +37,7 @@ from proxylessnas.pretrained.space import (
 from proxylessnas.pretrained.teach import gentle, matched
 from proxylessnas.runs.configured import SCORING_BATCH, ConfiguredProblem
 from proxylessnas.runs.defaults import SPACE, suited
-from proxylessnas.session.pipeline import check_names_of_limits, keep_settings
+from proxylessnas.session.pipeline import check_names_of_limits
 from proxylessnas.session.problem import Part
 from proxylessnas.session.session import Session
 from proxylessnas.session.store import Store
@@ -49,7 +49,6 @@ from proxylessnas.training.task import Task
 TEACHER, LINEAR = "teacher.safetensors", "linear.safetensors"
 CANDIDATES, SCORES = "candidates.safetensors", "scores.json"
 SCORES_WITHIN = "scores_within.json"
-HELD_OUT, ROUNDS = 256, 2
 
 
 def begin_specialised(
@@ -81,9 +80,7 @@ def begin_specialised(
     )
     images = [problem.data.size(part) for part in ("search", "train")]
     config = suited(replace(session.config, machine=machine), given, *images)
-    session = session.configured(config)
-    keep_settings(session)
-    return session
+    return session.configured(config)
 
 
 class SpecialisedProblem(ConfiguredProblem):
@@ -180,12 +177,12 @@ class SpecialisedProblem(ConfiguredProblem):
         """α begins at its prior and learns alone; weights and statistics are the teacher's."""
         steps = Schedule.of(config.search, epoch_steps).architecture_steps
         return {
-            "alpha": prior(supernet, self._scores_within(supernet, costs), costs),
+            "alpha": prior(supernet, tempered(self._scores_within(config, supernet, costs)), costs),
             "schedule": Schedule.architecture_alone(steps),
             "frozen_statistics": True,
         }
 
-    def _scores_within(self, supernet: Supernet, costs: Costs) -> Scores:
+    def _scores_within(self, config: RunConfig, supernet: Supernet, costs: Costs) -> Scores:
         """The scores, corrected around the networks that they choose under the limits.
 
         Single replacements add up only near the teacher, and limits lead far from it. Kept in the
@@ -197,18 +194,23 @@ class SpecialisedProblem(ConfiguredProblem):
             self.reporter.say("  scoring candidates around the networks within the limit")
             teacher = self.teacher()
             candidates = candidates_in(supernet, teacher, self.scores)
-            photos = self.plain_images(self.config)
-            images = list(images_of(photos, self.held_out))
+            photos = self.plain_images(config)
+            images = list(images_of(photos, self.held_out(config)))
             corrected = rescored(
-                teacher, supernet, candidates, images, self.scores, costs, rounds=ROUNDS
+                teacher,
+                supernet,
+                candidates,
+                images,
+                self.scores,
+                costs,
+                rounds=config.candidates.score_rounds,
             )
             self.store.write_json(SCORES_WITHIN, corrected)
         return self._read_scores(SCORES_WITHIN)
 
-    @property
-    def held_out(self) -> int:
+    def held_out(self, config: RunConfig) -> int:
         """Photos that candidates are scored on, and not fitted to."""
-        return min(HELD_OUT, self.data.size("search") // 4)
+        return min(config.candidates.score_images, self.data.size("search") // 4)
 
     def architecture(self, architecture: Architecture, config: RunConfig) -> Architecture:
         return replace(architecture.with_input(self.data.info), space=SPACE, settings=self.settings)

@@ -20,6 +20,7 @@ from proxylessnas.runs.specialised import (
     SpecialisedProblem,
     images_of,
 )
+from proxylessnas.session.fitting import fit
 from proxylessnas.session.pipeline import stop_if_asked
 from proxylessnas.session.session import Session
 from proxylessnas.spaces.blocks import Network
@@ -30,6 +31,7 @@ def prepare(session: Session, problem: SpecialisedProblem) -> None:
     for name, stage in (("teach", teach), ("candidates", cut)):
         stop_if_asked(session)
         if not session.records.done(name):
+            fit(session, name)
             stage(session, problem)
 
 
@@ -83,7 +85,7 @@ def cut(session: Session, problem: SpecialisedProblem) -> None:
 
 def _cut(session: Session, problem: SpecialisedProblem) -> dict[str, Any]:
     teacher, photos = problem.teacher(), problem.plain_images(session.config)
-    held_out = problem.held_out
+    held_out = problem.held_out(session.config)
     start = time.monotonic()
     inputs = block_inputs(teacher, images_of(photos, PHOTOS, skip=held_out))
     named: list[dict[str, nn.Module]] = []

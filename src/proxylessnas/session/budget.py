@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from proxylessnas.config import parse_minutes
 from proxylessnas.errors import RunError
@@ -35,7 +36,7 @@ class Budget:
     started: when the command began, in seconds of `clock`. before: seconds that the run had taken
     by then, in processes that were stopped. fitted: the stages whose settings are decided.
     reserved: seconds that are kept for stages, by their names. speeds: seconds of whatever was
-    timed for the fits, for a run that goes on.
+    timed for the fits, for a run that goes on. fits: of the stages' settings, see `fitting.fit`.
     """
 
     total: float
@@ -45,6 +46,7 @@ class Budget:
     fitted: list[str] = field(default_factory=list)
     reserved: dict[str, float] = field(default_factory=dict)
     speeds: dict[str, float] = field(default_factory=dict)
+    fits: Mapping[str, Any] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
 
     @property
@@ -79,18 +81,24 @@ class Budget:
 
 
 def open_budget(
-    text: str | None, store: Store, started: float, shares: Mapping[str, float] = FROM_SCRATCH
+    text: str | None,
+    store: Store,
+    started: float,
+    shares: Mapping[str, float] = FROM_SCRATCH,
+    fits: Mapping[str, Any] | None = None,
 ) -> Budget | None:
     """The budget of a run that begins or goes on; None without one.
 
     text: as the settings have it, `10m`. started: when the command began (`time.monotonic`).
+    shares, fits: of the road that the run takes; default: from scratch.
 
     Raises:
         RunError: what an earlier process wrote down is damaged.
     """
     if text is None:
         return None
-    budget = Budget(total=60 * parse_minutes(text), shares=shares, started=started)
+    total = 60 * parse_minutes(text)
+    budget = Budget(total=total, shares=shares, started=started, fits=fits or {})
     if store.has(FILE):
         values, where = store.read_json(FILE), str(store.file(FILE))
         if not isinstance(values, dict) or values.keys() != {"spent", *KEPT}:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -41,6 +41,9 @@ FEW_IMAGES, FEW_NETWORKS = 500, 2  # of the scores in `derive`
 CANDIDATE, NETWORK, EXPORT = 0.1, 0.5, 3.0
 
 
+Fit = Callable[[Session, float, dict[str, float]], RunConfig]  # seconds, and `Budget.speeds`
+
+
 def begin_within(session: Session, budget: Budget) -> None:
     """Decide the machine settings of a session, if a useful run fits into its budget.
 
@@ -56,25 +59,32 @@ def begin_within(session: Session, budget: Budget) -> None:
     session.settle(replace(given, machine=machine))
     if machine != untried:
         _time_steps(session, budget)
-    least = _least_seconds(session, budget.speeds)
+    remedy = (
+        "take fewer pixels (--image-size), a narrower space (--space-settings), or, for photos, "
+        "trained weights (--pretrained efficientnet_lite0)"
+    )
+    refuse_below(session, budget, _least_seconds(session, budget.speeds), remedy)
+    budget.reserve("the end", _end_seconds(session, budget.speeds))
+
+
+def refuse_below(session: Session, budget: Budget, least: float, remedy: str) -> None:
+    """ConfigError where the least useful run takes more seconds from here on than there are."""
     if session.ranks.of_main(lambda: budget.left < least):
         asked, takes = session.config.budget, session.ranks.of_main(lambda: budget.spent + least)
         raise ConfigError(
             f"the budget {asked} is too short: the least useful run of these settings takes about "
-            f"{duration(takes)} (minutes:seconds) here; allow that, or take fewer pixels "
-            "(--image-size), a narrower space (--space-settings), or, for photos, trained weights "
-            "(--pretrained efficientnet_lite0)"
+            f"{duration(takes)} (minutes:seconds) here; allow that, or {remedy}"
         )
-    budget.reserve("the end", _end_seconds(session, budget.speeds))
 
 
 def fit(session: Session, stage: str) -> None:
     """Fit a stage's settings to its seconds, unless that is done, or there is no budget."""
     budget = session.budget
-    if budget is None or stage not in FITS or stage in budget.fitted:
+    fits: Mapping[str, Fit] = FITS if budget is None else budget.fits or FITS
+    if budget is None or stage not in fits or stage in budget.fitted:
         return
     seconds = session.ranks.of_main(lambda: budget.seconds_for(stage))
-    config = FITS[stage](session, seconds, budget.speeds)
+    config = fits[stage](session, seconds, budget.speeds)
     last = stage == list(budget.shares)[-1]
     session.settle(replace(config, budget=None) if last else config)
     session.reporter.say(f"  budget: {duration(seconds)} for {stage}, {_words(config, stage)}")
@@ -86,6 +96,8 @@ def fit(session: Session, stage: str) -> None:
 def _words(config: RunConfig, stage: str) -> str:
     s, d, t = config.search, config.derive, config.train
     return {
+        "teach": f"{config.teach.epochs:.3g} epochs",
+        "candidates": f"scored on {config.candidates.score_images} images",
         "search": f"{s.warmup_epochs:.3g} + {s.epochs:.3g} epochs",
         "derive": f"{d.top_k} networks scored, {d.measure_best} measured",
         "train": f"{t.epochs:.3g} epochs",
@@ -106,8 +118,8 @@ def _time_steps(session: Session, budget: Budget) -> None:
             job.prepare()  # for good: the trial ends here
             widest = int(session.supernet.mask.sum(1).max())
             # In as many steps each candidate runs once; its first time takes several times as long.
-            weight = _mean_seconds(job.weight_step, widest, job, warmup=widest)
-            architecture = _mean_seconds(job.architecture_step, 2, job)
+            weight = mean_seconds(job.weight_step, widest, job, warmup=widest)
+            architecture = mean_seconds(job.architecture_step, 2, job)
         scale = 1 / share_of_batch(session)
         image = weight * scale / session.config.search.batch_size / 3  # without the way back
         return {"weight": weight * scale, "architecture": architecture * scale, "image": image}
@@ -115,7 +127,7 @@ def _time_steps(session: Session, budget: Budget) -> None:
     budget.speeds = session.ranks.of_main(timed)
 
 
-def _mean_seconds(
+def mean_seconds(
     step: Callable[[], object], count: int, job: Search | Training, *, warmup: int = 1
 ) -> float:
     """Of `count` steps, after some to warm up."""
@@ -130,13 +142,13 @@ def _mean_seconds(
     return sum(times[warmup:]) / count
 
 
-def _step_seconds_of_training(session: Session) -> float:
+def seconds_of_training_step(session: Session) -> float:
     """A step of the derived network's training, with the batches that it will see."""
     network = copy.deepcopy(new_network(session))
     with torch.random.fork_rng(devices=[]):
         job = new_training(session, "train", network)
         undo = job.prepare()
-        seconds = _mean_seconds(job.take_step, 3, job)
+        seconds = mean_seconds(job.take_step, 3, job)
         undo()
     return seconds
 
@@ -193,13 +205,13 @@ def _fewer(images: int, share: float) -> int:
 
 
 def _fit_train(session: Session, seconds: float, speeds: dict[str, float]) -> RunConfig:
-    step = session.ranks.of_main(lambda: _step_seconds_of_training(session))
+    step = session.ranks.of_main(lambda: seconds_of_training_step(session))
     length = len(session.problem.batches("train", session.config))
     steps = max(TRAINING_STEPS, int(seconds / step / _networks_to_train(session)))
     return replace(session.config, train=replace(session.config.train, epochs=steps / length))
 
 
-FITS: dict[str, Callable[[Session, float, dict[str, float]], RunConfig]] = {
+FITS: dict[str, Fit] = {
     "search": _fit_search,
     "derive": _fit_derive,
     "train": _fit_train,

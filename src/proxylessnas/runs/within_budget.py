@@ -1,0 +1,132 @@
+"""A run from trained weights within a budget: its stages' settings fitted to their seconds.
+
+A budget only takes away: where there is time, stages are as long as without one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+
+from proxylessnas.config import RunConfig, TrainSettings
+from proxylessnas.runs.defaults import RATE_STEPS
+from proxylessnas.runs.specialised import SpecialisedProblem
+from proxylessnas.session.budget import Budget
+from proxylessnas.session.fitting import (
+    Fit,
+    mean_seconds,
+    refuse_below,
+    seconds_of_training_step,
+)
+from proxylessnas.session.session import Session
+from proxylessnas.training.train import Training
+
+AnySettings = TypeVar("AnySettings", bound=TrainSettings)
+
+# The networks compared by hand are two, trained as long as the one that was found.
+SHARES = {"teach": 0.27, "candidates": 0.12, "search": 0.16, "train": 0.15}
+BY_HAND = 0.3
+LEAST_STEPS, LEAST_PHOTOS = 30, 32  # of every training, and of scores
+PASSES = 80  # of the teacher over a photo that scores all candidates: about half a pass for each
+FIXED = 45.0  # seconds of cutting, measuring, deriving and exporting on a machine of two cores
+
+
+def shares(config: RunConfig) -> dict[str, float]:
+    """Of every stage that is fitted; baselines take theirs where they are wanted."""
+    return SHARES | ({"by-hand": BY_HAND} if config.baselines else {})
+
+
+def begin_within(session: Session, problem: SpecialisedProblem, budget: Budget) -> None:
+    """Time a few steps, and refuse a budget in which nothing useful can be done.
+
+    Raises:
+        ConfigError: how long the least useful run takes.
+    """
+    config, size = session.config, problem.data.size
+
+    def timed() -> dict[str, float]:
+        with torch.random.fork_rng(devices=[]):
+            job = Training(
+                network=session.machine.place(problem.new_teacher()),
+                task=problem.task,
+                train=problem.batches("teach", config),
+                settings=replace(config.teach, keep_best="never"),
+                seed=config.seed,
+                machine=session.machine,
+            )
+            undo = job.prepare()
+            step = mean_seconds(job.take_step, 3, job)
+            undo()
+        return {"step": step, "image": step / config.teach.batch_size / 3}  # no way back
+
+    budget.speeds = session.ranks.of_main(timed)
+    step, image = budget.speeds["step"], budget.speeds["image"]
+    end = 3 * size("test") * image
+    trainings = 5 if config.baselines else 3
+    features = size("search") * image
+    least = trainings * LEAST_STEPS * step + features + PASSES * LEAST_PHOTOS * image + end + FIXED
+    refuse_below(session, budget, least, "take fewer pixels (--image-size)")
+    budget.reserve("the end", end + FIXED / 3)
+
+
+def _fit_teach(session: Session, seconds: float, speeds: dict[str, float]) -> RunConfig:
+    """What the features of the linear classifier leave."""
+    problem, config = session.problem, session.config
+    assert isinstance(problem, SpecialisedProblem)
+    features = problem.data.size("search") * speeds["image"]
+    length = len(problem.batches("teach", config))
+    return replace(
+        config, teach=_within(config.teach, (seconds - features) / speeds["step"], length)
+    )
+
+
+def _fit_candidates(session: Session, seconds: float, speeds: dict[str, float]) -> RunConfig:
+    config = session.config
+    photos = int(max(LEAST_PHOTOS, (seconds - FIXED / 3) / speeds["image"] / PASSES))
+    most = config.candidates.score_images
+    return replace(config, candidates=replace(config.candidates, score_images=min(photos, most)))
+
+
+def _fit_search(session: Session, seconds: float, speeds: dict[str, float]) -> RunConfig:
+    """Rounds of scores in the first half of the time, architecture steps in the rest."""
+    problem, config = session.problem, session.config
+    assert isinstance(problem, SpecialisedProblem)
+    each = PASSES * problem.held_out(config) * speeds["image"]
+    rounds = min(config.candidates.score_rounds, int(seconds / 2 / each))
+    length = len(problem.batches("search", config))
+    steps = max(LEAST_STEPS, (seconds - rounds * each) / speeds["step"])
+    return replace(
+        config,
+        candidates=replace(config.candidates, score_rounds=rounds),
+        search=replace(config.search, epochs=min(config.search.epochs, steps / length)),
+    )
+
+
+def _fit_train(session: Session, seconds: float, speeds: dict[str, float]) -> RunConfig:
+    config = session.config
+    step = session.ranks.of_main(lambda: seconds_of_training_step(session))
+    length = len(session.problem.batches("train", config))
+    return replace(config, train=_within(config.train, seconds / step, length))
+
+
+def _within(settings: AnySettings, steps: float, length: int) -> AnySettings:
+    """Settings of at most so many steps; fewer want a lower rate, see `defaults`."""
+    before = settings.epochs * length
+    steps = max(min(steps, before), min(LEAST_STEPS, before))
+    slower = min(1.0, steps / RATE_STEPS) / min(1.0, before / RATE_STEPS)
+    return replace(
+        settings,
+        epochs=steps / length,
+        warmup_epochs=settings.warmup_epochs * steps / before,
+        learning_rate=settings.learning_rate * slower,
+    )
+
+
+FITS: dict[str, Fit] = {
+    "teach": _fit_teach,
+    "candidates": _fit_candidates,
+    "search": _fit_search,
+    "train": _fit_train,
+}
