@@ -347,8 +347,7 @@ def _searched(session: Session, problem: ModelProblem, directory: RunDirectory |
     """Begin, or go on with what the directory holds, to the derived network."""
     table = session.brought_table
     if table is not None and not session.is_local:
-        device = table.device.get("device")
-        session.reporter.say(f"the latency table is of {device}: it is used as it is")
+        session.reporter.say(f"{session.not_local}: its latencies are used as they are")
     stored = None
     if directory is not None and session.ranks.of_main(lambda: directory.has(CONFIG)):
         stored = directory.read_config()
@@ -428,6 +427,7 @@ def load(
         check_identity(directory, problem, loss=loss is not None)
     session = Session(config, problem, directory, reporter=reporter, runtime_object=runtime)
     session.records.require("derive")
+    session.records.check_files("measure")
     return Result(session=session)
 
 

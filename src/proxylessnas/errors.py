@@ -104,6 +104,13 @@ def one_line(error: BaseException, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def in_words(error: BaseException) -> str:
+    """An exception of a user's code: its kind, and what it says."""
+    said = one_line(error)
+    kind = type(error).__name__
+    return kind if said == kind else f"{kind}: {said}"
+
+
 @contextmanager
 def foreign(error: type[UserError], failure: str, most: int = 200) -> Iterator[None]:
     """Whatever other libraries and users' modules raise within, as one line that begins so.

@@ -17,10 +17,10 @@ from proxylessnas import MixedOp, SearchSettings
 from proxylessnas.config import MeasureSettings
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.export.compare import eager_outputs
+from proxylessnas.export.lite_names import lite_inputs, lite_name
 from proxylessnas.export.onnx import compare, to_onnx
 from proxylessnas.hardware.kit import export_kit
 from proxylessnas.hardware.kit_results import import_kit
-from proxylessnas.hardware.networks import lite_inputs, lite_name
 from proxylessnas.hardware.runtimes import make
 from proxylessnas.hardware.trace import trace
 

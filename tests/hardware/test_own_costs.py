@@ -21,6 +21,7 @@ from proxylessnas.hardware.costs import (
     absolute_limits,
     all_costs,
     column_costs,
+    counted_costs,
     function_costs,
     largest_costs,
     space_id,
@@ -126,7 +127,7 @@ def test_a_function_may_return_a_tensor_of_one_number(traced: tuple[Supernet, Tr
 @pytest.mark.parametrize("name", ["macs", "latency", "peak_memory", "a b", "", "1st", "a=b"])
 def test_names_of_own_costs(traced: tuple[Supernet, Trace], name: str) -> None:
     with pytest.raises(ConfigError, match=r"already|make a name"):
-        all_costs(*traced, functions={name: calls})
+        all_costs(*traced, counted=counted_costs(*traced, {name: calls}))
 
 
 # --- columns ---
@@ -199,15 +200,17 @@ def test_a_table_that_is_measured_on_keeps_its_columns(traced: tuple[Supernet, T
 def test_all_costs_stand_side_by_side(traced: tuple[Supernet, Trace]) -> None:
     supernet, found = traced
     table = with_column(supernet, found)
-    costs = all_costs(supernet, found, table=table, functions={"calls": calls})
-    assert costs.names == ("latency", "macs", "parameters", "energy_mj", "calls")
-    assert costs.units == ("ms", "", "", "mJ", "")
+    costs = all_costs(
+        supernet, found, table=table, counted=counted_costs(supernet, found, {"calls": calls})
+    )
+    assert costs.names == ("latency", "macs", "parameters", "calls", "energy_mj")
+    assert costs.units == ("ms", "", "", "", "mJ")
     network = supernet.derive((1, 2, 0))
     assert costs.of((1, 2, 0))[1:] == [
         count_macs(network, INPUTS) / 2,  # of one example
         count_parameters(network),
-        pytest.approx(10 / 3 * calls(network, INPUTS)),
         calls(network, INPUTS),
+        pytest.approx(10 / 3 * calls(network, INPUTS)),
     ]
     assert all_costs(supernet, found).names == ("macs", "parameters")
 
@@ -218,7 +221,9 @@ def test_limits_in_units_and_in_shares_of_the_largest_network(
 ) -> None:
     supernet, found = traced
     table = with_column(supernet, found)
-    costs = all_costs(supernet, found, table=table, functions={"calls": calls})
+    costs = all_costs(
+        supernet, found, table=table, counted=counted_costs(supernet, found, {"calls": calls})
+    )
     largest = largest_costs(supernet, costs, table)
     entry = next(n for n in table.networks if n.macs == max(m.macs for m in table.networks))
     assert largest["latency"] == entry.measurement.median_ms

@@ -164,7 +164,7 @@ def stage_parser(verb: str) -> Parser:
         )
     if verb == "export":
         parser.add_argument(
-            "--format", help="onnx (the default), torch (.pt2) or python (network.py)"
+            "--format", help="onnx (the default), torch (.pt2), tflite or python (network.py)"
         )
     _add_settings(parser, parser, RunConfig, "")
     return parser
@@ -230,7 +230,7 @@ def add_zoo(parser: Parser) -> None:
     parser.add_argument("name", nargs="*", help="a network; without one, all are listed")
     parser.add_argument("--build", action="store_true", help="print the plain network")
     parser.add_argument("--draw", help="write the network as this SVG file")
-    parser.add_argument("--export", help="write it as this .onnx or .pt2 file, or .py folder")
+    parser.add_argument("--export", help="write it as this .onnx, .pt2 or .tflite, or .py folder")
     parser.add_argument(
         "--measure",
         action="store_true",
@@ -243,3 +243,8 @@ def add_zoo(parser: Parser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the runtime")
     parser.add_argument("--batch", type=int, default=1, help="images an inference")
     parser.add_argument("--weights", help="the authors' state dict, to be loaded")
+    parser.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="export the network without trained weights",
+    )

@@ -17,7 +17,7 @@ from proxylessnas.io.files import write_atomic
 from proxylessnas.report.draw import draw
 from proxylessnas.report.latencies import NamedNetwork, named_network
 from proxylessnas.spaces import build
-from proxylessnas.zoo import facts, list_networks, load, load_published_weights
+from proxylessnas.zoo import Published, facts, list_networks, load, load_published_weights
 
 SPECIALISED = ("proxyless_gpu", "proxyless_cpu", "proxyless_mobile")
 OF_ONE = ("build", "draw", "export", "weights")  # options that take one network
@@ -58,6 +58,7 @@ def _list() -> None:
 
 def _with_one(options: Any, name: str) -> None:
     published, architecture = facts(name), load(name)
+    _check_weights(options, published)
     network = build(architecture).eval()
     if options.weights:
         load_published_weights(network, options.weights)
@@ -74,6 +75,18 @@ def _with_one(options: Any, name: str) -> None:
     if options.build or not (options.draw or options.export or options.measure):
         say(str(network))
         say(f"{published.name}: {published.parameters:,} parameters, {published.macs:,} MACs")
+
+
+def _check_weights(options: Any, published: Published) -> None:
+    """Raises ConfigError where a file would hold random weights unsaid, beside a published name."""
+    if options.random_weights and (options.weights or not options.export):
+        raise ConfigError("--random-weights goes with --export alone, in place of --weights")
+    if options.export and not (options.weights or options.random_weights):
+        accuracy = "" if published.top1 is None else f", with which it has {published.top1:.1f} %"
+        raise ConfigError(
+            f"--export {options.export}: the weights of {published.name} are not here: give the "
+            f"authors' by --weights FILE{accuracy}, or say --random-weights"
+        )
 
 
 def _measure(options: Any, networks: list[NamedNetwork]) -> None:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from proxylessnas.errors import MissingDependency
-from proxylessnas.export.compare import with_tensors_alone
+from proxylessnas.export.compare import (
+    Difference,
+    eager_outputs,
+    with_tensors_alone,
+)
+from proxylessnas.export.compare import difference as compared
 from proxylessnas.export.fold import fold
+from proxylessnas.export.lite_names import lite_inputs, lite_name
 from proxylessnas.export.quiet import exporting, quietly
+from proxylessnas.io.files import write_atomic
 from proxylessnas.training.copying import copied
 
 
@@ -37,6 +45,34 @@ def to_tflite(module: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
             outputs=[i for i, x in enumerate(outputs) if x.dim() == 4],
         ).eval()
         return bytes(litert_torch.convert(wrapped, channels_last(inputs)).model_content())
+
+
+def export_tflite(module: nn.Module, inputs: tuple[Tensor, ...], path: str | Path) -> Difference:
+    """Write a `.tflite`, and compare what it computes with eager.
+
+    Raises:
+        MissingDependency, ExportError: see `to_tflite`; or it computes something else.
+    """
+    content = to_tflite(module, inputs)
+    with exporting(module, "to tflite"):
+        outputs = _computed(content, inputs)
+    difference = compared(eager_outputs(module, inputs), outputs)
+    write_atomic(Path(path), content)
+    return difference
+
+
+def _computed(content: bytes, inputs: tuple[Tensor, ...]) -> list[Any]:
+    """What the file computes, images with their channels where the module has them."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=content)
+    interpreter.allocate_tensors()
+    arrays = lite_inputs([x.detach().cpu().numpy() for x in channels_last(inputs)])
+    for tensor in interpreter.get_input_details():
+        interpreter.set_tensor(tensor["index"], arrays[lite_name(tensor)].astype(tensor["dtype"]))
+    interpreter.invoke()
+    outputs = [interpreter.get_tensor(d["index"]) for d in interpreter.get_output_details()]
+    return [a.transpose(0, 3, 1, 2) if a.ndim == 4 else a for a in outputs]
 
 
 def channels_last(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -11,16 +11,17 @@ from proxylessnas.errors import ConfigError
 from proxylessnas.export.compare import Difference
 from proxylessnas.export.onnx import compare, to_onnx
 from proxylessnas.export.python import to_python
+from proxylessnas.export.tflite import export_tflite
 from proxylessnas.export.torch_export import to_torch_export
 
 
 def export_network(
     architecture: Architecture, network: nn.Module, inputs: tuple[Tensor, ...], path: str | Path
 ) -> Difference:
-    """Write `.onnx`, `.pt2` of torch.export, or a folder of self-contained Python.
+    """Write `.onnx`, `.pt2` of torch.export, `.tflite`, or a folder of self-contained Python.
 
     Raises:
-        ConfigError: the name ends otherwise.
+        ConfigError: the name ends otherwise. MissingDependency: see `to_tflite`.
         ExportError: the network cannot be exported, or the export computes something else.
     """
     suffix = Path(path).suffix
@@ -28,6 +29,8 @@ def export_network(
         return compare(network, to_onnx(network, inputs, path), inputs)
     if suffix == ".pt2":
         return to_torch_export(network, inputs, path)
+    if suffix == ".tflite":
+        return export_tflite(network, inputs, path)
     if suffix in ("", ".py"):
         return to_python(architecture, network, path)
-    raise ConfigError(f"--export {path}: the name must end in .onnx or .pt2, or be a folder")
+    raise ConfigError(f"--export {path}: the name must end in .onnx, .pt2, .tflite, or be a folder")

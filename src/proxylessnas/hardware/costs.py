@@ -35,6 +35,7 @@ from proxylessnas.hardware.trace import Trace, Unit
 from proxylessnas.limits import UNITS, Limit, check_limit_names, parse_limit
 
 MIB = 1 << 20
+LARGEST = 1e30  # of a user's costs, whose sums must be numbers too
 NOT_A_SUM = 0.01  # how far, as a share of it, a network's value may be from the sum unsaid
 
 # A cost of a user's own: a candidate (or a whole network) in eval mode and its inputs to a number.
@@ -47,29 +48,43 @@ def all_costs(
     *,
     table: LatencyTable | None = None,
     published: Costs | None = None,
-    functions: Mapping[str, CostFunction] | None = None,
+    counted: Costs | None = None,
 ) -> Costs:
-    """Every cost there is, side by side: latency first, then counts, columns and functions.
+    """Every cost there is, side by side: latency first, then what is counted, then columns.
 
-    table: measured latencies; `published` takes their place, see `published_table`. functions:
-    a user's own costs by name, see `function_costs`.
+    table: measured latencies; `published` takes their place, see `published_table`.
+    counted: see `counted_costs`; without a user's functions where it is left out.
 
     Raises:
         ConfigError: a name is no identifier, or taken. MissingEntry, MeasurementError: see
             `latency_costs` and `column_costs`.
     """
-    functions, columns = functions or {}, table.columns if table is not None else {}
-    check_names([*columns, *functions])
+    columns = table.columns if table is not None else {}
+    counted = counted_costs(supernet, trace) if counted is None else counted
+    check_names([*columns, *(name for name in counted.names if name not in UNITS)])
     parts = []
     if published is not None:
         parts.append(published)
     elif table is not None:
         parts.append(latency_costs(supernet, trace, table))
-    parts.append(count_costs(supernet, trace))
+    parts.append(counted)
     if table is not None:
         parts += [column_costs(supernet, trace, table, name) for name in columns]
-    parts += [function_costs(supernet, trace, name, f) for name, f in functions.items()]
     return Costs.join(*parts)
+
+
+def counted_costs(
+    supernet: Supernet, trace: Trace, functions: Mapping[str, CostFunction] | None = None
+) -> Costs:
+    """What needs no measurement: MACs and parameters, then a user's functions by their names.
+
+    Raises:
+        ConfigError: see `check_names` and `function_costs`.
+    """
+    functions = functions or {}
+    check_names(list(functions))
+    own = [function_costs(supernet, trace, name, f) for name, f in functions.items()]
+    return Costs.join(count_costs(supernet, trace), *own)
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -271,6 +286,8 @@ def _value(
     number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
         raise ConfigError(f"the cost {name} of {subject} is {number!r}, not a finite number")
+    if abs(number) >= LARGEST:
+        raise ConfigError(f"the cost {name} of {subject} is {number:g}: not under {LARGEST:g}")
     return float(number)
 
 
@@ -306,7 +323,7 @@ def absolute_limits(
 
     Raises:
         ConfigError: a limit is not understood, or of no cost. LimitError: of a latency that was
-            not measured.
+            not measured, or a share of nothing.
     """
     check_limit_names(limits, costs.names)
     absolute = {}
@@ -318,6 +335,11 @@ def absolute_limits(
                 f"the {name} was not measured: give a target latency, or a latency table"
             )
         value, relative = parse_limit(name, limit, costs.units[costs.index(name)])
+        if relative and largest[name] <= 0:
+            raise LimitError(
+                f"the limit {limit} of {name} is a share of the largest network's, which is "
+                f"{largest[name]:g}: give the limit as a number"
+            )
         absolute[name] = value * largest[name] if relative else value
     return absolute
 

@@ -57,6 +57,7 @@ FORMATS = {
 CARRIED = (
     "io/process.py",
     "export/onnx_session.py",
+    "export/lite_names.py",
     *(f"hardware/{name}.py" for name in ("host", "rounds", "networks", "kit_main")),
 )
 MAIN = """import os, sys

@@ -18,9 +18,10 @@ import zipfile
 from importlib import metadata
 from typing import Any
 
+from proxylessnas.export.lite_names import lite_inputs
 from proxylessnas.export.onnx_session import named_inputs, open_session
 from proxylessnas.hardware.host import cpu_model
-from proxylessnas.hardware.networks import LiteRtNetwork, OnnxNetwork, lite_inputs, stand_in
+from proxylessnas.hardware.networks import LiteRtNetwork, OnnxNetwork, stand_in
 from proxylessnas.hardware.rounds import Rounds, TimedNetwork
 from proxylessnas.io.process import usable_cpus
 

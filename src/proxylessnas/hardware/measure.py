@@ -155,7 +155,7 @@ def earlier_table(
             return None
         raise MeasurementError(
             f"{path} holds a table with {name} {recorded!r}, not {current!r}: choose another "
-            "file, or --force to replace it"
+            "file, remove this one, or --force to replace it"
         )
     return table
 

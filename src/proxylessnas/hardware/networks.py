@@ -10,7 +10,6 @@ import bisect
 import itertools
 import json
 import os
-import re
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from proxylessnas.export.lite_names import lite_name
 from proxylessnas.export.onnx_session import feed_of
 from proxylessnas.hardware.rounds import TimedNetwork
 
@@ -110,15 +110,3 @@ class LiteRtNetwork(TimedNetwork):
 
     def __call__(self) -> None:
         self.interpreter.invoke()
-
-
-def lite_name(tensor: Mapping[str, Any]) -> str:
-    """An input's name; `args_3` of a converted module's, which is serving_default_args_3:0."""
-    name = str(tensor["name"])
-    number = re.search(r"\bargs_\d+|(?<=_)args_\d+", name)
-    return number[0] if number else name
-
-
-def lite_inputs(arrays: Sequence[Array]) -> dict[str, Array]:
-    """The arrays of a module's inputs by their names in its file."""
-    return {f"args_{i}": array for i, array in enumerate(arrays)}

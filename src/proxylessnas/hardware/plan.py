@@ -21,6 +21,7 @@ from proxylessnas.core.costs import Costs
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import MeasurementError
 from proxylessnas.export.quiet import one_thread
+from proxylessnas.hardware.constant import check_zeros, living
 from proxylessnas.hardware.costs import batch_of, count_costs, indices_of
 from proxylessnas.hardware.table import (
     Identity,
@@ -122,10 +123,12 @@ def make_plan(
     The canary is the middle network, by MACs, of those that are fitted. Validation networks are
     measured as two sessions, which tells the noise floor.
     """
+    check_zeros(supernet, traced.inputs)
     costs, batch = count_costs(supernet, traced), batch_of(traced.inputs)
     macs = partial(costs.cost_of, "macs")
     count = settings.networks + settings.validation
     chosen = choose_networks(costs, supernet.mask, count, seed=seed)
+    chosen = living(supernet, traced.inputs, chosen)
     fitted = sorted(chosen[: settings.networks], key=macs)
     roles: list[Role] = ["fit" if i < len(fitted) else "validation" for i in range(len(chosen))]
     roles[chosen.index(fitted[len(fitted) // 2])] = "canary"

@@ -16,6 +16,7 @@ import difflib
 import math
 import re
 import reprlib
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,28 +130,66 @@ def _table(entries: Mapping[str, _Entry]) -> PublishedTable:
 def published_cost(supernet: Supernet, table: PublishedTable) -> Costs:
     """The latency cost of a `mobile` supernet at its own input shape, on the table's phone.
 
-    Zero costs nothing; the fixed part is stem, first block, head convolution and classifier.
+    Zero costs nothing; the fixed part is stem, first block, head convolution and classifier, of
+    other channels or classes than the table has at the price of the nearest, with a warning.
 
     Raises:
         MissingEntry: the table lacks a layer of the space; its key is named.
-        MeasurementError: the supernet is not one of the `mobile` space.
+        MeasurementError: the supernet is not one of the `mobile` space, or of another image size.
     """
     model = supernet.model
-    if supernet.space != "mobile" or not isinstance(model, Network):
-        raise MeasurementError(
-            f"the published latency table of the {table.device} prices the space mobile, "
-            f"not {supernet.space}"
-        )
+    check_suits(table, supernet.space, supernet.settings.get("input_shape", (0, 0))[1])
+    assert isinstance(model, Network)
     per_candidate = torch.zeros(supernet.mask.shape, dtype=torch.float64)
     row = {mixed: m for m, positions in enumerate(supernet.positions) for mixed in positions}
     fixed = 0.0
     for place, keys in _layers(model, tuple(supernet.settings["input_shape"][1:]), table.channels):
         for j, key in enumerate(keys):
             if place is None:
-                fixed += table[key]
+                fixed += table[_nearest(table, key)]
             elif key:
                 per_candidate[row[place], j] += table[key]
     return Costs.one("latency", per_candidate, fixed=fixed, unit="ms")
+
+
+def check_suits(table: PublishedTable, space: str, image_size: int | None) -> None:
+    """Refuse what a table cannot price, as far as it is known.
+
+    Raises:
+        MeasurementError: another space than `mobile`, or images of another size.
+    """
+    if space != "mobile":
+        raise MeasurementError(
+            f"the published latency table of the {table.device} prices the space mobile, "
+            f"not {space}"
+        )
+    stems = (re.match(r"Conv-input:(\d+)x", key) for key in table.entries)
+    sizes = sorted({int(match[1]) for match in stems if match})
+    if image_size is not None and sizes and image_size not in sizes:
+        raise MeasurementError(
+            f"the published latency table of the {table.device} prices images of "
+            f"{' or '.join(map(str, sizes))} pixels, not {image_size}: --image-size {sizes[0]}, "
+            "or leave the table out and measure here"
+        )
+
+
+def _nearest(table: PublishedTable, key: str) -> str:
+    """The key itself, or that of the stem or the classifier that differs least in its width."""
+    match = re.fullmatch(r"(Conv-input:\d+x\d+x)(\d+)(-.*)|(Logits-.*output:)(\d+)()", key)
+    if key in table.entries or match is None:
+        return key
+    before, width, after = match.group(1, 2, 3) if match[1] else match.group(4, 5, 6)
+    alike = re.compile(rf"{re.escape(before)}(\d+){re.escape(after)}")
+    widths = [int(m[1]) for m in map(alike.fullmatch, table.entries) if m]
+    if not widths:
+        return key
+    nearest = f"{before}{min(widths, key=lambda w: abs(w - int(width)))}{after}"
+    warnings.warn(
+        f"the published latency table of the {table.device} has no {key}: it counts as {nearest}, "
+        f"{table[nearest]:.2g} ms",
+        stacklevel=4,
+    )
+    return nearest
 
 
 def _layers(

@@ -107,7 +107,7 @@ class LatencyTable:
         Raises:
             MissingEntry: the table does not have it; there is no default.
         """
-        advice = "(proxylessnas measure) at this input size and batch"
+        advice = "at this input size and batch (proxylessnas measure, or search() without `table`)"
         return self._entry(self.entries, key, "entry", advice)
 
     def value(self, column: str, key: str) -> float:
@@ -138,9 +138,13 @@ class LatencyTable:
         """The network of this space that is measured again with every later measurement."""
         return next(iter(self.of_role("canary", space=space)), None)
 
-    def is_of(self, description: Mapping[str, Scalar]) -> bool:
-        """Whether it was measured on the device of a `Runtime.describe()`."""
-        return not any(differing(self.device, description, SAME))
+    def differs_from(self, description: Mapping[str, Scalar]) -> str:
+        """How its device differs from a `Runtime.describe()`, in words; empty where it does not."""
+        differences = {name: (a, b) for name, a, b in differing(self.device, description, SAME)}
+        if "device" in differences:
+            return f"the table's device, {differences['device'][0]}, is not here"
+        words = [f"{name} {ours}, not {theirs}" for name, (ours, theirs) in differences.items()]
+        return f"the table is of this device, but with {' and '.join(words)}" if words else ""
 
     def check(self, description: Mapping[str, Scalar], batch: int, *, force: bool = False) -> None:
         """Refuse to price with a table of something else.
@@ -160,7 +164,9 @@ class LatencyTable:
                 force,
             )
         if not self.complete:
-            _refuse("the latency table is not complete: measure on (the same command)", force)
+            _refuse(
+                "the latency table is not complete: measure on (the same command or call)", force
+            )
         if self.device.get("version") != description.get("version"):
             warnings.warn(
                 f"the latency table was measured with {self.device.get('runtime')} "

@@ -87,6 +87,7 @@ def trace(supernet: Supernet, example_inputs: tuple[Any, ...]) -> Trace:
     Raises:
         SupernetError: the model fails, or a Zero would need different shapes at different calls.
     """
+    check_examples(example_inputs)
     initialise_lazy(supernet, example_inputs)
     recorder = _Recorder(supernet)
     buffers = [BufferSnapshot(m._buffers) for m in supernet.model.modules()]
@@ -106,6 +107,16 @@ def trace(supernet: Supernet, example_inputs: tuple[Any, ...]) -> Trace:
         for candidates, row in zip(supernet.candidates, calls, strict=True)
     )
     return Trace(units=recorder.units, calls=calls, keys=keys, inputs=tuple(example_inputs))
+
+
+def check_examples(inputs: tuple[Any, ...]) -> None:
+    """Raises SupernetError where the example inputs hold no example."""
+    tensors = (v for v in pytree.tree_leaves(tuple(inputs)) if isinstance(v, Tensor))
+    if next((len(tensor) for tensor in tensors if tensor.dim()), 1) == 0:
+        raise SupernetError(
+            f"the example inputs hold no example ({_shapes(tuple(inputs), {})}): their shapes are "
+            "what is measured, as (x[:1],)"
+        )
 
 
 def _run(model: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -136,6 +147,7 @@ def initialise_lazy(supernet: Supernet, inputs: tuple[Any, ...]) -> None:
 
     if not lazy():
         return
+    check_examples(inputs)
     for j in range(max(map(len, supernet.candidates))):
         with supernet.active([min(j, len(names) - 1) for names in supernet.candidates]) as model:
             _run(model, inputs)

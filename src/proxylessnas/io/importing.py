@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from proxylessnas.errors import ConfigError, MissingDependency
+from proxylessnas.errors import ConfigError, MissingDependency, in_words, one_line
 
 
 def imported(name: str, role: str) -> Callable[..., Any]:
@@ -22,8 +22,9 @@ def imported(name: str, role: str) -> Callable[..., Any]:
     try:
         with _working_directory_importable():
             module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"cannot import {module_name!r} of {role} {name!r}: {error}") from None
+    except (Exception, SystemExit) as error:  # whatever the user's module does
+        problem = one_line(error) if isinstance(error, ImportError) else in_words(error)
+        raise ConfigError(f"cannot import {module_name!r} of {role} {name!r}: {problem}") from error
     function = getattr(module, attribute, None)
     if not callable(function):
         raise ConfigError(f"the module {module_name!r} has no function {attribute!r}")

@@ -16,6 +16,7 @@ from proxylessnas.core.objective import check_objective
 from proxylessnas.data import Batches
 from proxylessnas.errors import ConfigError, RunError
 from proxylessnas.hardware.costs import CostFunction, check_names
+from proxylessnas.hardware.published_table import check_suits, is_published, read_published_table
 from proxylessnas.hardware.runtimes import Runtime, make
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.io.console import Reporter, duration, say
@@ -41,7 +42,7 @@ from proxylessnas.session.measuring import measure
 from proxylessnas.session.pipeline import find_network, keep_settings, stop_if_asked, told
 from proxylessnas.session.searching import search
 from proxylessnas.session.session import Session
-from proxylessnas.session.store import CONFIG, Store
+from proxylessnas.session.store import BROUGHT_TABLE, CONFIG, Store
 from proxylessnas.spaces import complete_settings
 from proxylessnas.training.callbacks import Callbacks
 from proxylessnas.training.ranks import ALONE, Ranks
@@ -222,7 +223,7 @@ def _check(config: RunConfig, ranks: Ranks, brought: Brought) -> None:
 
     Raises:
         ConfigError: no data, an objective without what it needs, a runtime that is not here, or
-            batches that the ranks cannot share evenly.
+            batches that the ranks cannot share evenly. MeasurementError: see `_check_table`.
     """
     if config.space == "custom":
         raise RunError(
@@ -238,10 +239,27 @@ def _check(config: RunConfig, ranks: Ranks, brought: Brought) -> None:
     check_objective(config.search, measured=True, limited="latency" in limits)
     if brought.runtime is None:
         make(config.runtime, threads=config.measure.threads)
+    _check_table(config)
     s = config.search
     ranks.check_divides("search.batch_size", s.batch_size)
     ranks.check_divides("search.valid_batch_size", s.valid_batch_size or s.batch_size)
     ranks.check_divides("train.batch_size", config.train.batch_size)
+
+
+def _check_table(config: RunConfig) -> None:
+    """Read the latency table that the settings name, for its error.
+
+    Raises:
+        MeasurementError: it cannot be read, or prices other networks.
+    """
+    if config.table is None or config.table == BROUGHT_TABLE:
+        return
+    if not is_published(config.table):
+        LatencyTable.load(config.table)
+        return
+    shape = config.space_settings.get("input_shape")
+    size = shape[1] if isinstance(shape, list | tuple) and len(shape) == 3 else config.image_size
+    check_suits(read_published_table(config.table), config.space, size)
 
 
 def _propose_trained_weights(

@@ -40,6 +40,7 @@ def summarise(session: Session) -> dict[str, Any]:
         "target_latency_ms": session.target_ms,
         "predicted_latency_ms": session.unlimited_costs.cost_of("latency", indices),
         "measured_latency_ms": export["measured_ms"],
+        "not_measured": session.not_local,
         "measured_latency_raw_ms": export["measured_raw_ms"],
         "canary_drift": export["canary_drift"],
         "latency_noise_pct": export["noise_pct"],
@@ -295,7 +296,7 @@ def _latency_line(facts: dict[str, Any]) -> str:
     if target is not None:
         text += f", target {target:.3f}"
     if measured is None:
-        return f"{text}; not measured: the device is not here"
+        return f"{text}; not measured: {facts['not_measured']}"
     text += f", measured {measured:.3f}"
     if target is not None:
         text += f" ({100 * (measured / target - 1):+.1f} % of the target)"

@@ -16,13 +16,15 @@ from proxylessnas.errors import ConfigError, RunError
 from proxylessnas.export.compare import Difference
 from proxylessnas.export.onnx import compare, to_onnx
 from proxylessnas.export.python import to_python
+from proxylessnas.export.tflite import export_tflite
 from proxylessnas.export.torch_export import to_torch_export
 from proxylessnas.session.finishing import trained_network
 from proxylessnas.session.records import BASELINES
 from proxylessnas.session.session import Session
 
 ONNX, ONNX_FORMAT = "model.onnx", "onnx"
-FORMATS = (ONNX_FORMAT, "torch", "python")
+FILES = {"torch": "network.pt2", "tflite": "network.tflite", "python": "python"}
+FORMATS = (ONNX_FORMAT, *FILES)
 NOT_MEASURED: dict[str, Any] = {
     "measured_ms": None,
     "measured_raw_ms": None,
@@ -84,7 +86,7 @@ def _measured(session: Session, network: nn.Module) -> dict[str, Any]:
 
 
 def export_as(session: Session, form: str) -> None:
-    """The trained network as `network.pt2` (torch.export) or as a folder `python/`."""
+    """The trained network as `network.pt2` (torch.export), as `network.tflite`, or as `python/`."""
     if form not in FORMATS:
         raise ConfigError(f"there is no export format {form!r}; allowed: {', '.join(FORMATS)}")
     session.records.require("train")
@@ -95,10 +97,12 @@ def export_as(session: Session, form: str) -> None:
 
 def _write(session: Session, form: str) -> None:
     network = trained_network(session).cpu()
-    path = session.store.file("python" if form == "python" else "network.pt2")
+    path = session.store.file(FILES[form])
     difference: Difference
     if form == "python":
         difference = to_python(session.load_architecture("architecture.json"), network, path)
+    elif form == "tflite":
+        difference = export_tflite(network, session.inputs, path)
     else:
         difference = to_torch_export(network, session.inputs, path)
     session.reporter.say(f"  {path}: differs from eager by {difference.relative:.1e} at most")

@@ -12,10 +12,8 @@ from proxylessnas.errors import RunError
 from proxylessnas.schema import checked, from_json
 from proxylessnas.session.loaders import counts
 from proxylessnas.session.problem import ModelProblem
-from proxylessnas.session.store import MAX_JSON_BYTES, Store
+from proxylessnas.session.store import MAX_JSON_BYTES, MODEL, Store
 from proxylessnas.training.optimizers import beside_tensors
-
-MODEL = "model.json"
 
 
 @checked(RunError)

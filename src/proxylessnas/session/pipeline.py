@@ -28,14 +28,14 @@ def begin(session: Session) -> Session:
     """
     check_names_of_limits(session)
     try_early(session)
-    if session.budget is not None:
-        begin_within(session, session.budget)
-    else:
-        session = session.configured(replace(session.config, machine=tune(session)))
     if session.config.table is not None:
         session.check_limits()
     else:
         session.check_counted_limits()
+    if session.budget is not None:
+        begin_within(session, session.budget)
+    else:
+        session.settle(replace(session.config, machine=tune(session)))
     keep_settings(session)
     return session
 

@@ -12,7 +12,7 @@ from proxylessnas.errors import RunError
 from proxylessnas.io.console import Reporter, duration
 from proxylessnas.schema import Hint, from_plain
 from proxylessnas.session import STAGES
-from proxylessnas.session.store import Store
+from proxylessnas.session.store import MODEL, Store
 from proxylessnas.training.callbacks import Callbacks, StageMetrics
 from proxylessnas.training.ranks import Ranks
 
@@ -67,7 +67,9 @@ class Records:
             return None
         record = self.store.read_json(name)
         if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
-            raise RunError(f"{self.store.file(name)} is damaged; remove it and --resume")
+            raise RunError(
+                f"{self.store.file(name)} is damaged; remove it, and {self._going_on} does it again"
+            )
         return record
 
     def require(self, stage: str) -> dict[str, Any]:
@@ -78,19 +80,43 @@ class Records:
         """
         record = self.read(stage) if self.done(stage) else None
         if record is None:
+            self.check_files(stage)
             where = self.store.path
             place = "" if where is None else f" of {where}"
-            remedy = "" if where is None else f": run proxylessnas {stage} --out {where} first"
+            remedy = "" if where is None else f": {self._to_do(stage)} first"
             raise RunError(f"the stage {stage}{place} is not finished{remedy}")
         try:
             for name, hint in {**FACTS.get(stage.partition("-")[0], {}), "seconds": float}.items():
                 record[name] = from_plain(hint, record.get(name), name, RunError)
         except RunError as error:
             raise RunError(
-                f"{self.store.file(_name(stage))} is damaged: {error}; remove it, and --resume "
-                f"does {stage} and what follows again"
+                f"{self.store.file(_name(stage))} is damaged: {error}; remove it, and "
+                f"{self._going_on} does {stage} and what follows again"
             ) from None
         return record
+
+    def check_files(self, stage: str) -> None:
+        """Raises RunError where a finished stage's file is no longer what the stage left."""
+
+        def look() -> list[str]:
+            record = self.read(stage)
+            return [] if record is None else self.damaged(record)
+
+        for file in self.ranks.of_main(look):
+            raise RunError(
+                f"{self.store.file(file)} is missing or was changed since the stage {stage} wrote "
+                f"it: put it back, or {self._to_do(stage)} again"
+            )
+
+    @property
+    def _going_on(self) -> str:
+        return "the same call of search(out=...)" if self.store.has(MODEL) else "--resume"
+
+    def _to_do(self, stage: str) -> str:
+        """How a person has a stage done."""
+        if self.store.has(MODEL):
+            return f"make {self._going_on}"
+        return f"run proxylessnas {stage} --out {self.store.path}"
 
     @contextmanager
     def stage(

@@ -22,11 +22,11 @@ from proxylessnas.config import RunConfig
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import Supernet
-from proxylessnas.errors import ArchitectureError, ConfigError
+from proxylessnas.errors import ArchitectureError, ConfigError, MeasurementError
 from proxylessnas.hardware.costs import (
     absolute_limits,
     all_costs,
-    count_costs,
+    counted_costs,
     forbid_over_peak_memory,
     largest_costs,
 )
@@ -159,17 +159,23 @@ class Session:
         if self.table_object is not None or path is None or is_published(path):
             return self.table_object
         if path == BROUGHT_TABLE:
-            return LatencyTable.from_json(self.store.read(path, MAX_TABLE_BYTES))
+            return self._stored_table(path)
         return LatencyTable.load(path)
 
-    @cached_property
+    @property
     def is_local(self) -> bool:
         """Whether networks can be measured on the table's device, or the table is believed."""
+        return not self.not_local
+
+    @cached_property
+    def not_local(self) -> str:
+        """Why networks cannot be measured as the table was; empty where they can."""
         table = self.brought_table
         if table is None:
-            return self.published_table is None
+            published = self.published_table
+            return "" if published is None else f"the {published.device} is not here"
         # Rank 0 measures, so its machine counts: another rank's may have another CPU.
-        return self.ranks.of_main(lambda: table.is_of(describe(self.runtime, self.inputs)))
+        return self.ranks.of_main(lambda: table.differs_from(describe(self.runtime, self.inputs)))
 
     @property
     def table(self) -> LatencyTable | None:
@@ -185,9 +191,15 @@ class Session:
             return table
         if self.config.table is not None or not self.store.has(TABLE):
             return None
-        table = LatencyTable.from_json(self.store.read(TABLE, MAX_TABLE_BYTES))
+        table = self._stored_table(TABLE)
         table.check(self.runtime.describe(), batch, force=self.force)
         return table
+
+    def _stored_table(self, name: str) -> LatencyTable:
+        try:
+            return LatencyTable.from_json(self.store.read(name, MAX_TABLE_BYTES))
+        except MeasurementError as error:
+            raise MeasurementError(f"{self.store.file(name)}: {error}") from None
 
     @cached_property
     def costs(self) -> Costs:
@@ -207,8 +219,13 @@ class Session:
             self.trace,
             table=self.table,
             published=None if published is None else published_cost(self.supernet, published),
-            functions=self.problem.functions,
+            counted=self.counted_costs,
         )
+
+    @cached_property
+    def counted_costs(self) -> Costs:
+        """The costs that are known before anything is measured: counts, and the user's own."""
+        return counted_costs(self.supernet, self.trace, self.problem.functions)
 
     @cached_property
     def largest(self) -> dict[str, float]:
@@ -224,12 +241,12 @@ class Session:
         _ = self.costs  # kept for later
 
     def check_counted_limits(self) -> None:
-        """As `check_limits`, of MACs and parameters alone: before anything is measured.
+        """As `check_limits`, of what is not measured, before anything is.
 
         Raises:
             LimitError: a limit is out of reach.
         """
-        counted = count_costs(self.supernet, self.trace)
+        counted = self.counted_costs
         limits = {name: limit for name, limit in self.limits.items() if name in counted}
         largest = largest_costs(self.supernet, counted)
         counted.limited(absolute_limits(limits, counted, largest)).check_reachable(

@@ -27,6 +27,7 @@ from proxylessnas.errors import RunError, one_line
 from proxylessnas.io.json_files import decode_json
 from proxylessnas.training.faults import State
 
+MODEL = "model.json"  # of a model of the user's own: which one it is
 MAX_JSON_BYTES = 64 << 20
 MAX_TENSOR_BYTES = 16 << 30
 KEPT_CHECKPOINTS = 2

@@ -98,6 +98,12 @@ def build(architecture: Architecture, *, allow: Collection[str] = ()) -> nn.Modu
             )
         supernet = Supernet(_call_factory(name, architecture.settings))
         return supernet.derive(architecture)
+    if name not in SPACES:
+        own = "it was a model of one's own: Supernet(Net()).derive(architecture) builds it again"
+        raise ArchitectureError(
+            f"the architecture is of the space {name!r}, which a file alone does not build; "
+            f"{own if name == 'custom' else did_you_mean(name, SPACES)}"
+        )
     choices = dict(architecture.choices)
     model = SPACES[name].build(_settings(name, architecture.settings), choices)
     if choices:  # `choose` takes out what it uses

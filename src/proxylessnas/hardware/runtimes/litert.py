@@ -14,11 +14,12 @@ from ai_edge_litert.interpreter import Interpreter
 from torch import Tensor, nn
 
 from proxylessnas.errors import MeasurementError, foreign
+from proxylessnas.export.lite_names import lite_inputs, lite_name
 from proxylessnas.export.quiet import stderr_away
 from proxylessnas.export.tflite import channels_last, to_tflite
 from proxylessnas.hardware.fingerprint import fingerprint
 from proxylessnas.hardware.host import cpu_model
-from proxylessnas.hardware.networks import LiteRtNetwork, lite_inputs, lite_name, stand_in
+from proxylessnas.hardware.networks import LiteRtNetwork, stand_in
 from proxylessnas.hardware.runtimes.base import Session, Shape, description, full_name
 from proxylessnas.hardware.runtimes.files import FileInput, checked_file, full_shapes, in_words
 
