@@ -39,6 +39,7 @@ from proxylessnas.core.objective import check_objective
 from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data import Batches, LoaderBatches
+from proxylessnas.data.arguments import Keywords
 from proxylessnas.errors import ConfigError, LimitError, RunError
 from proxylessnas.hardware.costs import CostFunction, check_names
 from proxylessnas.hardware.runtimes import Runtime
@@ -207,6 +208,7 @@ def search(
     test: Any = None,
     loss: Callable[[Any, Any], Tensor] | None = None,
     example_inputs: Sequence[Any] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
     target_latency: str | None = None,
     limits: Mapping[str, Limit] | None = None,
     costs: Mapping[str, CostFunction] | None = None,
@@ -247,7 +249,9 @@ def search(
         examples. Inputs may be a tensor, a tuple (spread over the arguments) or a dict.
     loss: (model output, target) -> scalar. Parameters of modules that it is or holds (centres, a
         classifier, log-variances) learn with the weights, without weight decay.
-    example_inputs: the arguments of one forward pass; their shapes are what is measured.
+    example_inputs: the arguments of one forward pass; their shapes are what is measured. They
+        also say how the model takes a batch: whether a list is several arguments or one.
+        example_kwargs: those that are given by keyword; batches are dicts then.
     correct: (output, target) -> how many of the batch are right; lets the final choice go by
         accuracy rather than by loss.
     train_loss: the loss of the weight steps where it is another one (label smoothing, say).
@@ -281,9 +285,10 @@ def search(
         UserError: the model, the data, a limit or a setting is not usable; the message says how.
     """
     arguments = {name: value for name, value in locals().items() if value is not None}
+    arguments |= _with_keywords(example_inputs, arguments.pop("example_kwargs", None))
     loaders = {"search": train, "valid": valid, "test": test}
     loaders |= {"calibration": calibration, "scoring": scoring}
-    batches = _batches(seed, example_inputs, **loaders)
+    batches = _batches(seed, arguments.get("example_inputs"), **loaders)
     if model is None and (pretrained is not None or data is not None):
         _check(arguments, "runtime")
         return Result(session=run_whole_job(arguments, batches, out=out, ranks=ranks))
@@ -379,6 +384,7 @@ def load(
     valid: Any = None,
     loss: Callable[[Any, Any], Tensor] | None = None,
     example_inputs: Sequence[Any] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
     correct: Callable[[Any, Any], Tensor] | None = None,
     reward: Callable[[float, Sequence[int]], float] | None = None,
     costs: Mapping[str, CostFunction] | None = None,
@@ -401,6 +407,8 @@ def load(
     config = directory.read_config()
     reporter = Reporter(quiet=quiet)
     problem: Problem
+    given = _with_keywords(example_inputs, example_kwargs)
+    example_inputs = given.get("example_inputs", example_inputs)
     batches = _batches(config.seed, example_inputs, search=train, valid=valid)
     if config.space != CUSTOM:
         if model is not None:
@@ -448,6 +456,20 @@ def _batches(seed: int, inputs: Any, **loaders: Any) -> dict[str, Batches]:
     }
 
 
+def _with_keywords(inputs: Any, keywords: Any) -> dict[str, Any]:
+    """`example_inputs` with the keywords at its end; without, what is given stays.
+
+    Raises:
+        ConfigError: the keywords are no mapping of names.
+    """
+    _check({"example_kwargs": keywords})
+    if not keywords:
+        return {}
+    if inputs is not None and not isinstance(inputs, tuple | list):
+        return {"example_inputs": inputs}  # refused as such
+    return {"example_inputs": (*(inputs or ()), Keywords(keywords))}
+
+
 def _save_inputs(store: Store, inputs: tuple[Any, ...]) -> None:
     """Kept for `load`, where they are of plain kinds."""
     tensors: dict[str, Tensor] = {}
@@ -490,6 +512,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda inputs: isinstance(inputs, tuple | list) and len(inputs) > 0,
         "a tuple of the arguments of one forward pass: write (x,) for a single tensor",
     ),
+    "example_kwargs": (_is_named, "arguments by name, as {'input_ids': x}"),
     "limits": (_is_named, "limits by the cost's name, as {'macs': '600M'}"),
     "costs": (_is_named, "functions by the cost's name"),
     "runtime": (

@@ -650,6 +650,71 @@ def test_a_target_of_none() -> None:
     assert result.session.records.require("derive")["score"] == 1.0
 
 
+class KeywordsOnly(Taking):
+    def forward(self, *, x: Tensor, mask: Any = None) -> Tensor:
+        return self.take(x if mask is None else x * mask)
+
+
+class Masked(Taking):
+    def forward(self, x: Tensor, *, mask: Tensor) -> Tensor:
+        return self.take(x * mask)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_arguments_by_keyword_alone(mixed: bool, tmp_path: Path) -> None:
+    """`example_kwargs`: traced, counted, measured, searched and loaded again."""
+    example: dict[str, Any] = {
+        "example_kwargs": {"x": X[:1], "mask": ONE[:1]},
+        "example_inputs": None,
+    }
+    model: Callable[[], nn.Module] = KeywordsOnly
+    if mixed:
+        model, example = Masked, {"example_inputs": (X[:1],), "example_kwargs": {"mask": ONE[:1]}}
+    data = [({"x": X, "mask": ONE}, torch.zeros(8, 4))] * 3
+    more = {"train": data, "valid": [(x, y + 1) for x, y in data], "loss": mse_loss, "quiet": True}
+    limits = {"limits": {"parameters": "1x", "macs": "1x", "peak_memory": 1}, "correct": None}
+    runtime = FakeRuntime()
+    first = searched(
+        model(),
+        out=tmp_path / "run",
+        runtime=runtime,
+        target_latency="1x",
+        **more,
+        **limits,
+        **example,
+    )
+    assert runtime.loaded > 0 and first.predicted["macs"] == 16  # of one example
+    loaded = load(tmp_path / "run", model=model(), runtime=FakeRuntime(), **more)
+    assert same(first, loaded) and loaded.derive(limits={"parameters": 1000})
+    plain = searched(
+        Two(),
+        train=[((X, ONE), torch.zeros(8, 4))] * 3,
+        valid=[((X, ONE), torch.ones(8, 4))] * 3,
+        example_inputs=(X[:1], ONE[:1]),
+        loss=mse_loss,
+        runtime=FakeRuntime(),
+        target_latency="1x",
+        **limits,
+    )
+    assert same(first, plain)
+
+
+def test_example_kwargs_of_the_wrong_form() -> None:
+    assert "example_kwargs is a list of str, not arguments by name" in refused(example_kwargs=["x"])
+    assert "example_kwargs is a mapping with the keys 1" in refused(example_kwargs={1: X})
+    line = refused(example_inputs=X, example_kwargs={"mask": ONE})
+    assert "write (x,) for a single tensor" in line
+
+
+def test_the_price_of_an_example_in_a_list_of_images() -> None:
+    """A list of two images is two examples, whatever their channels."""
+    one, two = (torch.randn(3, 4, 4) for _ in range(2))
+    target = torch.zeros(2, 4)
+    given = {"train": [([one, two], target)] * 3, "valid": [([one, two], target)] * 2}
+    result = searched(OfList(), **given, example_inputs=([one, two],), loss=mse_loss, correct=None)
+    assert result.predicted["macs"] == 16
+
+
 # --- the call's own arguments ---
 
 

@@ -19,6 +19,24 @@ from proxylessnas.errors import DataError
 TARGETS = ("labels", "label", "targets", "target", "y")  # what a dict's target is called
 
 
+class Keywords(dict[str, Any]):
+    """Keyword arguments, as the last of some example inputs."""
+
+
+pytree.register_pytree_node(
+    Keywords,
+    lambda keywords: (list(keywords.values()), list(keywords)),
+    lambda values, names: Keywords(zip(names, values, strict=True)),
+)
+
+
+def arguments_of(inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as positional and keyword arguments."""
+    if inputs and isinstance(inputs[-1], Keywords):
+        return inputs[:-1], dict(inputs[-1])
+    return inputs, {}
+
+
 def as_pair(batch: Any, example: tuple[Any, ...] | None = None) -> Any:
     """(inputs, target) of a batch; what is no pair is returned as it is.
 
@@ -34,7 +52,7 @@ def as_pair(batch: Any, example: tuple[Any, ...] | None = None) -> Any:
     elif not isinstance(batch, tuple | list) or len(batch) != 2:
         return batch
     inputs, target = batch
-    return _arguments(inputs, example), target
+    return _arguments(inputs, None if example is None else arguments_of(example)[0]), target
 
 
 def _of_mapping(batch: Mapping[Any, Any]) -> tuple[dict[Any, Any], Any]:

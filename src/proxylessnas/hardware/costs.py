@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.core.costs import Costs
@@ -33,6 +32,7 @@ from proxylessnas.hardware.fingerprint import fingerprint
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.hardware.trace import Trace, Unit
 from proxylessnas.limits import UNITS, Limit, check_limit_names, parse_limit
+from proxylessnas.training.task import batch_size
 
 MIB = 1 << 20
 LARGEST = 1e30  # of a user's costs, whose sums must be numbers too
@@ -128,8 +128,7 @@ def count_costs(supernet: Supernet, trace: Trace) -> Costs:
 
 def batch_of(inputs: Sequence[Any]) -> int:
     """The number of examples in a model's inputs."""
-    tensors = (x for x in pytree.tree_leaves(tuple(inputs)) if isinstance(x, Tensor))
-    return next((len(x) for x in tensors if x.dim()), 1)
+    return batch_size(*inputs)
 
 
 def _reference(supernet: Supernet) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from proxylessnas.core.supernet import Supernet
+from proxylessnas.data.arguments import arguments_of
 from proxylessnas.errors import SupernetError, one_line
 from proxylessnas.hardware.trace import Trace, Unit
 from proxylessnas.training.freezing import evaluating
@@ -28,7 +29,7 @@ def count_macs(
 
     Counted on the meta device, where nothing is computed, unless the module needs real values.
     """
-    arguments = (tuple(inputs), dict(kwargs or {}))
+    arguments = arguments_of(tuple(inputs)) if kwargs is None else (tuple(inputs), dict(kwargs))
     try:
         return _counted(module, lambda: _on_meta(module, arguments))
     except Exception:  # whatever the module's code raises where it has no values
@@ -123,7 +124,9 @@ def peak_memory(
     with ExitStack() as hooks, evaluating(module):
         for leaf in (m for m in module.modules() if not any(True for _ in m.children())):
             hooks.enter_context(leaf.register_forward_hook(note, with_kwargs=True))
-        module(*inputs, **(kwargs or {}))
+        if kwargs is None:
+            inputs, kwargs = arguments_of(inputs)
+        module(*inputs, **kwargs)
     return peak
 
 

@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, derive
+from proxylessnas.data.arguments import arguments_of
 from proxylessnas.errors import SupernetError, UserError, one_line
 from proxylessnas.hardware.description import tensor_label
 from proxylessnas.hardware.fingerprint import fingerprint, label
@@ -122,8 +123,9 @@ def check_examples(inputs: tuple[Any, ...]) -> None:
 def _run(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     """One forward pass in eval mode; what it raises as one line."""
     try:
+        args, kwargs = arguments_of(inputs)
         with evaluating(model):
-            model(*inputs)
+            model(*args, **kwargs)
     except UserError:
         raise
     except Exception as error:  # whatever the model's own code raises
@@ -295,10 +297,14 @@ def plain_call(
     """The module as a function of tensors alone, and those tensors.
 
     A module that takes other values, keywords or nested structures is wrapped.
+
+    kwargs: None: those that the inputs end with, if any.
     """
+    if kwargs is None:
+        inputs, kwargs = arguments_of(inputs)
     if not kwargs and all(isinstance(value, Tensor) for value in inputs):
         return module, inputs
-    call = _Call(module, inputs, kwargs or {})
+    call = _Call(module, inputs, kwargs)
     return call.eval(), call.tensors
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from proxylessnas.data.arguments import Keywords
 from proxylessnas.errors import RunError
 
 
@@ -22,6 +23,8 @@ def flatten(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, tuple | list) and type(value) in (tuple, list):
         kind = "tuple" if isinstance(value, tuple) else "list"
         return {kind: [flatten(v, tensors) for v in value]}
+    if isinstance(value, Keywords):
+        return {"keywords": {k: flatten(v, tensors) for k, v in value.items()}}
     if type(value) is dict and all(isinstance(k, str) for k in value):
         return {"dict": {k: flatten(v, tensors) for k, v in value.items()}}
     if value is None or isinstance(value, bool | int | float | str):
@@ -39,11 +42,12 @@ def unflatten(value: Any, tensors: dict[str, Tensor]) -> Any:
         ((kind, content),) = value.items()
         if kind == "tensor":
             return tensors[content]
-        if kind == "dict":
-            return {k: unflatten(v, tensors) for k, v in content.items()}
+        if kind in ("dict", "keywords"):
+            items = {k: unflatten(v, tensors) for k, v in content.items()}
+            return items if kind == "dict" else Keywords(items)
         if kind in ("tuple", "list"):
-            items = [unflatten(v, tensors) for v in content]
-            return tuple(items) if kind == "tuple" else items
+            values = [unflatten(v, tensors) for v in content]
+            return tuple(values) if kind == "tuple" else values
         if kind == "value":
             return content
     except (AttributeError, KeyError, TypeError, ValueError):

@@ -181,6 +181,8 @@ def _size(part: Any) -> int | None:
     if not isinstance(part, tuple | list):
         return _size(vars(part)) if hasattr(part, "__dict__") else None
     tensors = [v for v in part if isinstance(v, Tensor) and v.dim()]
+    if tensors and all(v.dim() == 3 and len(v) in (1, 3) for v in tensors):
+        return len(part)  # images, in a list because their sizes may differ
     if tensors and len({len(v) for v in tensors}) == 1:
         return len(tensors[0])  # several tensors of one batch
     if tensors or not part or not isinstance(part[0], tuple | list):
