@@ -4,11 +4,11 @@
         [--seeds 0 1 2] [--out runs/pretrained] [-- OPTION...]
 
 Every cell is `proxylessnas run --pretrained efficientnet_lite0`, whose own summary has the rows:
-the teacher, the network found within the limit, the teacher at a smaller input and uniform narrowing by
-least squares, both at the measured latency of the network found and fine-tuned as long. Latencies
-are shares of the teacher's, measured in the same rounds. The teacher of a seed serves all targets.
-A cell that is done is read again, so a benchmark that was stopped goes on. Options after `--` go to
-every run: what a part is worth is told by leaving it out.
+the teacher, the network found within the limit, the teacher at a smaller input, and uniform
+narrowing by least squares, the last two at the measured latency of the network found and fine-tuned
+as long. Latencies are shares of the teacher's, measured in the same rounds. The teacher of a seed
+serves all targets. A cell that is done is read again, so a benchmark that was stopped goes on.
+Options after `--` go to every run: what a part is worth is told by leaving it out.
 
 The sets: `flowers`, all photos at 128 px, a fifth of them for the test; `cifar10`, 5,000 images at
 96 px, another 5,000 for the test. They are looked for under PROXYLESSNAS_DATA.
