@@ -20,6 +20,8 @@ from proxylessnas.api import Result
 from proxylessnas.core.supernet import Supernet, Zero
 from proxylessnas.errors import SupernetError
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
+from proxylessnas.training.copying import copied
+from proxylessnas.training.task import Task
 
 QUICK = SearchSettings(warmup_epochs=1, epochs=1)
 
@@ -154,6 +156,28 @@ def test_a_whole_search_with_it_on_a_real_runtime(what: str, runtime: str) -> No
 def test_what_holds_weights_and_cannot_be_copied_is_named() -> None:
     with pytest.raises(SupernetError, match=r"attribute 'held' of the module 'first.*special' \(T"):
         Supernet(Net(Telling(Entangled()))).derive([1, 0])
+
+
+def test_a_copy_with_its_loss_keeps_what_belongs_together() -> None:
+    """A loss that holds the model, a parent, a method of one's own; a lock in each of them."""
+
+    class Parent(Telling):
+        def __init__(self) -> None:
+            super().__init__(threading.Lock())
+            self.parent, self.method = [self], self.forward
+
+    class Loss(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.centres, self.model = nn.Parameter(torch.ones(3)), [model]
+            self.lock = threading.Lock()
+
+    model = Parent()
+    loss = Loss(model)
+    copy, task = copied((model, Task(loss=loss)))
+    assert copy.parent[0] is copy and copy.method.__self__ is copy and copy.held is model.held
+    assert task.loss is not loss and task.loss.centres is not loss.centres
+    assert task.loss.model[0] is copy and task.loss.lock is loss.lock
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from proxylessnas.errors import SupernetError, one_line
 
 T = TypeVar("T")
-_NO_ATTRIBUTES = ("_parameters", "_modules")
 DEEPEST = 20  # objects in one another
 
 
 def copied(value: T, memo: dict[int, Any] | None = None, *, within: nn.Module | None = None) -> T:
-    """A deep copy of a module, or of a tuple with modules.
+    """A deep copy of a module, or of a tuple of modules and other objects.
 
     memo: as of `copy.deepcopy`. within: the model that the module is part of, for messages.
     A tensor that a step computed (the weight of `weight_norm` or of pruning) is copied without
@@ -32,20 +31,22 @@ def copied(value: T, memo: dict[int, Any] | None = None, *, within: nn.Module | 
             named.
     """
     memo = {} if memo is None else memo
-    modules = [m for m in _parts(value) if isinstance(m, nn.Module)]
-    _copy_scripted(modules, memo)
+    _copy_scripted([m for m in (value, *_parts(value)) if isinstance(m, nn.Module)], memo)
     before = set(memo)
     try:
         return copy.deepcopy(value, memo)
     except Exception:  # whatever the objects in it raise
         for key in memo.keys() - before:
             del memo[key]
-    kept = {id(m): m for root in modules for m in (*root.modules(), *root.parameters())}
+    reached = [v for v in _reached(value) if isinstance(v, nn.Module | nn.Parameter)]
+    kept = {id(v): v for v in reached}
     sharing = _Sharing(memo, kept)
     paths = {module: path for path, module in within.named_modules()} if within else {}
-    for owner, name, attribute in _attributes(modules):
-        sharing.enter(attribute, 0)
-        _check_copied(attribute, {**kept, **memo}, _words(owner, paths), name)
+    for module in (v for v in reached if isinstance(v, nn.Module)):
+        for name, attribute in {**vars(module), **module._buffers}.items():
+            sharing.enter(attribute, 0)
+            _check_copied(attribute, {**kept, **memo}, _words(module, paths), name)
+    sharing.enter(value, 0)
     try:
         return copy.deepcopy(value, memo)
     except Exception as error:
@@ -97,10 +98,10 @@ class _Sharing:
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """What a container or an object holds."""
-    if isinstance(value, nn.Module):
-        yield value
-    elif isinstance(value, Mapping):
+    """What a container, an object or a module holds."""
+    if isinstance(value, Tensor | type):
+        return
+    if isinstance(value, Mapping):
         yield from value.values()
     elif isinstance(value, list | tuple | set | frozenset):
         yield from value
@@ -110,22 +111,20 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from getattr(value, "__dict__", {}).values()
 
 
-def _holds_weights(value: Any, seen: set[int] | None = None) -> bool:
-    seen = set() if seen is None else seen
-    if isinstance(value, Tensor | nn.Module):
-        return True
-    if id(value) in seen or len(seen) > 10_000:
-        return False
-    seen.add(id(value))
-    return any(_holds_weights(part, seen) for part in _parts(value))
+def _reached(value: Any) -> Iterator[Any]:
+    """Every object that can be reached from this one."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            waiting += list(_parts(one))
 
 
-def _attributes(roots: list[nn.Module]) -> Iterator[tuple[nn.Module, str, Any]]:
-    """(module, attribute's name, value) of all modules."""
-    for module in (module for root in roots for module in root.modules()):
-        values = {k: v for k, v in vars(module).items() if k not in _NO_ATTRIBUTES}
-        for name, value in {**values, **module._buffers}.items():
-            yield module, name, value
+def _holds_weights(value: Any) -> bool:
+    return any(isinstance(part, Tensor | nn.Module) for part in _reached(value))
 
 
 def _words(module: nn.Module, paths: Mapping[nn.Module, str]) -> str:
