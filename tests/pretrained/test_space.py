@@ -22,7 +22,7 @@ from proxylessnas.hardware.costs import count_costs
 from proxylessnas.hardware.trace import trace
 from proxylessnas.pretrained.candidates import BlockFits, block_inputs
 from proxylessnas.pretrained.distil import distilled, divergence
-from proxylessnas.pretrained.scores import mean_scores, replacement_scores
+from proxylessnas.pretrained.scores import mean_scores, replacement_scores, tempered
 from proxylessnas.pretrained.space import (
     largest_within,
     prior,
@@ -329,3 +329,15 @@ def test_fine_tuning_keeps_the_statistics(teacher: Network) -> None:
     after = student.state_dict()
     assert {k for k, _ in student.named_buffers() if not torch.equal(after[k], before[k])} == set()
     assert not torch.equal(after["blocks.1.0.1.weight"], before["blocks.1.0.1.weight"])
+
+
+def test_tempered_scores_keep_proportions_within_a_block_and_bring_blocks_together() -> None:
+    scores = [
+        {"own": 0.0, "a": 0.04, "b": 0.01, "zero": 9.0},
+        {"own": 0.0, "a": 0.0004},
+        {"own": 0.0},
+    ]
+    tempered_scores = tempered(scores)
+    assert tempered_scores[0] == pytest.approx({"own": 0.0, "a": 0.2, "b": 0.05, "zero": 45.0})
+    assert tempered_scores[1] == pytest.approx({"own": 0.0, "a": 0.02})  # 100 times less: 10 times
+    assert tempered_scores[2] == {"own": 0.0}

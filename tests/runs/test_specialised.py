@@ -97,7 +97,6 @@ def test_the_result_is_used_as_any_other(specialised: Path, tmp_path: Path) -> N
     [
         (["--pretrained=efficientnet_lite"], "did you mean efficientnet_lite"),
         (["--pretrained=torchvision:resnet18"], "resnet18"),
-        (["--pretrained=efficientnet_lite0", "--budget=10m"], "leave it out"),
     ],
 )
 def test_what_cannot_be_specialised_is_one_line(

@@ -41,7 +41,7 @@ class Length:
         return min(max(round(self.epochs * epoch_steps), self.least), self.most)
 
 
-TEACH, TRAIN = Length(6, 240, 6000), Length(3, 120, 3000)
+TEACH, TRAIN = Length(6, 240, 6000), Length(3, 240, 3000)
 ARCHITECTURE_STEPS = 150  # from the prior on
 RATE, RATE_STEPS = 0.003, 300  # the rate of so many steps and more; of fewer a share of it
 WARMUP = 0.1  # of the steps
