@@ -178,6 +178,16 @@ def test_a_zero_that_leaves_a_constant_is_refused_before_anything_is_measured() 
         searched(Trunk(past=False), runtime=NeverLoads(), target_latency="0.8x")
 
 
+def test_a_zero_that_a_keyword_alone_runs_into_is_refused() -> None:
+    keywords = {"x": torch.zeros(1, 4)}
+    batches = [({"x": torch.ones(8, 4)}, torch.ones(8, 4))] * 2
+    options: dict[str, Any] = {"example_kwargs": keywords, "target_latency": "2x"}
+    options |= {"example_inputs": None, "train": batches, "valid": batches}
+    with pytest.raises(SupernetError, match=r"'ops.0' chooses 'none' \(Zero\)"):
+        searched(Trunk(past=False), **options)
+    assert searched(Trunk(past=True), **options).measured_ms is not None
+
+
 def test_a_zero_that_integers_alone_run_into_is_refused() -> None:
     class Text(nn.Module):
         def __init__(self) -> None:

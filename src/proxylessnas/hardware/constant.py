@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from proxylessnas.core.supernet import MixedOp, Supernet, Zero
+from proxylessnas.data.arguments import arguments_of
 from proxylessnas.errors import SupernetError
 from proxylessnas.training.freezing import evaluating
 
@@ -57,8 +58,9 @@ def living(
 
 def depends(supernet: Supernet, inputs: tuple[Any, ...], indices: Sequence[int]) -> bool:
     """Whether autograd finds a way from the input, or from what it looks up, to the output."""
-    with supernet.active(indices) as model, _followed(model, inputs) as arguments:
-        outputs = pytree.tree_leaves(model(*arguments))
+    with supernet.active(indices) as model, _followed(model, inputs) as leaves:
+        args, kwargs = arguments_of(leaves)
+        outputs = pytree.tree_leaves(model(*args, **kwargs))
     return any(isinstance(v, Tensor) and v.requires_grad for v in outputs)
 
 

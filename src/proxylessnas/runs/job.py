@@ -259,7 +259,8 @@ def _check_table(config: RunConfig) -> None:
         return
     shape = config.space_settings.get("input_shape")
     size = shape[1] if isinstance(shape, list | tuple) and len(shape) == 3 else config.image_size
-    check_suits(read_published_table(config.table), config.space, size)
+    table = read_published_table(config.table)
+    check_suits(table, config.space, size if isinstance(size, int) else None)
 
 
 def _propose_trained_weights(

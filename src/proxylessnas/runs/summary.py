@@ -15,8 +15,8 @@ from rich.table import Table
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.core.costs import amount
-from proxylessnas.runs.sizes import FACTS as SIZES
 from proxylessnas.report.verdict import Figures, judge
+from proxylessnas.runs.sizes import FACTS as SIZES
 from proxylessnas.session import STAGES
 from proxylessnas.session.finishing import CONFUSION
 from proxylessnas.session.records import BASELINES
