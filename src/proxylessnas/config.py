@@ -274,6 +274,9 @@ class TrainSettings:
     """Parameter of the Beta distribution that shares are drawn from; 1 is any share alike."""
     inherit: bool = False
     """Whether training starts from the supernet's weights instead of from scratch."""
+    teacher_share: Share = 0.7
+    """Share of the loss that is the distance to the teacher's outputs, where there is a teacher: in
+    a run from trained weights."""
     augment: str | None = None
     """Augmentation of this training alone, as loading.augment; null is the search's."""
     space_settings: dict[str, Any] = field(default_factory=dict)

@@ -6,7 +6,7 @@ Facts in, facts out: nothing here runs a network or reads a file.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 Z = 1.96  # standard deviations of a 95 % interval
@@ -99,6 +99,28 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     middle = (share + spread / 2) / (1 + spread)
     half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def paid(accuracy: float, by_hand: Mapping[str, float], examples: int) -> str:
+    """Whether a search was worth it, against networks of the same latency made by hand.
+
+    by_hand: name -> accuracy on the same images. A difference counts where it is beyond two
+    standard errors of that between two networks which err independently; on the same images they
+    do not, so that this is careful.
+    """
+    name = max(by_hand, key=by_hand.__getitem__)
+    best, points = by_hand[name], 100 * (accuracy - by_hand[name])
+    spread = accuracy * (1 - accuracy) + best * (1 - best)
+    noise = 100 * Z * math.sqrt(spread / max(1, examples))
+    against = f"{name.replace('_', ' ')}, the best by hand at its latency ({_percent(best)})"
+    if abs(points) <= noise:
+        return (
+            f"the search: {points:+.1f} points against {against}; {examples:,} test images tell "
+            f"no difference under {noise:.1f}"
+        )
+    if points > 0:
+        return f"the search paid: {points:+.1f} points (± {noise:.1f}) against {against}"
+    return f"the search did not pay: {points:+.1f} points (± {noise:.1f}) against {against}"
 
 
 # --- what is wrong ---

@@ -220,7 +220,9 @@ class SpecialisedProblem(ConfiguredProblem):
 
     def training_task(self, config: RunConfig) -> Task:
         """With the teacher's opinion beside the labels."""
-        return distilled(self.task_of_labels(config), self.teacher())
+        share = config.train.teacher_share
+        task = self.task_of_labels(config)
+        return distilled(task, self.teacher(), share=share) if share else task
 
     # --- batches ---
 

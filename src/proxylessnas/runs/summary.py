@@ -15,7 +15,7 @@ from rich.table import Table
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.core.costs import amount
-from proxylessnas.report.verdict import Figures, judge
+from proxylessnas.report.verdict import Figures, judge, paid
 from proxylessnas.runs.sizes import FACTS as SIZES
 from proxylessnas.session import STAGES
 from proxylessnas.session.finishing import CONFUSION
@@ -116,6 +116,9 @@ def _specialised(session: Session, facts: dict[str, Any]) -> dict[str, Any]:
     if "by-hand" not in records:
         return common
     compared = records["by-hand"]
+    rivals = {n: row["test_accuracy"] for n, row in compared["baselines"].items() if n != "teacher"}
+    if rivals:
+        common["paid"] = paid(facts["test_accuracy"], rivals, facts["test_images"])
     return common | {
         "majority_accuracy": compared["majority_accuracy"],
         "linear_accuracy": compared["linear_accuracy"],
@@ -193,6 +196,8 @@ def show(facts: dict[str, Any], directory: str, console: Console) -> None:
     console.print(blocks)
     console.print()
     console.print(_networks(facts))
+    if "paid" in facts:
+        console.print(facts["paid"], highlight=False, soft_wrap=True)
     console.print()
     console.print(_latency_line(facts), highlight=False)
     for name, row in facts["limits"].items():
