@@ -93,6 +93,8 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """The nearest allowed words as the tail of a message, or all of them if none is near."""
     words = sorted(allowed)
     near = difflib.get_close_matches(word, words, n=3, cutoff=0.6)
+    if not near and len(word) > 2:  # cut short: onnx for onnxruntime
+        near = [whole for whole in words if whole.startswith(word)]
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"allowed: {', '.join(words)}"

@@ -265,7 +265,7 @@ def test_settings_of_deriving_are_those_of_these_limits(
     facts = json.loads((run_copy / "stages" / "derive-0.7x.json").read_text())
     assert len(facts["proposals"]) == 2
     assert (run_copy / "config.yaml").read_text() == config
-    said = fails(capsys, "derive", str(run_copy), "--derive.top-k", "2")
+    said = fails(capsys, "train", str(run_copy), "--derive.top-k", "2")
     assert "its derive.top_k is 3, not 2" in said
 
 

@@ -151,6 +151,12 @@ def stage_parser(verb: str) -> Parser:
         action="store_true",
         help="go on although images were added, removed or replaced since the run began",
     )
+    parser.add_argument(
+        "--keep-checkpoints",
+        action="store_true",
+        help="keep the checkpoints of stages that are done; without it only the search's last "
+        "one stays, which derive --latencies needs",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument(
         "--force",

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from proxylessnas.cli.names import check_names
 from proxylessnas.cli.options import parse, stage_parser
 from proxylessnas.config import RunConfig, parse_settings, pick
 from proxylessnas.errors import ConfigError, RunError
@@ -28,7 +29,17 @@ if TYPE_CHECKING:
 
 # Options that set nothing of a run; the second line's are the verb measure's.
 FLAGS = (
-    *("directory", "out", "resume", "accept_changed_data", "quiet", "latencies", "format", "force"),
+    *(
+        "directory",
+        "out",
+        "resume",
+        "keep_checkpoints",
+        "accept_changed_data",
+        "quiet",
+        "latencies",
+        "format",
+        "force",
+    ),
     *("plot", "shape", "export_kit", "import_kit", "merge"),
 )
 
@@ -44,6 +55,7 @@ def main(verb: str, signal: Signal, words: list[str]) -> int:
     flags = {k: settings.pop(k, None) for k in FLAGS}
     settings = _with_config(settings.pop("config", None), settings)
     parse_settings(RunConfig, settings)  # refused before anything is read
+    check_names(settings)
     if verb == "measure":
         from proxylessnas.cli.measure import form_of
 
@@ -88,6 +100,7 @@ def _in_directory(
     if not ranks.is_main:
         warnings.simplefilter("ignore")
     with begun(RunDirectory(path, writes=ranks.is_main)) as directory:
+        directory.keeps_checkpoints = bool(flags["keep_checkpoints"])
         try:
             stored = directory.read_config() if directory.has(CONFIG) else RunConfig()
             own_costs = {**stored.costs, **settings.get("costs", {})}
@@ -105,6 +118,7 @@ def _in_directory(
                 signal=signal,
                 force=bool(flags["force"]),
                 started=started,
+                again=None if verb == "run" else verb,
                 accept_changed_data=bool(flags["accept_changed_data"]),
             )
             _do(verb, session, flags, started)

@@ -82,13 +82,15 @@ def open_run(
     force: bool = False,
     started: float | None = None,
     brought: Brought | None = None,
+    again: str | None = None,
     accept_changed_data: bool = False,
 ) -> Session:
     """A new run, or the one in the directory.
 
     settings: those that were asked for, nested plain values; all others are defaults, or what
     the directory's config says. force: see `Session`. started: when the command began, in seconds
-    of `time.monotonic`; a budget counts from there. brought: objects, by the Python call.
+    of `time.monotonic`; a budget counts from there. brought: objects, by the Python call. again: a
+    stage that may be done a second time, with other settings.
 
     Raises:
         RunError: there is a run and `resume` is False, or its settings or its data differ.
@@ -117,6 +119,7 @@ def open_run(
         force=force,
         started=started or time.monotonic(),
         brought=brought,
+        again=again,
         accept_changed_data=accept_changed_data,
         given=settings,
     )
@@ -141,6 +144,7 @@ def _open(
     force: bool,
     started: float,
     brought: Brought,
+    again: str | None,
     accept_changed_data: bool,
     given: Mapping[str, Any],
 ) -> Session:
@@ -169,7 +173,7 @@ def _open(
     )
     if stored is not None:
         problem.check_data = partial(check_data, session, accept_changed_data)
-        return opened(session, stored)
+        return opened(session, stored, again)
     if isinstance(problem, SpecialisedProblem):
         session = begin_specialised(session, problem, given)
         if session.budget is not None:

@@ -25,40 +25,67 @@ FIRST_STAGE = {
 }
 
 
-def opened(session: Session, stored: RunConfig | None) -> Session:
+def opened(session: Session, stored: RunConfig | None, again: str | None = None) -> Session:
     """The session with nothing automatic left in its settings: begun, or gone on with.
 
-    stored: the settings in its directory; None where nothing is there.
+    stored: the settings in its directory; None where nothing is there. again: a stage that was
+    asked for by itself: with other settings of its own it is done again, upon what came before.
 
     Raises:
         RunError: another run is in the directory.
     """
     if stored is None:
         return begin(session)
-    _check_same(session, stored)
+    _check_same(session, stored, again)
     if session.config != stored:
         session.store.write_config(session.config)
     return session
 
 
-def _check_same(session: Session, stored: RunConfig) -> None:
+def _check_same(session: Session, stored: RunConfig, again: str | None) -> None:
     """RunError where a stage was done with another value of a setting, or with another table."""
+    changed = False
     for field in dataclasses.fields(RunConfig):
         before, now = getattr(stored, field.name), getattr(session.config, field.name)
-        if before != now and _matters(session, field.name, before, now):
+        if before == now or not _matters(session, field.name, before, now):
+            continue
+        if again is not None and field.name == again and again in FIRST_STAGE:
+            changed = True
+        else:
             name, before, now = _difference(field.name, before, now)
-            raise _another_run(session, f"its {name} is {_plain(before)}, not {_plain(now)}")
+            raise _another_run(
+                session,
+                f"its {name} is {_plain(before)}, not {_plain(now)}",
+                field.name if FIRST_STAGE.get(field.name) == field.name else None,
+            )
     table = session.table_object
     if table is not None:
         content = table.to_json().encode()
         if session.store.read(BROUGHT_TABLE, 2 * len(content) + 1) != content:
             raise _another_run(session, "it began with another latency table")
+    if again is not None and changed:
+        _do_again(session, again)
 
 
-def _another_run(session: Session, difference: str) -> RunError:
+def _do_again(session: Session, stage: str) -> None:
+    """Mark a stage and all that follows as not done, and say so."""
+    undone = session.records.undo(stage)
+    session.store.remove("summary.json")
+    later = ", ".join(name for name in undone if name != stage)
+    words = f"{stage}: done again with these settings"
+    if later:
+        command = f"proxylessnas run --resume --out {session.store.path}"
+        words += f"; what was made of it before is no longer valid: {later} ({command} does them)"
+    session.reporter.say(words)
+
+
+def _another_run(session: Session, difference: str, stage: str | None = None) -> RunError:
+    """stage: the one that can be done again with the setting that differs."""
+    where = session.store.path
+    again = f"do that stage again (proxylessnas {stage} {where} --{stage}. ...), " if stage else ""
     return RunError(
-        f"{session.store.path} holds another run: {difference}; leave it as it was, or choose "
-        "another directory"
+        f"{where} holds another run: {difference}; leave it as it was, {again}or choose another "
+        "directory"
     )
 
 

@@ -34,7 +34,7 @@ FACTS: dict[str, dict[str, Hint]] = {
         **{"largest_difference": float, "baselines_ms": dict[str, float | None]},
     },
 }
-_ORDER = (*STAGES[:-1], *_BASELINE_STAGES, STAGES[-1])
+_ORDER = (*STAGES[:-1], *_BASELINE_STAGES, "by-hand", STAGES[-1])
 
 
 class Records:
@@ -137,6 +137,8 @@ class Records:
         seconds = round(time.monotonic() - start, 3)
         files = {file: self.store.digest(file) for file in facts.pop("files")}
         self.store.write_json(_name(name), {**facts, "seconds": seconds, "files": files})
+        if not self.store.keeps_checkpoints:
+            self.store.drop_checkpoints(name, but=files)
         self.ranks.wait()  # nobody looks for this record before it is there
         self.reporter.say(f"  done in {duration(seconds)}")
         if callbacks is not None:
@@ -161,6 +163,17 @@ class Records:
         for name in later:
             self.store.remove(_name(name))
             self.store.remove_checkpoints(name)
+
+    def undo(self, stage: str) -> list[str]:
+        """Forget a stage and all that was done upon it; returns what was done of these."""
+        stages = [stage, *self._later(stage)]
+        done = self.ranks.of_main(lambda: [name for name in stages if self.read(name) is not None])
+        if self.ranks.is_main:
+            for name in stages:
+                self.store.remove(_name(name))
+                self.store.remove_checkpoints(name)
+        self.ranks.wait()
+        return done
 
     def _later(self, stage: str) -> list[str]:
         """Stages that were done, or begun, upon this one."""

@@ -40,7 +40,12 @@ MALFORMED = (
 
 
 class Store(ABC):
-    """Named files; names use `/`. A subclass says where the bytes are."""
+    """Named files; names use `/`. A subclass says where the bytes are.
+
+    keeps_checkpoints: whether those of stages that are done stay.
+    """
+
+    keeps_checkpoints = False
 
     # --- bytes ---
 
@@ -224,6 +229,10 @@ class Store(ABC):
         """Forget the checkpoints of later steps than `after`."""
         last = checkpoint_name(stage, after) if after >= 0 else ""
         self._remove_tensors(name for name in self.checkpoints(stage) if name > last)
+
+    def drop_checkpoints(self, stage: str, *, but: Collection[str]) -> None:
+        """Forget a stage's checkpoints beside those that its record names."""
+        self._remove_tensors(name for name in self.checkpoints(stage) if name not in but)
 
     def checkpoints(self, stage: str) -> list[str]:
         """The names of a stage's checkpoints, the oldest first."""

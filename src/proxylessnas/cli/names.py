@@ -1,0 +1,56 @@
+"""Names that options give, refused within a moment: torch is not imported yet, nothing is read.
+
+What decides in the end are the registries of the rooms below, which `tests/brought/test_names.py`
+compares with the lists here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from proxylessnas.errors import ConfigError, did_you_mean
+
+SPACES = ("mobile", "macro", "tree")
+RUNTIMES = ("onnxruntime", "torch", "litert", "openvino", "fake")
+DATA = ("mnist5k", "digits")
+PRETRAINED = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+OTHER_SPACES = ("inverted", "custom")  # that files name, of trained networks and of Python calls
+OTHER_DATA = "a folder that exists, owner/name of the Hugging Face hub or torchvision:NAME"
+OTHER_PRETRAINED = "torchvision:NAME, timm:NAME, a checkpoint or a run directory"
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
+
+
+def check_names(settings: Mapping[str, Any]) -> None:
+    """Of a run's settings, nested plain values.
+
+    Raises:
+        ConfigError: a name is of nothing; the nearest are named.
+    """
+    space = settings.get("space", SPACES[0])
+    if ":" not in space and space not in OTHER_SPACES:
+        _known(space, SPACES, "space", "; or give module:factory for your own model")
+    runtime = settings.get("runtime", RUNTIMES[0]).partition(":")[0]
+    if runtime not in RUNTIMES:  # other packages may bring some
+        plugins = sorted(point.name for point in entry_points(group="proxylessnas.runtimes"))
+        _known(runtime, [*RUNTIMES[:-1], *plugins], "runtime")
+    data = settings.get("data") or DATA[0]
+    if not _is_elsewhere(data):
+        _known(data, DATA, "data set", f"; or give {OTHER_DATA}")
+    pretrained = (settings.get("pretrained") or "none").partition("@")[0]
+    if pretrained != "none" and not _is_elsewhere(pretrained):
+        _known(pretrained, PRETRAINED, "pretrained network", f"; or give {OTHER_PRETRAINED}")
+
+
+def _is_elsewhere(name: str) -> bool:
+    """Whether a name is of a library or of the hub, or a path, which say later what is wrong."""
+    return ":" in name or bool(_HUB_NAME.fullmatch(name)) or Path(name).expanduser().exists()
+
+
+def _known(name: str, allowed: Iterable[str], kind: str, more: str = "") -> None:
+    if name not in allowed:
+        near = did_you_mean(name, allowed)
+        raise ConfigError(f"there is no {kind} {name!r}; {near.removesuffix('.')}{more}")

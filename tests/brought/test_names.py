@@ -1,0 +1,74 @@
+"""Mistakes in names: refused within a moment, before torch is imported or data are read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from proxylessnas.cli import names
+from proxylessnas.cli.main import main
+from proxylessnas.data.spec import _BUNDLED
+from proxylessnas.hardware.runtimes import RUNTIMES
+from proxylessnas.pretrained.loading import LITE
+from proxylessnas.spaces import SPACES
+
+MISTAKES = [
+    (["--runtime=onnx"], "there is no runtime 'onnx'; did you mean onnxruntime"),
+    (["--space=mobil"], "there is no space 'mobil'; did you mean mobile?"),
+    (["--pretrained=efficientnet_lite9"], "did you mean efficientnet_lite"),
+    (["--data=digit"], "there is no data set 'digit'; did you mean digits?"),
+    (["--data=nosuchfolder"], "or give a folder that exists"),
+]
+
+
+@pytest.mark.parametrize(("words", "line"), MISTAKES, ids=lambda v: str(v))
+def test_a_misspelt_name_is_one_line(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = [] if words[0].startswith("--data") else ["--data=digits"]
+    for verb in ("run", "measure"):
+        assert main([verb, *data, *words, "--out=/nowhere/at/all"]) == 2
+        (said,) = capsys.readouterr().err.strip().splitlines()
+        assert line in said
+
+
+def test_a_misspelt_name_in_a_config_file_is_refused_as_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text("data: digits\nspace: tre\n")
+    assert main(["run", f"--config={tmp_path}/c.yaml"]) == 2
+    assert "there is no space 'tre'; did you mean tree?" in capsys.readouterr().err
+
+
+def test_torch_is_not_imported_for_it() -> None:
+    code = (
+        "import sys; from proxylessnas.cli.main import main; "
+        "assert main(['run', '--data=digits', '--runtime=onnx']) == 2; "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"runtime": "torch:channels_last", "space": "my.module:factory"},
+        {"data": "uoft-cs/cifar10", "pretrained": "timm:mobilenetv2_100"},
+        {"data": "torchvision:CIFAR10", "pretrained": "none"},
+        {"data": str(Path(__file__).parent), "pretrained": None},
+        {"pretrained": "efficientnet_lite0@/weights.pth", "data": ""},
+        {},
+    ],
+)
+def test_a_name_of_something_else_is_left_to_those_who_know_it(settings: dict[str, str]) -> None:
+    names.check_names(settings)
+
+
+def test_the_lists_are_those_of_the_registries() -> None:
+    assert {*names.SPACES, "inverted"} == set(SPACES)
+    assert set(names.RUNTIMES) == set(RUNTIMES)
+    assert set(names.DATA) == set(_BUNDLED)
+    assert set(names.PRETRAINED) == set(LITE)
