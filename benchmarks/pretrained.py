@@ -1,14 +1,15 @@
 """From trained weights: the network that is found beside what one would do by hand.
 
     python benchmarks/pretrained.py [--sets flowers cifar10] [--targets 0.7 0.5 0.35]
-        [--seeds 0 1 2] [--out runs/pretrained] [-- OPTION...]
+        [--seeds 0 1 2] [--leave-out PART...] [--out runs/pretrained] [-- OPTION...]
 
 Every cell is `proxylessnas run --pretrained efficientnet_lite0`, whose own summary has the rows:
 the teacher, the network found within the limit, the teacher at a smaller input, and uniform
 narrowing by least squares, the last two at the measured latency of the network found and fine-tuned
 as long. Latencies are shares of the teacher's, measured in the same rounds. The teacher of a seed
 serves all targets. A cell that is done is read again, so a benchmark that was stopped goes on.
-Options after `--` go to every run: what a part is worth is told by leaving it out.
+--leave-out tells what a part is worth: the network that is found without it. Options after `--` go
+to every run.
 
 The sets: `flowers`, all photos at 128 px, a fifth of them for the test; `cifar10`, 5,000 images at
 96 px, another 5,000 for the test. They are looked for under PROXYLESSNAS_DATA.
@@ -39,6 +40,13 @@ SETS = {
     "cifar10": ["--data={}/cifar10", "--image-size=96", "--loading.limit=5000"],
 }
 WAYS = ("teacher", "found", "smaller_input", "uniform")
+# Options that leave a part out; the teacher is another one where its statistics are not frozen.
+PARTS = {
+    "distillation": ["--train.teacher-share=0"],
+    "gates": ["--search.epochs=0.001"],
+    "second-scores": ["--candidates.score-rounds=0"],
+    "frozen-statistics": ["--teach.frozen-statistics=false", "--train.frozen-statistics=false"],
+}
 # What does not depend on the limit: a seed's further targets begin with it.
 SHARED = ("teach", "candidates", "measure")
 
@@ -55,22 +63,25 @@ class Cell:
     limit_kept: float  # measured latency over the limit
 
 
-def run(args: argparse.Namespace, name: str, seed: int, target: float, first: Path) -> Path:
+def run(
+    args: argparse.Namespace, name: str, seed: int, target: float, first: Path, without: str = ""
+) -> Path:
     """The directory of a finished run."""
-    out = first.parent / f"{name}-{seed}-{target:g}"
+    out = first.parent / f"{name}-{seed}-{target:g}{'-' if without else ''}{without}"
+    left_out = [*PARTS[without], "--baselines=false"] if without else []
     if (out / "summary.json").exists():
         return out
     words = [sys.executable, "-m", "proxylessnas", "run", f"--out={out}"]
     if out.exists():
         words += ["--resume"]
-    elif out != first:
+    elif out != first and not any(word.startswith("--teach") for word in left_out):
         _begin_with(first, out)
-        words += ["--resume", f"--target-latency={target:g}x"]
+        words += ["--resume", f"--target-latency={target:g}x", *left_out]
     else:
         data = os.environ.get("PROXYLESSNAS_DATA", ".")
         words += [word.format(data) for word in SETS[name]]
         words += ["--pretrained=efficientnet_lite0", f"--seed={seed}"]
-        words += [f"--target-latency={target:g}x", *args.options]
+        words += [f"--target-latency={target:g}x", *left_out, *args.options]
     start = time.monotonic()
     subprocess.run(words, check=True)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -97,13 +108,11 @@ def _begin_with(first: Path, out: Path) -> None:
 
 def cell(name: str, target: float, out: Path) -> Cell:
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
-    rows = summary["baselines"] | {
-        "found": {
-            "test_accuracy": summary["test_accuracy"],
-            "measured_latency_ms": summary["found_ms"],
-        }
+    found_ms = summary.get("found_ms", summary["measured_latency_ms"])
+    rows = summary.get("baselines", {}) | {
+        "found": {"test_accuracy": summary["test_accuracy"], "measured_latency_ms": found_ms}
     }
-    whole = rows["teacher"]["measured_latency_ms"]
+    whole = rows.get("teacher", {}).get("measured_latency_ms", summary["largest_network_ms"])
     return Cell(
         name,
         target,
@@ -148,6 +157,9 @@ def main() -> None:
             first = args.out / f"{name}-{seed}-{args.targets[0]:g}"
             for target in args.targets:
                 cells.append(cell(name, target, run(args, name, seed, target, first)))
+                for part in args.leave_out:
+                    out = run(args, name, seed, target, first, part)
+                    cells.append(cell(f"{name} without {part}", target, out))
             show(cells)
 
 
@@ -156,6 +168,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
     parser.add_argument("--targets", type=float, nargs="+", default=[0.7, 0.5, 0.35])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--leave-out", nargs="*", default=[], choices=PARTS)
     parser.add_argument("--out", type=Path, default=Path("runs/pretrained"))
     parser.add_argument("options", nargs="*", help="of every run, after --")
     return parser.parse_args()

@@ -15,6 +15,7 @@ from proxylessnas.session.store import BROUGHT_TABLE
 # Which stage a setting first matters to: what is done with other settings is another run.
 FIRST_STAGE = {
     "search": "search",
+    "candidates": "search",
     "budget": None,
     "target_latency": "search",
     "limits": "search",
