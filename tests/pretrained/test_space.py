@@ -264,10 +264,10 @@ def test_the_largest_network_within_a_latency() -> None:
         return 10 * value
 
     values = [i / 100 for i in range(1, 101)]
-    assert largest_within(values, latency, 4.25) == 0.42
+    assert largest_within(values, lambda value: latency(value) <= 4.25) == 0.42
     assert len(asked) <= 8
-    assert largest_within(values, latency, 0.05) is None
-    assert largest_within(values, latency, 100.0) == 1.0
+    assert largest_within(values, lambda value: latency(value) <= 0.05) is None
+    assert largest_within(values, lambda value: latency(value) <= 100.0) == 1.0
 
 
 # --- distillation ---

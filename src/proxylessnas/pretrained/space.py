@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ from proxylessnas.pretrained.scores import (
 from proxylessnas.spaces.blocks import Network
 from proxylessnas.spaces.inverted import parse_choice
 from proxylessnas.training.callbacks import mean_entropy
+
+Value = TypeVar("Value", int, float)
 
 PRIOR_ENTROPY = 0.5
 
@@ -214,18 +217,16 @@ def uniform_network(network: Network, fits: Sequence[BlockFits | None], share: f
     return _with_blocks(network, blocks).eval()
 
 
-def largest_within(
-    values: Sequence[float], latency_ms: Callable[[float], float], limit_ms: float
-) -> float | None:
+def largest_within(values: Sequence[Value], keeps: Callable[[Value], bool]) -> Value | None:
     """The largest value whose network keeps the limit, by bisection; None where none does.
 
     values: rising, as are the latencies of their networks (shares of `uniform_network`, input
-    sizes of the teacher). latency_ms: measured.
+    sizes of the teacher). keeps: measured.
     """
     low, high = -1, len(values)  # values[low] keeps the limit, values[high] does not
     while high - low > 1:
         middle = (low + high) // 2
-        if latency_ms(values[middle]) <= limit_ms:
+        if keeps(values[middle]):
             low = middle
         else:
             high = middle

@@ -8,7 +8,7 @@ network that was found, and fine-tuned as long.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,8 +30,8 @@ from proxylessnas.training.loop import run_loop
 from proxylessnas.training.task import Task, batch_size
 from proxylessnas.training.train import Training
 
-SHARES = [share / 48 for share in range(4, 48)]  # of hidden channels, of uniform networks
-LEAST_SIZE, SIZE_STEP = 32, 8  # pixels
+SHARES = [share / 96 for share in range(8, 96)]  # of hidden channels, of uniform networks
+LEAST_SIZE, SIZE_STEP = 32, 4  # pixels
 STAGE = "by-hand"
 
 
@@ -57,9 +57,9 @@ def by_hand(session: Session, problem: SpecialisedProblem) -> None:
         rows = {"teacher": Compared(teacher, size, _accuracy(session, teacher, test))}
         found = trained_network(session).cpu()
         if session.is_local and session.target_ms is not None:
-            limit = _measured(session, {"found": (found, size)})["found"].raw_ms
+            keeps = _as_fast_as(session, found, size)
             for name, make in (("smaller_input", _smaller_input), ("uniform", _uniform)):
-                row = make(session, problem, teacher, limit)
+                row = make(session, problem, teacher, keeps)
                 if row is not None:
                     rows[name] = row
         latencies = _latencies(
@@ -68,6 +68,16 @@ def by_hand(session: Session, problem: SpecialisedProblem) -> None:
         )
         facts["found_ms"] = latencies["found"]
         facts["baselines"] = _table(rows, latencies)
+
+
+def _as_fast_as(session: Session, found: nn.Module, found_size: int) -> Callable[..., bool]:
+    """Whether a network with inputs of a size takes no longer, measured in the same rounds."""
+
+    def keeps(network: nn.Module, size: int) -> bool:
+        report = _measured(session, {"one": (network, size), "found": (found, found_size)})
+        return report["one"].raw_ms <= report["found"].raw_ms
+
+    return keeps
 
 
 def _latencies(
@@ -153,32 +163,29 @@ def _tuned(
 
 
 def _smaller_input(
-    session: Session, problem: SpecialisedProblem, teacher: Network, limit: float
+    session: Session, problem: SpecialisedProblem, teacher: Network, keeps: Callable[..., bool]
 ) -> Compared | None:
     """The teacher at the largest input that keeps the latency, with images decoded at that size."""
     full = problem.data.info.shape[1]
     sizes = list(range(LEAST_SIZE, full, SIZE_STEP))
 
-    def latency(size: float) -> float:
-        return _measured(session, {"one": (teacher, int(size))})["one"].raw_ms
-
-    size = largest_within(sizes, latency, limit)
+    size = largest_within(sizes, lambda size: keeps(teacher, size))
     if size is None:
         return None
-    config = replace(session.config, image_size=int(size))
+    config = replace(session.config, image_size=size)
     smaller = SpecialisedProblem(config, session.reporter, session.store, problem.loaders)
     train = smaller.batches("train", config)
     task = problem.task_of_labels(config)
     network = _tuned(session, teacher, task, train, "smaller input")
     accuracy = _accuracy(session, network, smaller.batches("test", config))
-    return Compared(network, int(size), accuracy)
+    return Compared(network, size, accuracy)
 
 
 # --- narrower everywhere ---
 
 
 def _uniform(
-    session: Session, problem: SpecialisedProblem, teacher: Network, limit: float
+    session: Session, problem: SpecialisedProblem, teacher: Network, keeps: Callable[..., bool]
 ) -> Compared | None:
     """All blocks narrowed alike by least squares, distilled as the network that was found."""
     photos = images_of(problem.plain_images(session.config), PHOTOS)
@@ -190,11 +197,7 @@ def _uniform(
 
     config, size = session.config, problem.data.info.shape[1]
 
-    def latency(share: float) -> float:
-        network = uniform_network(teacher, fits, share)
-        return _measured(session, {"one": (network, size)})["one"].raw_ms
-
-    share = largest_within(SHARES, latency, limit)
+    share = largest_within(SHARES, lambda share: keeps(uniform_network(teacher, fits, share), size))
     if share is None:
         return None
     network: nn.Module = uniform_network(teacher, fits, share)
