@@ -9,6 +9,8 @@ import logging
 import operator
 import threading
 import types
+import weakref
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -205,6 +207,18 @@ PAIRS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "a set of functions": (lambda: Holds({torch.relu}), lambda: Holds({torch.sigmoid})),
     "a class": (lambda: Holds(nn.ReLU), lambda: Holds(nn.Sigmoid)),
     "a method of a class of one name": (lambda: of_class(2), lambda: of_class(20)),
+    "a function's attribute": (lambda: attributed(2), lambda: attributed(20)),
+    "what a subclass of int adds": (lambda: Holds(Number(1, 2)), lambda: Holds(Number(1, 20))),
+    "what a subclass of list adds": (lambda: Holds(Row(2)), lambda: Holds(Row(20))),
+    "the default of a dict": (
+        lambda: Holds(defaultdict(lambda: 2)),
+        lambda: Holds(defaultdict(lambda: 20)),
+    ),
+    "what a weak reference is to": (
+        lambda: Holds(weakref.ref(KEPT[2])),
+        lambda: Holds(weakref.ref(KEPT[20])),
+    ),
+    "a parametrisation": (lambda: parametrised(2), lambda: parametrised(20)),
     "an array": (lambda: Holds(np.zeros(2000)), lambda: Holds(np.ones(2000))),
     "modules in a list": (lambda: lists(2), lambda: lists(20)),
     "a forward of the instance": (lambda: patched(2), lambda: patched(20)),
@@ -250,6 +264,36 @@ PAIRS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         lambda: torch.fx.symbolic_trace(of_class(20)),
     ),
 }
+
+
+def attributed(times: int) -> nn.Module:
+    def function(x: Tensor) -> Tensor:
+        return x * function.times
+
+    function.times = times  # type: ignore[attr-defined]
+    return Holds(function)
+
+
+class Number(int):
+    def __new__(cls, value: int, times: int) -> Number:
+        number = super().__new__(cls, value)
+        number.times = times  # type: ignore[attr-defined]
+        return number
+
+
+class Row(list[int]):
+    def __init__(self, times: int) -> None:
+        super().__init__([1])
+        self.times = times
+
+
+KEPT = {times: Apply(times) for times in (2, 20)}
+
+
+def parametrised(times: int) -> nn.Module:
+    module = nn.Linear(2, 2)
+    nn.utils.parametrize.register_parametrization(module, "weight", of_class(times))
+    return module
 
 
 class Repeated(nn.Module):
@@ -338,3 +382,29 @@ def test_a_module_in_a_maze_of_objects_is_described_in_time() -> None:
         chain = types.SimpleNamespace(next=chain)
     module = Holds([maze, chain, copy.copy(maze)])
     assert fingerprint(module) == fingerprint(module)
+
+
+class Asked(nn.Module):
+    """A mixed operation that is given an object beside its input."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.asked = Apply(times)
+        self.mixed = MixedOp({"a": Applies(), "b": nn.Identity()})
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.mixed(x, self.asked)
+        return out
+
+
+class Applies(nn.Module):
+    def forward(self, x: Tensor, apply: Apply) -> Tensor:
+        return apply(x)
+
+
+def test_an_object_among_the_arguments_is_part_of_the_key() -> None:
+    """By what it holds, not by its address: the same model has the same keys again."""
+    two, again, twenty = (
+        set(trace(Supernet(Asked(times)), (torch.zeros(1, 4),)).units) for times in (2, 2, 20)
+    )
+    assert two == again != twenty

@@ -15,6 +15,7 @@ import hashlib
 import inspect
 import re
 import threading
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -160,6 +161,7 @@ class Description:
             yield from self.of_value([value.name, value.value])
         elif isinstance(value, SCALARS):
             yield f"{type(value).__name__} {value!r}"
+            yield from self.of_attributes(value)
         elif isinstance(value, np.ndarray):
             yield f"{value.dtype} {value.shape}"
             yield from self.of_array(value)
@@ -186,6 +188,8 @@ class Description:
     def of_container(self, value: Any) -> Iterator[str]:
         if type(value) not in (dict, OrderedDict, set, frozenset, *LISTS):
             yield from self.of_class(type(value))
+            yield from self.of_value(getattr(value, "default_factory", None))
+            yield from self.of_attributes(value)
         # Equal tuples may be one object or two: only a container in itself is told by its place.
         before = self.places.get(id(value))
         if before is not None:
@@ -214,11 +218,16 @@ class Description:
             yield ADDRESS.sub("", text)
             if not ADDRESS.search(text):
                 return
-        attributes = _attributes(value)
-        if attributes is None:
+        if isinstance(value, weakref.ref):
+            yield from self.of_value(value())
+        elif _keeps_state_elsewhere(value):
             yield from self.unknown(value)
-            return
-        for name, attribute in attributes.items():
+        else:
+            yield from self.of_attributes(value)
+
+    def of_attributes(self, value: object) -> Iterator[str]:
+        """Those of the instance, sorted: of an object, a function, or what a subclass adds."""
+        for name, attribute in sorted(_attributes(value).items()):
             yield name
             yield from self.of_value(attribute)
 
@@ -266,6 +275,7 @@ class Description:
             yield f"{name} {source(function.__code__)}"
             if not self.came(function):
                 yield from self.of_value([function.__defaults__, function.__kwdefaults__])
+                yield from self.of_attributes(function)
                 yield from self.of_value(_cells(function))
                 yield from self.of_globals(function)
 
@@ -313,8 +323,13 @@ def _cells(function: Any) -> list[object]:
     return values
 
 
-def _attributes(value: object) -> dict[str, object] | None:
-    """Those of the instance, sorted; None of a library's object that keeps its state elsewhere."""
+def _keeps_state_elsewhere(value: object) -> bool:
+    """Whether it is a library's object without attributes: of C, with its state in memory."""
+    slots = any("__slots__" in vars(cls) for cls in type(value).__mro__)
+    return not (hasattr(value, "__dict__") or slots or is_own(type(value).__module__))
+
+
+def _attributes(value: object) -> dict[str, object]:
     attributes = dict(getattr(value, "__dict__", {}))
     slots = [
         (cls, vars(cls)["__slots__"]) for cls in type(value).__mro__ if "__slots__" in vars(cls)
@@ -325,9 +340,7 @@ def _attributes(value: object) -> dict[str, object] | None:
             name = f"_{cls.__name__.lstrip('_')}{name}" if private else name
             if hasattr(value, name):
                 attributes[name] = getattr(value, name)
-    if not hasattr(value, "__dict__") and not slots and not is_own(type(value).__module__):
-        return None
-    return dict(sorted(attributes.items()))
+    return attributes
 
 
 def _is_core(cls: type) -> bool:

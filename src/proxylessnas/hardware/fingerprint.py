@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 
 from proxylessnas.core.supernet import Residual
-from proxylessnas.hardware.description import Description
+from proxylessnas.hardware.description import SCALARS, Description
 
 Convolution = nn.modules.conv._ConvNd
 
@@ -32,9 +32,20 @@ def fingerprint(
     where: the place of the module in its network, which tells modules apart that hold what
         cannot be described.
     """
+    return _hash(Description(replaced or {}, where).of_module(module))
+
+
+def argument_label(value: object, where: str = "") -> str:
+    """An argument of a call, that is no tensor, in a word: as it prints, or its type and a hash."""
+    if isinstance(value, (*SCALARS, slice)) and type(value).__module__ in ("builtins", "torch"):
+        return repr(value)
+    return f"{type(value).__name__} {_hash(Description({}, where).of_value(value))[:8]}"
+
+
+def _hash(words: Iterator[str]) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    for part in Description(replaced or {}, where).of_module(module):
-        digest.update(f"{len(part)}:{part}".encode())
+    for word in words:
+        digest.update(f"{len(word)}:{word}".encode())
     return digest.hexdigest()
 
 

@@ -24,7 +24,7 @@ from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, derive
 from proxylessnas.data.arguments import arguments_of
 from proxylessnas.errors import SupernetError, UserError, one_line
 from proxylessnas.hardware.description import tensor_label
-from proxylessnas.hardware.fingerprint import fingerprint, label
+from proxylessnas.hardware.fingerprint import argument_label, fingerprint, label
 from proxylessnas.seeds import derive_seed
 from proxylessnas.training.freezing import BufferSnapshot, evaluating
 
@@ -216,7 +216,7 @@ class _Recorder:
     ) -> None:
         if unit is mixed:
             self.shape_zeros(mixed, args, kwargs)
-        shapes = _shapes(args, kwargs)
+        shapes = _shapes(args, kwargs, self.supernet.paths[mixed])
         identities: list[_Identity] = []
         for j, (name, candidate) in enumerate(mixed.candidates.items()):
             where = f"{self.supernet.paths[mixed]}.{name}"
@@ -325,12 +325,22 @@ class _Call(nn.Module):
         return self.module(*args, **kwargs)
 
 
-def _shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """All arguments in words: tensors as shape and dtype, other values as they print."""
+def _shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str = "") -> str:
+    """All arguments in words: tensors as shape and dtype, others by what they are made of.
+
+    where: see `fingerprint`.
+    """
     leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
-    words = [tensor_label(v) if isinstance(v, Tensor) else repr(v) for v in leaves]
+    words = [_argument(leaf, where) for leaf in leaves]
     plain = not kwargs and len(args) == len(leaves)
     return ", ".join(words) if plain else f"{', '.join(words)} in {spec}"
+
+
+def _argument(value: object, where: str) -> str:
+    if not isinstance(value, Tensor):
+        return argument_label(value, where)
+    number = value.dim() == 0 and not (value.is_floating_point() or value.is_complex())
+    return f"{tensor_label(value)} {value.item()}" if number else tensor_label(value)
 
 
 def _stand_in(tensor: Tensor, noise: torch.Generator) -> Tensor:
