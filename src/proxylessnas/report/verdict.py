@@ -123,6 +123,14 @@ def paid(accuracy: float, by_hand: Mapping[str, float], examples: int) -> str:
     return f"the search did not pay: {points:+.1f} points (± {noise:.1f}) against {against}"
 
 
+def accuracy_words(accuracy: float, images: int) -> str:
+    """`70.31 % of 64 images (95 %: 58.2 to 80.1)`."""
+    low, high = wilson(accuracy, images)
+    return (
+        f"{100 * accuracy:.2f} % of {images:,} images (95 %: {100 * low:.1f} to {100 * high:.1f})"
+    )
+
+
 # --- what is wrong ---
 
 

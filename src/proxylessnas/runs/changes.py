@@ -53,7 +53,10 @@ def check_data(session: Session, accept: bool, data: Images) -> None:
             "again in another --out, or go on with --accept-changed-data"
         )
     if changes:
-        session.reporter.say(f"  accepted: {changes}")
+        session.reporter.say(
+            f"  accepted: {changes}; a test or validation part that is held out of train is drawn "
+            "anew, with images that were trained on before"
+        )
         record_data(store, data)
 
 

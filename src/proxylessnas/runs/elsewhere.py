@@ -15,6 +15,7 @@ from proxylessnas.data import load_for, read_image
 from proxylessnas.data.decode import allow_pixels
 from proxylessnas.errors import ConfigError, DataError, RunError
 from proxylessnas.io.console import Reporter, say
+from proxylessnas.report.verdict import accuracy_words
 from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.session.store import CONFIG
 from proxylessnas.spaces import build
@@ -94,11 +95,6 @@ def evaluate_on(
         reporter.say(f"  {said}")
         update = stack.enter_context(reporter.bar("evaluating"))
         score = evaluate(network, Task.classification(), batches, after_batch=update)
-    say(accuracy_line(f"accuracy on {data}", score.accuracy, score.examples))
+    assert score.accuracy is not None  # of a classification
+    say(f"accuracy on {data} {accuracy_words(score.accuracy, score.examples)}")
     return score
-
-
-def accuracy_line(of: str, accuracy: float | None, images: int | None) -> str:
-    """`test accuracy 97.50 % of 200 images`."""
-    share = "unknown" if accuracy is None else f"{100 * accuracy:.2f} %"
-    return f"{of} {share}" + (f" of {images:,} images" if images else "")

@@ -22,13 +22,13 @@ from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.io.console import Reporter, duration, say
 from proxylessnas.io.stopping import Signal
 from proxylessnas.limits import all_limits
+from proxylessnas.report.verdict import accuracy_words
 from proxylessnas.runs import summary, within_budget
 from proxylessnas.runs.by_hand import STAGE as BY_HAND
 from proxylessnas.runs.by_hand import by_hand
 from proxylessnas.runs.changes import check_data, record_data
 from proxylessnas.runs.configured import ConfiguredProblem
 from proxylessnas.runs.defaults import with_defaults
-from proxylessnas.runs.elsewhere import accuracy_line
 from proxylessnas.runs.opening import opened
 from proxylessnas.runs.sizes import decide_size, undecided
 from proxylessnas.runs.specialised import SpecialisedProblem, begin_specialised
@@ -339,9 +339,9 @@ def do_stage(session: Session, stage: str) -> None:
     """One stage by its name, unless it is done."""
     if session.records.done(stage):
         session.reporter.say(f"{stage}: done already in {session.store.path}")
-        if stage == "evaluate":
-            record = session.records.require(stage)
-            say(accuracy_line("test accuracy", record["accuracy"], record.get("examples")))
+        record = session.records.require(stage)
+        if record.get("accuracy") is not None:
+            say(f"test accuracy {accuracy_words(record['accuracy'], record.get('examples') or 0)}")
         return
     actions: dict[str, Callable[[Session], object]] = {
         "measure": measure,

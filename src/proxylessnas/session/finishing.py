@@ -14,7 +14,7 @@ from proxylessnas.architecture import Architecture
 from proxylessnas.core.decode import Indices, binding_cost, sample_within
 from proxylessnas.errors import RunError
 from proxylessnas.hardware.costs import largest_network
-from proxylessnas.report.verdict import wilson
+from proxylessnas.report.verdict import accuracy_words
 from proxylessnas.seeds import derive_seed
 from proxylessnas.session.problem import Part
 from proxylessnas.session.records import BASELINES
@@ -134,11 +134,7 @@ def evaluate(session: Session, name: str = "") -> Score:
             known = _scored(session, network, "calibration", examples=TRAINING_IMAGES)
             facts["training_accuracy"] = known.accuracy
     if score.accuracy is not None:
-        low, high = wilson(score.accuracy, score.examples)
-        session.reporter.say(
-            f"  test accuracy {100 * score.accuracy:.2f} % of {score.examples:,} images (95 %: "
-            f"{100 * low:.1f} to {100 * high:.1f})"
-        )
+        session.reporter.say(f"  test accuracy {accuracy_words(score.accuracy, score.examples)}")
     return score
 
 
