@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
+    RandomSampler,
     SubsetRandomSampler,
     TensorDataset,
     random_split,
@@ -175,6 +177,16 @@ def test_a_last_batch_of_one_example(part: str, as_list: bool) -> None:
     assert "DataLoader(drop_last=True)" in line
 
 
+def test_a_last_batch_of_one_example_by_other_samplers() -> None:
+    examples = data_set(17)
+    sampler = BatchSampler(RandomSampler(examples), 8, drop_last=False)
+    line = refused(train=DataLoader(examples, batch_sampler=sampler))
+    assert "a batch of one example, as there is in train" in line
+    assert "a batch of one example" in refused(valid=DataLoader(Rows(17), batch_size=8))
+    sampler = BatchSampler(RandomSampler(examples), 8, drop_last=True)
+    searched(train=DataLoader(examples, batch_sampler=sampler))
+
+
 def test_last_batches_that_do_no_harm() -> None:
     searched(train=DataLoader(data_set(17), batch_size=8, drop_last=True))
     searched(train=DataLoader(data_set(18), batch_size=8))
@@ -284,7 +296,7 @@ def test_data_that_hold_nan() -> None:
     bad = images()
     bad[0][0][0, 0, :2] = float("nan")
     line = refused(train=bad)
-    assert "the loss of the first batch of train is NaN before any step" in line
+    assert "the loss of the first batch of train is nan before any step" in line
     assert f"inputs holds NaN ({2 * SIZE} of {8 * SIZE * SIZE} numbers)" in line
     assert "its data hold no NaN: look at the loss" in refused(
         loss=lambda o, t: cross_entropy(o, t) * float("nan")
@@ -345,11 +357,14 @@ class _Nothing(list):  # type: ignore[type-arg]
 class Rows(IterableDataset[Any]):
     """Examples one after the other, with a length that is right."""
 
+    def __init__(self, examples: int = 16) -> None:
+        self.examples = data_set(examples)
+
     def __len__(self) -> int:
-        return 16
+        return len(self.examples)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(data_set(16))
+        return iter(self.examples)
 
 
 def test_an_iterable_data_set_with_a_length() -> None:

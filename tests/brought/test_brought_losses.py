@@ -354,6 +354,16 @@ def test_a_finished_search_is_loaded_with_its_loss(
             searched(wrong, out=tmp_path / "run")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_score_that_is_no_number_ends_no_search(tmp_path: Path) -> None:
+    """A validation batch, not the first, on which the loss overflows: it was a damaged record."""
+    valid = batches(2)
+    valid[1][1][0, 0] = float("inf")
+    result = searched(mse_loss, valid=valid, out=tmp_path / "run")
+    assert result.session.records.require("derive")["score"] is None
+    assert load(tmp_path / "run", model=Net(), quiet=True).derive()
+
+
 # --- other loops ---
 
 

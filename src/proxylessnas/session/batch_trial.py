@@ -17,7 +17,7 @@ from proxylessnas.errors import DataError, UserError, one_line
 from proxylessnas.training.faults import out_of_memory
 from proxylessnas.training.freezing import evaluating
 from proxylessnas.training.optimizers import beside_parameters
-from proxylessnas.training.task import call, describe, not_numbers, scalar, split
+from proxylessnas.training.task import call, describe, is_integer, not_numbers, scalar, split
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,8 +36,8 @@ class Trial:
         """Every candidate forward; backward until something in the model has a gradient."""
         self.job.model.train()
         learned = False
-        for path in self._paths():
-            with self.job.supernet.gated([Path(j) for j in path]), self._fails("the backward pass"):
+        for _ in self._on_paths():
+            with self._fails("the backward pass"):
                 loss = self._loss(training=True)
                 if not learned and loss.requires_grad:
                     self._check_leaves(loss)
@@ -52,8 +52,8 @@ class Trial:
     def architecture_step(self) -> None:
         """As the estimator takes it; α stays."""
         self.job.model.train()
-        for path in self._paths():
-            with self.job.supernet.gated([Path(j) for j in path]), torch.no_grad():
+        for _ in self._on_paths():
+            with torch.no_grad():
                 self._loss(training=False)
         self._check_reward()
         with self._fails("the architecture step"):
@@ -63,14 +63,16 @@ class Trial:
     def calibration(self) -> None:
         """Forward with batch statistics."""
         self.job.model.train()
-        with torch.no_grad():
-            self._output()
+        for _ in self._on_paths():
+            with torch.no_grad():
+                self._output()
 
     def score(self) -> None:
         """In evaluation mode, as a derived network is scored."""
         with evaluating(self.job.model):
-            output = self._output()
-            self._loss_of(output, training=False)
+            for _ in self._on_paths():
+                output = self._output()
+                self._loss_of(output, training=False)
             self._check_correct(output)
 
     def retry(self, batch: Any) -> None:
@@ -99,6 +101,12 @@ class Trial:
                 other = self.other(words, (inputs, changed))
                 other._loss_of(output, training=self.name == "train")
 
+    def _on_paths(self) -> Iterator[None]:
+        """The model on each of these paths."""
+        for path in self._paths():
+            with self.job.supernet.gated([Path(j) for j in path]):
+                yield
+
     def _paths(self) -> Iterator[list[int]]:
         """Paths through every candidate that the limits allow."""
         rows = [[j for j, on in enumerate(row) if on] for row in self.job.supernet.mask.tolist()]
@@ -122,10 +130,12 @@ class Trial:
                 loss = scalar(task.weight_loss(output, target, inputs))
             else:
                 loss = scalar(task.loss(output, target))
-        if bool(loss.isnan()):
+        if not bool(loss.isfinite()):
             cause = not_numbers(self.batch, "its data are the cause")
             cause = cause or "its data hold no NaN: look at the loss (0/0? the logarithm of 0?)"
-            raise DataError(f"the loss of {self.words} is NaN before any step was taken; {cause}")
+            raise DataError(
+                f"the loss of {self.words} is {float(loss):g} before any step was taken; {cause}"
+            )
         return loss
 
     # --- what is refused ---
@@ -244,7 +254,7 @@ def is_mean(correct: Any, output: Any, target: Any, size: int) -> bool:
     """
     if size < 2 or not all(isinstance(x, Tensor) and len(x) == size for x in (output, target)):
         return False
-    if output.dim() == target.dim() + 1 and not target.is_floating_point():
+    if output.dim() == target.dim() + 1 and is_integer(target):
         target = output.argmax(1).to(target.dtype)
     half = size // 2
     try:
@@ -284,7 +294,7 @@ def _clue(trial: Trial, error: Exception, output: Any) -> str:
             names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
             return f"; the model computes in {names}: convert the inputs, as with .float()"
     if isinstance(output, Tensor) and isinstance(target, Tensor) and target.numel():
-        if not target.is_floating_point() and output.dim() == target.dim() + 1 > 1:
+        if is_integer(target) and output.dim() == target.dim() + 1 > 1:
             low, high, classes = int(target.min()), int(target.max()), output.shape[1]
             if low < 0 or high >= classes:
                 return f"; labels are {low} to {high}, and the output has {classes} classes"

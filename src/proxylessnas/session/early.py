@@ -20,7 +20,7 @@ from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.search import Search
 from proxylessnas.data import WHOLE, Batches, LoaderBatches
 from proxylessnas.data.arguments import register_dataclasses
-from proxylessnas.errors import DataError, UserError, one_line
+from proxylessnas.errors import DataError, UserError, foreign, one_line
 from proxylessnas.session.batch_trial import Trial
 from proxylessnas.session.loaders import (
     check_repeats,
@@ -150,7 +150,9 @@ def _try_loader(
         raise DataError(f"the first batch of {name} is empty: {describe(batch)}")
     register_dataclasses(batch)
     words = f"the first batch of {name}"
-    trial = Trial(job=job, name=name, words=words, batch=job.machine.put(batch), size=size)
+    with foreign(DataError, f"{words} cannot be copied to {job.machine.device}"):
+        batch = job.machine.put(batch)
+    trial = Trial(job=job, name=name, words=words, batch=batch, size=size)
     other_size = trial.other_size(session.inputs)
     with explained(lambda: trial.batch, trial.retry):
         if part == "search":

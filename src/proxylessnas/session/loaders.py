@@ -9,22 +9,35 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 from torch.utils.data import SubsetRandomSampler as SubsetSampler
 
 from proxylessnas.data import Batches, ImageBatches, LoaderBatches
 from proxylessnas.data.arguments import as_pair
 from proxylessnas.errors import DataError
 from proxylessnas.training.faults import first_examples
-from proxylessnas.training.task import batch_size, split
+from proxylessnas.training.task import batch_size, is_integer, split
 
 
 def counts(batches: Batches) -> tuple[int, ...]:
     """Batches an epoch; and examples, where the loader tells."""
     loader = batches.loader if isinstance(batches, LoaderBatches) else None
-    if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, Sized):
-        return (len(batches),)
-    return len(batches), len(loader.sampler)
+    sampler = getattr(_batch_sampler(loader), "sampler", None)
+    source = sampler if isinstance(sampler, Sized) else getattr(loader, "dataset", None)
+    return (len(batches), len(source)) if isinstance(source, Sized) else (len(batches),)
+
+
+def _batch_sampler(loader: Any) -> BatchSampler | None:
+    """What says how a `DataLoader` makes batches of examples."""
+    sampler = getattr(loader, "batch_sampler", None)
+    return sampler if isinstance(sampler, BatchSampler) else None
 
 
 def single_example(batches: Batches, first: Any, size: int) -> Any:
@@ -40,9 +53,10 @@ def single_example(batches: Batches, first: Any, size: int) -> Any:
         pairs = (as_pair(batch, batches.example) for batch in batches.loader)
         return next((pair for pair in pairs if batch_size(*reversed(split(pair))) == 1), None)
     else:
-        examples, each = counts(batches)[-1], getattr(batches.loader, "batch_size", None) or 0
-        if getattr(batches.loader, "drop_last", True) or not each:
+        sampler = _batch_sampler(batches.loader)
+        if sampler is None or sampler.drop_last:
             return None
+        examples, each = counts(batches)[-1], sampler.batch_size
     return first_examples(1, first) if examples % each == 1 < size else None
 
 
@@ -55,9 +69,7 @@ def label_range(batches: Batches) -> tuple[int, int] | None:
         whole = torch.cat([t.flatten() for t in labels]) if len(labels) == len(targets) else None
     else:
         whole = _labels(getattr(loader, "dataset", None))
-    if whole is None or whole.dim() != 1 or not len(whole):
-        return None
-    if whole.is_floating_point() or whole.is_complex() or whole.dtype == torch.bool:
+    if whole is None or whole.dim() != 1 or not len(whole) or not is_integer(whole):
         return None
     return int(whole.min()), int(whole.max())
 

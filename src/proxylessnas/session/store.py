@@ -101,7 +101,8 @@ class Store(ABC):
     # --- plain values ---
 
     def write_json(self, name: str, value: Any) -> None:
-        self.write(name, (json.dumps(value, indent=2) + "\n").encode())
+        """Plain values; a number that is not finite is null, as JSON has it."""
+        self.write(name, (json.dumps(_finite(value), indent=2) + "\n").encode())
 
     def read_json(self, name: str) -> Any:
         text = self.read(name, MAX_JSON_BYTES)
@@ -127,12 +128,8 @@ class Store(ABC):
     # --- metrics ---
 
     def log(self, **fields: Any) -> None:
-        """One line of metrics.jsonl; a number that is not finite is null, as JSON has it."""
-        finite = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in fields.items()
-        }
-        self.append(METRICS, (json.dumps(finite) + "\n").encode())
+        """One line of metrics.jsonl."""
+        self.append(METRICS, (json.dumps(_finite(fields)) + "\n").encode())
 
     def cut_metrics(self, size: int) -> None:
         """Forget the lines after a checkpoint: they will be written again."""
@@ -285,6 +282,15 @@ class MemoryStore(Store):
     def clear(self) -> None:
         self.files.clear()
         self.folders.clear()
+
+
+def _finite(value: Any) -> Any:
+    """Plain values with null in the place of numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def checkpoint_name(stage: str, step: int) -> str:

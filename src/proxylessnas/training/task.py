@@ -190,6 +190,12 @@ def _size(part: Any) -> int | None:
     return _size(part[0])
 
 
+def is_integer(tensor: Tensor) -> bool:
+    """Whether a tensor may hold labels."""
+    others = tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
+    return tensor.layout == torch.strided and not any(others)
+
+
 def describe(value: Any) -> str:
     """A value's tensors by shape and dtype, for messages; other values by their type.
 
@@ -217,7 +223,8 @@ def not_numbers(batch: Any, name: str) -> str:
     words = []
     for side, part in zip(("inputs", "target"), split(batch), strict=True):
         for path, leaf in pytree.tree_leaves_with_path(part):
-            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            dense = isinstance(leaf, Tensor) and leaf.layout == torch.strided
+            if dense and leaf.is_floating_point():
                 if count := int(leaf.isnan().sum()):
                     where = side + pytree.keystr(path)
                     words.append(f"{where} holds NaN ({count} of {leaf.numel()} numbers)")
