@@ -141,7 +141,7 @@ def test_the_advice_on_a_nan_names_the_setting() -> None:
     calls = iter(range(1000))
 
     def loss(output: Tensor, target: Tensor) -> Tensor:  # finite while it is tried early
-        return output.sum() * (float("nan") if next(calls) > 5 else 1.0)
+        return output.sum() * (float("nan") if next(calls) > 6 else 1.0)
 
     with pytest.raises(UserError, match="the search's learning_rate") as error:
         called(loss=loss, settings=SearchSettings(warmup_epochs=0, epochs=3))
