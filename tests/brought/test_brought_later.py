@@ -99,8 +99,8 @@ def new_class(images: Path) -> None:
     ("change", "words"),
     [
         (add, "train has 61 images, 60 before"),
-        (swap, "train has 60 images as before, of other names or sizes"),
-        (replace, "train has 60 images as before, of other names or sizes"),
+        (swap, "train has 60 images as before, of other names, sizes or labels"),
+        (replace, "train has 60 images as before, of other names, sizes or labels"),
         (touch, "train has the same 60 names and sizes, of other times"),
         (new_class, "have other classes than when it began (not in both: other)"),
     ],
@@ -188,7 +188,7 @@ def one_damaged(folder: Path) -> None:
         (rename, "has other classes than the network: noise, noisy are not in both"),
         (one_more, "has other classes than the network: third is not in both"),
         (one_damaged, "1 of 31 images of"),
-        (shutil.rmtree, "there is no folder"),
+        (shutil.rmtree, "there is no data set"),
     ],
 )
 def test_another_folder_that_does_not_fit(

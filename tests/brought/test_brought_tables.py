@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import unicodedata
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +302,47 @@ def test_an_empty_csv(tmp_path: Path) -> None:
     assert "is empty" in refusal(tmp_path / "t.csv")
     (tmp_path / "t.csv").write_text("file,label\n")
     assert "has a header and no rows" in refusal(tmp_path / "t.csv")
+
+
+# --- data that change ---
+
+
+def change_image(root: Path) -> None:
+    picture(4321, size=(13, 12)).save(next((root / "images").rglob("*.png")))
+
+
+def change_label(root: Path) -> None:
+    path = root / "labels.csv"
+    path.write_text(path.read_text().replace(",dog", ",cat", 1))
+
+
+def same(root: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize("change", [same, change_image, change_label])
+@pytest.mark.parametrize("kind", ["csv", "zip", "parquet"])
+def test_changes_of_every_kind_of_data_are_seen(
+    tmp_path: Path, kind: str, change: Callable[[Path], None]
+) -> None:
+    """The digests are of the labels as well as of the images."""
+    table = csv_of(tmp_path, "{path},{label}", "file,label")
+
+    def read() -> Any:
+        if kind == "csv":
+            return load(table, workers=0).digests
+        rows = [line.split(",") for line in table.read_text().splitlines()[1:]]
+        if kind == "parquet":
+            images = [(tmp_path / name).read_bytes() for name, _ in rows]
+            root = parquet(tmp_path / "x", label=[label for _, label in rows], image=images)
+            return load(root, workers=0, image_column="image").digests
+        with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+            for name, label in rows:
+                archive.write(tmp_path / name, f"{label}/{Path(name).name}")
+        return load(tmp_path / "x.zip", workers=0).digests
+
+    before = read()
+    change(tmp_path)
+    after = read()
+    names = [{part: facts[1] for part, facts in digests.items()} for digests in (before, after)]
+    assert (names[0] == names[1]) == (change is same)

@@ -23,6 +23,7 @@ from proxylessnas.data.tree import (
     ZippedImages,
     read_folder,
     read_zip,
+    stamp_of,
     unwrapped,
 )
 from proxylessnas.data.watching import Progress, silent, watched
@@ -52,8 +53,9 @@ def folder_source(root: Path, progress: Progress = silent) -> Source:
 def zip_source(path: Path, progress: Progress = silent) -> Source:
     """A zip file of such a folder; images are read out of it, nothing is unpacked."""
     scan = Scan(str(path), progress)
+    stamp = stamp_of(path)
     tree = watched(lambda: read_zip(path, scan), scan.tell)
-    return _source(tree, scan, lambda names: ZippedImages(str(path), names))
+    return _source(tree, scan, lambda names: ZippedImages(str(path), names, stamp))
 
 
 def _source(tree: Folder, scan: Scan, reader: Callable[[tuple[str, ...]], ImageReader]) -> Source:

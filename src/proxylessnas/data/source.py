@@ -60,7 +60,7 @@ class Source:
     parts: "train", mostly "test" and sometimes "valid" -> disjoint numbers of labelled images.
     left_out: reason -> files or images of the data set that are in no part, or 0.
     notes: how the data set was meant, where there was a choice: folders, splits, columns.
-    digests: part -> (of names and sizes, of times): others where the data have changed.
+    digests: part -> (of names, sizes and labels; of times): others where the data have changed.
     """
 
     name: str
@@ -83,6 +83,8 @@ def assemble(
     digests: Mapping[str, tuple[str, str]] | None = None,
 ) -> Source:
     """One numbering over the parts, without the images that have no label.
+
+    digests: part -> (of names and sizes, of times).
 
     A part without any label, such as the test split of a competition, does not count as a part;
     where there is no test part, a validation part is the test part.
@@ -114,8 +116,17 @@ def assemble(
         parts=numbers,
         left_out=unused,
         notes=tuple(notes),
-        digests=dict(digests or {}),
+        digests={
+            role: (_with_labels(names, parts[role].labels), times)
+            for role, (names, times) in (digests or {}).items()
+            if role in parts
+        },
     )
+
+
+def _with_labels(names: str, labels: Indices) -> str:
+    """The digest of a part's names and labels."""
+    return hashlib.sha256(names.encode() + labels.tobytes()).hexdigest()[:32]
 
 
 def digest(images: Mapping[str, tuple[int, int]]) -> tuple[str, str]:

@@ -210,7 +210,7 @@ def read_zip(path: Path, scan: Scan) -> Folder:
     Raises:
         DataError: it is damaged or encrypted.
     """
-    root, archive = Folder(""), zipped(str(path), os.getpid())
+    root, archive = Folder(""), zipped(str(path), stamp_of(path), os.getpid())
     for entry in archive.infolist():
         *above, name = entry.filename.replace("\\", "/").split("/")
         folder = _folder_in(root, [part for part in above if part not in ("", ".")], scan)
@@ -261,9 +261,19 @@ def _sorted(folder: Folder) -> Folder:
     return Folder(folder.path, dict(sorted(folder.images.items())), inner)
 
 
+def stamp_of(path: str | Path) -> Stamp:
+    """DataError where there is no such file."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    return status.st_size, status.st_mtime_ns
+
+
 @functools.lru_cache(maxsize=4)
-def zipped(path: str, process: int) -> zipfile.ZipFile:
-    """An open zip file; each process has its own, because a position in it is shared."""
+def zipped(path: str, stamp: Stamp, process: int) -> zipfile.ZipFile:
+    """An open zip file as it was at the time of `stamp`; each process has its own, because a
+    position in it is shared."""
     with foreign(DataError, f"{path} is no whole zip file"):
         return zipfile.ZipFile(path)
 
@@ -274,9 +284,10 @@ class ZippedImages:
 
     path: str
     names: tuple[str, ...]
+    stamp: Stamp
 
     def open(self, index: int) -> Image.Image:
-        archive = zipped(self.path, os.getpid())
+        archive = zipped(self.path, self.stamp, os.getpid())
         entry = archive.getinfo(self.names[index])
         if entry.file_size > MAX_ZIPPED:
             raise ValueError(f"{entry.file_size:,} bytes, more than {MAX_ZIPPED:,}")

@@ -16,7 +16,7 @@ DATA = "data.json"
 @checked(RunError)
 @dataclass(frozen=True, kw_only=True)
 class DataRecord:
-    """The classes, and part as it was stored -> (images, digest of names and sizes, of times)."""
+    """The classes, and part as it was stored -> (images, digest of names, sizes and labels, of times)."""
 
     classes: tuple[str, ...]
     parts: dict[str, tuple[int, str, str]]
@@ -73,7 +73,7 @@ def _changes(before: DataRecord, now: DataRecord) -> str:
         if count != old_count:
             words.append(f"{part} has {count:,} images, {old_count:,} before")
         elif names != old_names:
-            words.append(f"{part} has {count:,} images as before, of other names or sizes")
+            words.append(f"{part} has {count:,} images as before, of other names, sizes or labels")
         elif times != old_times:
             words.append(f"{part} has the same {count:,} names and sizes, of other times")
     return ", ".join(words)

@@ -1,6 +1,7 @@
 """The run directory: what a run leaves behind, and how it goes on after being killed.
 
     config.yaml          every setting; `--config` on it repeats the run
+    data.json            what tells whether the data have changed
     latency_table.json   what the device said
     metrics.jsonl        one line an event
     stages/              a record of every finished stage, with its files' checksums
