@@ -87,7 +87,8 @@ class Images(ABC):
 
     info: the shape of an input, mean, deviation and classes.
     augmentation: of the training images, in `batches(augment=True)`.
-    digests: part as it was stored -> (images, digest of names, sizes and labels, of times); of files alone.
+    digests: part as it was stored -> (images, digest of names, sizes and labels, of times); files
+        have them.
     """
 
     info: InputInfo

@@ -16,7 +16,7 @@ DATA = "data.json"
 @checked(RunError)
 @dataclass(frozen=True, kw_only=True)
 class DataRecord:
-    """The classes, and part as it was stored -> (images, digest of names, sizes and labels, of times)."""
+    """The classes, and the digests of `data.Images`."""
 
     classes: tuple[str, ...]
     parts: dict[str, tuple[int, str, str]]
