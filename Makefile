@@ -7,9 +7,12 @@ PYTEST := $(BIN)/python -m pytest -q -n auto
 
 .PHONY: demo env test test-fast test-all check bench clean
 
+# Photos of flowers instead of digits where they are at hand.
+DEMO := $(if $(PROXYLESSNAS_DATA),--data $(PROXYLESSNAS_DATA)/flowers --image-size 96 --loading.limit 1500)
+
 demo: env
 	rm -rf runs/demo
-	$(BIN)/proxylessnas run --config src/proxylessnas/recipes/demo.yaml --out runs/demo
+	$(BIN)/proxylessnas run --config src/proxylessnas/recipes/demo.yaml $(DEMO) --out runs/demo
 
 env: $(VENV)/.complete
 

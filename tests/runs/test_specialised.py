@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from pretrained import WORDS, trained_run
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.cli.main import main
+from proxylessnas.io.console import Reporter
 from proxylessnas.runs.directory import RunDirectory
+from proxylessnas.runs.job import problem_of
 from proxylessnas.spaces import build
 
 FILES = ("architecture.json", "weights.safetensors", "teacher.safetensors", "model.onnx")
@@ -43,6 +46,15 @@ def test_the_summary_says_what_one_would_do_by_hand(specialised: Path) -> None:
     assert summary["predicted_latency_ms"] <= summary["target_latency_ms"] * 1.001
     teacher_ms = summary["largest_network_ms"]
     assert summary["target_latency_ms"] == pytest.approx(0.8 * teacher_ms)
+
+
+def test_without_a_share_of_the_loss_the_teacher_is_not_asked(specialised: Path) -> None:
+    directory = RunDirectory(specialised)
+    config = directory.read_config()
+    problem = problem_of(config, Reporter(quiet=True), directory)
+    alone = replace(config, train=replace(config.train, teacher_share=0.0))
+    assert problem.training_task(config).distil_loss is not None
+    assert problem.training_task(alone).distil_loss is None
 
 
 def test_nothing_is_recalibrated_and_alpha_begins_at_its_prior(specialised: Path) -> None:
