@@ -58,7 +58,10 @@ def by_hand(session: Session, problem: SpecialisedProblem) -> None:
         found = trained_network(session).cpu()
         if session.is_local and session.target_ms is not None:
             keeps = _as_fast_as(session, found, size)
-            for name, make in (("smaller_input", _smaller_input), ("uniform", _uniform)):
+            for name, make in (("uniform", _uniform), ("smaller_input", _smaller_input)):
+                if not _has_time(session):
+                    session.reporter.say(f"  {name}: left out, the budget has no time for it")
+                    continue
                 row = make(session, problem, teacher, keeps)
                 if row is not None:
                     rows[name] = row
@@ -68,6 +71,12 @@ def by_hand(session: Session, problem: SpecialisedProblem) -> None:
         )
         facts["found_ms"] = latencies["found"]
         facts["baselines"] = _table(rows, latencies)
+
+
+def _has_time(session: Session) -> bool:
+    """Whether the budget leaves as many seconds as the network that was found was trained for."""
+    budget, seconds = session.budget, session.records.require("train")["seconds"]
+    return budget is None or session.ranks.of_main(lambda: budget.left > seconds)
 
 
 def _as_fast_as(session: Session, found: nn.Module, found_size: int) -> Callable[..., bool]:
