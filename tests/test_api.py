@@ -197,8 +197,8 @@ def test_own_costs_and_columns_are_limited_by_name() -> None:
     layers = sum(c == "wide" for c in result.architecture.choices.values())
     assert layers <= 2
     assert result.predicted["layers"] == layers and result.predicted["energy_mj"] == 2 * layers
-    assert result.costs.names == ("latency", "macs", "parameters", "energy_mj", "layers")
-    assert result.session.costs.limits.tolist()[1:] == [1000.0, math.inf, 6.0, 2.5]
+    assert result.costs.names == ("latency", "macs", "parameters", "layers", "energy_mj")
+    assert result.session.costs.limits.tolist()[1:] == [1000.0, math.inf, 2.5, 6.0]
     for limits, problem in (
         ({"layers": 0.5, "power": 1}, "there are latency, macs, parameters, peak_memory, layers"),
         ({"layers": "1x", "energy_mj": 6}, "no cost 'energy_mj' to limit"),

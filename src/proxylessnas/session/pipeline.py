@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -28,10 +28,12 @@ def begin(session: Session) -> Session:
     """
     check_names_of_limits(session)
     try_early(session)
-    if session.config.table is not None:
-        session.check_limits()
-    else:
-        session.check_counted_limits()
+    reporter = session.reporter
+    with nullcontext() if reporter.console.quiet else reporter.warnings_as_lines():
+        if session.config.table is not None:
+            session.check_limits()
+        else:
+            session.check_counted_limits()
     if session.budget is not None:
         begin_within(session, session.budget)
     else:
