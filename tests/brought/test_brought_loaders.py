@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -225,6 +226,20 @@ def test_images_of_another_size() -> None:
 def test_a_loss_without_a_gradient(loss: Any) -> None:
     line = refused(loss=loss)
     assert "has no gradient" in line or "that requires a gradient" in line
+
+
+def test_a_loss_that_broadcasts() -> None:
+    """Outputs [8, 1] and targets [8]: torch compares each with each, and warns."""
+
+    class Regression(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[:, :1]
+
+    data = [(x, y.float()) for x, y in images()]
+    given: dict[str, Any] = {"train": data, "valid": data[:2], "correct": None, "loss": mse_loss}
+    line = refused(Regression(), **given)
+    assert "compares every example with every other: the output is float32[8, 1]" in line
+    searched(Regression(), **{**given, "loss": lambda o, t: mse_loss(o.squeeze(1), t)})
 
 
 def test_functions_given_as_classes() -> None:
@@ -663,6 +678,77 @@ def test_a_target_of_none() -> None:
         train=[(x, None) for x, _ in images()], valid=[(x, None) for x, _ in images()], **given
     )
     assert result.session.records.require("derive")["score"] == 1.0
+
+
+class Output(OrderedDict[str, Any]):
+    """As Hugging Face's `ModelOutput`: a dict whose keys are fields of a dataclass as well."""
+
+
+@dataclasses.dataclass
+class Hidden(Output):
+    x: Tensor
+
+    def __post_init__(self) -> None:
+        self["x"] = self.x
+
+
+# What candidates take and return: how it is made of a tensor, mapped, and read again.
+BETWEEN: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
+    "dataclass": (Record, lambda v, f: Record(f(v.x), v.scale), lambda v: v.x),
+    "ModelOutput": (Hidden, lambda v, f: Hidden(f(v.x)), lambda v: v["x"]),
+    "named tuple": (lambda x: Pair(x, ONE), lambda v, f: Pair(f(v.x), v.scale), lambda v: v.x),
+    "packed": (
+        lambda x: pack_sequence([x]),
+        lambda v, f: PackedSequence(f(v.data), v.batch_sizes),
+        lambda v: v.data,
+    ),
+    "others": (
+        lambda x: (x, None, 1.0, True),
+        lambda v, f: (f(v[0]) * v[2] if v[3] else None, *v[1:]),
+        lambda v: v[0],
+    ),
+    "nested": (
+        lambda x: {"a": [x, None]},
+        lambda v, f: {"a": [f(v["a"][0]), None]},
+        lambda v: v["a"][0],
+    ),
+}
+
+
+class Mapped(nn.Module):
+    def __init__(self, layer: nn.Module, through: Callable[..., Any]) -> None:
+        super().__init__()
+        self.layer, self.through = layer, through
+
+    def forward(self, value: Any) -> Any:
+        return self.through(value, self.layer)
+
+
+class Between(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.make, through, self.read = BETWEEN[kind]
+        layers = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+        self.op = MixedOp([Mapped(layer, through) for layer in layers])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.read(self.op(self.make(x)))
+        return out
+
+
+@pytest.mark.parametrize("estimator", ["two_path", "full_path"])
+@pytest.mark.parametrize("kind", BETWEEN)
+def test_values_of_every_kind_between_layers(kind: str, estimator: str) -> None:
+    """Candidates may take and return them; α learns what it does with plain tensors."""
+    settings = SearchSettings(warmup_epochs=0, epochs=2, estimator=estimator)
+    given = {"train": [(X, X)] * 3, "valid": [(X, X + 1)] * 3, "example_inputs": (X[:1],)}
+    given |= {"loss": mse_loss, "correct": None, "settings": settings, "target_latency": "1x"}
+    result = searched(Between(kind), runtime=FakeRuntime(), **given)
+    BETWEEN["plain"] = lambda x: x, lambda v, f: f(v), lambda v: v
+    plain = searched(Between("plain"), runtime=FakeRuntime(), **given)
+    del BETWEEN["plain"]
+    assert torch.equal(result.probabilities, plain.probabilities)
 
 
 class KeywordsOnly(Taking):

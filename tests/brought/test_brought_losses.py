@@ -17,7 +17,7 @@ from toys import LEARNING, Chain, make_search, regression, seeded
 from proxylessnas import MixedOp, Result, SearchSettings, load, search
 from proxylessnas.config import DeriveSettings, MachineSettings, TrainSettings
 from proxylessnas.data.batches import LoaderBatches
-from proxylessnas.errors import RunError
+from proxylessnas.errors import RunError, UserError
 from proxylessnas.training.callbacks import Callback, StepMetrics
 from proxylessnas.training.evaluate import evaluate
 from proxylessnas.training.loop import run_loop
@@ -220,6 +220,24 @@ def test_a_train_loss_of_its_own() -> None:
     train_loss, valid_loss = Uncertain(), Uncertain()
     searched(valid_loss, train_loss=train_loss)
     assert train_loss.log_variance != 0 and valid_loss.log_variance == 0
+
+
+def test_a_lazy_layer_in_the_loss_is_refused() -> None:
+    class Lazy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LazyLinear(4)
+
+        def forward(self, output: Tensor, target: Tensor) -> Tensor:
+            return mse_loss(self.layer(output), target)
+
+    loss = Lazy()
+    with pytest.raises(UserError, match=r"the loss holds a lazy layer \(LazyLinear 0\.layer\)"):
+        searched(loss)
+    loss(torch.zeros(1, 4), torch.zeros(1, 4))
+    before = tensors_of(loss)
+    searched(loss)
+    assert not equal(tensors_of(loss), before)
 
 
 def test_parameters_that_are_frozen_stay() -> None:

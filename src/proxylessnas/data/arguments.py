@@ -119,6 +119,9 @@ def register_dataclasses(value: Any) -> None:
     """
     for leaf in pytree.tree_leaves(value):
         if _is_dataclass(leaf):
-            pytree.register_dataclass(type(leaf))
+            try:
+                pytree.register_dataclass(type(leaf))
+            except ValueError:  # not all of its fields are arguments of its `__init__`
+                continue
             for field in dataclasses.fields(leaf):
                 register_dataclasses(getattr(leaf, field.name))

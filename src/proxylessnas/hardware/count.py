@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from proxylessnas.core.supernet import Supernet
-from proxylessnas.data.arguments import arguments_of
+from proxylessnas.data.arguments import arguments_of, register_dataclasses
 from proxylessnas.errors import SupernetError, one_line
 from proxylessnas.hardware.trace import Trace, Unit
 from proxylessnas.training.freezing import evaluating
@@ -99,6 +99,7 @@ def _output_shapes(unit: Unit, what: str) -> Any:
 
 
 def _shapes(values: Any) -> list[tuple[int, ...]]:
+    register_dataclasses(values)  # what candidates return is seen here first
     return [tuple(v.shape) for v in pytree.tree_leaves(values) if isinstance(v, Tensor)]
 
 

@@ -21,7 +21,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, derive
-from proxylessnas.data.arguments import arguments_of
+from proxylessnas.data.arguments import arguments_of, register_dataclasses
 from proxylessnas.errors import SupernetError, UserError, one_line
 from proxylessnas.hardware.description import tensor_label
 from proxylessnas.hardware.fingerprint import argument_label, fingerprint, label
@@ -214,6 +214,7 @@ class _Recorder:
     def record(
         self, mixed: MixedOp, unit: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
+        register_dataclasses((args, kwargs))
         if unit is mixed:
             self.shape_zeros(mixed, args, kwargs)
         shapes = _shapes(args, kwargs, self.supernet.paths[mixed])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -125,11 +126,22 @@ class Trial:
 
     def _loss_of(self, output: Any, *, training: bool) -> Tensor:
         (inputs, target), task = split(self.batch), self.job.task
-        with self._fails("the loss", output), self.job.machine.precision():
+        with (
+            self._fails("the loss", output),
+            self.job.machine.precision(),
+            warnings.catch_warnings(record=True) as caught,
+        ):
+            warnings.simplefilter("always")
             if training:
                 loss = scalar(task.weight_loss(output, target, inputs))
             else:
                 loss = scalar(task.loss(output, target))
+        if any("due to broadcasting" in str(warning.message) for warning in caught):
+            raise UserError(
+                f"the loss of {self.words} compares every example with every other: the output is "
+                f"{describe(output)} and the target {describe(target)}; give both one shape, as "
+                "with .squeeze(1) or .unsqueeze(1)"
+            )
         if not bool(loss.isfinite()):
             cause = not_numbers(self.batch, "its data are the cause")
             cause = cause or "its data hold no NaN: look at the loss (0/0? the logarithm of 0?)"

@@ -12,6 +12,7 @@ import warnings
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import estimator_of
@@ -34,7 +35,7 @@ from proxylessnas.training.evaluate import batch_norms
 from proxylessnas.training.faults import explained
 from proxylessnas.training.freezing import undisturbed
 from proxylessnas.training.optimizers import beside_parameters, unshared
-from proxylessnas.training.task import batch_size, describe, split
+from proxylessnas.training.task import batch_size, describe, own_tensors, split
 
 NAMES: dict[Part, str] = {
     "search": "train",  # as the argument is called
@@ -89,6 +90,12 @@ def _spoilable(session: Session) -> tuple[Search, torch.device]:
     Copies would need more memory, and not every model can be copied.
     """
     supernet, config = session.supernet, session.config
+    for name, module in session.problem.task.modules_beside(supernet.model).items():
+        if any(is_lazy(tensor) for _, tensor in own_tensors(module)):
+            raise UserError(
+                f"the loss holds a lazy layer ({type(module).__name__} {name}), whose shape is not "
+                "known yet: give the layer its sizes, or call the loss once before"
+            )
     reward = session.problem.reward
     if reward is None and config.search.objective == "reward":  # its costs are not measured yet
         reward = lambda accuracy, _: accuracy  # noqa: E731
