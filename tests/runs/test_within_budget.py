@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from proxylessnas.cli.main import main
 from proxylessnas.config import RunConfig, TeachSettings
+from proxylessnas.runs import by_hand
 from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.runs.within_budget import LEAST_STEPS, _within, shares
+from proxylessnas.training.ranks import ALONE
 from tests.runs import test_specialised
 
 trained = test_specialised.trained
@@ -53,3 +56,16 @@ def test_the_baselines_have_a_share_where_they_are_wanted() -> None:
     pretrained = {"pretrained": "efficientnet_lite0"}
     assert "by-hand" in shares(RunConfig(**pretrained, baselines=True))
     assert "by-hand" not in shares(RunConfig(**pretrained, baselines=False))
+
+
+@pytest.mark.parametrize(("left", "has_time"), [(11.0, True), (9.0, False), (None, True)])
+def test_baselines_that_would_break_the_budget_are_left_out(
+    left: float | None, has_time: bool
+) -> None:
+    """One takes about as long as the training of the network that was found."""
+    session = SimpleNamespace(
+        budget=None if left is None else SimpleNamespace(left=left),
+        records=SimpleNamespace(require=lambda stage: {"train": {"seconds": 10.0}}[stage]),
+        ranks=ALONE,
+    )
+    assert by_hand._has_time(session) is has_time  # type: ignore[arg-type]
