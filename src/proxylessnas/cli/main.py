@@ -7,6 +7,7 @@ import os
 import sys
 
 from proxylessnas.errors import ConfigError, UserError, did_you_mean
+from proxylessnas.io.console import write_anything
 from proxylessnas.io.stopping import Signal, Stopped, listening
 from proxylessnas.session import STAGES
 
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     # Torch's threads spin while they wait for one another. Where another process has taken one
     # of their cores, that costs 20 times the step; a short spin costs nothing on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    write_anything()
     try:
         with listening() as signal:
             return _verb(words, signal)

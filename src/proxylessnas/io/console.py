@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import sys
 import time
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +20,30 @@ if TYPE_CHECKING:
 WIDE = 160  # columns of standard output where it is a file or a pipe: no table is cut there
 EVERY = 10.0  # seconds between lines where there is no terminal to redraw
 FIRST = 1.0  # seconds to the first of them
+
+
+# Of what is printed here, for consoles of other alphabets; accents are dropped, all else is "?".
+PLAIN = str.maketrans({"▇": "#", "µ": "u", "±": "+-", "…": "...", "→": "->", "–": "-", "’": "'"})
+
+
+def write_anything() -> None:
+    """Let the standard streams replace what their encoding cannot write, instead of failing.
+
+    A console of Windows (cp1252) or of a container (ASCII) has no block for a bar; names of files
+    and classes may hold what no console has.
+    """
+    codecs.register_error("plain", _replaced)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
+
+
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end].translate(PLAIN)
+    letters = unicodedata.normalize("NFKD", text)
+    plain = "".join(c if c.isascii() else "?" for c in letters if not unicodedata.combining(c))
+    return plain or "?", error.end
 
 
 def output() -> Console:
