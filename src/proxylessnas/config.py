@@ -225,7 +225,8 @@ class DeriveSettings:
     if it is the only one, 0.9 at most. 0 leaves the share to the objective."""
     arch_steps: CountOrZero = 200
     """Architecture steps in which alpha learns on under a further limit, from where the search left
-    it, before networks within that limit are decoded (objective constraint)."""
+    it, before networks within that limit are decoded (objective constraint); at most as many as
+    the search took."""
     recalibrate_images: CountOrZero = 2000
     """Training images that renew the statistics of batch normalisation before a score; 0 keeps the
     statistics that the weights came with."""

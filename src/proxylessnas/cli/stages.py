@@ -7,6 +7,7 @@ before the options are understood.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from proxylessnas.cli.names import check_names
 from proxylessnas.cli.options import parse, stage_parser
 from proxylessnas.config import RunConfig, parse_settings, pick
-from proxylessnas.errors import ConfigError, RunError
+from proxylessnas.errors import ConfigError, DataError, RunError
 from proxylessnas.io.console import Reporter, output
 from proxylessnas.io.stopping import Signal, Stopped
 from proxylessnas.io.yaml_files import read_yaml
@@ -68,9 +69,9 @@ def main(verb: str, signal: Signal, words: list[str]) -> int:
     from proxylessnas.training.ranks import open_ranks
 
     if verb == "derive" and flags["latencies"] is not None:
-        flags["deriving"] = settings.pop(
-            "derive", {}
-        )  # of these latencies alone; the run keeps its own
+        # Of these latencies alone; the run keeps its own.
+        flags["deriving"] = settings.pop("derive", {})
+        flags["budget"] = settings.pop("budget", None)
     path = _directory(flags, settings)
     if verb not in ("run", "measure") and not (path / "config.yaml").exists():
         raise RunError(f"{path} holds no run: begin with proxylessnas run or measure")
@@ -123,13 +124,18 @@ def _in_directory(
             )
             _do(verb, session, flags, started)
             return 0
-        except Stopped:
+        except (Stopped, DataError, RuntimeError) as error:
+            # A worker that decodes images may end of the same signal, before its parent looks.
+            if not (isinstance(error, Stopped) or (signal.requested and "worker" in str(error))):
+                raise
             if not directory.has(CONFIG):
                 raise  # nothing was begun: the same command begins again
             if ranks.is_main:
+                command = f"--out {path} --resume"
+                if flags["latencies"] is not None:
+                    command = shlex.join(words)  # these limits are in no directory
                 print(
-                    "stopped; what is done is saved, go on: "
-                    f"proxylessnas {verb} --out {path} --resume",
+                    f"stopped; what is done is saved, go on: proxylessnas {verb} {command}",
                     file=sys.stderr,
                 )
             return 130
@@ -211,7 +217,8 @@ def _do(
         if session.ranks.is_main:
             summary.show(facts, str(session.store.path), output())
     elif verb == "derive" and flags["latencies"] is not None:
-        derive_latencies(session, flags["latencies"].split(","), flags["deriving"])
+        latencies = flags["latencies"].split(",")
+        derive_latencies(session, latencies, flags["deriving"], flags["budget"], started)
     elif verb == "export" and flags["format"] not in (None, ONNX_FORMAT):
         export_as(session, flags["format"])
     else:

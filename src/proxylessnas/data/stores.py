@@ -7,8 +7,9 @@ the workers of a DataLoader, which only decode and crop boxes that were drawn be
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,7 +30,7 @@ from proxylessnas.data.decode import (
     opened,
 )
 from proxylessnas.data.source import ImageReader, Indices
-from proxylessnas.errors import DataError
+from proxylessnas.errors import DataError, one_line
 
 # Batches to load, with everything random about them: the images' rows in the store, int64 [B],
 # and their uniform numbers, float32 [B, 10] of `augment.draw`, or [B, 0] where nothing is.
@@ -53,6 +54,32 @@ class PixelsInMemory:
         for rows, uniforms in requests:
             images = self.pixels.index_select(0, rows)
             yield augment.moved(images, augmentation, uniforms), self.labels[rows]
+
+
+def _by_itself(worker: int) -> None:
+    """A worker in a process group of its own: signals to the group are for whoever waits for it.
+
+    It would die of them before its parent has saved what it computes.
+    """
+    os.setpgid(0, 0)
+
+
+def _alive(loader: Iterable[_DecodedBatch]) -> Iterator[_DecodedBatch]:
+    """The loader's batches; DataError where one of its workers was killed."""
+    iterator = iter(loader)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a process that decodes images was killed ({one_line(error)}), as the kernel does "
+                "where memory is short: go on with --resume and --loading.workers 1"
+            ) from None
+        yield batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +109,9 @@ class StreamedImages:
             sampler=[(rows.numpy(), uniforms.numpy()) for rows, uniforms in requests],
             num_workers=self.workers,
             generator=torch.Generator(),  # else the loader draws from the global one
+            worker_init_fn=_by_itself,
         )
-        for images, labels, damaged in loader:
+        for images, labels, damaged in _alive(loader):
             self._note(damaged)
             if not len(images):
                 raise DataError(f"no image of a batch can be decoded, beginning with {damaged[0]}")

@@ -30,6 +30,8 @@ class Signal:
         """The handler of both signals."""
         if os.getpid() != self._process:  # a process that decodes images: its parent decides
             return
+        # Workers that the same signal ends are no error now, as torch's handler would have it.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if self.patient:
             self.requested = True
             return

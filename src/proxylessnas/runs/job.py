@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from proxylessnas.architecture import Architecture
-from proxylessnas.config import RunConfig, parse_settings
+from proxylessnas.config import RunConfig, parse_minutes, parse_settings
 from proxylessnas.core.objective import check_objective
 from proxylessnas.data import Batches
 from proxylessnas.errors import ConfigError, RunError
@@ -37,7 +37,7 @@ from proxylessnas.session.budget import Budget, open_budget
 from proxylessnas.session.deriving import derive, derive_within
 from proxylessnas.session.exporting import export
 from proxylessnas.session.finishing import baselines, evaluate, train
-from proxylessnas.session.fitting import fit
+from proxylessnas.session.fitting import fit, fit_limit
 from proxylessnas.session.measuring import measure
 from proxylessnas.session.pipeline import find_network, keep_settings, stop_if_asked, told
 from proxylessnas.session.searching import search
@@ -321,18 +321,37 @@ def compare(session: Session) -> None:
 
 
 def derive_latencies(
-    session: Session, latencies: Sequence[str], changes: Mapping[str, Any]
+    session: Session,
+    latencies: Sequence[str],
+    changes: Mapping[str, Any],
+    budget: str | None = None,
+    started: float | None = None,
 ) -> dict[str, Architecture]:
     """A network for each latency limit, from the one finished search's weights and α.
 
-    changes: settings of these derivations alone; the run keeps its own.
+    changes: settings of these derivations alone; the run keeps its own. budget: time for all of
+    them, as `10m`. started: when the command began, as for a run.
     """
     settings = dataclasses.replace(session.config.derive, **changes)
     limits = {name: {**session.limits, "latency": name} for name in map(str.strip, latencies)}
     session.finished_search()
     for within in limits.values():  # all can be kept before the first is derived
         session.within(within)
-    return {name: derive_within(session, within, name, settings) for name, within in limits.items()}
+    networks, left = {}, None
+    if budget is not None:
+        shares, total = dict.fromkeys(limits, 1.0), 60 * parse_minutes(budget)
+        left = Budget(total=total, shares=shares, started=started or time.monotonic())
+    for name, within in limits.items():
+        fitted = settings
+        if left is not None:
+            seconds = session.ranks.of_main(partial(left.seconds_for, name))
+            fitted = fit_limit(session, settings, seconds)
+            session.reporter.say(
+                f"  budget: {duration(seconds)} for {name}: {fitted.arch_steps} steps of alpha at "
+                f"most, {fitted.top_k} networks scored, {fitted.measure_best} measured"
+            )
+        networks[name] = derive_within(session, within, name, fitted)
+    return networks
 
 
 def do_stage(session: Session, stage: str) -> None:

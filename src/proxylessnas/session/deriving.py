@@ -44,7 +44,9 @@ def derive_within(
     costs = session.within(limits)
     title = "within " + ", ".join(f"{k} {v}" for k, v in limits.items())
     with session.records.stage(f"derive-{name}", title, session.callbacks) as facts:
-        choice = _choose(session, _adapted(session, job, costs, settings.arch_steps), settings)
+        # Not longer than the search itself, which may have been a short one.
+        steps = min(settings.arch_steps, job.schedule.architecture_steps)
+        choice = _choose(session, _adapted(session, job, costs, steps), settings)
         facts["limits"] = costs.finite_limits
         return _keep_choice(session, choice, facts, f"-{name}", job)
 
@@ -63,11 +65,15 @@ def _choose(session: Session, job: Search, settings: DeriveSettings) -> Choice:
     scoring = session.problem.batches("scoring", session.config)
 
     def score(indices: Indices) -> tuple[float, tuple[float, ...]]:
-        network = _calibrated(session, job, indices, settings)
         examples = settings.score_images
-        return evaluate(
-            network, job.task, scoring, session.machine, examples=examples, ranks=session.ranks
-        ).value
+        # The weights stay as they are, whatever the limits are.
+        key = (tuple(indices), settings.recalibrate_images, examples)
+        if key not in session.scores:
+            network = _calibrated(session, job, indices, settings)
+            session.scores[key] = evaluate(
+                network, job.task, scoring, session.machine, examples=examples, ranks=session.ranks
+            ).value
+        return session.scores[key]
 
     def measured(networks: Sequence[Indices]) -> list[tuple[float, float]]:
         derived = {str(i): job.supernet.derive(n).cpu() for i, n in enumerate(networks)}

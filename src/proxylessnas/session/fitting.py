@@ -16,7 +16,7 @@ from functools import partial
 
 import torch
 
-from proxylessnas.config import RunConfig
+from proxylessnas.config import DeriveSettings, RunConfig
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import estimator_of
 from proxylessnas.core.search import Search
@@ -176,8 +176,24 @@ def _fit_search(session: Session, seconds: float, speeds: dict[str, float]) -> R
 
 
 def _fit_derive(session: Session, seconds: float, speeds: dict[str, float]) -> RunConfig:
+    derive = fewer_scores(session, session.config.derive, seconds, speeds)
+    return replace(session.config, derive=derive)
+
+
+def fit_limit(session: Session, derive: DeriveSettings, seconds: float) -> DeriveSettings:
+    """Settings of deriving under a further limit: half of the time for α, half for scores."""
+    record, search = session.records.require("search"), session.config.search
+    step = record["seconds"] / max(1, record["weight_steps"] + record["architecture_steps"])
+    # A third of a step's time without the way back, and the other network of two_path left out.
+    speeds = {"image": step / search.batch_size / 3}
+    derive = replace(derive, arch_steps=min(derive.arch_steps, int(seconds / 2 / max(step, 1e-9))))
+    return fewer_scores(session, derive, seconds / 2, speeds)
+
+
+def fewer_scores(
+    session: Session, d: DeriveSettings, seconds: float, speeds: dict[str, float]
+) -> DeriveSettings:
     """Fewer rounds and measured networks first, then fewer networks with fewer images each."""
-    d = session.config.derive
     measuring = _measuring_seconds(session, session.largest.get("latency"), speeds)
     measuring *= session.is_local and session.target_ms is not None
     rounds, best = d.rounds, d.measure_best
@@ -189,7 +205,7 @@ def _fit_derive(session: Session, seconds: float, speeds: dict[str, float]) -> R
     share = min(1.0, free / max(whole, 1e-9))
     networks = max(min(FEW_NETWORKS, d.top_k), round(d.top_k * math.sqrt(share)))
     share = min(1.0, share * d.top_k / networks)
-    derive = replace(
+    return replace(
         d,
         rounds=rounds,
         measure_best=best,
@@ -197,7 +213,6 @@ def _fit_derive(session: Session, seconds: float, speeds: dict[str, float]) -> R
         recalibrate_images=_fewer(d.recalibrate_images, share),
         score_images=d.score_images if share == 1 else _fewer(valid, share),
     )
-    return replace(session.config, derive=derive)
 
 
 def _fewer(images: int, share: float) -> int:

@@ -67,7 +67,7 @@ class Session:
     callbacks: see `training.callbacks`. signal: whether the process was asked to stop.
     runtime_object, table_object: what the settings' `runtime` and `table` stand for, where the
     user gave objects. force: use a latency table of another device all the same. budget: the time
-    that is left for it; None without one.
+    that is left for it; None without one. scores: of networks with the finished search's weights.
     """
 
     config: RunConfig
@@ -82,6 +82,7 @@ class Session:
     force: bool = field(default=False, kw_only=True)
     budget: Budget | None = field(default=None, kw_only=True)
     search: Search | None = field(default=None, init=False)
+    scores: dict[Any, tuple[float, tuple[float, ...]]] = field(default_factory=dict, init=False)
 
     def settle(self, config: RunConfig) -> None:
         """Other settings of how it computes, and of stages that have not begun."""
