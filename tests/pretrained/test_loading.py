@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -148,11 +150,16 @@ def test_a_shape_builds_the_network_it_was_read_from() -> None:
     ("name", "nearest"),
     [
         ("efficientnet_lit0", "efficientnet_lite0"),
+        ("EfficientNet-Lite0", "efficientnet_lite0"),
+        ("lite1", "efficientnet_lite1"),
+        ("mobilenetv2_100", "timm:mobilenetv2_100"),
+        ("None", "did you mean none"),
+        ("efficientnet_lite0@", "efficientnet_lite0 alone"),
         ("mobilenet_v2", "torchvision:mobilenet_v2"),
         ("torchvision:mobilnet_v2", "mobilenet_v2"),
         ("timm:mobilenetv2_10", "mobilenetv2_100"),
         ("", "efficientnet_lite0"),
-        ("timm:", "timm:NAME"),
+        ("timm:", "timm:mobilenetv2_100"),
     ],
 )
 def test_an_unknown_name_names_the_nearest(name: str, nearest: str) -> None:
@@ -174,8 +181,10 @@ def test_a_checkpoint_that_does_not_fit_names_its_keys(tmp_path: Path) -> None:
     with pytest.raises(ArchitectureError, match=r"classifier.1.weight is \[7, 1280\] in the file"):
         load_pretrained(f"torchvision:mobilenet_v2@{tmp_path / 'seven.pth'}")
     for name in (f"efficientnet_lite0@{tmp_path / 'seven.pth'}", str(tmp_path / "seven.pth")):
-        with pytest.raises(ArchitectureError, match=r"conv.*is missing from the file"):
+        with pytest.raises(ArchitectureError) as error:
             load_pretrained(name)
+        assert re.search(r"conv\S* \[[\d, ]+\] is missing from the file", str(error.value))
+        assert "features.0.0.weight [32, 3, 3, 3] is not in the network and" in str(error.value)
 
 
 class Hostile:
@@ -190,7 +199,25 @@ def test_a_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
         with pytest.raises(UserError) as error:
             load_pretrained(name)
         assert "\n" not in str(error.value) and "hostile.pth" in str(error.value)
+        assert "importlib.import_module" in str(error.value)  # what it wanted to run
+        assert "is refused; save the weights alone" in str(error.value)
+        assert "`False`" not in str(error.value)  # torch's advice to run it all the same
     assert "this" not in sys.modules
+
+
+def test_files_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Hostile()))
+    torch.save(nn.Linear(2, 2), tmp_path / "whole.pth")
+    for name, said in (
+        ("text.pth", "it is no checkpoint"),
+        ("empty.pth", "it is no checkpoint"),
+        ("plain.pkl", "is refused"),
+        ("whole.pth", r"holds Python objects \(torch\.nn\.modules\.linear\.Linear\)"),
+    ):
+        with pytest.raises(ArchitectureError, match=said):
+            load_pretrained(str(tmp_path / name))
 
 
 def test_an_empty_folder_is_no_run(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ LITE_STAGES = (
 )
 # Of torchvision's networks those of the family.
 NEEDED_BY = "the pretrained network {}"
+OTHERS = ("timm:mobilenetv2_100", "none")  # that may be meant, beside those with names here
 TORCHVISION = ("mobilenet_v2", "mnasnet0_5", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3")
 
 
@@ -87,7 +88,9 @@ def load_pretrained(name: str) -> Pretrained:
         ArchitectureError: a checkpoint cannot be read, or is not of this network (its first keys
             that differ are named), or the network is not one of inverted bottlenecks.
     """
-    head, _, path = name.partition("@")
+    head, at, path = name.partition("@")
+    if at and not path:
+        raise ConfigError(f"{name!r} names no file: write {head}@weights.pth, or {head} alone")
     library, _, model = head.partition(":")
     if head in LITE:
         return _lite(head, Path(path) if path else None)
@@ -101,12 +104,14 @@ def load_pretrained(name: str) -> Pretrained:
         return _published(Path(name), name)
     raise ConfigError(
         f"there is no pretrained network {name!r}, and no file or run directory of this name; "
-        f"{_nearest(name, [*LITE, *(f'torchvision:{n}' for n in TORCHVISION)])}"
+        f"{_nearest(name, [*LITE, *(f'torchvision:{n}' for n in TORCHVISION), *OTHERS])}"
     )
 
 
 def _nearest(name: str, allowed: list[str]) -> str:
-    near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
+    word = name.lower().replace("-", "_")
+    near = [other for other in allowed if word and word in other][:3]
+    near = near or difflib.get_close_matches(word, allowed, n=3, cutoff=0.6)
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"use {', '.join(LITE)}, torchvision:NAME, timm:NAME, a checkpoint or a run directory"

@@ -243,8 +243,9 @@ def images_of(batches: Batches, most: int, *, skip: int = 0) -> Iterator[Tensor]
     """The inputs of an epoch's batches: after `skip` images, about `most`."""
     count = 0
     for inputs, _ in batches.epoch(0):
-        if count >= skip:
-            yield inputs
+        rest = inputs[max(0, skip - count) :]  # a small set is a single batch
+        if len(rest):
+            yield rest
         count += len(inputs)
         if count >= skip + most:
             return

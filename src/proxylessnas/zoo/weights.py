@@ -17,6 +17,8 @@ blocks.(last).layers.0.bn, classifier.linear           head.0, head.5
 
 from __future__ import annotations
 
+import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -33,6 +35,7 @@ from proxylessnas.spaces.tree_layers import Cell, Depthwise, Node, PreConv, Tree
 
 Owned = Iterator[tuple[str, nn.Module]]  # (the authors' prefix, our layer that holds the tensors)
 MAX_FILE_BYTES = 1 << 30
+UNKNOWN = "is not in the network"  # the end of a line about a key of the file
 COUNTER = "num_batches_tracked"  # of BN; checkpoints before PyTorch 0.4.1 have none
 
 
@@ -58,9 +61,12 @@ def copy_weights(
         ArchitectureError: keys or shapes differ; the first are named, and nothing is copied.
     """
     if problems := differences(state, expected):
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        # Where a key is missing, the file's own keys tell what it is instead.
+        unknown = [problem for problem in problems[2:] if problem.endswith(UNKNOWN)]
+        first = [*problems[:2], *(unknown or problems[2:])[:1]]
+        more = f" and {len(problems) - len(first)} more" if len(problems) > len(first) else ""
         raise ArchitectureError(
-            f"the weights {path} are not this network's: {'; '.join(problems[:3])}{more}"
+            f"the weights {path} are not this network's: {'; '.join(first)}{more}"
         )
     with torch.no_grad():
         for key, tensor in expected.items():
@@ -105,7 +111,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"cannot read the weights {path}: {error.strerror or _line(error)}"
         ) from None
     except Exception as error:  # on a damaged file torch raises whatever it stumbles over
-        raise ArchitectureError(f"cannot read the weights {path}: {_line(error)}") from None
+        raise ArchitectureError(f"cannot read the weights {path}: {_reason(error)}") from None
     if isinstance(state, Mapping) and "state_dict" in state:
         state = state["state_dict"]
     if not isinstance(state, Mapping):
@@ -128,6 +134,20 @@ def _check_size(path: Path) -> None:
                 raise ValueError("its parts are compressed, which torch.save never does")
 
 
+def _reason(error: Exception) -> str:
+    """Why torch did not read a file; without its advice to run what the file holds."""
+    if isinstance(error, ValueError):  # ours
+        return _line(error)
+    if match := re.search(r"(?:GLOBAL|global:?) (?:GLOBAL )?([\w.]+)", str(error)):
+        return (
+            f"beside tensors it holds Python objects ({match[1]}), which may run code, so that it "
+            "is refused; save the weights alone, torch.save(model.state_dict(), PATH)"
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is damaged, or a pickle of something else than named tensors, and is refused"
+    return f"it is no checkpoint ({_line(error)})"
+
+
 def _line(error: BaseException) -> str:
     return " ".join((str(error) or type(error).__name__).split())[:200]
 
@@ -146,7 +166,7 @@ def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
         elif state[key].is_floating_point() != tensor.is_floating_point():
             problems.append(f"{key} is {state[key].dtype} in the file and {tensor.dtype} here")
     unknown = [key for key in state if key not in expected]
-    return problems + [f"{k} {list(state[k].shape)} is not in the network" for k in unknown]
+    return problems + [f"{k} {list(state[k].shape)} {UNKNOWN}" for k in unknown]
 
 
 # --- which layer of ours owns which of their keys ---
