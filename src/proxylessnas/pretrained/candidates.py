@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from proxylessnas.core.supernet import Residual, Zero
 from proxylessnas.pretrained.networks import bottleneck
 from proxylessnas.spaces.blocks import ConvBN, MBConv, Network
+from proxylessnas.spaces.inverted import parse_choice
 
 PHOTOS, LEAST_PHOTOS = 1024, 128  # of which moments are taken: at most, and where maps are large
 PIXELS = 1 << 15  # of a block's input, over all photos: enough for a thousand channels
@@ -29,6 +30,7 @@ PIXELS = 1 << 15  # of a block's input, over all photos: enough for a thousand c
 # the fit would follow the noise of these photos.
 RIDGE = 1e-3
 SHARES = (5 / 6, 2 / 3, 1 / 2, 1 / 3, 1 / 6)  # of the hidden channels
+LEAST = 8  # hidden channels of the narrowest candidate
 WIDE = 384  # hidden channels from which widths are multiples of 16
 STEPS_AT_ONCE = 64  # eliminations between two updates of the whole inverse
 CHUNK = 32  # photos
@@ -211,12 +213,11 @@ class BlockFits:
     """
 
     def __init__(
-        self, block: nn.Module, inputs: Tensor, *, least: int = 8, ridge: float = RIDGE
+        self, block: nn.Module, inputs: Tensor, *, least: int = LEAST, ridge: float = RIDGE
     ) -> None:
         teacher = bottleneck(block)
         assert teacher is not None
         self.block, self.teacher, self.ridge = block, teacher, ridge
-        self.has_shortcut = isinstance(block, Residual)
         self.least = min(least, self.hidden_channels)
         self.whole: dict[int, MBConv] = {teacher.kernel: teacher}
         self.moments: dict[int, Moments] = {teacher.kernel: moments_of(teacher, inputs)}
@@ -252,22 +253,32 @@ class BlockFits:
         )
 
     def candidates(self, shares: Sequence[float] = SHARES) -> dict[str, nn.Module]:
-        """Name -> branch: the block itself first, then per kernel from wide to narrow, `zero`."""
-        widths = self.widths(shares)
-        named: dict[str, nn.Module] = {
-            f"k{kernel}_w{width}": self.candidate(kernel, width)
-            for kernel in self.moments
-            for width in widths
+        """Name -> branch, see `candidate_names`."""
+        return {
+            name: Zero() if name == "zero" else self.candidate(*parse_choice(name))
+            for name in candidate_names(self.block, shares, self.least)
         }
-        return named | ({"zero": Zero()} if self.has_shortcut else {})
 
-    def widths(self, shares: Sequence[float] = SHARES) -> list[int]:
-        """Hidden widths, the block's own first; multiples of 8, or of 16 where it is wide."""
-        full = self.hidden_channels
-        if not self.can_narrow:
-            return [full]
-        widths = {rounded_width(share * full, full) for share in shares}
-        return [full, *sorted((w for w in widths if self.least <= w < full), reverse=True)]
+
+def candidate_names(
+    block: nn.Module, shares: Sequence[float] = SHARES, least: int = LEAST
+) -> list[str]:
+    """A block's candidates: itself first, then per kernel from wide to narrow, `zero` last.
+
+    Widths are multiples of 8, or of 16 where the block is wide.
+    """
+    layers = bottleneck(block)
+    if layers is None:
+        return []
+    full = layers.project.conv.in_channels
+    widths = {rounded_width(share * full, full) for share in shares if layers.expand is not None}
+    widths = {width for width in widths if min(least, full) <= width < full}
+    named = [
+        f"k{kernel}_w{width}"
+        for kernel in (layers.kernel, *range(layers.kernel - 2, 1, -2))
+        for width in (full, *sorted(widths, reverse=True))
+    ]
+    return [*named, "zero"] if isinstance(block, Residual) else named
 
 
 def rounded_width(width: float, full: int) -> int:

@@ -30,6 +30,7 @@ from proxylessnas.runs.changes import check_data, record_data
 from proxylessnas.runs.configured import ConfiguredProblem
 from proxylessnas.runs.defaults import with_defaults
 from proxylessnas.runs.opening import opened
+from proxylessnas.runs.reach import check_reach
 from proxylessnas.runs.sizes import decide_size, undecided
 from proxylessnas.runs.specialised import SpecialisedProblem, begin_specialised
 from proxylessnas.runs.teaching import prepare
@@ -176,6 +177,7 @@ def _open(
         return opened(session, stored, again)
     if isinstance(problem, SpecialisedProblem):
         session = begin_specialised(session, problem, given)
+        check_reach(session, problem)
         if session.budget is not None:
             within_budget.begin_within(session, problem, session.budget)
         keep_settings(session)

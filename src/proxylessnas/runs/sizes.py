@@ -58,12 +58,15 @@ def decide_size(
         with held(place):
             stored = place.read_config() if place.has(CONFIG) else None
             one = stored or replace(config, image_size=size, baselines=False)
-            session = opening(place, one, stored)
             try:
+                session = opening(place, one, stored)
                 facts[size] = _trial(session)
             except LimitError as refusal:
+                if "x" in str(config.target_latency):  # of the largest size's teacher
+                    raise
                 refusals.append(refusal)
                 reporter.say(f"  {refusal}")
+                continue
             if session.target_ms is not None:
                 config = replace(config, target_latency=f"{session.target_ms:.6g}ms")
     if not facts:

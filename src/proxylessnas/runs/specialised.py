@@ -21,7 +21,7 @@ from proxylessnas.core.costs import Costs
 from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data import Batches, Images, LoaderImages
-from proxylessnas.errors import RunError
+from proxylessnas.errors import DataError, RunError
 from proxylessnas.io.console import Reporter
 from proxylessnas.pretrained.distil import distilled
 from proxylessnas.pretrained.loading import load_pretrained
@@ -37,7 +37,6 @@ from proxylessnas.pretrained.space import (
 from proxylessnas.pretrained.teach import gentle, matched
 from proxylessnas.runs.configured import SCORING_BATCH, ConfiguredProblem
 from proxylessnas.runs.defaults import SPACE, suited
-from proxylessnas.session.pipeline import check_names_of_limits
 from proxylessnas.session.problem import Part
 from proxylessnas.session.session import Session
 from proxylessnas.session.store import Store
@@ -63,7 +62,6 @@ def begin_specialised(
     Memory format and kernels are not tried: images in channels_last with folded normalisation and
     strips for wide depthwise kernels are fastest on the CPUs that were tried (docs/log.md).
     """
-    check_names_of_limits(session)
     session.reporter.say(f"trained network: {problem.trained.name}")
     machine, device = session.config.machine, session.machine.device
     layout = machine.memory_format if machine.memory_format != "auto" else "channels_last"
@@ -107,6 +105,7 @@ class SpecialisedProblem(ConfiguredProblem):
         trained, data = matched(trained, data)
         if isinstance(data, LoaderImages):
             data.check_normalised(data.info.mean, data.info.std)
+        _check_enough(data)
         return trained, data
 
     @property
@@ -237,6 +236,16 @@ class SpecialisedProblem(ConfiguredProblem):
     def plain_images(self, config: RunConfig) -> Batches:
         """Training images as the network will see them, in random order."""
         return self.data.batches("search", SCORING_BATCH // 4, shuffle=True, seed=config.seed)
+
+
+def _check_enough(data: Images) -> None:
+    """DataError where a linear classifier cannot be fitted: now, and not after the features."""
+    images, classes = data.size("search"), len(data.info.classes)
+    if images <= classes:
+        raise DataError(
+            f"{images} images are left to learn {classes} classes from, beside those held out for "
+            "validation and test: too few, at least two of most classes are needed; add images"
+        )
 
 
 def images_of(batches: Batches, most: int, *, skip: int = 0) -> Iterator[Tensor]:
