@@ -92,10 +92,16 @@ def test_a_share_of_the_teachers_latency_out_of_reach(
     ],
 )
 def test_other_limits_out_of_reach(
-    limit: str, said: str, trained: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+    limit: str,
+    said: str,
+    trained: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = [f"--data={photos}", f"--pretrained={trained}", "--image-size=32", f"--limit={limit}"]
-    assert said in refusal(run, capsys)
+    assert said in refusal([*run, f"--out={tmp_path / 'run'}"], capsys)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_smallest_network_is_the_one_of_the_fewest_macs() -> None:

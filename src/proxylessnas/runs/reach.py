@@ -71,8 +71,9 @@ def smallest_network(teacher: Network) -> Network:
 
 
 def _check_latency(session: Session, problem: SpecialisedProblem) -> None:
-    teacher = problem.new_teacher()
-    fastest = smallest_network(teacher)
+    with torch.random.fork_rng(devices=[]):
+        teacher = problem.new_teacher()
+        fastest = smallest_network(teacher)
     side, name = problem.data.info.shape[1], problem.trained.name
     low = _latency(session, fastest, side)
     written = session.limits["latency"]
@@ -84,14 +85,14 @@ def _check_latency(session: Session, problem: SpecialisedProblem) -> None:
     if limit >= MARGIN * low:
         return
     sizes = list(range(LEAST_SIZE, side, SIZE_STEP))
-    size = largest_within(sizes, lambda size: _latency(session, fastest, int(size)), limit)
+    size = largest_within(sizes, lambda size: _latency(session, fastest, size) <= limit)
     raise LimitError(
         f"no network around {name} at {side} pixels keeps a latency of {limit:.4g} ms"
         f"{f' ({written})' if relative else ''}: they take from about {low:.4g} to {high:.4g} ms; "
         + (
             f"no smaller input does either, down to {LEAST_SIZE} pixels: give a higher limit"
             if size is None
-            else f"an input of {size:g} pixels would reach it: --image-size {size:g} "
+            else f"an input of {size} pixels would reach it: --image-size {size} "
             f"--target-latency {limit:.4g}ms"
         )
     )
