@@ -21,6 +21,7 @@ from proxylessnas.pretrained.space import blank_candidates, largest_within, spac
 from proxylessnas.runs.by_hand import LEAST_SIZE, SIZE_STEP
 from proxylessnas.runs.defaults import SPACE
 from proxylessnas.runs.specialised import SpecialisedProblem
+from proxylessnas.session.pipeline import check_names_of_limits
 from proxylessnas.session.session import Session
 from proxylessnas.spaces.blocks import Network
 
@@ -47,7 +48,9 @@ def check_reach(session: Session, problem: SpecialisedProblem) -> None:
 
     Raises:
         LimitError: one is; of a latency the range is named, and which smaller input would do.
+        ConfigError: there is no such cost.
     """
+    check_names_of_limits(session)
     if not session.limits:
         return
     uncut = replace(session, problem=_Uncut(problem))
