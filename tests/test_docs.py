@@ -60,8 +60,9 @@ def commands(text: str) -> list[list[str]]:
 
 @cache
 def help_of(verb: str) -> str:
+    word = "--help" if verb in ("predict", "zoo") else "--help-all"
     done = subprocess.run(
-        [sys.executable, "-m", "proxylessnas", verb, "--help"], capture_output=True, text=True
+        [sys.executable, "-m", "proxylessnas", verb, word], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -403,8 +403,8 @@ class RunConfig:
     seed: Seed = 0
     """Seed of everything random."""
     budget: Budget | None = None
-    """Time that the whole run may take; fits the epochs once, at the start. Null
-    keeps the epochs."""
+    """Time that the whole run may take, counted from the command; what is left fits the settings of
+    every stage as it begins, and what is too short for any use is refused. Null keeps them."""
     baselines: bool = False
     """Whether the space's largest network and a random one of the same latency are trained too."""
     loading: DataSettings = field(default_factory=DataSettings)

@@ -143,6 +143,7 @@ def stage_parser(verb: str) -> Parser:
         add_measuring(parser)
     else:
         parser.add_argument("directory", nargs="?", help="the run directory; the same as --out")
+    parser.add_argument("--help-all", action="store_true", help="show every setting of every stage")
     parser.add_argument("--config", help="settings from a YAML file; options go over them")
     parser.add_argument("--out", help="the run directory; default: runs/DATA-SPACE")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the directory")

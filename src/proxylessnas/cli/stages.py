@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from proxylessnas.cli.help import wanted
 from proxylessnas.cli.names import check_names
 from proxylessnas.cli.options import parse, stage_parser
 from proxylessnas.config import RunConfig, parse_settings, pick
@@ -49,8 +50,9 @@ def main(verb: str, signal: Signal, words: list[str]) -> int:
     """The verb with its words; returns the exit code."""
     started = time.monotonic()  # a budget counts from here
     parser = stage_parser(verb)
-    if "-h" in words or "--help" in words:
-        parser.print_help()
+    explained = wanted(verb, parser, words)
+    if explained is not None:
+        print(explained, end="")
         return 0
     settings = parse(parser, words)
     flags = {k: settings.pop(k, None) for k in FLAGS}
