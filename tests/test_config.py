@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from proxylessnas.cli.options import parse, stage_parser
 from proxylessnas.config import (
     RENAMED,
+    CandidateSettings,
     DataSettings,
     DeriveSettings,
     MachineSettings,
@@ -44,6 +45,7 @@ GROUPS: dict[str, type[Any]] = {
     "train": TrainSettings,
     "teach": TeachSettings,
     "machine": MachineSettings,
+    "candidates": CandidateSettings,
 }
 CLASSES = (*GROUPS.values(), RunConfig, *(space.settings for space in SPACES.values()))
 
@@ -109,7 +111,7 @@ REFUSED = [
     ("machine", "compile", "maybe", "true or false, or null"),
     ("", "seed", -1, "a whole number, at least 0"),
     ("", "seed", 2**63, "a whole number, at least 0"),
-    ("", "image_size", 0, "a whole number, at least 1, at most 4,096, or null"),
+    ("", "image_size", 0, "a whole number, at least 1, at most 4,096"),
     ("", "target_latency", "fast", "the latency 'fast' is not understood: write 12ms"),
     ("", "target_latency", "12", "the latency '12' is not understood: write 12ms"),
     ("", "budget", "forever", "the budget 'forever' is not understood: write 60m or 2h"),
