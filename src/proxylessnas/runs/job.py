@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -286,7 +287,29 @@ def _with_space(config: RunConfig, problem: ConfiguredProblem) -> RunConfig:
     settings = complete_settings(config.space, config.space_settings, problem.data.info)
     training = {**settings, **config.train.space_settings}
     complete_settings(config.space, training, None)  # refused before the search is paid for
+    _say_strides(config.space_settings, settings, problem)
     return dataclasses.replace(config, space_settings=settings)
+
+
+def _say_strides(
+    given: Mapping[str, Any], settings: Mapping[str, Any], problem: ConfiguredProblem
+) -> None:
+    """The strides that follow from the size of the images, unless they were given."""
+    chosen = [name for name in ("stem_stride", "strides") if name in settings and name not in given]
+    if not chosen:
+        return
+    side, stem = min(problem.data.info.shape[1:]), settings["stem_stride"]
+    stages = settings["strides"]
+    last = -(-side // (stem * math.prod(stages)))
+    problem.reporter.say(
+        f"  strides for {side} pixels: {stem} of the stem, then {' '.join(map(str, stages))}; the "
+        f"last layers see {last} x {last}"
+        + (
+            "; a larger one is faster (--space-settings '{stem_stride: 2}'), and may see too little"
+            if stem == 1 and "stem_stride" in chosen
+            else ""
+        )
+    )
 
 
 def run_all(session: Session, started: float) -> dict[str, Any]:
