@@ -284,7 +284,8 @@ def test_other_pixels_are_refused_with_those_that_have_a_price(table: PublishedT
 def test_a_table_of_other_images_is_refused_before_the_data_are_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
 ) -> None:
-    command = ["run", "--data=missing-folder", f"--table={pixel(tmp_path)}", *options]
+    (tmp_path / "photos").mkdir()  # empty, which reading would refuse
+    command = ["run", f"--data={tmp_path}/photos", f"--table={pixel(tmp_path)}", *options]
     assert main([*command, f"--out={tmp_path}/run"]) == 2
     assert words in capsys.readouterr().err
 
@@ -293,7 +294,8 @@ def test_a_table_that_is_none_is_refused_before_the_data_are_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "table.json").write_text("{")
-    command = ["run", "--data=missing-folder", f"--out={tmp_path}/run"]
+    (tmp_path / "photos").mkdir()  # empty, which reading would refuse
+    command = ["run", f"--data={tmp_path}/photos", f"--out={tmp_path}/run"]
     assert main([*command, f"--table={tmp_path}/table.json"]) == 2
     assert "table.json is not a latency table: it is not JSON" in capsys.readouterr().err
 

@@ -94,7 +94,7 @@ def test_a_stage_is_done_while_its_files_are_what_it_left(store: Store) -> None:
         records.require("search")
     with records.stage("search", "a title", Callbacks([Listening()])) as facts:
         store.write("weights", b"good")
-        facts |= {"entropy": 0.5, "files": ["weights"]}
+        facts |= {"entropy": 0.5, "architecture_steps": 3, "files": ["weights"]}
     assert records.done("search") and records.require("search")["entropy"] == 0.5
     assert [(m.stage, m.facts["entropy"]) for m in heard] == [("search", 0.5)]
     store.write("weights", b"bad")
