@@ -7,6 +7,7 @@ import random
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +29,11 @@ from torch.utils.data import (
 )
 
 from proxylessnas import MixedOp, Result, SearchSettings, load, search
-from proxylessnas.config import DeriveSettings
+from proxylessnas.config import DeriveSettings, RunConfig
+from proxylessnas.data import load_data
 from proxylessnas.errors import ConfigError, RunError, UserError
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
+from proxylessnas.session.early import _first_batch
 from proxylessnas.training.callbacks import Callback, StepMetrics
 
 Batch = tuple[Any, Any]
@@ -448,7 +451,17 @@ def test_parts_of_one_data_set_are_no_fault() -> None:
     searched(train=first, valid=second)
 
 
-# --- the trial leaves no trace ---
+# --- the trial is short, and leaves no trace ---
+
+
+@pytest.mark.parametrize(("batch", "tried"), [(8, 2), (64, 2), (3, 3), (1, 1)])
+def test_of_our_own_images_a_few_are_tried(batch: int, tried: int) -> None:
+    """Also of a part that is smaller than a batch: a whole one took a minute of large photos."""
+    pytest.importorskip("sklearn")
+    config = RunConfig(data="digits", loading=replace(RunConfig().loading, limit=200))
+    data = load_data(config.data, config.loading, seed=0)
+    batches = data.batches("valid", batch, seed=0, shuffle=True)
+    assert len(_first_batch("valid", batches)[0]) == tried
 
 
 def same(one: Result, other: Result) -> bool:

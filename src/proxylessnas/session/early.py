@@ -19,7 +19,7 @@ from proxylessnas.core.estimators import estimator_of
 from proxylessnas.core.objective import Alone
 from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.search import Search
-from proxylessnas.data import WHOLE, Batches, LoaderBatches
+from proxylessnas.data import WHOLE, Batches, ImageBatches, LoaderBatches
 from proxylessnas.data.arguments import register_dataclasses
 from proxylessnas.errors import DataError, UserError, foreign, one_line
 from proxylessnas.session.batch_trial import Trial
@@ -182,8 +182,8 @@ def _try_loader(
 def _first_batch(name: str, batches: Batches) -> Any:
     """The first of epoch 0; of our own images two, which are as good as all and cost less."""
     share = WHOLE
-    if not isinstance(batches, LoaderBatches) and hasattr(batches, "batch_size"):
-        share = (0, max(1, batches.batch_size // 2))
+    if isinstance(batches, ImageBatches):  # of a batch that may be smaller than it was asked for
+        share = (0, max(1, min(batches.batch_size, len(batches.rows)) // 2))
     try:
         with explained():
             batch = next(batches.epoch(0, share=share))
