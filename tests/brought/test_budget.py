@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from clock import Clock
 
 from proxylessnas.cli.main import main
 from proxylessnas.errors import RunError
-from proxylessnas.session.budget import FILE, MARGIN, Budget, open_budget
+from proxylessnas.session.budget import FILE, MARGIN, Budget, Pace, open_budget
 from proxylessnas.session.store import MemoryStore
 
 SHARES = {"search": 0.4, "derive": 0.2, "train": 0.4}
@@ -51,6 +54,30 @@ def test_a_run_that_goes_on_counts_what_it_took_before() -> None:
     assert again is not None
     assert (again.before, again.fitted, round(again.total)) == (300, ["search"], 1000)
     assert (again.speeds, again.reserved) == ({"weight": 0.5}, {"export": 20})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "grows", "least", "most"),
+    [
+        (2.0, True, 480, 515),  # twice as long as it was timed: half as many steps
+        (0.5, True, 1900, 2045),
+        (0.5, False, 1000, 1000),
+        (1.0, True, 1000, 1000),
+    ],
+)
+def test_a_training_keeps_to_its_time_though_steps_take_another_one(
+    seconds: float, grows: bool, least: int, most: int
+) -> None:
+    clock = Clock()
+    mine = Budget(total=1000 / (1 - MARGIN), shares={"train": 1.0}, started=0.0, clock=clock)
+    job: Any = SimpleNamespace(step=0, total=1000)
+    pace = Pace(mine, "train", job, grows=grows)
+    while job.step < job.total:
+        clock.sleep(seconds)
+        job.step += 1
+        pace.on_step(None)  # type: ignore[arg-type]
+    assert least <= job.total <= most
+    assert clock() <= 1025
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"spent": "much", "fitted": []}'])

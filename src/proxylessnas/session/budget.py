@@ -21,10 +21,13 @@ from proxylessnas.config import parse_minutes
 from proxylessnas.errors import RunError
 from proxylessnas.schema import from_plain
 from proxylessnas.session.store import Store
+from proxylessnas.training.callbacks import Callback, StepMetrics
+from proxylessnas.training.loop import Job
 
 FILE = "budget.json"
 FROM_SCRATCH = {"search": 0.42, "derive": 0.12, "train": 0.46}
 MARGIN = 0.02  # of what is left: the noise of all estimates
+QUARTERS, WORTH_A_CHANGE = (0.25, 0.5, 0.75), 0.03
 KEPT = {"fitted": list[str], "reserved": dict[str, float], "speeds": dict[str, float]}
 
 
@@ -78,6 +81,33 @@ class Budget:
         if fitted is not None:
             self.fitted.append(fitted)
         store.write_json(FILE, {"spent": self.spent, **{k: getattr(self, k) for k in KEPT}})
+
+
+class Pace(Callback):
+    """Fits the steps of a stage anew at each quarter: they may take longer than at first.
+
+    job: the stage's. grows: whether it may become longer, too.
+    """
+
+    def __init__(self, budget: Budget, stage: str, job: Job, *, grows: bool) -> None:
+        self.budget, self.stage, self.job, self.grows = budget, stage, job, grows
+        self.began: tuple[int, float] | None = None  # a step, and the clock after it
+        self.marks = [share * job.total for share in QUARTERS]
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        job, now = self.job, self.budget.clock()
+        if self.began is None:
+            self.began = job.step, now
+        due = [mark for mark in self.marks if job.step >= mark]
+        if not due or job.step == self.began[0]:
+            return
+        self.marks = self.marks[len(due) :]
+        each = (now - self.began[1]) / (job.step - self.began[0])
+        fitted = job.step + max(1, round(self.budget.seconds_for(self.stage) / max(each, 1e-9)))
+        if not self.grows:
+            fitted = min(fitted, job.total)
+        if abs(fitted / job.total - 1) > WORTH_A_CHANGE:
+            job.total = fitted
 
 
 def open_budget(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from proxylessnas.errors import RunError
 from proxylessnas.hardware.costs import largest_network
 from proxylessnas.report.verdict import accuracy_words
 from proxylessnas.seeds import derive_seed
+from proxylessnas.session.budget import Pace
 from proxylessnas.session.problem import Part
 from proxylessnas.session.records import BASELINES
 from proxylessnas.session.session import Session
@@ -64,11 +66,24 @@ def train_network(session: Session, stage: str, network: nn.Module, file: str) -
     )
     title = f"{session.config.train.epochs:.4g} epochs on {images}"
     with session.records.stage(stage, title, session.callbacks) as facts:
-        session.drive(stage, job, "training")
+        pace, total = _pace(session, stage, job), job.total
+        session.drive(stage, job, "training", *pace)
+        if pace and job.total != total:  # the settings say what was done
+            longer = replace(session.config.train, epochs=job.total / len(job.train))
+            session.settle(replace(session.config, train=longer))
+            session.store.write_config(session.config)
         _renew_statistics(session, network, job.step)
         session.store.save_tensors(file, network.state_dict())
         facts["files"] = [file]
     return network
+
+
+def _pace(session: Session, stage: str, job: Training) -> list[Pace]:
+    """What keeps the network's own training within its budget."""
+    budget, config = session.budget, session.config
+    if budget is None or stage not in budget.fitted or config.baselines or session.ranks.world > 1:
+        return []
+    return [Pace(budget, stage, job, grows=not config.is_specialised)]
 
 
 def new_training(session: Session, stage: str, network: nn.Module) -> Training:

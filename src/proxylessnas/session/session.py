@@ -50,7 +50,7 @@ from proxylessnas.session.checkpoints import StoreCheckpoints
 from proxylessnas.session.problem import Problem
 from proxylessnas.session.records import Records
 from proxylessnas.session.store import BROUGHT_TABLE, Store
-from proxylessnas.training.callbacks import Callbacks, MetricsLog, ProgressBar
+from proxylessnas.training.callbacks import Callback, Callbacks, MetricsLog, ProgressBar
 from proxylessnas.training.device import Machine, make_machine
 from proxylessnas.training.loop import Job, run_loop
 from proxylessnas.training.optimizers import load_model
@@ -312,10 +312,13 @@ class Session:
             **self.problem.search_parts(self.config, self.supernet, self.costs, len(train)),
         )
 
-    def drive(self, stage: str, job: Job, words: str) -> str:
-        """Take a job's steps; returns the name of its last checkpoint, "" in memory."""
+    def drive(self, stage: str, job: Job, words: str, *more: Callback) -> str:
+        """Take a job's steps; returns the name of its last checkpoint, "" in memory.
+
+        more: callbacks besides.
+        """
         with self.reporter.bar(words) as update:
-            callbacks = [ProgressBar(update), *self.callbacks.callbacks]
+            callbacks = [ProgressBar(update), *more, *self.callbacks.callbacks]
             if self.store.path is None:
                 run_loop(job, callbacks=callbacks)
                 return ""
