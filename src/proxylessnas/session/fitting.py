@@ -36,6 +36,7 @@ from proxylessnas.training.train import Training
 # The least of which anything can be expected: rounds of weight steps in which every candidate is
 # trained, rounds of architecture steps in which all are compared, and steps of the training.
 WARMUP_ROUNDS, COMPARED_ROUNDS, TRAINING_STEPS = 2, 6, 100
+LATE = 0.05  # of a budget, by which an estimate may exceed it: half of what a run may
 FEW_IMAGES, FEW_NETWORKS = 500, 2  # of the scores in `derive`
 # Seconds in which a runtime takes a candidate, and a whole network; those of exporting.
 CANDIDATE, NETWORK, EXPORT = 0.1, 0.5, 3.0
@@ -69,7 +70,7 @@ def begin_within(session: Session, budget: Budget) -> None:
 
 def refuse_below(session: Session, budget: Budget, least: float, remedy: str) -> None:
     """ConfigError where the least useful run takes more seconds from here on than there are."""
-    if session.ranks.of_main(lambda: budget.left < least):
+    if session.ranks.of_main(lambda: budget.left + LATE * budget.total < least):
         asked, takes = session.config.budget, session.ranks.of_main(lambda: budget.spent + least)
         raise ConfigError(
             f"the budget {asked} is too short: the least useful run of these settings takes about "
