@@ -219,7 +219,7 @@ def explained(
         if lost := _lost_worker(error):
             raise DataError(
                 f"a process that loads data died ({lost}): is there too little memory? lower the "
-                "number of workers (--loading.workers 0 uses none)"
+                "number of workers (none: --loading.workers 0, DataLoader(num_workers=0))"
             ) from None
         if not out_of_memory(error):
             raise
