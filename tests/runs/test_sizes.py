@@ -49,7 +49,7 @@ def test_stopped_between_two_sizes_it_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from proxylessnas.io.stopping import Stopped
-    from proxylessnas.runs import sizes
+    from proxylessnas.runs import directory, sizes
 
     out, real = tmp_path / "run", sizes.tried
 
@@ -60,7 +60,7 @@ def test_stopped_between_two_sizes_it_goes_on(
     assert main(["run", *SEVERAL, f"--pretrained={trained}", f"--out={out}"]) == 130
     before = (out / "sizes" / "32" / "teacher.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(sizes, "tried", real)
-    monkeypatch.setattr(sizes.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(directory.shutil, "rmtree", lambda *_, **__: None)
     assert main(["run", f"--out={out}", "--resume", "--quiet"]) == 0
     assert (out / "sizes" / "32" / "teacher.safetensors").stat().st_mtime_ns == before
     assert (out / "summary.json").exists()

@@ -51,7 +51,8 @@ def test_all_of_it_at_once_trains_and_goes_on_to_the_same_bits(
     monkeypatch.setattr(store, "KEPT_CHECKPOINTS", 1000)
     (tmp_path / "trained").mkdir()
     trained = trained_run(tmp_path / "trained")
-    whole = run(road, tmp_path / "run", *EVERYTHING, "--loading.limit=120", trained=trained)
+    words = [*EVERYTHING, "--loading.limit=120", "--keep-checkpoints"]
+    whole = run(road, tmp_path / "run", *words, trained=trained)
     config = whole.read_config()
     assert config.train == TrainSettings(
         **{
