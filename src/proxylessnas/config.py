@@ -54,6 +54,19 @@ def parse_minutes(text: str) -> float:
     return float(match[1]) * {"s": 1 / 60, "m": 1.0, "h": 60.0}[match[2]]
 
 
+def parse_bytes(text: str) -> float:
+    """Bytes of `6GB` or `800MB`; GB and MB are of 1000, GiB and MiB of 1024.
+
+    Raises:
+        ConfigError: another form, or not positive.
+    """
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d*)?)\s*([kmgt])(i?)b?\s*", text, re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise ConfigError(f"the memory {text!r} is not understood: write 6GB or 800MB")
+    thousand = 1024 if match[3] else 1000
+    return float(match[1]) * float(thousand ** ("kmgt".index(match[2].lower()) + 1))
+
+
 def parse_sizes(text: str) -> tuple[int, ...] | None:
     """Sides in pixels of `96,128,160`, the largest first; None for `auto`.
 
@@ -91,6 +104,7 @@ Latency = Annotated[str, Parsed(parse_latency, "a latency as 12ms, 800us or 0.6x
 Side = Annotated[int, Ge(1), Le(4096)]
 Sizes = Annotated[str, Parsed(parse_sizes, "sizes as 96,128,160, or auto")]
 Budget = Annotated[str, Parsed(parse_minutes, "a time as 60m or 2h")]
+Memory = Annotated[str, Parsed(parse_bytes, "an amount of memory as 6GB or 800MB")]
 Device = Annotated[str, Parsed(_parse_device, "auto, cpu, cuda or cuda:N")]
 
 
@@ -405,6 +419,9 @@ class RunConfig:
     budget: Budget | None = None
     """Time that the whole run may take, counted from the command; what is left fits the settings of
     every stage as it begins, and what is too short for any use is refused. Null keeps them."""
+    memory: Memory | None = None
+    """Most memory that training may take, as 6GB; null is what the machine or its control group has
+    free. Batches are computed in parts where the result stays the same, or else refused."""
     baselines: bool = False
     """Whether the space's largest network and a random one of the same latency are trained too."""
     loading: DataSettings = field(default_factory=DataSettings)

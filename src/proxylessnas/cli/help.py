@@ -20,7 +20,7 @@ BASIC: dict[str, tuple[str, str, dict[str, tuple[str, ...]]]] = {
             "what the network is for": ("--data", "--image-size", "--pretrained", "--space"),
             "what it may cost": ("--target-latency", "--limit", "--runtime", "--table"),
             "how long it may take": ("--budget", "--search.epochs", "--train.epochs"),
-            "the run": RUN,
+            "the run": (*RUN, "--memory"),
         },
     ),
     "measure": (

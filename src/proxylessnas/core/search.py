@@ -12,7 +12,7 @@ Everything random derives from (seed, purpose, step), and everything that change
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from proxylessnas.config import SearchSettings
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.estimators import Estimator, RewardOf, TwoPath, estimator_of
+from proxylessnas.core.estimators import Estimator, Reinforce, RewardOf, TwoPath, estimator_of
 from proxylessnas.core.gates import Path
 from proxylessnas.core.gradients import Estimate, StepContext
 from proxylessnas.core.objective import Objective, make_objective
@@ -33,7 +33,7 @@ from proxylessnas.seeds import derive_seed
 from proxylessnas.training.callbacks import ArchitectureMetrics, StepMetrics, mean_entropy
 from proxylessnas.training.device import Machine
 from proxylessnas.training.faults import Recovery, finite, guarded, named
-from proxylessnas.training.freezing import BufferSnapshot, ModuleTensors
+from proxylessnas.training.freezing import BufferSnapshot, ModuleTensors, undisturbed
 from proxylessnas.training.optimizers import (
     beside_parameters,
     beside_tensors,
@@ -46,9 +46,10 @@ from proxylessnas.training.optimizers import (
     optimizer_tensors,
     sgd,
     unshared,
+    whole_batch,
 )
 from proxylessnas.training.ranks import ALONE, Ranks
-from proxylessnas.training.task import Task, batch_size, call, not_numbers, scalar, split
+from proxylessnas.training.task import Task, batch_size, call, not_numbers, pieces, scalar, split
 
 # Rate x steps of α: Adam moves α by about its rate a step, so this is how far α can go in a whole
 # search. A difference of 10 between two α is a probability of 0.99995.
@@ -143,6 +144,7 @@ class Search:
         self.tensors = collect_tensors(self.supernet, self.losses.values())
         self.step, self.latest, self.recovery = 0, LatestStep(), Recovery()
         self.batch: Any = None
+        self.at_once: int | None = None  # examples that memory is there for; None: a whole batch
         self._again: Callable[[Any], Any] = lambda _: None  # the latest step, on another batch
         self.streams_after(0, 0)
         self._make_optimizers()
@@ -271,7 +273,7 @@ class Search:
 
     def _weight_gradients(self, choice: Sequence[int], batch: Any) -> Tensor:
         with self.supernet.gated([Path(j) for j in choice]):
-            return gradients(self.model, self.task, self.machine, batch)
+            return gradients(self.model, self.task, self.machine, batch, self.at_once)
 
     def weight_gates(self) -> list[int]:
         """The candidate of every choice for this weight step."""
@@ -312,8 +314,7 @@ class Search:
         self.batch = self.machine.put(self.valid_stream.draw())
         dropout = derive_seed(self.seed, "architecture dropout", self.step, *self.ranks.stream)
         self.machine.seed(dropout)
-        generator = self._generator("architecture gates")
-        self._again = lambda batch: self.estimator.step(self.context(batch), generator)
+        self._again = self._estimate
         estimate = self._again(self.batch)
         self.latest.estimate, self.latest.estimated_at = estimate, self.step
         if estimate.gradient is None:
@@ -337,6 +338,18 @@ class Search:
         self._report("architecture", True, estimate.active)
         # The multipliers follow the network that would be derived now (`Constraint`).
         self.objective.observe(self.costs.of(self.most_probable()))
+
+    def _estimate(self, batch: Any) -> Estimate:
+        parts = [  # of one draw; every objective is affine in the loss
+            (share, self.estimator.step(self.context(part), self._generator("architecture gates")))
+            for share, part in pieces(batch, self.at_once)
+        ]
+        first = parts[0][1]
+        if len(parts) == 1 or first.gradient is None:
+            return first
+        gradients = [share * e.gradient for share, e in parts if e.gradient is not None]
+        loss = sum(share * e.loss for share, e in parts)
+        return replace(first, gradient=torch.stack(gradients).sum(0), loss=loss)
 
     def context(self, batch: Any) -> StepContext:
         """What the estimator needs for an architecture step on one validation batch."""
@@ -362,6 +375,34 @@ class Search:
             device=self.machine.device,
             average=self.ranks.average,
         )
+
+    # --- its memory ---
+
+    def probe(self, batch: Any) -> None:
+        """Take the memory of a step of each kind, on the largest candidates; nothing is left."""
+        supernet, state, batch = self.supernet, self.estimator.state(), self.machine.put(batch)
+        mask, largest = supernet.mask, supernet.largest(2)
+        try:
+            with undisturbed([*self.model.modules(), *self.losses.values()]):
+                if self.schedule.weights:
+                    self._weight_gradients([row[0] for row in largest], batch)
+                if self.schedule.architecture_steps:
+                    if isinstance(self.estimator, TwoPath):
+                        supernet.mask = torch.zeros_like(mask)
+                        for on, row in zip(supernet.mask, largest, strict=True):
+                            on[row] = True
+                    self.estimator.step(self.context(batch), torch.Generator().manual_seed(0))
+        finally:
+            supernet.mask = mask
+            self.estimator.load(state)
+
+    @property
+    def whole_batch(self) -> str:
+        """Why `at_once` would change the result; empty where it would not."""
+        if isinstance(self.estimator, Reinforce):
+            return "reinforce takes the reward of the whole batch"
+        frozen = self.frozen_statistics
+        return whole_batch(self.model, self.task, frozen_statistics=frozen)
 
     # --- what it knows ---
 

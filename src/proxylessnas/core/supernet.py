@@ -203,6 +203,18 @@ class Supernet:
             raise LimitError(f"no candidate of {self.names[empty[0]]!r} is left: {reason}")
         self.mask = left
 
+    def largest(self, count: int = 1) -> list[list[int]]:
+        """For every choice so many of its candidates, those of the most parameters first."""
+        rows = []
+        for positions, mask in zip(self.positions, self.mask.tolist(), strict=True):
+            sizes = [
+                sum(p.numel() for mixed in positions for p in mixed.candidates[name].parameters())
+                for name in positions[0].names
+            ]
+            allowed = [j for j, on in enumerate(mask) if on]
+            rows.append(sorted(allowed, key=lambda j: -sizes[j])[:count])
+        return rows
+
     def most_probable(self) -> Architecture:
         """The most probable candidate everywhere, the first among equals."""
         return self.architecture(self.probabilities().argmax(1).tolist())

@@ -17,6 +17,7 @@ FIRST_STAGE = {
     "search": "search",
     "candidates": "search",
     "budget": None,
+    "memory": None,
     "target_latency": "search",
     "limits": "search",
     "costs": "search",

@@ -3,6 +3,7 @@
 Read in this order:
 
     problem.py      what is to be solved: model, task, batches, example inputs
+    memory.py       what a stage will take at its peak, within what is free
     store.py        where results go: named files, in memory or in a directory
     records.py      finished stages, proven by the checksums of their files
     session.py      the three together: costs within the limits, loops, the finished search

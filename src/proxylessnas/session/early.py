@@ -29,6 +29,7 @@ from proxylessnas.session.loaders import (
     single_example,
     warn_of_sharing,
 )
+from proxylessnas.session.memory import fit_memory
 from proxylessnas.session.problem import ModelProblem, Part
 from proxylessnas.session.session import Session
 from proxylessnas.training.evaluate import batch_norms
@@ -64,6 +65,7 @@ def try_early(session: Session) -> None:
             warnings.simplefilter("ignore")  # the search gives them again
             for part, (name, batches) in parts.items():
                 other_sizes |= _try_loader(session, job, part, name, batches)
+            fit_memory(job, "search", session.config.memory)  # said when the search begins
     finally:
         job.model.to(device)
     _judge_sizes(other_sizes)

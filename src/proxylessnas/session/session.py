@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from proxylessnas.io.stopping import Signal
 from proxylessnas.limits import Limit, all_limits, parse_limit
 from proxylessnas.session.budget import Budget
 from proxylessnas.session.checkpoints import StoreCheckpoints
+from proxylessnas.session.memory import fit_memory
 from proxylessnas.session.problem import Problem
 from proxylessnas.session.records import Records
 from proxylessnas.session.store import BROUGHT_TABLE, Store
@@ -319,13 +320,15 @@ class Session:
         """
         with self.reporter.bar(words) as update:
             callbacks = [ProgressBar(update), *more, *self.callbacks.callbacks]
+            before = partial(fit_memory, job, stage, self.config.memory, self.reporter.say)
             if self.store.path is None:
-                run_loop(job, callbacks=callbacks)
+                run_loop(job, callbacks=callbacks, before=before)
                 return ""
             checkpoints = StoreCheckpoints(self.store, stage, self.signal)
             checkpoints.resume(job, self.reporter)
             with self.signal.looked_at():
-                run_loop(job, checkpoints, [MetricsLog(self.store.log), *callbacks])
+                log = MetricsLog(self.store.log)
+                run_loop(job, checkpoints, [log, *callbacks], before=before)
             return checkpoints.save(job)
 
     def finished_supernet(self) -> Supernet:

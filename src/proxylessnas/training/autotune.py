@@ -174,13 +174,8 @@ def _one_path(probe: Probe, on: MachineSettings) -> Probed:
     job = probe(on)
     supernet = job.supernet
     only = torch.zeros_like(supernet.mask)
-    for row, mixed, mask in zip(only, supernet.positions, supernet.mask.tolist(), strict=True):
-        sizes = [
-            sum(p.numel() for position in mixed for p in position.candidates[name].parameters())
-            for name in mixed[0].names
-        ]
-        allowed = [j for j, on_ in enumerate(mask) if on_]
-        row[max(allowed, key=lambda j: sizes[j])] = True
+    for row, largest in zip(only, supernet.largest(), strict=True):
+        row[largest] = True
     supernet.mask = only
     return job
 

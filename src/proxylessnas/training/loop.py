@@ -92,9 +92,15 @@ class MemoryCheckpoints:
 
 
 def run_loop(
-    job: Job, checkpoints: Checkpoints | None = None, callbacks: Sequence[Any] | Callbacks = ()
+    job: Job,
+    checkpoints: Checkpoints | None = None,
+    callbacks: Sequence[Any] | Callbacks = (),
+    *,
+    before: Callable[[], object] = lambda: None,
 ) -> None:
     """Take the steps that are left.
+
+    before: called once the model is in the state in which it takes steps.
 
     Raises:
         UserError: numbers that are not finite again and again, or too little memory; both in
@@ -104,6 +110,7 @@ def run_loop(
     callbacks = callbacks if isinstance(callbacks, Callbacks) else Callbacks(callbacks)
     undo = job.prepare()
     try:
+        before()
         while job.step < job.total:
             if _step(job, checkpoints):
                 _tell(job, callbacks)

@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from proxylessnas.training.device import Machine
-from proxylessnas.training.task import Task, call, own_tensors, scalar, split
+from proxylessnas.training.task import Task, call, own_tensors, pieces, scalar, split
+
+KNOWN = ("torch", "torchvision", "timm", "proxylessnas")  # whose layers see each example by itself
 
 
 def cosine(rate: float, step: int, steps: int) -> float:
@@ -37,17 +40,40 @@ def sgd(groups: Sequence[dict[str, Any]], *, rate: float, momentum: float) -> to
     return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0, fused=fused)
 
 
-def gradients(model: nn.Module, task: Task, machine: Machine, batch: Any) -> Tensor:
-    """The loss of one training batch; its gradients are left in the parameters."""
-    inputs, target = split(batch)
-    with machine.precision():
-        output = call(model, inputs)
-        loss = scalar(task.weight_loss(output, target, inputs))
-    # Activation checkpointing runs the network again, so within a path's gates. Where a Zero
-    # cuts everything off there is nothing to learn.
-    if loss.requires_grad:
-        loss.backward()  # type: ignore[no-untyped-call]
-    return loss.detach()
+def gradients(
+    model: nn.Module, task: Task, machine: Machine, batch: Any, at_once: int | None = None
+) -> Tensor:
+    """The loss of one training batch; its gradients are left in the parameters.
+
+    at_once: examples that memory is there for; their gradients add up to those of the batch, if
+        the loss is a mean over its examples and the model sees each by itself (`whole_batch`).
+    """
+    losses = []
+    for share, part in pieces(batch, at_once):
+        inputs, target = split(part)
+        with machine.precision():
+            output = call(model, inputs)
+            loss = share * scalar(task.weight_loss(output, target, inputs))
+        # Activation checkpointing runs the network again, so within a path's gates. Where a Zero
+        # cuts everything off there is nothing to learn.
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+        del output, loss  # the next part needs their memory
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+
+def whole_batch(model: nn.Module, task: Task, *, frozen_statistics: bool) -> str:
+    """Why a batch cannot be computed in parts with the same result; empty where it can."""
+    if not task.is_mean:
+        return "the loss is not known to be a mean over the images that count alike"
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            if not (frozen_statistics and module.track_running_stats):
+                return "batch normalisation takes the statistics of the whole batch"
+        elif type(module).__module__.partition(".")[0] not in KNOWN:
+            return f"{type(module).__name__} may look at the whole batch"
+    return ""
 
 
 def step(

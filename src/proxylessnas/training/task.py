@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ class Task:
     answers: output -> the class of each example, int64 [batch]; None where there are no classes.
     distil_loss: (output, target, inputs) -> scalar, of weight steps in place of `train_loss`: a
         teacher's opinion depends on the inputs (`pretrained.distil`).
+    is_mean: whether every loss is known to be a mean over the examples, each of which counts alike.
     """
 
     loss: Callable[[Any, Any], Tensor]
@@ -33,6 +36,7 @@ class Task:
     correct: Callable[[Any, Any], Tensor] | None = None
     distil_loss: Callable[[Any, Any, Any], Tensor] | None = None
     answers: Callable[[Any], Tensor] | None = None
+    is_mean: bool = False
 
     def weight_loss(self, output: Any, target: Any, inputs: Any) -> Tensor:
         """The loss of a weight step."""
@@ -80,6 +84,7 @@ class Task:
             train_loss=smoothed,
             correct=lambda output, target: (output.argmax(1) == target).sum(),
             answers=lambda output: output.argmax(1),
+            is_mean=class_weights is None,
         )
 
 
@@ -188,6 +193,22 @@ def _size(part: Any) -> int | None:
     if tensors or not part or not isinstance(part[0], tuple | list):
         return len(part)  # an entry an example: boxes of different numbers, words, numbers
     return _size(part[0])
+
+
+def pieces(batch: Any, at_once: int | None) -> list[tuple[float, Any]]:
+    """A batch in parts of so many examples at most, about equal, each with its share of the batch.
+
+    at_once: None is the whole batch, of whatever form.
+    """
+    size = 0 if at_once is None else batch_size(*reversed(split(batch)))
+    if at_once is None or size <= at_once:
+        return [(1.0, batch)]
+    count = -(-size // at_once)
+    edges = [i * size // count for i in range(count + 1)]
+    return [
+        ((end - start) / size, pytree.tree_map_only(Tensor, itemgetter(slice(start, end)), batch))
+        for start, end in pairwise(edges)
+    ]
 
 
 def is_integer(tensor: Tensor) -> bool:

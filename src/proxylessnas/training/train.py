@@ -20,7 +20,7 @@ from proxylessnas.training.callbacks import StepMetrics
 from proxylessnas.training.device import Machine
 from proxylessnas.training.evaluate import batch_norms, evaluate
 from proxylessnas.training.faults import Recovery, guarded
-from proxylessnas.training.freezing import BufferSnapshot
+from proxylessnas.training.freezing import BufferSnapshot, undisturbed
 from proxylessnas.training.mixing import make_mix
 from proxylessnas.training.optimizers import (
     adamw,
@@ -35,6 +35,7 @@ from proxylessnas.training.optimizers import (
     scheduled,
     sgd,
     unshared,
+    whole_batch,
 )
 from proxylessnas.training.ranks import ALONE, Ranks, running_statistics
 from proxylessnas.training.task import Task, not_numbers
@@ -74,6 +75,7 @@ class Training:
         self.total, self.stopped = max(1, round(s.epochs * len(self.train))), False
         self.step, self.recovery = 0, Recovery()
         self.loss: Tensor | None = None
+        self.at_once: int | None = None  # examples that memory is there for; None: a whole batch
         self.batch: Any = None
         self.stream = BatchStream(self.train, share=self.ranks.share)
         self.losses = unshared(beside_parameters(self.beside).values(), self.model.parameters())
@@ -115,7 +117,18 @@ class Training:
         return True
 
     def retry(self, batch: Any) -> Tensor:
-        return gradients(self.replica, self.task, self.machine, batch)
+        return gradients(self.replica, self.task, self.machine, batch, self.at_once)
+
+    def probe(self, batch: Any) -> None:
+        """Take the memory of a step on a batch; nothing is left of it."""
+        with undisturbed([*self.model.modules(), *self.beside.values()]):
+            gradients(self.model, self.task, self.machine, self.machine.put(batch))
+
+    @property
+    def whole_batch(self) -> str:
+        """Why `at_once` would change the result; empty where it would not."""
+        frozen = self.settings.frozen_statistics
+        return whole_batch(self.model, self.task, frozen_statistics=frozen)
 
     def metrics(self) -> StepMetrics | None:
         return StepMetrics(
