@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from image_folders import load, make_folder, mixed_size
 from pretrained import small_teacher
 from tiny_run import OPTIONS
 from torch import Tensor, nn
@@ -21,6 +24,7 @@ from proxylessnas.core.supernet import MixedOp, Supernet
 from proxylessnas.data import LoaderBatches
 from proxylessnas.errors import ConfigError, UserError
 from proxylessnas.io.memory import free_bytes
+from proxylessnas.io.process import keep_freed_memory
 from proxylessnas.session import memory
 from proxylessnas.session.memory import Need, fit_memory, predict
 from proxylessnas.training.optimizers import whole_batch
@@ -306,3 +310,33 @@ def test_memory_is_bounded_before_anything_is_measured(
     error = capsys.readouterr().err
     assert words in error.splitlines()[-1]
     assert "measure:" not in error
+
+
+# --- workers that decode ---
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux")
+def test_workers_hold_no_copy_of_the_activations(tmp_path: Path) -> None:
+    """Forked where malloc keeps 400 MB that the step before has freed."""
+    before = _mib(os.getpid())
+    keep_freed_memory()
+    photos = make_folder(tmp_path, size=mixed_size)
+    data = load(str(photos), image_size=16, workers=1)
+    stream = data.batches("train", 2).epoch(0)
+    tensors = [torch.ones(1 << 20) for _ in range(100)]
+    last = torch.ones(1)  # behind them, so that the heap does not simply shrink
+    del tensors
+    assert _mib(os.getpid()) > before + 300
+    next(stream)
+    assert last is not None and _mib(*_children()) < before + 200
+
+
+def _children() -> list[int]:
+    lists = Path("/proc/self/task").glob("*/children")
+    return [int(pid) for children in lists for pid in children.read_text().split()][-1:]
+
+
+def _mib(*processes: int) -> int:
+    """What the processes have of their own or share with the one that forked them."""
+    text = "".join(Path(f"/proc/{pid}/status").read_text() for pid in processes)
+    return sum(map(int, re.findall(r"RssAnon:\s*(\d+)", text))) >> 10

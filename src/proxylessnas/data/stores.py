@@ -31,6 +31,7 @@ from proxylessnas.data.decode import (
 )
 from proxylessnas.data.source import ImageReader, Indices
 from proxylessnas.errors import DataError, one_line
+from proxylessnas.io.memory import give_back
 
 # Batches to load, with everything random about them: the images' rows in the store, int64 [B],
 # and their uniform numbers, float32 [B, 10] of `augment.draw`, or [B, 0] where nothing is.
@@ -103,6 +104,8 @@ class StreamedImages:
         self, requests: Requests, augmentation: Augmentation
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """uint8 images, cropped, and labels in the order of the requests, whatever workers do."""
+        if self.workers:
+            give_back()  # or a worker would keep a copy of all activations of the step before
         loader = DataLoader(
             _BatchDecoder(self, augmentation),
             batch_size=None,  # an item is a batch already

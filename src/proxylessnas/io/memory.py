@@ -73,10 +73,15 @@ def _reclaimable(group: Path, names: tuple[str, ...]) -> int:
     return 0
 
 
-def resident_bytes() -> int | None:
-    """What this process has in memory now, after malloc gave back what it can; None: not known."""
+def give_back() -> None:
+    """Let malloc return what it keeps of freed memory (`process.keep_freed_memory`), once."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_bytes() -> int | None:
+    """What this process has in memory now, after `give_back`; None where nothing tells."""
+    give_back()
     return _status("VmRSS")
 
 
