@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from image_folders import load, make_folder, mixed_size
-from pretrained import small_teacher
+from pretrained import WORDS, small_teacher, trained_run
 from tiny_run import OPTIONS
 from torch import Tensor, nn
 
@@ -340,3 +341,28 @@ def _mib(*processes: int) -> int:
     """What the processes have of their own or share with the one that forked them."""
     text = "".join(Path(f"/proc/{pid}/status").read_text() for pid in processes)
     return sum(map(int, re.findall(r"RssAnon:\s*(\d+)", text))) >> 10
+
+
+# --- the whole road with trained weights ---
+
+
+@pytest.mark.slow
+def test_a_run_from_trained_weights_in_parts_is_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With memory for 5 images of a batch at a time, in teaching, search and training."""
+    weights = trained_run(tmp_path / "trained")
+    command = ["run", *WORDS, f"--pretrained={weights}"]
+    assert main([*command, f"--out={tmp_path}/whole"]) == 0
+    monkeypatch.setattr(memory, "predict", lambda *_: Need(before=0.0, step=0.0, image=1e6))
+    capsys.readouterr()
+    words = [word for word in command if word != "--quiet"]
+    assert main([*words, f"--out={tmp_path}/parts", "--memory=7MB"]) == 0
+    assert capsys.readouterr().err.count("images at a time, to the same result") == 3
+    one, other = (json.loads((tmp_path / out / "summary.json").read_text()) for out in RUNS)
+    assert other["teacher_accuracy"] == pytest.approx(one["teacher_accuracy"], abs=0.02)
+    networks = [(tmp_path / out / "architecture.json").read_text() for out in RUNS]
+    assert networks[0] == networks[1]
+
+
+RUNS = ("whole", "parts")

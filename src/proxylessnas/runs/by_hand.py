@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from proxylessnas.pretrained.networks import bottleneck
 from proxylessnas.pretrained.space import largest_within, uniform_network
 from proxylessnas.runs.specialised import SpecialisedProblem, images_of
 from proxylessnas.session.finishing import trained_network
+from proxylessnas.session.memory import fit_memory
 from proxylessnas.session.session import Session
 from proxylessnas.spaces.blocks import Network
 from proxylessnas.training.callbacks import ProgressBar
@@ -167,8 +169,9 @@ def _tuned(
         ranks=session.ranks,
         stage=name,
     )
+    before = partial(fit_memory, job, "train", session.config.memory)
     with session.reporter.bar(f"fine-tuning {name}") as update:
-        run_loop(job, callbacks=[ProgressBar(update)])
+        run_loop(job, callbacks=[ProgressBar(update)], before=before)
     return job.network.eval()
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 from torch import nn
 
 from proxylessnas.runs.specialised import SpecialisedProblem
+from proxylessnas.session.memory import fit_memory
 from proxylessnas.session.session import Session
 from proxylessnas.training.callbacks import ProgressBar
 from proxylessnas.training.evaluate import Score, evaluate
@@ -30,7 +32,8 @@ def tried(session: Session, problem: SpecialisedProblem, network: nn.Module) -> 
         ranks=session.ranks,
         stage="trial",
     )
+    before = partial(fit_memory, job, "train", config.memory)
     with session.reporter.bar("a short fine-tuning") as update:
-        run_loop(job, callbacks=[ProgressBar(update)])
+        run_loop(job, callbacks=[ProgressBar(update)], before=before)
     scoring = problem.batches("scoring", config)
     return evaluate(job.network.eval(), problem.task, scoring, session.machine, ranks=session.ranks)

@@ -20,6 +20,7 @@ from proxylessnas.session.fitting import (
     refuse_below,
     seconds_of_training_step,
 )
+from proxylessnas.session.memory import fit_memory
 from proxylessnas.session.session import Session
 from proxylessnas.training.train import Training
 
@@ -57,6 +58,7 @@ def begin_within(session: Session, problem: SpecialisedProblem, budget: Budget) 
                 machine=session.machine,
             )
             undo = job.prepare()
+            fit_memory(job, "teach", config.memory)
             step = mean_seconds(job.take_step, 3, job)
             undo()
         return {"step": step, "image": step / config.teach.batch_size / 3}  # no way back

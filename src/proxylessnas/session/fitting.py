@@ -26,6 +26,7 @@ from proxylessnas.hardware.costs import largest_network
 from proxylessnas.io.console import duration
 from proxylessnas.session.budget import Budget
 from proxylessnas.session.finishing import TRAINING_IMAGES, new_network, new_training
+from proxylessnas.session.memory import fit_memory
 from proxylessnas.session.problem import Part
 from proxylessnas.session.session import Session
 from proxylessnas.session.trials import on_copies, share_of_batch, trial_batch, undisturbed
@@ -149,6 +150,7 @@ def seconds_of_training_step(session: Session) -> float:
     with torch.random.fork_rng(devices=[]):
         job = new_training(session, "train", network)
         undo = job.prepare()
+        fit_memory(job, "train", session.config.memory)
         seconds = mean_seconds(job.take_step, 3, job)
         undo()
     return seconds
