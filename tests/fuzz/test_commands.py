@@ -75,7 +75,7 @@ def test_a_damaged_config_or_table_on_the_command_line(
         (["--search.objective=linear"], "needs cost_weight"),
         (["--search.objective=mul_log"], "needs a target latency"),
         (["--search.objective=reward", "--target-latency=0.6x"], "needs the estimator reinforce"),
-        (["--budget=0.001s"], "0:0"),
+        (["--budget=0.001s"], "too short"),
         (["--seed=-1"], "seed is -1"),
     ],
 )

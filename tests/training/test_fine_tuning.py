@@ -286,3 +286,25 @@ def test_what_cannot_be_mixed_is_named() -> None:
     job.prepare()
     with pytest.raises(ConfigError, match=r"train\.mix is mixup, which takes images"):
         job.take_step()
+
+
+@pytest.mark.parametrize("clip_norm", [1e-3, 1e6, 0.0])
+def test_a_gradient_is_cut_to_its_norm(clip_norm: float) -> None:
+    """With plain SGD at a rate of 1 the step is the gradient itself."""
+    plain = {"learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0}
+
+    def step(cut_to: float) -> Tensor:
+        job = training(**plain, clip_norm=cut_to)
+        before = [p.detach().clone() for p in job.model.parameters()]
+        undo = job.prepare()
+        job.take_step()
+        undo()
+        moved = zip(before, job.model.parameters(), strict=True)
+        return torch.cat([(p - b).detach().flatten() for b, p in moved])
+
+    whole, cut = step(0.0), step(clip_norm)
+    if clip_norm == 1e-3:
+        assert float(cut.norm()) == pytest.approx(1e-3, rel=0.02)  # float32 differences
+        assert torch.nn.functional.cosine_similarity(cut, whole, dim=0) > 0.99
+    else:
+        assert torch.equal(cut, whole)

@@ -160,6 +160,8 @@ class Training:
         losses = [p.grad for p in self.losses if p.grad is not None]
         self.ranks.average([self.loss, *self.statistics, *losses])
         parameters, later = [*self.model.parameters(), *self.losses], self.machine.is_apart
+        if self.settings.clip_norm:
+            nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
         taken = guarded(self.optimizer, parameters, self.loss, kept, later=later)
         data = partial(not_numbers, self.batch, f"batch {self.stream.latest} of the training")
         self.recovery.report("training", self.step, taken, data=data)
