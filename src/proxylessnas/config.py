@@ -332,9 +332,6 @@ class TeachSettings(TrainSettings):
     """Epochs in which the learning rate grows from 0 in a line."""
     average_decay: ShareBelowOne = 0.99
     """Decay of a moving average of the weights, which is what training ends with; 0 takes none."""
-    clip_norm: RateOrZero = 8.0
-    """Norm that the gradient of all weights together is cut to where it is larger; 0 cuts none.
-    Images unlike those that the weights were trained on have gradients that lead astray."""
     frozen_statistics: bool = True
     """Whether batch normalisation keeps its statistics, as trained weights and few images want."""
     keep_best: Literal["never", "end", "epochs"] = "end"

@@ -69,6 +69,19 @@ def test_nothing_is_recalibrated_and_alpha_begins_at_its_prior(specialised: Path
         assert torch.equal(tensors[f"model.{name}"], value), name
 
 
+def test_fine_tuning_that_led_away_is_done_again_with_gradients_cut(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    wild = [*WORDS[:-1], "--teach.learning-rate=30", "--baselines=false"]
+    assert main(["run", *wild, f"--pretrained={trained}", f"--out={out}"]) == 0
+    config = RunDirectory(out).read_config()
+    assert config.teach.clip_norm == config.train.clip_norm == 2
+    record = json.loads((out / "stages" / "teach.json").read_text())
+    assert record["teacher_valid_accuracy"] >= record["linear_valid_accuracy"]
+    assert "cut to a norm of 2" in " ".join(capsys.readouterr().err.split())
+
+
 def test_it_goes_on_to_the_same_bits(specialised: Path, trained: Path, tmp_path: Path) -> None:
     """Everything behind the teacher is done again, from the files that were left."""
     out = tmp_path / "run"

@@ -23,7 +23,6 @@ DEFAULTS: dict[str, Any] = {
     "train": {
         "batch_size": 32,
         "average_decay": 0.99,
-        "clip_norm": 8.0,
         "frozen_statistics": True,
         "inherit": True,
     },

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from proxylessnas.pretrained.candidates import PHOTOS, BlockFits, block_inputs
+from proxylessnas.pretrained.classifier import LinearFit
 from proxylessnas.pretrained.networks import bottleneck
 from proxylessnas.pretrained.scores import replacement_scores
 from proxylessnas.pretrained.space import space_around
-from proxylessnas.pretrained.teach import taught, teaching, with_linear_classifier
+from proxylessnas.pretrained.teach import Teacher, taught, teaching, with_linear_classifier
 from proxylessnas.runs.specialised import (
     CANDIDATES,
     LINEAR,
@@ -24,6 +26,8 @@ from proxylessnas.session.fitting import fit
 from proxylessnas.session.pipeline import stop_if_asked
 from proxylessnas.session.session import Session
 from proxylessnas.spaces.blocks import Network
+
+STEADY_NORM, STEADIED = 2.0, ("teach", "train")
 
 
 def prepare(session: Session, problem: SpecialisedProblem) -> None:
@@ -53,6 +57,30 @@ def teach(session: Session, problem: SpecialisedProblem) -> None:
             )
         session.store.save_tensors(LINEAR, {"weight": fit.weight, "bias": fit.bias})
         session.machine.place(network)
+        teacher = _fine_tuned(session, problem, network, fit)
+        session.reporter.say(f"  majority class {100 * fit.majority:.1f} %, {teacher.sentence}")
+        facts |= {
+            "majority_class": max(range(len(fit.counts)), key=lambda label: fit.counts[label]),
+            "linear_valid_accuracy": teacher.linear_accuracy,
+            "teacher_valid_accuracy": teacher.accuracy,
+            "best_step": teacher.best_step,
+        }
+        session.store.save_tensors(TEACHER, teacher.network.state_dict())
+        facts["files"] = [TEACHER, LINEAR]
+
+
+def _fine_tuned(
+    session: Session, problem: SpecialisedProblem, network: Network, fit: LinearFit
+) -> Teacher:
+    """Once as the settings say; where that led away from the linear classifier, once more.
+
+    Activations under frozen statistics have another scale on images unlike those that the weights
+    were trained on, and so have gradients: cut to a norm they teach (docs/log.md). What is trained
+    later is steadied alike.
+    """
+
+    def learn(stage: str) -> Teacher:
+        config = session.config
         job = teaching(
             network,
             fit,
@@ -63,17 +91,21 @@ def teach(session: Session, problem: SpecialisedProblem) -> None:
             machine=session.machine,
             ranks=session.ranks,
         )
-        session.drive("teach", job, "teaching")
-        teacher = taught(job, fit)
-        session.reporter.say(f"  majority class {100 * fit.majority:.1f} %, {teacher.sentence}")
-        facts |= {
-            "majority_class": max(range(len(fit.counts)), key=lambda label: fit.counts[label]),
-            "linear_valid_accuracy": teacher.linear_accuracy,
-            "teacher_valid_accuracy": teacher.accuracy,
-            "best_step": teacher.best_step,
-        }
-        session.store.save_tensors(TEACHER, teacher.network.state_dict())
-        facts["files"] = [TEACHER, LINEAR]
+        session.drive(stage, job, "teaching")
+        return taught(job, fit)
+
+    teacher, config = learn("teach"), session.config
+    if teacher.best_step > 0 or config.teach.clip_norm:
+        return teacher
+    session.reporter.say(
+        "  fine-tuning led away from the linear classifier: once more, with gradients cut to a "
+        f"norm of {STEADY_NORM:g}"
+    )
+    steady = {name: replace(getattr(config, name), clip_norm=STEADY_NORM) for name in STEADIED}
+    session.settle(replace(config, **steady))
+    teacher = learn("teach-steady")
+    session.store.write_config(session.config)
+    return teacher
 
 
 def cut(session: Session, problem: SpecialisedProblem) -> None:
