@@ -7,12 +7,14 @@ PYTEST := $(BIN)/python -m pytest -q -n auto
 
 .PHONY: demo env test test-fast test-all check bench clean
 
-# Photos of flowers instead of digits where they are at hand.
-DEMO := $(if $(PROXYLESSNAS_DATA),--data $(PROXYLESSNAS_DATA)/flowers --image-size 96 --loading.limit 1500)
+# Where photos of flowers are at hand, from trained weights; else digits, from scratch.
+PHOTOS := --data $(PROXYLESSNAS_DATA)/flowers --loading.limit 1500 --image-size 96 \
+	--pretrained efficientnet_lite0 --target-latency 0.5x
+DEMO := $(if $(PROXYLESSNAS_DATA),$(PHOTOS),--config src/proxylessnas/recipes/demo.yaml)
 
 demo: env
 	rm -rf runs/demo
-	$(BIN)/proxylessnas run --config src/proxylessnas/recipes/demo.yaml $(DEMO) --out runs/demo
+	$(BIN)/proxylessnas run $(DEMO) --out runs/demo
 
 env: $(VENV)/.complete
 
