@@ -19,7 +19,7 @@ from proxylessnas.config import MeasureSettings
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import Indices
 from proxylessnas.data.arguments import arguments_of
-from proxylessnas.hardware.fit import Fit, fit
+from proxylessnas.hardware.fit import fit
 from proxylessnas.hardware.measure import measure_networks
 from proxylessnas.hardware.runtimes import Runtime
 from proxylessnas.pretrained.candidates import SHARES
@@ -67,10 +67,9 @@ def latency_costs(
     }
     costs = _sums(space, ms)
     measured = [report[_name(i)].raw_ms for i in range(len(networks))]
-    line = _line(costs, networks, measured)
-    costs = line.a * costs
+    slope, fixed = _line(costs, networks, measured)
     return (
-        Costs.one("latency", costs, fixed=line.b, unit="ms", fit=line),
+        Costs.one("latency", slope * costs, fixed=fixed, unit="ms"),
         measured[networks.index(space.own)],
     )
 
@@ -123,9 +122,17 @@ def _sums(space: Space, ms: Mapping[float, Mapping[str, float]]) -> Tensor:
     return costs
 
 
-def _line(costs: Tensor, networks: Sequence[Indices], measured: Sequence[float]) -> Fit:
+def _line(
+    costs: Tensor, networks: Sequence[Indices], measured: Sequence[float]
+) -> tuple[float, float]:
+    """Slope and fixed part, in ms, of whole networks over the sums of their layers."""
     sums = [float(sum(costs[m, j] for m, j in enumerate(indices))) for indices in networks]
-    return fit(np.array(measured), np.array(sums))
+    line = fit(np.array(measured), np.array(sums))
+    if line.b >= 0:
+        return line.a, line.b
+    # What all networks share takes time too: a negative rest is noise, and would promise that
+    # limits near zero can be kept.
+    return float(np.median([ms / s for ms, s in zip(measured, sums, strict=True) if s > 0])), 0.0
 
 
 def _random(space: Space, seed: int) -> list[Indices]:

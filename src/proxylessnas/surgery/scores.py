@@ -1,12 +1,14 @@
 """What candidates are worth: how far the model's outputs move when one takes its place.
 
-Where the loss is cross entropy, the outputs are logits and their distance is the Kullback-Leibler
-divergence. With any other loss it is the squared difference, as a share of the outputs' variance.
+Where the loss is torch's own cross entropy, the outputs are logits and their distance is the
+Kullback-Leibler divergence. With any other loss it is the squared difference, as a share of the
+outputs' variance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,19 +26,16 @@ from proxylessnas.training.task import call
 Distance = Callable[[Any, Any], Tensor]  # (outputs, the model's outputs) -> scalar
 
 
-def distance_for(loss: Any) -> Distance:
-    """How the distance of outputs is measured beside this loss."""
-    return (
-        logits_distance
-        if loss is cross_entropy or isinstance(loss, nn.CrossEntropyLoss)
-        else (squared_distance)
-    )
+def distance_for(loss: Any, temperature: float = 1.0) -> Distance:
+    """How the distance of outputs is measured beside this loss; of logits at this temperature."""
+    if loss is cross_entropy or isinstance(loss, nn.CrossEntropyLoss):
+        return partial(logits_distance, temperature=temperature)
+    return squared_distance
 
 
-def logits_distance(output: Any, wanted: Any) -> Tensor:
+def logits_distance(output: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(wanted ‖ output), mean over the batch and its places; logits [batch, classes, ...]."""
-    places = output[0, 0].numel() if output.dim() > 1 else 1
-    return divergence(output, wanted, 1.0) / places
+    return divergence(output, wanted, temperature) / output[0, 0].numel()
 
 
 def squared_distance(output: Any, wanted: Any) -> Tensor:

@@ -7,7 +7,6 @@ own layers, the same narrower inside, and `zero`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,12 +99,17 @@ class Space:
 # --- making it ---
 
 
-def choices_of(model: nn.Module, pairs: Sequence[Pair], inputs: tuple[Any, ...]) -> list[Choice]:
+def choices_of(
+    model: nn.Module,
+    pairs: Sequence[Pair],
+    inputs: tuple[Any, ...],
+    wanted: Callable[[str], bool] = lambda path: True,
+) -> list[Choice]:
     """The pairs grouped by the innermost block around them that can be left out; the others alone.
 
-    inputs: example inputs, which tell the blocks.
+    inputs: example inputs, which tell the blocks. wanted: whether a block may be left out.
     """
-    blocks = _blocks_with_equal_ends(model, inputs)
+    blocks = set(filter(wanted, _blocks_with_equal_ends(model, inputs)))
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
         inside = [b for b in blocks if all(_within(path, b) for path in pair.layers)]
@@ -180,8 +184,3 @@ def _blocks_with_equal_ends(model: nn.Module, inputs: tuple[Any, ...]) -> set[st
         for handle in handles:
             handle.remove()
     return {path for path, alike in calls.items() if alike == [True]}
-
-
-def count_of(space: Space) -> float:
-    """The number of networks of a space."""
-    return math.prod(map(len, space.candidates))

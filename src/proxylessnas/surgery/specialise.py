@@ -28,7 +28,7 @@ from proxylessnas.hardware.runtimes import Runtime
 from proxylessnas.hardware.trace import check_examples
 from proxylessnas.io.console import Reporter
 from proxylessnas.limits import parse_latency
-from proxylessnas.pretrained.distil import distilled
+from proxylessnas.pretrained.distil import TEMPERATURE, distilled
 from proxylessnas.pretrained.scores import Scores, tempered
 from proxylessnas.pretrained.space import prior, rescored
 from proxylessnas.seeds import derive_seed
@@ -185,7 +185,7 @@ class Specialised:
         """
         settings = settings if epochs is None else replace(settings, epochs=epochs)
         brought, machine = self.around.brought, Machine()
-        share, distance = settings.teacher_share, distance_for(brought.task.loss)
+        share, distance = settings.teacher_share, distance_for(brought.task.loss, TEMPERATURE)
         task = brought.task
         if share:
             task = distilled(task, brought.model, share=share, distance=distance)
@@ -269,7 +269,7 @@ def _space(brought: Trained, wanted: Callable[[str], bool]) -> tuple[Space, str]
     model, inputs = brought.model, brought.inputs
     found, refused = find_pairs(model, Graph(model, inputs), wanted)
     found, unproven = proven(model, found, inputs)
-    choices = choices_of(model, found, inputs)
+    choices = choices_of(model, found, inputs, wanted)
     widths = widths_of(choices)
     narrow = [too_narrow(pair) for pair, every in widths.items() if not every]
     refused = [*refused, *unproven, *narrow]
