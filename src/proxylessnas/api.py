@@ -65,8 +65,9 @@ from proxylessnas.session.pipeline import find_network, told
 from proxylessnas.session.problem import ModelProblem, Problem
 from proxylessnas.session.session import Session
 from proxylessnas.session.store import BROUGHT_TABLE, CONFIG, MemoryStore, Store
+from proxylessnas.surgery.brought import Trained
 from proxylessnas.surgery.saved import check_new
-from proxylessnas.surgery.specialise import Specialised, Trained, specialise_model
+from proxylessnas.surgery.specialise import Specialised, specialise_model
 from proxylessnas.training.callbacks import Callback, Callbacks
 from proxylessnas.training.ranks import ALONE, Ranks
 from proxylessnas.training.task import Task

@@ -274,6 +274,7 @@ def test_redundant_channels_cost_nothing() -> None:
         ({"blocks": "0", "target_latency": "0.9x"}, LimitError, "blocks='auto' where blocks="),
         ({"blocks": "11"}, SupernetError, "nothing to narrow .* an output of the model"),
         ({"train": None}, DataError, "no batches of `train`"),
+        ({"example_inputs": (torch.zeros(1, 7),)}, SupernetError, "fails on the example inputs"),
         ({"example_inputs": None}, ConfigError, "example_inputs is NoneType"),
         ({"loss": lambda o, t: o}, UserError, "the loss must return a tensor of one number"),
         ({"valid": [(torch.zeros(2, 7), torch.zeros(2))]}, DataError, "first batch of valid"),

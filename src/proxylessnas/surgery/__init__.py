@@ -7,5 +7,8 @@ fits.py         which channels remain, and the weights of what reads them, in cl
 space.py        the choices, their candidates, and the plain network of every choice
 latency.py      what candidates cost: layers alone, corrected by whole networks
 scores.py       what candidates are worth: how far the model's outputs move
+brought.py      the model and the batches that a user brings
+blocks.py       which layers may be narrowed, and the table of them
 specialise.py   from a model and a limit to a network
+saved.py        a network as files
 """

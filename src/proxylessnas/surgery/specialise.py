@@ -15,17 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from proxylessnas.config import DeriveSettings, MeasureSettings, TrainSettings
+from proxylessnas.config import DeriveSettings, TrainSettings
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import Indices
 from proxylessnas.core.derive import TOLERANCE, Choice, Proposal, choose
-from proxylessnas.data import Batches
-from proxylessnas.errors import DataError, LimitError, SupernetError, foreign
+from proxylessnas.errors import LimitError, SupernetError
 from proxylessnas.hardware.measure import Canary, measure_networks
-from proxylessnas.hardware.runtimes import Runtime
-from proxylessnas.hardware.trace import check_examples
 from proxylessnas.io.console import Reporter
 from proxylessnas.limits import parse_latency
 from proxylessnas.pretrained.distil import TEMPERATURE, distilled
@@ -33,6 +29,7 @@ from proxylessnas.pretrained.scores import Scores, tempered
 from proxylessnas.pretrained.space import prior, rescored
 from proxylessnas.seeds import derive_seed
 from proxylessnas.surgery.blocks import table_of_layers, too_narrow, wanted_by
+from proxylessnas.surgery.brought import Trained, inputs_of, try_batches, unwrapped
 from proxylessnas.surgery.fits import narrow_fits
 from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.latency import latency_costs
@@ -47,7 +44,7 @@ from proxylessnas.training.device import Machine
 from proxylessnas.training.evaluate import Score, evaluate
 from proxylessnas.training.freezing import evaluating
 from proxylessnas.training.loop import run_loop
-from proxylessnas.training.task import Task, call, scalar, split
+from proxylessnas.training.task import call
 from proxylessnas.training.train import Training
 
 SCORE_BATCHES = 8  # of the validation part, whose inputs candidates are scored on
@@ -62,24 +59,6 @@ FINETUNE = TrainSettings(
     frozen_statistics=True,
     keep_best="epochs",
 )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Trained:
-    """What was brought: a trained model on the CPU, its task and its batches.
-
-    inputs: the arguments of the forward pass that is measured.
-    """
-
-    model: nn.Module
-    inputs: tuple[Any, ...]
-    task: Task
-    train: Batches
-    valid: Batches
-    runtime: Runtime
-    measure: MeasureSettings
-    seed: int
-    reporter: Reporter
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -216,19 +195,8 @@ def specialise_model(brought: Trained, target_latency: str, blocks: Any = "auto"
     parse_latency(target_latency)
     brought = replace(brought, model=copied(unwrapped(brought.model)).cpu().eval())
     wanted = wanted_by(brought.model, blocks)
-    _try_batches(brought)
+    try_batches(brought)
     return choose_within(space_around(brought, wanted), target_latency)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself, out of `torch.compile` and data parallelism."""
-    while True:
-        if isinstance(model, DataParallel | DistributedDataParallel):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
 
 
 def space_around(brought: Trained, wanted: Callable[[str], bool]) -> Around:
@@ -249,7 +217,7 @@ def space_around(brought: Trained, wanted: Callable[[str], bool]) -> Around:
     (low, high), *_ = costs.range(space.mask)
     reporter.say(f"  the model takes {model_ms:.4g} ms, networks around it {low:.4g} to {high:.4g}")
     with _saying(reporter, "score: what candidates change in the model's outputs"):
-        batches = tuple(_inputs(brought.valid, SCORE_BATCHES))
+        batches = tuple(inputs_of(brought.valid, SCORE_BATCHES))
         with reporter.bar("scoring") as update:
             distance = distance_for(brought.task.loss)
             scores = replacement_scores(space, batches, distance, progress=update)
@@ -285,7 +253,7 @@ def _space(brought: Trained, wanted: Callable[[str], bool]) -> tuple[Space, str]
         raise SupernetError(
             f"there is nothing to narrow in {type(model).__name__}: {reasons or 'it has no layer'}"
         )
-    fits = narrow_fits(model, widths, _inputs(brought.train))
+    fits = narrow_fits(model, widths, inputs_of(brought.train))
     every = [with_candidates(choice, fits) for choice in choices]
     return Space(model, [choice for choice in every if len(choice.candidates) > 1]), table
 
@@ -311,7 +279,8 @@ def choose_within(around: Around, latency: str) -> Specialised:
             costs,
             rounds=RESCORED,
         )
-        space.alpha = prior(space, tempered(scores), costs)
+        # Without the costs: nothing is learned from here, and decoding keeps the limit exactly.
+        space.alpha = prior(space, tempered(scores))
         choice = _choose(around, costs)
     chosen = choice.chosen
     assert chosen.measured_ms is not None
@@ -372,34 +341,6 @@ def _choose(around: Around, costs: Costs) -> Choice:
         measure=measure,
         seed=derive_seed(brought.seed, "proposals"),
     )
-
-
-# --- batches ---
-
-
-def _inputs(batches: Batches, most: int | None = None) -> Iterator[Any]:
-    """The inputs of an epoch's first batches."""
-    for count, batch in enumerate(batches.epoch(0)):
-        if count == most:
-            return
-        yield split(batch)[0]
-
-
-def _try_batches(brought: Trained) -> None:
-    """One batch of each loader through model and loss, before anything is measured.
-
-    Raises:
-        DataError, SupernetError: one fails.
-    """
-    check_examples(brought.inputs)
-    for name, batches in (("train", brought.train), ("valid", brought.valid)):
-        batch = next(batches.epoch(0))
-        inputs, target = split(batch)
-        with evaluating(brought.model):
-            with foreign(DataError, f"the model fails on the first batch of {name}"):
-                output = call(brought.model, inputs)
-            with foreign(DataError, f"the loss fails on the first batch of {name}"):
-                scalar(brought.task.loss(output, target))
 
 
 @contextmanager
