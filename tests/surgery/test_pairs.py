@@ -13,6 +13,7 @@ from proxylessnas.errors import SupernetError
 from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.narrow import Narrowed, narrowed, outputs, proven
 from proxylessnas.surgery.pairs import Pair, Refused, find_pairs
+from proxylessnas.surgery.space import choices_of
 
 SIDE = 64
 
@@ -138,6 +139,20 @@ def test_weights_that_are_used_several_times_stay() -> None:
     assert pairs == []
     assert set(reasons) - {"last"} == {"first", "same", "other"}  # torch names a shared weight once
     assert all("used several times" in reasons[name] for name in ("first", "same", "other"))
+
+
+def test_blocks_are_left_out_with_their_shortcut() -> None:
+    """`features.3.block` is a branch beside the shortcut, and its input has its output's shape."""
+    model, x = (
+        torchvision.models.mobilenet_v3_small(num_classes=10).eval(),
+        torch.randn(1, 3, 32, 32),
+    )
+    pairs, _ = found(model, x)
+    choices = {choice.name: choice for choice in choices_of(model, pairs, (x,))}
+    blocks = [name for name, choice in choices.items() if choice.can_leave_out]
+    assert blocks == [f"features.{i}" for i in (3, 5, 6, 8, 10, 11)]
+    assert len(choices["features.5"].pairs) == 2  # the hidden channels, and those of the gate
+    assert "features.4.block.0.0" in choices
 
 
 class Written(nn.Module):

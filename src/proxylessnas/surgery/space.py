@@ -23,6 +23,7 @@ from proxylessnas.training.freezing import evaluating
 
 OWN, LEFT_OUT = "own", "zero"  # as the candidates of the pretrained family call it
 LEAST = 8  # channels
+MOST_PAIRS = 3  # in a block, as of a bottleneck with a gate: more are the body of a network
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,11 +110,15 @@ def choices_of(
 
     inputs: example inputs, which tell the blocks. wanted: whether a block may be left out.
     """
-    blocks = set(filter(wanted, _blocks_with_equal_ends(model, inputs)))
+    equal = filter(wanted, _blocks_with_equal_ends(model, inputs))
+    counts = {b: sum(any(_within(x, b) for x in pair.layers) for pair in pairs) for b in equal}
+    blocks = {b: count for b, count in counts.items() if _is_part(count, len(pairs))}
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
         inside = [b for b in blocks if all(_within(path, b) for path in pair.layers)]
-        block = max(inside, key=len, default="")
+        # Of several around the same pairs the outermost: the block, with its shortcut, and not the
+        # branch beside the shortcut, whose input would be added to itself.
+        block = min(inside, key=lambda b: (blocks[b], len(b)), default="")
         across = [p for p in pairs if 0 < sum(_within(x, block) for x in p.layers) < len(p.layers)]
         # A pair that reaches out of the block would be cut at one end alone.
         groups.setdefault(block if block and not across else pair.name, []).append(pair)
@@ -155,6 +160,11 @@ def with_candidates(
         can_leave_out=choice.can_leave_out,
         candidates=tuple(candidates.values()),
     )
+
+
+def _is_part(inside: int, pairs: int) -> bool:
+    """Whether a module of so many pairs is a block of the network, and not most of it."""
+    return inside <= MOST_PAIRS and (inside < pairs or pairs == 1)
 
 
 def _within(path: str, block: str) -> bool:
