@@ -123,7 +123,8 @@ def choices_of(
         # A pair that reaches out of the block would be cut at one end alone.
         groups.setdefault(block if block and not across else pair.name, []).append(pair)
     return [
-        Choice(name=name, pairs=tuple(group), can_leave_out=name in blocks)
+        # Not where it holds a choice of its own further inside: both could not be chosen freely.
+        Choice(name=name, pairs=tuple(group), can_leave_out=blocks.get(name) == len(group))
         for name, group in groups.items()
     ]
 
