@@ -17,6 +17,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
     [
         ("audio1d", "test accuracy"),
         ("segmentation", "of the test pixels right"),
+        ("specialise", "fine-tuned: test accuracy"),
         ("transformer", "test accuracy"),
     ],
 )

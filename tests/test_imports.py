@@ -24,6 +24,7 @@ ORDER = [
     "hardware",
     "zoo",
     "pretrained",
+    "surgery",
     "report",
     "recipes",
     "session",

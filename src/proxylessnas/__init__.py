@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from proxylessnas.api import Result, load, search
+    from proxylessnas.api import Result, Specialised, load, search, specialise
     from proxylessnas.architecture import Architecture
     from proxylessnas.config import DeriveSettings, MachineSettings, MeasureSettings, SearchSettings
     from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero
@@ -31,6 +31,7 @@ _HOME = {
     "Callback": "training.callbacks",
     "EarlyStopping": "training.callbacks",
     "Result": "api",
+    "Specialised": "api",
     "Supernet": "core.supernet",
     "Zero": "core.supernet",
     "build": "spaces",
@@ -40,6 +41,7 @@ _HOME = {
     "measure_space": "hardware.space_table",
     "open_ranks": "training.ranks",
     "search": "api",
+    "specialise": "api",
 }
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "Residual",
     "Result",
     "SearchSettings",
+    "Specialised",
     "Supernet",
     "Zero",
     "build",
@@ -62,6 +65,7 @@ __all__ = [
     "measure_space",
     "open_ranks",
     "search",
+    "specialise",
 ]
 
 

@@ -10,6 +10,11 @@
     net = result.derive()          # plain PyTorch, with the weights the search trained
     result = load("runs/mine", model=Net())    # later, in another process
 
+    result = specialise(trained, train=loader, valid=loader, loss=fn, example_inputs=(x,),
+                        target_latency="0.5x")
+    result.finetune()
+    net = result.derive()          # plain PyTorch, narrower inside
+
 What happens is the session's, see `session/`: the command line uses the same one.
 """
 
@@ -40,9 +45,9 @@ from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data import Batches, LoaderBatches
 from proxylessnas.data.arguments import Keywords
-from proxylessnas.errors import ConfigError, LimitError, RunError
+from proxylessnas.errors import ConfigError, DataError, LimitError, RunError
 from proxylessnas.hardware.costs import CostFunction, check_names
-from proxylessnas.hardware.runtimes import Runtime
+from proxylessnas.hardware.runtimes import Runtime, make
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.hardware.trace import initialise_lazy
 from proxylessnas.io.console import Reporter
@@ -60,6 +65,9 @@ from proxylessnas.session.pipeline import find_network, told
 from proxylessnas.session.problem import ModelProblem, Problem
 from proxylessnas.session.session import Session
 from proxylessnas.session.store import BROUGHT_TABLE, CONFIG, MemoryStore, Store
+from proxylessnas.surgery.brought import Trained
+from proxylessnas.surgery.saved import check_new
+from proxylessnas.surgery.specialise import Specialised, specialise_model
 from proxylessnas.training.callbacks import Callback, Callbacks
 from proxylessnas.training.ranks import ALONE, Ranks
 from proxylessnas.training.task import Task
@@ -376,6 +384,71 @@ def _searched(session: Session, problem: ModelProblem, directory: RunDirectory |
     return Result(session=session)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
+def specialise(
+    model: nn.Module,
+    *,
+    train: Any,
+    valid: Any,
+    loss: Callable[[Any, Any], Tensor],
+    target_latency: str,
+    example_inputs: Sequence[Any] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    blocks: Any = "auto",
+    correct: Callable[[Any, Any], Tensor] | None = None,
+    runtime: str | Runtime = "onnxruntime",
+    measure: MeasureSettings | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    quiet: bool = False,
+) -> Specialised:
+    """Narrow a trained model, of whatever kind, to a latency; the model itself stays as it is.
+
+    Layers whose channels can be taken out are found on the graph of `torch.export`, and printed
+    with what may be chosen, or why they stay (see `surgery.pairs` for what is refused so far).
+    What reads fewer channels is refitted by least squares, so that networks work from the first
+    step on; the best one within the limit is chosen and measured. `Specialised.finetune` trains
+    it with the model as its teacher, `Specialised.derive` returns it.
+
+    train, valid, loss, example_inputs, example_kwargs, correct, runtime: as of `search`.
+    target_latency: `12ms`, `800us`, or `0.5x` of the model's own, measured on `runtime`.
+    blocks: which layers may be narrowed: `auto`, or names (`layer3.*`) and classes of modules.
+    out: a new directory for `summary.json`, `layers.txt` and `weights.safetensors`, which
+        `surgery.saved.restored` loads into the model. An interrupted call begins anew.
+
+    Raises:
+        UserError: the model cannot be exported or narrowed, no network keeps the limit, or an
+            argument is not usable; the message says what to do.
+    """
+    arguments = {name: value for name, value in locals().items() if value is not None}
+    arguments |= _with_keywords(example_inputs, arguments.pop("example_kwargs", None))
+    _check(arguments, "model", "loss", "example_inputs", "runtime")
+    inputs = tuple(arguments["example_inputs"])
+    batches = _batches(seed, inputs, search=train, valid=valid)
+    for part, name in (("search", "train"), ("valid", "valid")):
+        if part not in batches:
+            raise DataError(f"there are no batches of `{name}`: give them to the call")
+    if out is not None:
+        check_new(Path(out))
+    settings = measure or MeasureSettings()
+    brought = Trained(
+        model=model,
+        inputs=inputs,
+        task=Task(loss=loss, correct=correct),
+        train=batches["search"],
+        valid=batches["valid"],
+        runtime=make(runtime, threads=settings.threads) if isinstance(runtime, str) else runtime,
+        measure=settings,
+        seed=seed,
+        reporter=Reporter(quiet=quiet),
+    )
+    result = specialise_model(brought, target_latency, blocks)
+    if out is not None:
+        result.save(out)
+    return result
+
+
 def load(
     path: str | Path,
     *,
@@ -572,4 +645,4 @@ def _check_objective(config: RunConfig, own_reward: bool) -> None:
     check_objective(config.search, measured=measured, limited=limited, own_reward=own_reward)
 
 
-__all__ = ["Result", "load", "search"]
+__all__ = ["Result", "Specialised", "load", "search", "specialise"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,17 +13,21 @@ from torch import Tensor, nn
 
 from proxylessnas.core.supernet import Residual, Zero
 from proxylessnas.pretrained import candidates as module
+from proxylessnas.pretrained import least_squares as solver
 from proxylessnas.pretrained.candidates import (
     BlockFits,
-    Moments,
     as_rows,
     block_inputs,
     cropped,
-    elimination_order,
-    fit_projection,
     hidden,
     moments_of,
     narrowed,
+)
+from proxylessnas.pretrained.least_squares import (
+    Moments,
+    elimination_order,
+    fit_projection,
+    rows_of,
 )
 from proxylessnas.spaces.blocks import MBConv
 from tests.support.pretrained import small_teacher, trained_block
@@ -51,14 +56,17 @@ def least_objective(moments: Moments, channels: list[int], ridge: float) -> floa
     return -float((right * torch.linalg.solve(system[channels][:, channels], right)).sum())
 
 
-@given(seed=st.integers(0, 10_000), ridge=st.sampled_from([1e-1, 1e-3, 0.0]))
-@settings(max_examples=40, deadline=None)
-def test_elimination_equals_brute_force(seed: int, ridge: float) -> None:
-    moments = random_moments(seed)
+@given(
+    seed=st.integers(0, 10_000), ridge=st.sampled_from([1e-1, 1e-3, 0.0]), rows=st.integers(1, 3)
+)
+@settings(max_examples=60, deadline=None)
+def test_elimination_equals_brute_force(seed: int, ridge: float, rows: int) -> None:
+    moments = replace(random_moments(seed, size=6 * rows), rows=rows)
     remaining, removed = list(range(6)), []
     while len(remaining) > 2:
         after = {j: [c for c in remaining if c != j] for j in remaining}
-        costs = {j: least_objective(moments, rest, ridge) for j, rest in after.items()}
+        inputs = {j: rows_of(torch.tensor(rest), rows).tolist() for j, rest in after.items()}
+        costs = {j: least_objective(moments, kept, ridge) for j, kept in inputs.items()}
         removed.append(min(costs, key=costs.__getitem__))
         remaining = after[removed[-1]]
     order = elimination_order(moments, 2, ridge).tolist()
@@ -69,7 +77,7 @@ def test_elimination_equals_brute_force(seed: int, ridge: float) -> None:
 def test_delayed_updates_change_no_order(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     moments = random_moments(7, size=24)
     expected = elimination_order(moments, 2).tolist()
-    monkeypatch.setattr(module, "STEPS_AT_ONCE", steps)
+    monkeypatch.setattr(solver, "COLUMNS_AT_ONCE", steps)
     assert elimination_order(moments, 2).tolist() == expected
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -129,8 +130,9 @@ def test_rescoring_never_chooses_a_network_farther_from_the_teacher(
     expected = log_softmax(outputs(teacher).double(), 1)
 
     def divergence(rounds: int) -> float:
+        around = partial(replacement_scores, teacher, candidates, IMAGES.split(9))
         again = rescored(
-            teacher, supernet, candidates, IMAGES.split(9), scores, limited, rounds=rounds
+            supernet, lambda names: around(around=names), scores, limited, rounds=rounds
         )
         alpha = prior(supernet, again).masked_fill(~supernet.mask, -math.inf)
         indices = next(decode(torch.log_softmax(alpha, 1), supernet.mask, limited))

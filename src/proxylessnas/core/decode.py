@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import scipy.optimize
@@ -18,12 +19,28 @@ from torch import Tensor
 
 from proxylessnas.config import DeriveSettings
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import LimitError
 
 Indices = tuple[int, ...]  # of one candidate for every choice
 COUNT_SHARE = 0.9  # the share of a limit of MACs or parameters that a network uses, at most
 ATTEMPTS = 100  # random decodes, some of them repeats, where uniform draws do not suffice
+
+
+class Choices(Protocol):
+    """What is decoded: a `Supernet`, or a space whose networks are made another way.
+
+    candidates: names, of every choice. mask: [choices, candidates], True where there is one.
+    """
+
+    @property
+    def candidates(self) -> tuple[tuple[str, ...], ...]: ...
+
+    @property
+    def mask(self) -> Tensor: ...
+
+    def log_probabilities(self) -> Tensor:
+        """log p of every candidate, shaped as the mask; -inf at pads."""
+        ...
 
 
 def decode(log_p: Tensor, mask: Tensor, costs: Costs) -> Iterator[Indices]:
@@ -102,7 +119,7 @@ def _solve(
 
 
 def propose(
-    supernet: Supernet, costs: Costs, settings: DeriveSettings, *, learned: bool, seed: int
+    space: Choices, costs: Costs, settings: DeriveSettings, *, learned: bool, seed: int
 ) -> list[tuple[Indices, float]]:
     """Up to `top_k` networks within the limits, with their Σ log p, the most probable first.
 
@@ -115,29 +132,27 @@ def propose(
     # Whoever allows 12 ms is served best by a network that takes them. A count is no deadline to
     # come close to, but worth using too: on NAS-Bench-Macro the most probable networks far under
     # a limit of MACs are truly worse than those near it (docs/log.md).
-    log_p = supernet.log_probabilities()
+    log_p = space.log_probabilities()
     networks: list[Indices] = []
-    used, share = binding_cost(supernet, costs), settings.min_limit_share
+    used, share = binding_cost(space, costs), settings.min_limit_share
     # A single network near a latency limit is worth more than ten that leave a tenth of it.
     enough = 1 if used == "latency" else settings.top_k
     shares = (share, 0.9 * share, 0.0) if used == "latency" else (min(share, COUNT_SHARE), 0.0)
     for share in shares if used else (0.0,):
         bounded = _at_least(costs, used, share)
-        stream = (
-            decode(log_p, supernet.mask, bounded) if learned else _uniform(supernet, bounded, seed)
-        )
+        stream = decode(log_p, space.mask, bounded) if learned else _uniform(space, bounded, seed)
         networks = list(itertools.islice(stream, settings.top_k))
         if len(networks) >= enough:
             break
     if not networks:
-        costs.check_reachable(supernet.mask)
+        costs.check_reachable(space.mask)
         units = dict(zip(costs.names, costs.units, strict=True))
         named = [f"{name} {v:g} {units[name]}".strip() for name, v in costs.finite_limits.items()]
         raise LimitError(f"no network of this space keeps all limits at once: {', '.join(named)}")
     return [(i, math.fsum(float(log_p[m, j]) for m, j in enumerate(i))) for i in networks]
 
 
-def binding_cost(supernet: Supernet, costs: Costs) -> str:
+def binding_cost(space: Choices, costs: Costs) -> str:
     """The name of the cost whose limit a network should come near: latency, or the only one.
 
     Empty where no cost has a limit, several do, or the limit excludes no network.
@@ -148,7 +163,7 @@ def binding_cost(supernet: Supernet, costs: Costs) -> str:
     if len(limits) != 1:
         return ""
     (name, limit) = next(iter(limits.items()))
-    return name if limit < costs.range(supernet.mask)[costs.index(name)][1] else ""
+    return name if limit < costs.range(space.mask)[costs.index(name)][1] else ""
 
 
 def _at_least(costs: Costs, name: str, share: float) -> Costs:
@@ -167,17 +182,17 @@ def _at_least(costs: Costs, name: str, share: float) -> Costs:
     return Costs.join(costs, left)
 
 
-def _uniform(supernet: Supernet, costs: Costs, seed: int) -> Iterator[Indices]:
+def _uniform(space: Choices, costs: Costs, seed: int) -> Iterator[Indices]:
     """Distinct random networks within the limits, uniform ones as long as draws find them."""
     # Under a tight limit rejection finds too few; decoding random probabilities then finds
     # networks that are no longer uniform, but within the limits.
     generator = torch.Generator().manual_seed(seed)
     yielded: set[Indices] = set()
     decoded = (
-        next(decode(torch.randn(supernet.mask.shape, generator=generator).double(), *rest), None)
-        for rest in itertools.repeat((supernet.mask, costs), ATTEMPTS)
+        next(decode(torch.randn(space.mask.shape, generator=generator).double(), *rest), None)
+        for rest in itertools.repeat((space.mask, costs), ATTEMPTS)
     )
-    drawn = sample_within(supernet.mask, costs, generator)
+    drawn = sample_within(space.mask, costs, generator)
     for indices in itertools.chain(drawn, itertools.takewhile(bool, decoded)):
         if indices is not None and indices not in yielded:
             yielded.add(indices)

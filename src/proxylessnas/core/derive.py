@@ -16,8 +16,7 @@ import numpy as np
 
 from proxylessnas.config import DeriveSettings
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.decode import Indices, propose
-from proxylessnas.core.supernet import Supernet
+from proxylessnas.core.decode import Choices, Indices, propose
 from proxylessnas.errors import LimitError
 
 TOLERANCE = 0.02  # share of a latency limit that counts as measuring's inaccuracy
@@ -66,7 +65,7 @@ class Choice:
 
 
 def choose(
-    supernet: Supernet,
+    space: Choices,
     costs: Costs,
     settings: DeriveSettings,
     *,
@@ -92,7 +91,7 @@ def choose(
     limit, correction = costs.limit("latency"), 1.0
     for round_ in range(1, settings.rounds + 1):
         try:
-            proposed = propose(supernet, costs, settings, learned=learned, seed=seed)
+            proposed = propose(space, costs, settings, learned=learned, seed=seed)
         except LimitError:
             if not measured:
                 raise

@@ -94,7 +94,7 @@ def trace(supernet: Supernet, example_inputs: tuple[Any, ...]) -> Trace:
     buffers = [BufferSnapshot(m._buffers) for m in supernet.model.modules()]
     with recorder.hooked():
         try:
-            _run(supernet.model, example_inputs)
+            run_once(supernet.model, example_inputs)
         finally:
             for snapshot in buffers:
                 snapshot.restore()
@@ -120,7 +120,7 @@ def check_examples(inputs: tuple[Any, ...]) -> None:
         )
 
 
-def _run(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+def run_once(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     """One forward pass in eval mode; what it raises as one line."""
     try:
         args, kwargs = arguments_of(inputs)
@@ -152,7 +152,7 @@ def initialise_lazy(supernet: Supernet, inputs: tuple[Any, ...]) -> None:
     check_examples(inputs)
     for j in range(max(map(len, supernet.candidates))):
         with supernet.active([min(j, len(names) - 1) for names in supernet.candidates]) as model:
-            _run(model, inputs)
+            run_once(model, inputs)
     if left := lazy():
         raise SupernetError(
             f"{left[0]!r} is of a lazy layer that the example inputs never reach, so that its "

@@ -2,6 +2,7 @@
 
 networks.py     the family: networks of inverted bottlenecks as a value, and as modules
 loading.py      names to trained networks: packages, torchvision, timm, files, runs
+least_squares.py  channels by elimination, weights in closed form
 candidates.py   per block: narrower, a smaller kernel, left out; refitted by least squares
 scores.py       what a candidate is worth: KL of the outputs when it alone is replaced
 space.py        the supernet around the network, its prior, and what it is compared with

@@ -14,25 +14,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from proxylessnas.core.supernet import Residual, Zero
+from proxylessnas.pretrained.least_squares import (
+    RIDGE,
+    Moments,
+    elimination_order,
+    fit_projection,
+)
 from proxylessnas.pretrained.networks import bottleneck
 from proxylessnas.spaces.blocks import ConvBN, MBConv, Network
 from proxylessnas.spaces.inverted import parse_choice
 
 PHOTOS, LEAST_PHOTOS = 1024, 128  # of which moments are taken: at most, and where maps are large
 PIXELS = 1 << 15  # of a block's input, over all photos: enough for a thousand channels
-# As a share of the mean second moment. Photos are few and activations correlated: without a ridge
-# the fit would follow the noise of these photos.
-RIDGE = 1e-3
 SHARES = (5 / 6, 2 / 3, 1 / 2, 1 / 3, 1 / 6)  # of the hidden channels
 LEAST = 8  # hidden channels of the narrowest candidate
 WIDE = 384  # hidden channels from which widths are multiples of 16
-STEPS_AT_ONCE = 64  # eliminations between two updates of the whole inverse
 CHUNK = 32  # photos
 
 # --- where fits come from ---
@@ -66,34 +67,6 @@ def photos_for(pixels: int) -> int:
 
 
 # --- moments ---
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Moments:
-    """Means and centred second moments, over pixels and photos, of hidden activations; float64.
-
-    gram: [hidden, hidden], E[(h - E h)(h - E h)ᵀ]. mean: [hidden], E h.
-    weight: [hidden, out], the projection that the block has, its normalisation folded in.
-    residual: [hidden, out], E[(h - E h)(t - Wᵀh)ᵀ] with the block's output t as the target: what
-        that projection leaves unexplained. Zero where h are the block's own activations.
-    target: [out], E t.
-    """
-
-    gram: Tensor
-    mean: Tensor
-    weight: Tensor
-    residual: Tensor
-    target: Tensor
-
-    @property
-    def cross(self) -> Tensor:
-        """E[(h - E h)(t - E t)ᵀ], [hidden, out]."""
-        # Through the residual: without one, the fit of all channels is the block itself, exactly.
-        return self.gram @ self.weight + self.residual
-
-    def ridge(self, share: float) -> float:
-        """A share of the mean second moment, so that the scale of activations does not matter."""
-        return share * float(self.gram.diagonal().mean())
 
 
 @torch.no_grad()
@@ -147,59 +120,6 @@ def folded_projection(block: MBConv) -> tuple[Tensor, Tensor]:
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     weight = conv.weight.double()[:, :, 0, 0].T * scale
     return weight.detach(), (norm.bias.double() - norm.running_mean.double() * scale).detach()
-
-
-# --- least squares ---
-
-
-def fit_projection(moments: Moments, channels: Tensor, ridge: float = RIDGE) -> Tensor:
-    """The projection [channels, out] of these hidden channels that comes nearest to the target.
-
-    argmin over W of E|t - Wᵀh|² + λ|W - W₀|², both centred, where W₀ is the block's own projection
-    and λ the share `ridge` of the mean second moment.
-    """
-    weight = moments.ridge(ridge)
-    system = moments.gram[channels][:, channels]
-    system = system + weight * torch.eye(len(channels), dtype=system.dtype)
-    right = moments.cross[channels] + weight * moments.weight[channels]
-    solution: Tensor = torch.linalg.solve(system, right)
-    return solution
-
-
-def elimination_order(moments: Moments, keep: int, ridge: float = RIDGE) -> Tensor:
-    """Hidden channels, the most needed first; the first n are those of the candidate of width n.
-
-    keep: the width at which elimination ends; the first `keep` channels stand as they were.
-
-    With A the ridged Gram matrix, P its inverse and W the fit, removing channel j and refitting
-    the others costs |w_j|²/P_jj (Hassibi and Stork, 1993), leaves the fit W - P_:j w_jᵀ/P_jj and
-    the inverse P - P_:j P_j:/P_jj: a rank-one update.
-    """
-    size, weight = len(moments.gram), moments.ridge(ridge)
-    inverse = torch.linalg.inv(moments.gram + weight * torch.eye(size, dtype=torch.float64))
-    fit = inverse @ (moments.cross + weight * moments.weight)
-    diagonal = inverse.diagonal().clone()
-    remaining, removed = torch.ones(size, dtype=torch.bool), []
-    # Updating the whole inverse at each step is bound by memory. So rank-one updates are kept as
-    # columns, a column of the inverse is made current when it is needed, and all of them enter
-    # the inverse in one product of matrices.
-    pending = torch.zeros(size, 0, dtype=torch.float64)
-    for _ in range(size - keep):
-        if pending.shape[1] == STEPS_AT_ONCE:
-            inverse -= pending @ pending.T
-            pending = pending[:, :0]
-        cost = fit.square().sum(1) / diagonal.clamp_min(1e-300)
-        j = int(cost.masked_fill(~remaining, torch.inf).argmin())
-        column = (inverse[:, j] - pending @ pending[j]).masked_fill(~remaining, 0.0)
-        fit = fit - torch.outer(column / column[j], fit[j])
-        update = column / column[j].sqrt()
-        diagonal -= update.square()
-        pending = torch.cat((pending, update[:, None]), 1)
-        remaining[j] = False
-        fit[j] = 0.0
-        removed.append(j)
-    last = torch.tensor(removed[::-1], dtype=torch.long)
-    return torch.cat((remaining.nonzero()[:, 0], last))
 
 
 # --- blocks ---

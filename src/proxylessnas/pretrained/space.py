@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.decode import Indices, decode
+from proxylessnas.core.decode import Choices, Indices, decode
 from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, softmax
 from proxylessnas.pretrained.candidates import BlockFits, blank, rounded_width
 from proxylessnas.pretrained.networks import bottleneck
@@ -25,7 +25,6 @@ from proxylessnas.pretrained.scores import (
     Scores,
     as_block,
     mean_scores,
-    replacement_scores,
 )
 from proxylessnas.spaces.blocks import Network
 from proxylessnas.spaces.inverted import parse_choice
@@ -98,7 +97,7 @@ def _with_blocks(network: Network, blocks: Sequence[nn.Module]) -> Network:
 
 
 def prior(
-    supernet: Supernet,
+    space: Choices,
     scores: Scores,
     costs: Costs | None = None,
     *,
@@ -118,20 +117,20 @@ def prior(
         which would have to learn the limit first.
     """
     rows = [named for named in scores if len(named) > 1]
-    kl = torch.zeros(supernet.mask.shape, dtype=torch.float64)
-    for m, (names, named) in enumerate(zip(supernet.candidates, rows, strict=True)):
+    kl = torch.zeros(space.mask.shape, dtype=torch.float64)
+    for m, (names, named) in enumerate(zip(space.candidates, rows, strict=True)):
         kl[m, : len(names)] = torch.tensor([named[name] for name in names], dtype=torch.float64)
 
     def entropy_of(alpha: Tensor) -> float:
-        return mean_entropy(softmax(alpha, supernet.mask), supernet.mask)
+        return mean_entropy(softmax(alpha, space.mask), space.mask)
 
     def alpha_of(scale: float) -> Tensor:
-        return _within(-scale * kl, supernet, costs)
+        return _within(-scale * kl, space, costs)
 
     return alpha_of(_least(lambda scale: entropy_of(alpha_of(scale)) <= entropy))
 
 
-def _within(alpha: Tensor, supernet: Supernet, costs: Costs | None) -> Tensor:
+def _within(alpha: Tensor, space: Choices, costs: Costs | None) -> Tensor:
     """α less μ·cost with the least μ that keeps the expected costs within their limits."""
     limited = [] if costs is None else costs.limits.isfinite().nonzero()[:, 0].tolist()
     if costs is None or not limited:
@@ -139,7 +138,7 @@ def _within(alpha: Tensor, supernet: Supernet, costs: Costs | None) -> Tensor:
     shares = (costs.per_candidate / costs.limits[:, None, None])[limited].sum(0)
 
     def keeps(weight: float) -> bool:
-        expected = costs.expected(softmax(alpha - weight * shares, supernet.mask))
+        expected = costs.expected(softmax(alpha - weight * shares, space.mask))
         return bool((expected <= costs.limits).all())
 
     return alpha - _least(keeps) * shares
@@ -162,10 +161,8 @@ def _least(holds: Callable[[float], bool], largest: float = 1e9) -> float:
 
 
 def rescored(
-    network: Network,
-    supernet: Supernet,
-    candidates: Candidates,
-    images: Sequence[Tensor],
+    space: Choices,
+    score: Callable[[Sequence[str]], Scores],
     scores: Scores,
     costs: Costs,
     *,
@@ -177,25 +174,24 @@ def rescored(
     and all candidates are scored in it; the mean over the teacher and these networks decides in the
     next. Returned is the mean that chose the network nearest to the teacher.
 
-    candidates, images: as for `scores`, the scores around the teacher.
+    score: the scores around a network of these candidates' names, of every block. scores: those
+    around the teacher.
     """
     known, best = [scores], (math.inf, scores)
     for _ in range(rounds):
         mean = mean_scores(known)
-        indices = iter(_chosen(supernet, mean, costs))
-        around = [list(named)[next(indices)] if len(named) > 1 else "" for named in candidates]
-        known.append(replacement_scores(network, candidates, images, around=around))
+        indices = iter(_chosen(space, mean, costs))
+        around = [list(named)[next(indices)] if len(named) > 1 else "" for named in scores]
+        known.append(score(around))
         (divergence,) = {row[name] for row, name in zip(known[-1], around, strict=True) if name}
         best = min(best, (divergence, mean), key=lambda pair: pair[0])
     return best[1]
 
 
-def _chosen(supernet: Supernet, scores: Scores, costs: Costs) -> Indices:
-    log_p = torch.log_softmax(
-        prior(supernet, scores).masked_fill(~supernet.mask, -torch.inf), dim=1
-    )
-    costs.check_reachable(supernet.mask)
-    return next(decode(log_p, supernet.mask, costs))
+def _chosen(space: Choices, scores: Scores, costs: Costs) -> Indices:
+    log_p = torch.log_softmax(prior(space, scores).masked_fill(~space.mask, -torch.inf), dim=1)
+    costs.check_reachable(space.mask)
+    return next(decode(log_p, space.mask, costs))
 
 
 # --- what the search is compared with ---

@@ -26,7 +26,7 @@ from proxylessnas.io.console import Reporter
 from proxylessnas.pretrained.distil import distilled
 from proxylessnas.pretrained.loading import load_pretrained
 from proxylessnas.pretrained.networks import Pretrained, shape_of
-from proxylessnas.pretrained.scores import Scores, tempered
+from proxylessnas.pretrained.scores import Scores, replacement_scores, tempered
 from proxylessnas.pretrained.space import (
     blank_candidates,
     candidates_in,
@@ -196,10 +196,8 @@ class SpecialisedProblem(ConfiguredProblem):
             photos = self.plain_images(config)
             images = list(images_of(photos, self.held_out(config)))
             corrected = rescored(
-                teacher,
                 supernet,
-                candidates,
-                images,
+                lambda around: replacement_scores(teacher, candidates, images, around=around),
                 self.scores,
                 costs,
                 rounds=config.candidates.score_rounds,

@@ -1,0 +1,155 @@
+"""Which channels a linear layer reads on, and the weights it then has: both in closed form.
+
+A layer that reads channels is linear in them, so with their second moments over a few hundred
+examples the best layer that reads some of them alone is the solution of a linear system. A channel
+is one number of a row where a 1×1 convolution or a linear layer reads it, and several where a
+kernel covers several pixels of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from proxylessnas.errors import DataError
+
+# As a share of the mean second moment. Examples are few and activations correlated: without a ridge
+# the fit would follow the noise of these examples.
+RIDGE = 1e-3
+COLUMNS_AT_ONCE = 64  # rank of the update between two updates of the whole inverse
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Moments:
+    """Means and centred second moments of what a linear layer reads; float64.
+
+    h: [inputs] of one row, `rows` numbers a channel, those of a channel side by side.
+    gram: [inputs, inputs], E[(h - E h)(h - E h)ᵀ]. mean: [inputs], E h.
+    weight: [inputs, out], the projection that the layer has, a normalisation behind it folded in.
+    residual: [inputs, out], E[(h - E h)(t - Wᵀh)ᵀ] with the output t as the target: what that
+        projection leaves unexplained. Zero where h are the layer's own inputs.
+    target: [out], E t.
+    """
+
+    gram: Tensor
+    mean: Tensor
+    weight: Tensor
+    residual: Tensor
+    target: Tensor
+    rows: int = 1
+
+    @property
+    def channels(self) -> int:
+        return len(self.gram) // self.rows
+
+    @property
+    def cross(self) -> Tensor:
+        """E[(h - E h)(t - E t)ᵀ], [inputs, out]."""
+        # Through the residual: without one, the fit of all channels is the layer itself, exactly.
+        return self.gram @ self.weight + self.residual
+
+    def ridge(self, share: float) -> float:
+        """A share of the mean second moment, so that the scale of activations does not matter."""
+        return share * float(self.gram.diagonal().mean())
+
+    def inputs_of(self, channels: Tensor) -> Tensor:
+        """The inputs that these channels own."""
+        return rows_of(channels, self.rows)
+
+
+def rows_of(channels: Tensor, rows: int) -> Tensor:
+    """The indices that channels own where each owns so many, side by side.
+
+    >>> rows_of(torch.tensor([0, 2]), 3).tolist()
+    [0, 1, 2, 6, 7, 8]
+    """
+    return (channels[:, None] * rows + torch.arange(rows)).flatten()
+
+
+def fit_projection(moments: Moments, channels: Tensor, ridge: float = RIDGE) -> Tensor:
+    """The projection [inputs of these channels, out] that comes nearest to the target.
+
+    argmin over W of E|t - Wᵀh|² + λ|W - W₀|², both centred, where W₀ is the layer's own projection
+    and λ the share `ridge` of the mean second moment.
+    """
+    weight, inputs = moments.ridge(ridge), moments.inputs_of(channels)
+    # Products of these rows alone: the whole `cross` would cost as much as the solution.
+    rows = moments.gram[inputs]
+    system = rows[:, inputs] + weight * torch.eye(len(inputs), dtype=rows.dtype)
+    cross = rows @ moments.weight + moments.residual[inputs]
+    solution: Tensor = torch.linalg.solve(system, cross + weight * moments.weight[inputs])
+    return solution
+
+
+def elimination_order(moments: Moments, keep: int, ridge: float = RIDGE) -> Tensor:
+    """Channels, the most needed first; the first n are those of the candidate of width n.
+
+    keep: the width at which elimination ends; the first `keep` channels stand as they were.
+
+    With A the ridged Gram matrix, P its inverse and W the fit, removing channel j with its rows J
+    and refitting the others costs tr(W_Jᵀ P_JJ⁻¹ W_J) (Hassibi and Stork, 1993), leaves the fit
+    W - P_:J P_JJ⁻¹ W_J and the inverse P - P_:J P_JJ⁻¹ P_J:, an update of as low a rank.
+    """
+    size = len(moments.gram)
+    inverse, weight = _inverse(moments, ridge)
+    fit = inverse @ (moments.cross + weight * moments.weight)
+    rows_by_channel = torch.arange(size).view(moments.channels, moments.rows)
+    blocks = inverse[rows_by_channel[:, :, None], rows_by_channel[:, None, :]]
+    remaining, removed = torch.ones(moments.channels, dtype=torch.bool), []
+    gone = torch.zeros(size, dtype=torch.bool)
+    # Updating the whole inverse at each step is bound by memory. So updates are kept as columns,
+    # columns of the inverse are made current when they are needed, and all of them enter the
+    # inverse in one product of matrices.
+    pending = torch.zeros(size, 0, dtype=torch.float64)
+    for _ in range(moments.channels - keep):
+        if pending.shape[1] >= COLUMNS_AT_ONCE:
+            inverse -= pending @ pending.T
+            pending = pending[:, :0]
+        j = int(_removal_costs(fit, blocks).masked_fill(~remaining, torch.inf).argmin())
+        rows = rows_by_channel[j]
+        columns = inverse[:, rows] - pending @ pending[rows].T
+        columns = columns.masked_fill(gone[:, None], 0.0)
+        # With P_JJ = L Lᵀ and U = P_:J L⁻ᵀ, the inverse loses U Uᵀ and the fit U L⁻¹ W_J.
+        factor = torch.linalg.cholesky(columns[rows])
+        update = torch.linalg.solve_triangular(factor, columns.T, upper=False).T
+        fit = fit - update @ torch.linalg.solve_triangular(factor, fit[rows], upper=False)
+        by_channel = update.view(moments.channels, moments.rows, -1)
+        blocks -= by_channel @ by_channel.transpose(1, 2)
+        pending = torch.cat((pending, update), 1)
+        remaining[j], gone[rows] = False, True
+        fit[rows] = 0.0
+        blocks[j] = torch.eye(moments.rows, dtype=torch.float64)
+        removed.append(j)
+    last = torch.tensor(removed[::-1], dtype=torch.long)
+    return torch.cat((remaining.nonzero()[:, 0], last))
+
+
+def _inverse(moments: Moments, ridge: float) -> tuple[Tensor, float]:
+    """The inverse of the ridged Gram matrix, and the ridge.
+
+    Where activations vary by less than sums of float32 are exact to, the matrix may have negative
+    eigenvalues: the ridge then grows until it has none.
+
+    Raises:
+        DataError: there are activations that are no numbers.
+    """
+    if not bool(moments.gram.isfinite().all()):
+        raise DataError("the activations that channels are chosen on are not all finite numbers")
+    weight, identity = moments.ridge(ridge), torch.eye(len(moments.gram), dtype=torch.float64)
+    while True:
+        factor, info = torch.linalg.cholesky_ex(moments.gram + weight * identity)
+        if not int(info):
+            return torch.cholesky_inverse(factor), weight
+        weight = 10 * max(weight, moments.ridge(1e-9), 1e-30)
+
+
+def _removal_costs(fit: Tensor, blocks: Tensor) -> Tensor:
+    """tr(W_Jᵀ P_JJ⁻¹ W_J) of every channel. blocks: its P_JJ, [channels, rows, rows]."""
+    channels, rows, _ = blocks.shape
+    if rows == 1:
+        return fit.square().sum(1) / blocks[:, 0, 0].clamp_min(1e-300)
+    weights = fit.view(channels, rows, -1)
+    costs: Tensor = (weights * torch.linalg.solve(blocks, weights)).sum((1, 2))
+    return costs

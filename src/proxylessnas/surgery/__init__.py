@@ -1,0 +1,14 @@
+"""Any trained model, narrowed by surgery: channels are taken out, and what reads them is refitted.
+
+graph.py        the model as a graph of known operations
+pairs.py        layers whose output channels can be taken out, and every tensor that is cut then
+narrow.py       a copy of the model with some channels alone
+fits.py         which channels remain, and the weights of what reads them, in closed form
+space.py        the choices, their candidates, and the plain network of every choice
+latency.py      what candidates cost: layers alone, corrected by whole networks
+scores.py       what candidates are worth: how far the model's outputs move
+brought.py      the model and the batches that a user brings
+blocks.py       which layers may be narrowed, and the table of them
+specialise.py   from a model and a limit to a network
+saved.py        a network as files
+"""

@@ -1,0 +1,76 @@
+"""Which layers may be narrowed, as `blocks=` says, and what was found of them as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from proxylessnas.errors import ConfigError, did_you_mean
+from proxylessnas.surgery.pairs import Pair, Refused
+
+
+def wanted_by(model: nn.Module, blocks: Any) -> Callable[[str], bool]:
+    """Whether a layer's path is one that `blocks` names.
+
+    blocks: `auto` for all, or names of modules (`layer3`, `layer3.*`) and classes of modules, one
+    or several: the layers of these modules.
+
+    Raises:
+        ConfigError: it is something else, or the model has no such module.
+    """
+    if blocks == "auto":
+        return lambda path: True
+    several = blocks if isinstance(blocks, list | tuple | set) else [blocks]
+    roots: set[str] = set()
+    modules = dict(model.named_modules())
+    for block in several:
+        if isinstance(block, type) and issubclass(block, nn.Module):
+            found = {path for path, module in modules.items() if isinstance(module, block)}
+            words = f"of the class {block.__name__}; its modules are of "
+            remedy = did_you_mean(block.__name__, {type(m).__name__ for m in modules.values()})
+        elif isinstance(block, str) and block:
+            found = {path for path in modules if fnmatchcase(path, block)}
+            words, remedy = f"called {block!r}; ", did_you_mean(block, filter(None, modules))
+        else:
+            raise ConfigError(
+                f"blocks holds {block!r}: give 'auto', or names of modules ('layer3.*') and classes"
+            )
+        if not found:
+            raise ConfigError(f"blocks: the model has no module {words}{remedy}")
+        roots |= found
+    return lambda path: any(path == r or path.startswith(f"{r}.") or not r for r in roots)
+
+
+def too_narrow(pair: Pair) -> Refused:
+    """A pair of so few channels that there is nothing between them and none."""
+    reason = f"{pair.width} channels: none of its widths is narrower"
+    return Refused(name=pair.name, kind=pair.kind, shape=pair.shape, reason=reason)
+
+
+def table_of_layers(
+    rows: Iterable[tuple[Pair, Sequence[int], str]], refused: Iterable[Refused]
+) -> str:
+    """All layers as a table: name, kind, shape of the output, and candidates or why there are none.
+
+    rows: pairs with their widths, and the block that may be left out with them, or nothing.
+    """
+    lines = [("layer", "kind", "output", "candidates, or why not")]
+    for pair, widths, block in rows:
+        words = f"{pair.width} channels, or {', '.join(map(str, widths))}"
+        gates = f" (with {', '.join(pair.producers[1:])})" if len(pair.producers) > 1 else ""
+        words += gates + (f"; {block} left out" if block else "")
+        lines.append((pair.name, pair.kind, _shape(pair.shape), words))
+    for layer in refused:
+        lines.append((layer.name, layer.kind, _shape(layer.shape), f"stays: {layer.reason}"))
+    wide = [max(len(line[k]) for line in lines) for k in range(3)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(w) for cell, w in zip(line, wide, strict=False)), line[3]])
+        for line in lines
+    )
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape[1:]))

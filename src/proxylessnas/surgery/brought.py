@@ -1,0 +1,74 @@
+"""What a user brings to be specialised, and what is tried of it before anything is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from proxylessnas.config import MeasureSettings
+from proxylessnas.data import Batches
+from proxylessnas.errors import DataError, foreign
+from proxylessnas.hardware.runtimes import Runtime
+from proxylessnas.hardware.trace import check_examples, run_once
+from proxylessnas.io.console import Reporter
+from proxylessnas.training.freezing import evaluating
+from proxylessnas.training.task import Task, call, scalar, split
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trained:
+    """What was brought: a trained model on the CPU, its task and its batches.
+
+    inputs: the arguments of the forward pass that is measured.
+    """
+
+    model: nn.Module
+    inputs: tuple[Any, ...]
+    task: Task
+    train: Batches
+    valid: Batches
+    runtime: Runtime
+    measure: MeasureSettings
+    seed: int
+    reporter: Reporter
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, out of `torch.compile` and data parallelism."""
+    while True:
+        if isinstance(model, DataParallel | DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def inputs_of(batches: Batches, most: int | None = None) -> Iterator[Any]:
+    """The inputs of an epoch's first batches."""
+    for count, batch in enumerate(batches.epoch(0)):
+        if count == most:
+            return
+        yield split(batch)[0]
+
+
+def try_batches(brought: Trained) -> None:
+    """One batch of each loader through model and loss, before anything is measured.
+
+    Raises:
+        DataError, SupernetError: one fails.
+    """
+    check_examples(brought.inputs)
+    run_once(brought.model, brought.inputs)
+    for name, batches in (("train", brought.train), ("valid", brought.valid)):
+        batch = next(batches.epoch(0))
+        inputs, target = split(batch)
+        with evaluating(brought.model):
+            with foreign(DataError, f"the model fails on the first batch of {name}"):
+                output = call(brought.model, inputs)
+            with foreign(DataError, f"the loss fails on the first batch of {name}"):
+                scalar(brought.task.loss(output, target))

@@ -1,0 +1,95 @@
+"""A model as a graph of ATen operations, its weights as nodes with the names they have in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from proxylessnas.data.arguments import arguments_of
+from proxylessnas.errors import SupernetError, one_line
+from proxylessnas.export.quiet import exporting
+from proxylessnas.training.freezing import evaluating
+
+CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}  # and their spatial dimensions
+LAYERS = {*CONVOLUTIONS, "linear"}
+
+
+class Graph:
+    """The operations of one forward pass in evaluation mode, by `torch.export`.
+
+    inputs: the arguments of the pass, as `example_inputs`.
+
+    Raises:
+        SupernetError: torch cannot export the model; the message holds what it says.
+    """
+
+    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        args, kwargs = arguments_of(inputs)
+        try:
+            with evaluating(model), exporting(model, "as a graph"):
+                program = torch.export.export(model, args, kwargs, strict=False)
+        except Exception as error:
+            raise SupernetError(
+                f"{type(model).__name__} cannot be read as a graph of operations: "
+                f"{one_line(error.__cause__ or error, 400)}; take what cannot be exported (a "
+                "custom autograd function, a branch on values, numpy) out of its forward, or give "
+                "the part that can be exported as the model"
+            ) from error
+        signature = program.graph_signature
+        self.nodes = list(program.graph.nodes)
+        self._weights = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        names = Counter(
+            id(p) for _, p in model.named_parameters(remove_duplicate=False)
+        )  # a weight that two modules share is two names of one parameter
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._shared = {name for name, p in parameters.items() if names[id(p)] > 1}
+
+    def weight(self, node: Any) -> str | None:
+        """The name of the model's tensor that a node is; None where it is computed, or no node."""
+        return self._weights.get(node.name) if isinstance(node, Node) else None
+
+    def is_shared(self, node: Node) -> bool:
+        """Whether several operations use a tensor of the model."""
+        return len(node.users) > 1 or self.weight(node) in self._shared
+
+    @property
+    def layers(self) -> list[Node]:
+        """The convolutions and linear layers, in the order in which they run."""
+        return [node for node in self.nodes if operation(node) in LAYERS]
+
+
+def operation(node: Node) -> str:
+    """The name of a node's operation, as `conv2d`; of an in-place one without its underscore."""
+    schema = getattr(node.target, "_schema", None)
+    name = schema.name.split("::")[-1] if schema is not None else str(node.target)
+    return name.removesuffix("_") if node.op == "call_function" else node.op
+
+
+def is_pointwise(node: Node) -> bool:
+    """Whether an output is a function of the numbers at its own place alone."""
+    return torch.Tag.pointwise in getattr(node.target, "tags", ())
+
+
+def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
+    """An argument of an operation, by position or by name."""
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
+
+
+def shape(node: Node) -> tuple[int, ...]:
+    """The shape of what a node computes; () where that is no tensor."""
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
+def channel_axis(layer: Node) -> int:
+    """The axis of a layer's output that counts its output channels."""
+    return len(shape(layer)) - 1 - CONVOLUTIONS.get(operation(layer), 0)
+
+
+def groups(layer: Node) -> int:
+    """The groups of a convolution; 1 for a linear layer."""
+    return 1 if operation(layer) == "linear" else int(argument(layer, 6, "groups", 1))

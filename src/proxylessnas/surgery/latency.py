@@ -1,0 +1,147 @@
+"""What candidates cost: every layer of the choices alone, corrected by whole networks.
+
+Latency is a sum over layers, and a layer between two pairs is narrowed by both: its latency is
+about proportional to the product of their shares, which no sum over choices is. So it is measured
+with both ends narrowed alike, and each of its ends carries half of that. The sum is exact where all
+pairs are narrowed alike; whole networks, uniform and random, correct the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from proxylessnas.config import MeasureSettings
+from proxylessnas.core.costs import Costs
+from proxylessnas.core.decode import Indices
+from proxylessnas.data.arguments import arguments_of
+from proxylessnas.hardware.fit import fit
+from proxylessnas.hardware.measure import measure_networks
+from proxylessnas.hardware.runtimes import Runtime
+from proxylessnas.pretrained.candidates import SHARES
+from proxylessnas.seeds import derive_seed
+from proxylessnas.surgery.space import Space
+from proxylessnas.training.freezing import evaluating
+
+RANDOM = 4  # whole networks besides the uniform ones
+
+Progress = Callable[[int, int], None]
+
+
+def latency_costs(
+    space: Space,
+    inputs: tuple[Any, ...],
+    runtime: Runtime,
+    settings: MeasureSettings,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Costs, float]:
+    """The latency of every candidate as a cost without a limit, and that of the model; ms.
+
+    Raises:
+        MeasurementError: the runtime cannot run the model, or one of its layers.
+    """
+    uniform = {share: space.nearest(share) for share in (1.0, *SHARES)}
+    layers = {share: layers_of(space, indices, inputs) for share, indices in uniform.items()}
+    networks = list(dict.fromkeys([*uniform.values(), *_random(space, seed)]))
+    # Layers that are built alike and read inputs of one shape take the same time.
+    alone = {key: layer for row in layers.values() for key, layer in row.values()}
+    modules = {_name(i): space.network(indices) for i, indices in enumerate(networks)}
+    report = measure_networks(
+        {**modules, **{key: layer for key, (layer, _) in alone.items()}},
+        runtime,
+        inputs,
+        settings,
+        seed=seed,
+        progress=progress,
+        inputs_of={key: (x,) for key, (_, x) in alone.items()},
+    )
+    ms = {
+        share: {path: report[key].raw_ms for path, (key, _) in row.items()}
+        for share, row in layers.items()
+    }
+    costs = _sums(space, ms)
+    measured = [report[_name(i)].raw_ms for i in range(len(networks))]
+    slope, fixed = _line(costs, networks, measured)
+    return (
+        Costs.one("latency", slope * costs, fixed=fixed, unit="ms"),
+        measured[networks.index(space.own)],
+    )
+
+
+def layers_of(
+    space: Space, indices: Indices, inputs: tuple[Any, ...]
+) -> dict[str, tuple[str, tuple[nn.Module, Tensor]]]:
+    """The layers of all pairs in one network: path -> (key, (layer, its input)).
+
+    key: the same for layers that take the same time.
+    """
+    network = space.network(indices)
+    paths = {path for c in space.choices for pair in c.pairs for path in pair.layers}
+    reads: dict[str, Tensor] = {}
+    handles = [
+        network.get_submodule(path).register_forward_pre_hook(
+            lambda _, args, path=path: reads.setdefault(path, args[0].detach())
+        )
+        for path in sorted(paths)
+        if getattr(network.get_submodule(path), "weight", None) is not None
+        and not isinstance(network.get_submodule(path), nn.modules.batchnorm._NormBase)
+    ]
+    args, kwargs = arguments_of(inputs)
+    with evaluating(network), torch.no_grad():
+        network(*args, **kwargs)
+    for handle in handles:
+        handle.remove()
+    return {
+        path: (
+            f"{network.get_submodule(path)} of {list(x.shape)}",
+            (network.get_submodule(path), x),
+        )
+        for path, x in reads.items()
+    }
+
+
+def _sums(space: Space, ms: Mapping[float, Mapping[str, float]]) -> Tensor:
+    """What each candidate costs: its layers at its share of the channels, [choices, candidates]."""
+    ends: dict[str, int] = {}
+    for pair in (pair for choice in space.choices for pair in choice.pairs):
+        for path in pair.layers:
+            ends[path] = ends.get(path, 0) + 1
+    costs = torch.zeros(space.mask.shape, dtype=torch.float64)
+    for m, choice in enumerate(space.choices):
+        for j, candidate in enumerate(choice.candidates):
+            row = ms.get(candidate.share, {})  # left out: no layer, no time
+            costs[m, j] = sum(
+                row.get(path, 0.0) / ends[path] for pair in choice.pairs for path in pair.layers
+            )
+    return costs
+
+
+def _line(
+    costs: Tensor, networks: Sequence[Indices], measured: Sequence[float]
+) -> tuple[float, float]:
+    """Slope and fixed part, in ms, of whole networks over the sums of their layers."""
+    sums = [float(sum(costs[m, j] for m, j in enumerate(indices))) for indices in networks]
+    line = fit(np.array(measured), np.array(sums))
+    if line.b >= 0:
+        return line.a, line.b
+    # What all networks share takes time too: a negative rest is noise, and would promise that
+    # limits near zero can be kept.
+    return float(np.median([ms / s for ms, s in zip(measured, sums, strict=True) if s > 0])), 0.0
+
+
+def _random(space: Space, seed: int) -> list[Indices]:
+    generator = torch.Generator().manual_seed(derive_seed(seed, "networks to fit latencies to"))
+    p = space.mask.double()
+    return [
+        tuple(torch.multinomial(p, 1, generator=generator)[:, 0].tolist()) for _ in range(RANDOM)
+    ]
+
+
+def _name(index: int) -> str:
+    return f"whole network {index}"

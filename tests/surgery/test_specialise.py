@@ -1,0 +1,292 @@
+"""A small trained network made narrower within a limit, on the fake runtime."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+import proxylessnas
+from proxylessnas.config import MeasureSettings
+from proxylessnas.errors import (
+    ConfigError,
+    DataError,
+    LimitError,
+    RunError,
+    SupernetError,
+    UserError,
+)
+from proxylessnas.hardware.runtimes.fake import FakeRuntime
+from proxylessnas.surgery.fits import moments_of_readers, narrow_fits, read_rows
+from proxylessnas.surgery.graph import Graph
+from proxylessnas.surgery.narrow import narrowed, outputs
+from proxylessnas.surgery.pairs import find_pairs
+from proxylessnas.surgery.saved import restored
+
+MEASURE = MeasureSettings(network_rounds=2, runs=2, warmup=1)
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.norm(self.first(x)).relu())
+
+
+def batches(seed: int, count: int = 4) -> list[tuple[Tensor, Tensor]]:
+    """Images [16, 1, 10, 10] whose brighter half is the class."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, 16, 1, 10, 10, generator=generator)
+    labels = torch.randint(2, (count, 16), generator=generator)
+    images[:, :, :, :5] += labels[:, :, None, None, None]
+    return list(zip(images, labels, strict=True))
+
+
+@cache
+def trained() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
+        *(nn.Conv2d(32, 24, 3, stride=2, padding=1), nn.ReLU(), Block(24), Block(24)),
+        *(nn.AdaptiveAvgPool2d((2, 1)), nn.Flatten(), nn.Linear(48, 32), nn.ReLU()),
+        nn.Linear(32, 2),
+    )
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(3):
+        for images, labels in batches(0):
+            optimizer.zero_grad()
+            cross_entropy(model(images), labels).backward()
+            optimizer.step()
+    return model.eval()
+
+
+def right(output: Tensor, labels: Tensor) -> Tensor:
+    return (output.argmax(1) == labels).sum()
+
+
+def specialised(model: nn.Module | None = None, **options: Any) -> proxylessnas.Specialised:
+    given = {
+        "train": batches(0),
+        "valid": batches(1),
+        "loss": cross_entropy,
+        "correct": right,
+        "example_inputs": (batches(0)[0][0][:1],),
+        "target_latency": "0.6x",
+        "runtime": FakeRuntime(),
+        "measure": MEASURE,
+        "quiet": True,
+    }
+    return proxylessnas.specialise(model or trained(), **{**given, **options})
+
+
+@pytest.fixture(scope="module")
+def result() -> proxylessnas.Specialised:
+    return specialised()
+
+
+# --- a limit that is kept ---
+
+
+def latency(network: nn.Module) -> float:
+    return FakeRuntime().load(network, (batches(0)[0][0][:1],)).timed(1) * 1e3
+
+
+def test_the_limit_is_kept_by_what_is_returned(result: proxylessnas.Specialised) -> None:
+    assert latency(trained()) == pytest.approx(result.summary["model_latency_ms"], rel=1e-5)
+    assert result.limit_ms == pytest.approx(0.6 * latency(trained()), rel=1e-5)
+    network = result.derive()
+    assert latency(network) == pytest.approx(result.measured_ms, rel=1e-4)
+    assert latency(network) <= 1.02 * result.limit_ms
+    assert {type(m).__module__.partition(".")[0] for m in network.modules()} <= {
+        "torch",
+        Block.__module__,
+    }
+
+
+def test_the_model_stays_as_it_was(result: proxylessnas.Specialised) -> None:
+    model = copy.deepcopy(trained())
+    before = copy.deepcopy(model.state_dict())
+    model.train()
+    specialised(model, target_latency="0.8x")
+    assert model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_another_limit_and_the_same_call_again(result: proxylessnas.Specialised) -> None:
+    wider = result.within("0.85x")
+    assert result.measured_ms < wider.measured_ms <= 1.02 * wider.limit_ms
+    assert -wider.chosen.score < -result.chosen.score  # nearer to the model
+    again = specialised()
+    assert again.architecture == result.architecture
+    state = again.derive().state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in result.derive().state_dict().items())
+
+
+def test_the_whole_limit_is_the_model_itself() -> None:
+    whole = specialised(target_latency="1.0x")
+    assert set(whole.architecture.values()) == {"own"}
+    (images, _), *_ = batches(2)
+    assert torch.equal(whole.derive()(images), trained()(images))
+
+
+def test_finetuning_ends_no_worse_and_is_what_derive_returns() -> None:
+    found = specialised()
+    before = found.derive()
+    score = found.finetune(epochs=2)
+    assert score.accuracy is not None
+    assert score.accuracy >= found.summary["score_before_finetuning"]
+    after = found.derive()
+    assert latency(after) == latency(before)
+    assert found.summary["score"] == score.accuracy
+
+
+def test_files_bring_the_network_back(tmp_path: Path) -> None:
+    found = specialised(target_latency="0.45x", out=tmp_path / "run")
+    assert "zero" in found.architecture.values()  # a block is left out
+    network = restored(trained(), tmp_path / "run")
+    (images, _), *_ = batches(2)
+    assert torch.equal(network(images), found.derive()(images))
+    assert "stays: `add`" in (tmp_path / "run" / "layers.txt").read_text()
+    with pytest.raises(RunError, match="not an empty directory"):
+        specialised(out=tmp_path / "run")
+    with pytest.raises(RunError, match="of another model"):
+        restored(nn.Linear(2, 2), tmp_path / "run")
+
+
+# --- other models ---
+
+
+class Two(nn.Module):
+    """Two inputs, and a dict of outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(6, 64), nn.Linear(6, 64)
+        self.read, self.size = nn.Linear(64, 3), nn.Linear(64, 1)
+
+    def forward(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+        hidden = self.left(a).relu() * self.right(b).sigmoid()
+        return {"vector": self.read(hidden), "size": self.size(hidden)}
+
+
+def test_several_inputs_a_dict_of_outputs_and_a_loss_of_ones_own() -> None:
+    torch.manual_seed(1)
+    model = Two()
+    data = [((torch.randn(8, 6), torch.randn(8, 6)), torch.randn(8, 3)) for _ in range(3)]
+    found = specialised(
+        torch.nn.DataParallel(model),
+        train=data,
+        valid=data,
+        loss=lambda output, target: mse_loss(output["vector"], target),
+        correct=None,
+        example_inputs=data[0][0],
+        target_latency="0.995x",
+    )
+    network = found.derive()
+    assert network.left.out_features == network.right.out_features < 64
+    assert network.read.in_features == network.size.in_features == network.left.out_features
+    found.finetune(epochs=1)
+    assert found.derive()(*data[0][0])["size"].shape == (8, 1)
+
+
+def test_blocks_say_which_layers() -> None:
+    found = specialised(blocks=[Block], target_latency="0.9x")
+    assert set(found.architecture) == {"5", "6"}
+    assert found.table.count("left out") == 2
+    found = specialised(blocks=["0", nn.Conv2d], target_latency="0.9x")
+    assert set(found.architecture) == {"0", "5.first", "6.first"}  # layers alone, not their blocks
+
+
+# --- closed form ---
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(8, 5, 3, padding=1, stride=2),
+        nn.Conv2d(8, 5, 3, dilation=2, padding="same", padding_mode="circular", bias=False),
+        nn.Conv1d(8, 5, 3),
+    ],
+)
+def test_rows_are_what_a_convolution_multiplies(layer: Any) -> None:
+    x = torch.randn(2, 8, *[9] * (layer.weight.dim() - 2))
+    rows = read_rows(layer, x, 10_000, torch.Generator())
+    expected = layer(x).movedim(1, -1).flatten(0, -2)
+    actual = rows @ layer.weight.flatten(1).T + (0 if layer.bias is None else layer.bias)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_refits_are_least_squares_by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a convolution's kernel over the channels that remain, with a bias."""
+    monkeypatch.setattr("proxylessnas.surgery.fits.RIDGE", 1e-9)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Tanh(), nn.Conv2d(16, 4, 3, bias=False)).eval()
+    images = torch.randn(4, 3, 20, 20)
+    pairs, _ = find_pairs(model, Graph(model, (images,)))
+    (pair,) = pairs
+    kept = narrow_fits(model, {pair: [8]}, [images])[pair][8]
+    with torch.no_grad():
+        hidden, target = model[:2](images)[:, kept.channels], model(images)
+        rows = read_rows(nn.Conv2d(8, 1, 3), hidden, 10_000, torch.Generator()).double().numpy()
+        y = target.movedim(1, -1).flatten(0, -2).double().numpy()
+        design = np.concatenate([rows, np.ones((len(rows), 1))], axis=1)
+        expected = design @ np.linalg.lstsq(design, y, rcond=None)[0]
+        actual = narrowed(model, [(pair, kept)])(images).movedim(1, -1).flatten(0, -2)
+    np.testing.assert_allclose(actual.numpy(), expected, atol=2e-4)
+
+
+def test_redundant_channels_cost_nothing() -> None:
+    """Half of the channels are sums of others: the narrow network computes the same."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 32), nn.Linear(32, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    x = [torch.randn(512, 12) for _ in range(4)]
+    pairs, _ = find_pairs(model, Graph(model, (x[0],)))
+    kept = narrow_fits(model, {pairs[0]: [16]}, x)[pairs[0]][16]
+    small = narrowed(model, [(pairs[0], kept)])
+    (actual,), (expected,) = outputs(small, (x[0],)), outputs(model, (x[0],))
+    assert (actual - expected).std() < 0.05 * expected.std()
+    moments = moments_of_readers(model, {"1.weight": 1}, x)["1.weight"]
+    assert moments.gram.shape == (32, 32)
+
+
+# --- what cannot be done ---
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"target_latency": "0.01x"}, LimitError, r"keeps 0.00.* ms: the reachable range is .*x"),
+        ({"target_latency": "fast"}, ConfigError, "the latency 'fast' is not understood"),
+        ({"blocks": "layer7.*"}, ConfigError, "the model has no module called 'layer7.\\*'"),
+        ({"blocks": nn.LSTM}, ConfigError, "no module of the class LSTM"),
+        ({"blocks": 3}, ConfigError, "blocks holds 3"),
+        ({"blocks": "0", "target_latency": "0.9x"}, LimitError, "blocks='auto' where blocks="),
+        ({"blocks": "11"}, SupernetError, "nothing to narrow .* an output of the model"),
+        ({"train": None}, DataError, "no batches of `train`"),
+        ({"example_inputs": (torch.zeros(1, 7),)}, SupernetError, "fails on the example inputs"),
+        ({"example_inputs": None}, ConfigError, "example_inputs is NoneType"),
+        ({"loss": lambda o, t: o}, UserError, "the loss must return a tensor of one number"),
+        ({"valid": [(torch.zeros(2, 7), torch.zeros(2))]}, DataError, "first batch of valid"),
+        ({"model": nn.ReLU()}, SupernetError, "nothing to narrow in ReLU: it has no layer"),
+    ],
+)
+def test_one_line_says_what_is_wrong(
+    options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    options = {"model": None, **options}
+    if isinstance(options["model"], nn.ReLU):
+        options["loss"] = lambda output, target: output.mean()
+    with pytest.raises(error, match=words) as caught:
+        specialised(**options)
+    assert "\n" not in str(caught.value)
