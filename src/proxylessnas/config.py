@@ -426,6 +426,9 @@ class RunConfig:
     free. Batches are computed in parts where the result stays the same, or else refused."""
     baselines: bool = False
     """Whether the space's largest network and a random one of the same latency are trained too."""
+    from_scratch: bool = False
+    """Whether, beside the baselines of pretrained, the network that is found is also trained from
+    fresh weights, for as long as everything up to its own training took."""
     loading: DataSettings = field(default_factory=DataSettings)
     measure: MeasureSettings = field(default_factory=MeasureSettings)
     teach: TeachSettings = field(default_factory=TeachSettings)

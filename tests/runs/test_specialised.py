@@ -29,7 +29,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def specialised(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("specialised") / "run"
-    assert main(["run", *WORDS, f"--pretrained={trained}", f"--out={out}"]) == 0
+    words = [*WORDS, "--from-scratch=true"]
+    assert main(["run", *words, f"--pretrained={trained}", f"--out={out}"]) == 0
     return out
 
 
@@ -37,7 +38,8 @@ def test_the_summary_says_what_one_would_do_by_hand(specialised: Path) -> None:
     summary = json.loads((specialised / "summary.json").read_text())
     for name in ("teacher", "linear", "majority", "test"):
         assert 0 <= summary[f"{name}_accuracy"] <= 1
-    assert summary["baselines"].keys() <= {"teacher", "smaller_input", "uniform"}
+    named = {"teacher", "smaller_input", "uniform", "from_scratch"}
+    assert {"teacher", "from_scratch"} <= summary["baselines"].keys() <= named
     for row in summary["baselines"].values():
         assert 0 <= row["test_accuracy"] <= 1 and row["measured_latency_ms"] > 0
     assert summary["found_ms"] > 0  # in the same rounds

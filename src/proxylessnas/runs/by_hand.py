@@ -16,13 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from proxylessnas.config import TrainSettings
 from proxylessnas.data import Batches
 from proxylessnas.hardware.measure import NetworkReport, measure_networks
 from proxylessnas.pretrained.candidates import PHOTOS, BlockFits, block_inputs
 from proxylessnas.pretrained.networks import bottleneck
 from proxylessnas.pretrained.space import largest_within, uniform_network
 from proxylessnas.runs.specialised import SpecialisedProblem, images_of
+from proxylessnas.seeds import derive_seed
 from proxylessnas.session.finishing import trained_network
+from proxylessnas.session.fitting import mean_seconds
 from proxylessnas.session.memory import fit_memory
 from proxylessnas.session.session import Session
 from proxylessnas.spaces.blocks import Network
@@ -34,6 +37,8 @@ from proxylessnas.training.train import Training
 
 SHARES = [share / 96 for share in range(8, 96)]  # of hidden channels, of uniform networks
 LEAST_SIZE, SIZE_STEP = 32, 4  # pixels
+ROAD = ("teach", "candidates", "search", "derive", "train")
+SCRATCH = TrainSettings(learning_rate=0.025)  # as from scratch, with batches half as large
 COMPARING_ROUNDS = 8  # of the search for a network as fast; the table's figures take all
 STAGE = "by-hand"
 
@@ -68,6 +73,8 @@ def by_hand(session: Session, problem: SpecialisedProblem) -> None:
                 row = make(session, problem, teacher, keeps)
                 if row is not None:
                     rows[name] = row
+        if session.config.from_scratch:
+            rows["from_scratch"] = _from_scratch(session, problem)
         latencies = _latencies(
             session,
             {name: (r.network, r.size) for name, r in rows.items()} | {"found": (found, size)},
@@ -159,20 +166,61 @@ def _tuned(
     session: Session, network: nn.Module, task: Task, train: Batches, name: str
 ) -> nn.Module:
     """Fine-tuned as long as the network that was found."""
-    job = Training(
+    settings = replace(session.config.train, keep_best="never", patience=None)
+    return _learned(session, _training(session, network, task, train, settings, name))
+
+
+def _training(
+    session: Session,
+    network: nn.Module,
+    task: Task,
+    train: Batches,
+    settings: TrainSettings,
+    name: str,
+) -> Training:
+    """Of a copy."""
+    return Training(
         network=session.machine.place(copy.deepcopy(network)),
         task=task,
         train=train,
-        settings=replace(session.config.train, keep_best="never", patience=None),
+        settings=settings,
         seed=session.config.seed,
         machine=session.machine,
         ranks=session.ranks,
         stage=name,
     )
+
+
+def _learned(session: Session, job: Training) -> nn.Module:
     before = partial(fit_memory, job, "train", session.config.memory)
-    with session.reporter.bar(f"fine-tuning {name}") as update:
+    with session.reporter.bar(f"training {job.stage}") as update:
         run_loop(job, callbacks=[ProgressBar(update)], before=before)
     return job.network.eval()
+
+
+# --- from scratch ---
+
+
+def _from_scratch(session: Session, problem: SpecialisedProblem) -> Compared:
+    """The network that was found, from fresh weights for as long as the whole road took."""
+    config, seconds = session.config, 0.0
+    for stage in ROAD:
+        seconds += session.records.require(stage)["seconds"]
+    torch.manual_seed(derive_seed(config.seed, "from scratch"))
+    network = problem.network(session.load_architecture("architecture.json"), config)
+    task, train = problem.task_of_labels(config), problem.batches("train", config)
+
+    def job(epochs: float) -> Training:
+        settings = replace(SCRATCH, epochs=epochs, batch_size=config.train.batch_size)
+        return _training(session, network, task, train, settings, "from scratch")
+
+    probe = job(1.0)
+    undo = probe.prepare()
+    step = session.ranks.of_main(lambda: mean_seconds(probe.take_step, 3, probe))
+    undo()
+    trained = _learned(session, job(max(1.0, seconds / step) / len(train)))
+    accuracy = _accuracy(session, trained, problem.batches("test", config))
+    return Compared(trained, problem.data.info.shape[1], accuracy)
 
 
 # --- a smaller input ---

@@ -24,6 +24,7 @@ FIRST_STAGE = {
     "derive": "derive",
     "train": "train",
     "baselines": None,
+    "from_scratch": None,
 }
 
 
