@@ -149,7 +149,8 @@ def test_a_whole_search_with_it_on_a_real_runtime(what: str, runtime: str) -> No
         rounds=1, network_rounds=1, runs=1, warmup=0, networks=3, validation=0
     )
     model = Net(HELD[what]())
-    result = searched(model, target_latency="1x", runtime=runtime, measure=quick)
+    # Of networks of microseconds one round of measuring says little: any network keeps this limit.
+    result = searched(model, target_latency="10x", runtime=runtime, measure=quick)
     assert isinstance(result.derive(), nn.Module)
 
 

@@ -358,7 +358,8 @@ def test_a_run_from_trained_weights_in_parts_is_the_same_run(
     capsys.readouterr()
     words = [word for word in command if word != "--quiet"]
     assert main([*words, f"--out={tmp_path}/parts", "--memory=7MB"]) == 0
-    assert capsys.readouterr().err.count("images at a time, to the same result") == 3
+    # Teaching (once more where it led away), the search and the training.
+    assert capsys.readouterr().err.count("images at a time, to the same result") in (3, 4)
     one, other = (json.loads((tmp_path / out / "summary.json").read_text()) for out in RUNS)
     assert other["teacher_accuracy"] == pytest.approx(one["teacher_accuracy"], abs=0.02)
     networks = [(tmp_path / out / "architecture.json").read_text() for out in RUNS]

@@ -56,7 +56,7 @@ def test_all_of_it_at_once_trains_and_goes_on_to_the_same_bits(
     config = whole.read_config()
     assert config.train == TrainSettings(
         **{
-            **{f: getattr(config.train, f) for f in ("batch_size", "inherit")},
+            **{f: getattr(config.train, f) for f in ("batch_size", "inherit", "clip_norm")},
             **{"frozen_statistics": road == "pretrained", "epochs": 4, "optimizer": "adamw"},
             **{"learning_rate": 0.001, "warmup_epochs": 0.5, "average_decay": 0.9},
             **{"label_smoothing": 0.2, "augment": "shift+randaugment", "mix": "mixup"},
