@@ -36,6 +36,7 @@ RENAMED = {
 }
 
 
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")  # a data set: owner/name:split
 REGULARISERS = ("dropout", "path_drop", "cell_drop")  # of a space; they shape no weight
 
 

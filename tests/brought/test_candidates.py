@@ -13,17 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune, weight_norm
+from toys import search_of_vectors
 
 import proxylessnas
-from proxylessnas import MixedOp, SearchSettings
-from proxylessnas.api import Result
+from proxylessnas import MixedOp
 from proxylessnas.core.supernet import Supernet, Zero
 from proxylessnas.errors import SupernetError
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.training.copying import copied
 from proxylessnas.training.task import Task
-
-QUICK = SearchSettings(warmup_epochs=1, epochs=1)
 
 
 class Writer:
@@ -112,20 +110,6 @@ class Net(nn.Module):
         return out
 
 
-def searched(model: nn.Module, **options: Any) -> Result:
-    batches = [(torch.randn(8, 4), torch.randn(8, 4)) for _ in range(2)]
-    settings: dict[str, Any] = {
-        "train": batches,
-        "valid": batches,
-        "loss": nn.functional.mse_loss,
-        "example_inputs": (torch.zeros(1, 4),),
-        "runtime": FakeRuntime(),
-        "settings": QUICK,
-        "quiet": True,
-    }
-    return proxylessnas.search(model, **{**settings, **options})
-
-
 @pytest.mark.filterwarnings("ignore")  # torch's own, of what is old
 @pytest.mark.parametrize("what", HELD)
 def test_derived_without_copying_what_need_not_be_copied(what: str) -> None:
@@ -150,7 +134,7 @@ def test_a_whole_search_with_it_on_a_real_runtime(what: str, runtime: str) -> No
     )
     model = Net(HELD[what]())
     # Of networks of microseconds one round of measuring says little: any network keeps this limit.
-    result = searched(model, target_latency="10x", runtime=runtime, measure=quick)
+    result = search_of_vectors(model, target_latency="10x", runtime=runtime, measure=quick)
     assert isinstance(result.derive(), nn.Module)
 
 
@@ -202,7 +186,7 @@ def lazy_net() -> nn.Module:
 
 
 def test_lazy_layers_take_their_shapes_from_the_example_inputs(tmp_path: Path) -> None:
-    result = searched(lazy_net(), out=tmp_path / "run", target_latency="1x")
+    result = search_of_vectors(lazy_net(), out=tmp_path / "run", target_latency="1x")
     shapes = [tuple(p.shape) for p in result.supernet.model.first.candidates.parameters()]
     assert shapes == [(4, 4), (4,), (6, 4), (6,), (6,), (6,), (4, 6), (4,)]
     again = proxylessnas.load(tmp_path / "run", model=lazy_net(), runtime=FakeRuntime())
@@ -214,10 +198,10 @@ def test_a_lazy_layer_that_is_never_reached_is_named() -> None:
     model = Net(nn.LazyLinear(4))
     model.idle = nn.LazyLinear(3)  # type: ignore[assignment]
     with pytest.raises(SupernetError, match=r"'idle.weight' is of a lazy layer that the example"):
-        searched(model)
+        search_of_vectors(model)
 
 
 def test_zero_beside_lazy_layers() -> None:
     model = Net(Zero())
     model.first.candidates["plain"] = nn.LazyLinear(4)
-    assert searched(model).architecture.choices["first"] in ("plain", "special")
+    assert search_of_vectors(model).architecture.choices["first"] in ("plain", "special")

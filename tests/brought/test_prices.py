@@ -10,9 +10,10 @@ import pytest
 import torch
 import yaml
 from torch import Tensor, nn
+from toys import search_of_vectors
 
 import proxylessnas
-from proxylessnas import MixedOp, SearchSettings
+from proxylessnas import MixedOp
 from proxylessnas.api import Result
 from proxylessnas.architecture import Architecture
 from proxylessnas.cli.main import main
@@ -36,8 +37,6 @@ from proxylessnas.hardware.published_table import (
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.spaces import build, build_supernet
 
-QUICK = SearchSettings(warmup_epochs=1, epochs=1)
-
 
 class Net(nn.Module):
     def __init__(self) -> None:
@@ -60,17 +59,7 @@ class NeverLoads(FakeRuntime):
 
 
 def searched(model: nn.Module | None = None, **options: Any) -> Result:
-    batches = [(torch.ones(8, 4), torch.ones(8, 4)) for _ in range(2)]
-    settings: dict[str, Any] = {
-        "train": batches,
-        "valid": batches,
-        "loss": nn.functional.mse_loss,
-        "example_inputs": (torch.zeros(1, 4),),
-        "runtime": FakeRuntime(),
-        "settings": QUICK,
-        "quiet": True,
-    }
-    return proxylessnas.search(model or Net(), **{**settings, **options})
+    return search_of_vectors(model or Net(), **options)
 
 
 # --- costs of one's own ---

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import proxylessnas
+from proxylessnas.api import Result
 from proxylessnas.config import SearchSettings
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import Estimator, make_estimator
@@ -17,6 +19,7 @@ from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import MixedOp, Supernet, collect_tensors
 from proxylessnas.data.batches import LoaderBatches
+from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.training.callbacks import Callback, StepMetrics
 from proxylessnas.training.ranks import ALONE, Ranks
 from proxylessnas.training.task import Task
@@ -226,3 +229,18 @@ def changed(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
     after = module.state_dict()
     assert after.keys() == before.keys()
     return {k for k, v in after.items() if not torch.equal(v, before[k])}
+
+
+def search_of_vectors(model: nn.Module, **options: Any) -> Result:
+    """A search of two epochs on four numbers an example, with the fake runtime unless given."""
+    batches = [(torch.randn(8, 4), torch.randn(8, 4)) for _ in range(2)]
+    settings: dict[str, Any] = {
+        "train": batches,
+        "valid": batches,
+        "loss": nn.functional.mse_loss,
+        "example_inputs": (torch.zeros(1, 4),),
+        "runtime": FakeRuntime(),
+        "settings": SearchSettings(warmup_epochs=1, epochs=1),
+        "quiet": True,
+    }
+    return proxylessnas.search(model, **{**settings, **options})

@@ -6,12 +6,12 @@ compares with the lists here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from proxylessnas.config import HUB_NAME
 from proxylessnas.errors import ConfigError, did_you_mean
 
 SPACES = ("mobile", "macro", "tree")
@@ -21,7 +21,6 @@ PRETRAINED = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 OTHER_SPACES = ("inverted", "custom")  # that files name, of trained networks and of Python calls
 OTHER_DATA = "a folder that exists, owner/name of the Hugging Face hub or torchvision:NAME"
 OTHER_PRETRAINED = "torchvision:NAME, timm:NAME, a checkpoint or a run directory"
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
 
 
 def check_names(settings: Mapping[str, Any]) -> None:
@@ -47,7 +46,7 @@ def check_names(settings: Mapping[str, Any]) -> None:
 
 def _is_elsewhere(name: str) -> bool:
     """Whether a name is of a library or of the hub, or a path, which say later what is wrong."""
-    return ":" in name or bool(_HUB_NAME.fullmatch(name)) or Path(name).expanduser().exists()
+    return ":" in name or bool(HUB_NAME.fullmatch(name)) or Path(name).expanduser().exists()
 
 
 def _known(name: str, allowed: Iterable[str], kind: str, more: str = "") -> None:

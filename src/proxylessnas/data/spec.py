@@ -13,10 +13,9 @@ owner/name[:config]               a data set of the Hugging Face hub     hugging
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
-from proxylessnas.config import DataSettings
+from proxylessnas.config import HUB_NAME, DataSettings
 from proxylessnas.data.folders import folder_source, zip_source
 from proxylessnas.data.huggingface import (
     holds_parquet,
@@ -32,7 +31,6 @@ from proxylessnas.data.watching import Progress, silent, watched
 from proxylessnas.errors import DataError, did_you_mean
 
 _BUNDLED = {"mnist5k": mnist5k, "digits": digits}
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
 
 
 def open_source(
@@ -58,7 +56,7 @@ def open_source(
         return _of_file(path, spec, settings, progress)
     if path.is_symlink():
         raise DataError(f"{spec} is a link that leads nowhere; give the folder itself")
-    if _HUB_NAME.fullmatch(spec):
+    if HUB_NAME.fullmatch(spec):
         return hub_source(spec, settings, progress)
     if "/" in spec or os.sep in spec or spec.startswith((".", "~")):
         raise DataError(f"there is no folder {spec} (looked for {path.absolute()})")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,15 +22,13 @@ from proxylessnas.pretrained.candidates import PHOTOS, BlockFits, block_inputs
 from proxylessnas.pretrained.networks import bottleneck
 from proxylessnas.pretrained.space import largest_within, uniform_network
 from proxylessnas.runs.specialised import SpecialisedProblem, images_of
+from proxylessnas.runs.trials import learned, training_of_copy
 from proxylessnas.seeds import derive_seed
 from proxylessnas.session.finishing import trained_network
 from proxylessnas.session.fitting import mean_seconds
-from proxylessnas.session.memory import fit_memory
 from proxylessnas.session.session import Session
 from proxylessnas.spaces.blocks import Network
-from proxylessnas.training.callbacks import ProgressBar
 from proxylessnas.training.evaluate import evaluate
-from proxylessnas.training.loop import run_loop
 from proxylessnas.training.task import Task, batch_size
 from proxylessnas.training.train import Training
 
@@ -94,7 +91,7 @@ def _as_fast_as(session: Session, found: nn.Module, found_size: int) -> Callable
 
     def keeps(network: nn.Module, size: int) -> bool:
         both = {"one": (network, size), "found": (found, found_size)}
-        report = _measured(session, both, rounds=COMPARING_ROUNDS)
+        report = measured(session, both, rounds=COMPARING_ROUNDS)
         return report["one"].raw_ms <= report["found"].raw_ms
 
     return keeps
@@ -106,7 +103,7 @@ def _latencies(
     """Latencies that may be compared: all measured in the same rounds."""
     if not session.is_local:
         return dict.fromkeys(networks)
-    report = _measured(session, networks)
+    report = measured(session, networks)
     return {name: report[name].raw_ms for name in networks}
 
 
@@ -138,7 +135,7 @@ def _share_of(label: int, batches: Batches) -> float:
     return right / max(1, total)
 
 
-def _measured(
+def measured(
     session: Session, networks: Mapping[str, tuple[nn.Module, int]], rounds: int | None = None
 ) -> NetworkReport:
     """Latencies now, of networks that are laid out in memory as they are exported."""
@@ -167,35 +164,7 @@ def _tuned(
 ) -> nn.Module:
     """Fine-tuned as long as the network that was found."""
     settings = replace(session.config.train, keep_best="never", patience=None)
-    return _learned(session, _training(session, network, task, train, settings, name))
-
-
-def _training(
-    session: Session,
-    network: nn.Module,
-    task: Task,
-    train: Batches,
-    settings: TrainSettings,
-    name: str,
-) -> Training:
-    """Of a copy."""
-    return Training(
-        network=session.machine.place(copy.deepcopy(network)),
-        task=task,
-        train=train,
-        settings=settings,
-        seed=session.config.seed,
-        machine=session.machine,
-        ranks=session.ranks,
-        stage=name,
-    )
-
-
-def _learned(session: Session, job: Training) -> nn.Module:
-    before = partial(fit_memory, job, "train", session.config.memory)
-    with session.reporter.bar(f"training {job.stage}") as update:
-        run_loop(job, callbacks=[ProgressBar(update)], before=before)
-    return job.network.eval()
+    return learned(session, training_of_copy(session, network, task, train, settings, name))
 
 
 # --- from scratch ---
@@ -212,13 +181,13 @@ def _from_scratch(session: Session, problem: SpecialisedProblem) -> Compared:
 
     def job(epochs: float) -> Training:
         settings = replace(SCRATCH, epochs=epochs, batch_size=config.train.batch_size)
-        return _training(session, network, task, train, settings, "from scratch")
+        return training_of_copy(session, network, task, train, settings, "from scratch")
 
     probe = job(1.0)
     undo = probe.prepare()
     step = session.ranks.of_main(lambda: mean_seconds(probe.take_step, 3, probe))
     undo()
-    trained = _learned(session, job(max(1.0, seconds / step) / len(train)))
+    trained = learned(session, job(max(1.0, seconds / step) / len(train)))
     accuracy = _accuracy(session, trained, problem.batches("test", config))
     return Compared(trained, problem.data.info.shape[1], accuracy)
 

@@ -14,11 +14,10 @@ from torch import nn
 from proxylessnas.config import RunConfig
 from proxylessnas.core.supernet import Supernet, Zero
 from proxylessnas.errors import LimitError
-from proxylessnas.hardware.measure import measure_networks
 from proxylessnas.limits import parse_limit
 from proxylessnas.pretrained.candidates import candidate_names
 from proxylessnas.pretrained.space import blank_candidates, largest_within, space_around
-from proxylessnas.runs.by_hand import LEAST_SIZE, SIZE_STEP
+from proxylessnas.runs.by_hand import LEAST_SIZE, SIZE_STEP, measured
 from proxylessnas.runs.defaults import SPACE
 from proxylessnas.runs.specialised import SpecialisedProblem
 from proxylessnas.session.pipeline import check_names_of_limits
@@ -103,11 +102,4 @@ def _check_latency(session: Session, problem: SpecialisedProblem) -> None:
 
 def _latency(session: Session, network: nn.Module, side: int) -> float:
     """Milliseconds at an input of so many pixels a side."""
-    batch, channels, _, _ = session.inputs[0].shape
-    images = torch.randn(batch, channels, side, side, generator=torch.Generator().manual_seed(0))
-    settings = session.config.measure
-    network = network.eval()
-    report = measure_networks(
-        {"one": network}, session.runtime, (images,), settings, seed=session.config.seed
-    )
-    return report["one"].raw_ms
+    return measured(session, {"one": (network, side)})["one"].raw_ms

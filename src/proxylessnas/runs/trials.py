@@ -1,4 +1,7 @@
-"""What a network will be worth once it is fine-tuned, told from a short fine-tuning."""
+"""Trainings of copies, beside the run's own: of what is compared with the network that is found.
+
+`tried` tells what a network will be worth once it is fine-tuned, from a short fine-tuning.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +11,54 @@ from functools import partial
 
 from torch import nn
 
+from proxylessnas.config import TrainSettings
+from proxylessnas.data import Batches
 from proxylessnas.runs.specialised import SpecialisedProblem
 from proxylessnas.session.memory import fit_memory
 from proxylessnas.session.session import Session
 from proxylessnas.training.callbacks import ProgressBar
 from proxylessnas.training.evaluate import Score, evaluate
 from proxylessnas.training.loop import run_loop
+from proxylessnas.training.task import Task
 from proxylessnas.training.train import Training
 
 EPOCHS = 1  # a network cut deeply is worth little before it, and most of what it will be after
 
 
+def training_of_copy(
+    session: Session,
+    network: nn.Module,
+    task: Task,
+    train: Batches,
+    settings: TrainSettings,
+    stage: str,
+) -> Training:
+    """The training of a copy of a network, which is no stage of the run: it is not recorded."""
+    return Training(
+        network=session.machine.place(copy.deepcopy(network)),
+        task=task,
+        train=train,
+        settings=settings,
+        seed=session.config.seed,
+        machine=session.machine,
+        ranks=session.ranks,
+        stage=stage,
+    )
+
+
+def learned(session: Session, job: Training) -> nn.Module:
+    """The network of a training to its end, in evaluation mode."""
+    before = partial(fit_memory, job, "train", session.config.memory)
+    with session.reporter.bar(f"training {job.stage}") as update:
+        run_loop(job, callbacks=[ProgressBar(update)], before=before)
+    return job.network.eval()
+
+
 def tried(session: Session, problem: SpecialisedProblem, network: nn.Module) -> Score:
     """The validation score of a copy that was fine-tuned for a while on the other images."""
     config = session.config
-    job = Training(
-        network=session.machine.place(copy.deepcopy(network)),
-        task=problem.training_task(config),
-        train=problem.batches("teach", config),
-        settings=replace(config.train, epochs=EPOCHS, keep_best="never", patience=None),
-        seed=config.seed,
-        machine=session.machine,
-        ranks=session.ranks,
-        stage="trial",
-    )
-    before = partial(fit_memory, job, "train", config.memory)
-    with session.reporter.bar("a short fine-tuning") as update:
-        run_loop(job, callbacks=[ProgressBar(update)], before=before)
+    settings = replace(config.train, epochs=EPOCHS, keep_best="never", patience=None)
+    task, train = problem.training_task(config), problem.batches("teach", config)
+    network = learned(session, training_of_copy(session, network, task, train, settings, "trial"))
     scoring = problem.batches("scoring", config)
-    return evaluate(job.network.eval(), problem.task, scoring, session.machine, ranks=session.ranks)
+    return evaluate(network, problem.task, scoring, session.machine, ranks=session.ranks)
