@@ -30,8 +30,10 @@ class Signal:
         """The handler of both signals."""
         if os.getpid() != self._process:  # a process that decodes images: its parent decides
             return
-        # Workers that the same signal ends are no error now, as torch's handler would have it.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # Workers that the same signal ends are no error now, as torch's handler would have it. A
+        # handler of our own and not the default: a death that is waiting to be heard of would end
+        # in a traceback, "ignored due to race condition".
+        signal.signal(signal.SIGCHLD, _unheard)
         if self.patient:
             self.requested = True
             return
@@ -48,6 +50,10 @@ class Signal:
             yield
         finally:
             self._looked_at = False
+
+
+def _unheard(signum: int, frame: Any) -> None:
+    """A handler that does nothing."""
 
 
 @contextmanager
