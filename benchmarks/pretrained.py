@@ -44,6 +44,7 @@ WAYS = ("teacher", "found", "smaller_input", "uniform")
 PARTS = {
     "distillation": ["--train.teacher-share=0"],
     "gates": ["--search.epochs=0.001"],
+    "least-squares": ["--candidates.ridge=1000"],
     "second-scores": ["--candidates.score-rounds=0"],
     "frozen-statistics": ["--teach.frozen-statistics=false", "--train.frozen-statistics=false"],
 }
@@ -74,8 +75,8 @@ def run(
     words = [sys.executable, "-m", "proxylessnas", "run", f"--out={out}"]
     if out.exists():
         words += ["--resume"]
-    elif out != first and not any(word.startswith("--teach") for word in left_out):
-        _begin_with(first, out)
+    elif out != first and not _changes("teach", left_out):
+        _begin_with(first, out, [s for s in SHARED if not _changes(s, left_out)])
         words += ["--resume", f"--target-latency={target:g}x", *left_out]
     else:
         data = os.environ.get("PROXYLESSNAS_DATA", ".")
@@ -93,11 +94,16 @@ def run(
     return out
 
 
-def _begin_with(first: Path, out: Path) -> None:
+def _changes(stage: str, options: Sequence[str]) -> bool:
+    """Whether options change what a stage does; the scores within a limit belong to the search."""
+    return any(o.startswith(f"--{stage}.") and "score-rounds" not in o for o in options)
+
+
+def _begin_with(first: Path, out: Path, stages: Sequence[str]) -> None:
     """The files of another target's run that do not depend on the limit."""
     (out / "stages").mkdir(parents=True)
     files = ["config.yaml", *(p.name for p in first.glob("data*.json"))]
-    for stage in SHARED:
+    for stage in stages:
         record = f"stages/{stage}.json"
         files += [record, *json.loads((first / record).read_text())["files"]]
     for file in files:

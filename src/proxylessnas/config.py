@@ -352,6 +352,9 @@ class CandidateSettings:
     """Images that candidates are scored on; a quarter of the training images at most."""
     score_rounds: CountOrZero = 2
     """Times that they are scored again in the networks which the scores choose under the limit."""
+    ridge: Rate = 1e-3
+    """How near what is refitted stays to the trained weights, as a share of the mean square of the
+    activations; a very large one narrows by magnitude and refits nothing."""
 
 
 @checked(place="machine", renamed=RENAMED)

@@ -235,3 +235,12 @@ def test_inputs_of_blocks_are_of_as_many_photos_as_they_need(
         x = teacher.blocks[0](teacher.stem(torch.cat(batches[:3])))
         torch.testing.assert_close(inputs[1], x[:4])
         torch.testing.assert_close(inputs[2], teacher.blocks[1](x))
+
+
+def test_a_very_large_ridge_narrows_by_magnitude_and_refits_nothing() -> None:
+    moments = random_moments(0, size=8)
+    strength = moments.weight.square().sum(1)
+    order = elimination_order(moments, 3, ridge=1e9)
+    assert set(order[:3].tolist()) == set(strength.topk(3).indices.tolist())
+    kept = order[:3].sort().values
+    torch.testing.assert_close(fit_projection(moments, kept, 1e9), moments.weight[kept])

@@ -84,6 +84,22 @@ def test_fine_tuning_that_led_away_is_done_again_with_gradients_cut(
     assert "cut to a norm of 2" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize("clip_norm", ["0", "1000"])  # done once more, or undone at once
+def test_a_network_that_fine_tuning_led_away_keeps_what_it_had(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], clip_norm: str
+) -> None:
+    out = tmp_path / "run"
+    wild = ["--target-latency=0.99x", "--train.learning-rate=30", "--train.average-decay=0"]
+    wild += [f"--train.clip-norm={clip_norm}", "--teach.clip-norm=5", "--baselines=false"]
+    assert main(["run", *WORDS[:-1], *wild, f"--pretrained={trained}", f"--out={out}"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert json.loads((out / "stages" / "train.json").read_text())["led_away"] is True
+    assert ("that it began with: once more" in said) == (clip_norm == "0")
+    if clip_norm != "0":
+        weights, inherited = (out / f"{n}.safetensors" for n in ("weights", "inherited"))
+        assert weights.read_bytes() == inherited.read_bytes() and "those stay" in said
+
+
 def test_it_goes_on_to_the_same_bits(specialised: Path, trained: Path, tmp_path: Path) -> None:
     """Everything behind the teacher is done again, from the files that were left."""
     out = tmp_path / "run"

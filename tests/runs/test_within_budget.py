@@ -10,9 +10,9 @@ import pytest
 
 from proxylessnas.cli.main import main
 from proxylessnas.config import RunConfig, TeachSettings
-from proxylessnas.runs import by_hand
 from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.runs.within_budget import LEAST_STEPS, _within, shares
+from proxylessnas.session import finishing
 from proxylessnas.training.ranks import ALONE
 from tests.runs import test_specialised
 
@@ -65,7 +65,6 @@ def test_baselines_that_would_break_the_budget_are_left_out(
     """One takes about as long as the training of the network that was found."""
     session = SimpleNamespace(
         budget=None if left is None else SimpleNamespace(left=left),
-        records=SimpleNamespace(require=lambda stage: {"train": {"seconds": 10.0}}[stage]),
         ranks=ALONE,
     )
-    assert by_hand._has_time(session) is has_time  # type: ignore[arg-type]
+    assert finishing.has_time(session, 10.0) is has_time  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from proxylessnas.pretrained.space import largest_within, uniform_network
 from proxylessnas.runs.specialised import SpecialisedProblem, images_of
 from proxylessnas.runs.trials import learned, training_of_copy
 from proxylessnas.seeds import derive_seed
-from proxylessnas.session.finishing import trained_network
+from proxylessnas.session.finishing import has_time, trained_network
 from proxylessnas.session.fitting import mean_seconds
 from proxylessnas.session.session import Session
 from proxylessnas.spaces.blocks import Network
@@ -64,7 +64,7 @@ def by_hand(session: Session, problem: SpecialisedProblem) -> None:
         if session.is_local and session.target_ms is not None:
             keeps = _as_fast_as(session, found, size)
             for name, make in (("uniform", _uniform), ("smaller_input", _smaller_input)):
-                if not _has_time(session):
+                if not has_time(session, session.records.require("train")["seconds"]):
                     session.reporter.say(f"  {name}: left out, the budget has no time for it")
                     continue
                 row = make(session, problem, teacher, keeps)
@@ -78,12 +78,6 @@ def by_hand(session: Session, problem: SpecialisedProblem) -> None:
         )
         facts["found_ms"] = latencies["found"]
         facts["baselines"] = _table(rows, latencies)
-
-
-def _has_time(session: Session) -> bool:
-    """Whether the budget leaves as many seconds as the network that was found was trained for."""
-    budget, seconds = session.budget, session.records.require("train")["seconds"]
-    return budget is None or session.ranks.of_main(lambda: budget.left > seconds)
 
 
 def _as_fast_as(session: Session, found: nn.Module, found_size: int) -> Callable[..., bool]:

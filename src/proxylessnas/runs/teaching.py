@@ -22,12 +22,13 @@ from proxylessnas.runs.specialised import (
     SpecialisedProblem,
     images_of,
 )
+from proxylessnas.session.finishing import STEADY_NORM
 from proxylessnas.session.fitting import fit
 from proxylessnas.session.pipeline import stop_if_asked
 from proxylessnas.session.session import Session
 from proxylessnas.spaces.blocks import Network
 
-STEADY_NORM, STEADIED = 2.0, ("teach", "train")
+STEADIED = ("teach", "train")
 
 
 def prepare(session: Session, problem: SpecialisedProblem) -> None:
@@ -121,9 +122,11 @@ def _cut(session: Session, problem: SpecialisedProblem) -> dict[str, Any]:
     start = time.monotonic()
     inputs = block_inputs(teacher, images_of(photos, PHOTOS, skip=held_out))
     named: list[dict[str, nn.Module]] = []
+    ridge = session.config.candidates.ridge
     with session.reporter.bar("cutting") as update:
         for index, (block, x) in enumerate(zip(teacher.blocks, inputs, strict=True)):
-            named.append({} if bottleneck(block) is None else BlockFits(block, x).candidates())
+            fits = None if bottleneck(block) is None else BlockFits(block, x, ridge=ridge)
+            named.append({} if fits is None else fits.candidates())
             update(index + 1, len(inputs))
     cut_s = time.monotonic() - start
     with session.reporter.bar("scoring") as update:

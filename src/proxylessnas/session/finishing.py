@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,7 @@ CONFUSION = "confusion.json"
 MOST_CLASSES = 1000  # whose answers are counted by class
 TRAINING_IMAGES = 2000  # that tell the accuracy on training images, and renew statistics
 FEW_STEPS = 300
+STEADY_NORM = 2.0  # that gradients are cut to where a fine-tuning led away
 
 
 def train(session: Session) -> nn.Module:
@@ -66,16 +68,66 @@ def train_network(session: Session, stage: str, network: nn.Module, file: str) -
     )
     title = f"{session.config.train.epochs:.4g} epochs on {images}"
     with session.records.stage(stage, title, session.callbacks) as facts:
-        pace, total = _pace(session, stage, job), job.total
+        pace, total, start = _pace(session, stage, job), job.total, time.monotonic()
         session.drive(stage, job, "training", *pace)
         if pace and job.total != total:  # the settings say what was done
             longer = replace(session.config.train, epochs=job.total / len(job.train))
             session.settle(replace(session.config, train=longer))
             session.store.write_config(session.config)
         _renew_statistics(session, network, job.step)
+        if stage == "train" and session.config.train.inherit and job.best is None:
+            seconds = time.monotonic() - start
+            facts["led_away"] = _steadied(session, network, seconds)
         session.store.save_tensors(file, network.state_dict())
         facts["files"] = [file]
     return network
+
+
+def _steadied(session: Session, network: nn.Module, seconds: float) -> bool:
+    """Whether fine-tuning led away from the inherited weights: it is done again, or undone.
+
+    Again with gradients cut to a norm, if they were not and there is time; where that does not help
+    either, the network has the weights that it inherited.
+
+    seconds: that the fine-tuning took.
+    """
+    begin = new_network(session)
+    if not _led_away(session, begin, network):
+        return False
+    config = session.config
+    cut = replace(config.train, clip_norm=STEADY_NORM)
+    if not config.train.clip_norm and has_time(session, seconds):
+        session.reporter.say(
+            "  fine-tuning led away from the weights that it began with: once more, with gradients "
+            f"cut to a norm of {STEADY_NORM:g}"
+        )
+        session.settle(replace(config, train=cut))
+        network.load_state_dict(begin.state_dict())
+        session.drive("train-steady", new_training(session, "train", network), "training")
+        session.store.write_config(session.config)
+        if not _led_away(session, begin, network):
+            return True
+    session.reporter.say("  fine-tuning led away from the weights that it began with: those stay")
+    network.load_state_dict(begin.state_dict())
+    return True
+
+
+def _led_away(session: Session, begin: nn.Module, network: nn.Module) -> bool:
+    """Whether fewer validation images are right than before, by more than the noise of them.
+
+    The trained network has learned these images, and the one before it has not.
+    """
+    scores = [
+        _scored(session, session.machine.place(each).eval(), "scoring") for each in (begin, network)
+    ]
+    before, after = (float(score.value[0]) for score in scores)
+    return after < before - math.sqrt(max(0.0, before * (1 - before)) / max(1, scores[0].examples))
+
+
+def has_time(session: Session, seconds: float) -> bool:
+    """Whether the budget, where there is one, leaves so many seconds."""
+    budget = session.budget
+    return budget is None or session.ranks.of_main(lambda: budget.left > seconds)
 
 
 def _pace(session: Session, stage: str, job: Training) -> list[Pace]:
