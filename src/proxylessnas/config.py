@@ -84,6 +84,22 @@ def parse_sizes(text: str) -> tuple[int, ...] | None:
     return tuple(sorted(set(map(int, words)), reverse=True))
 
 
+PRECISIONS = ("f32", "fp16", "bf16", "int8")
+
+
+def parse_precisions(text: str) -> tuple[str, ...]:
+    """The precisions of `int8` or `f32,int8`, in their order.
+
+    Raises:
+        ConfigError: one is unknown, or none is given.
+    """
+    words = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
+    for word in words:
+        if word not in PRECISIONS:
+            raise ConfigError(f"there is no precision {word!r}; {did_you_mean(word, PRECISIONS)}")
+    return words
+
+
 def _parse_device(text: str) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
         raise ConfigError(f"the device {text!r} is not one of auto, cpu, cuda and cuda:N")
@@ -106,6 +122,7 @@ Side = Annotated[int, Ge(1), Le(4096)]
 Sizes = Annotated[str, Parsed(parse_sizes, "sizes as 96,128,160, or auto")]
 Budget = Annotated[str, Parsed(parse_minutes, "a time as 60m or 2h")]
 Memory = Annotated[str, Parsed(parse_bytes, "an amount of memory as 6GB or 800MB")]
+Precision = Annotated[str, Parsed(parse_precisions, "f32, fp16, bf16 or int8")]
 Device = Annotated[str, Parsed(_parse_device, "auto, cpu, cuda or cuda:N")]
 
 
@@ -417,6 +434,9 @@ class RunConfig:
     number."""
     runtime: str = "onnxruntime"
     """Runtime that the latency is measured on: onnxruntime, torch, litert or openvino."""
+    precision: Precision | None = None
+    """Precision that the network is measured, limited, exported and evaluated in: f32, fp16, bf16
+    or int8; of measure NETWORK also several, as f32,int8. Null is the runtime's, which is f32."""
     table: str | None = None
     """Latency table of a device that is not here: one of ours, or a published one
     (mobile_trim.yaml, note10_*.yaml); null measures here."""

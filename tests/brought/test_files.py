@@ -174,7 +174,7 @@ def test_int8_weights_are_labelled_so(tmp_path: Path, capsys: pytest.CaptureFixt
         helper.make_node("Conv", ["x", "dw"], ["out"]),
     ]
     file = saved(tmp_path / "q.onnx", nodes, {"x": (TensorProto.FLOAT, (1, 3, 8, 8))}, weights)
-    assert ", i8, 1 thread" in measured(capsys, file)
+    assert ", int8, 1 thread" in measured(capsys, file)
 
 
 def test_a_failing_first_run_in_the_runtimes_own_words(

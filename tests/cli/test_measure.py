@@ -85,12 +85,12 @@ def test_more_networks_are_measured_unless_it_is_said() -> None:
 
 def test_a_table_that_was_broken_off_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxylessnas.hardware.rounds.SAVE_EVERY_S", -1.0)
-    monkeypatch.setattr(space_table, "make", lambda name, threads: FakeRuntime(stops_after=90))
+    monkeypatch.setattr(space_table, "make", lambda name, **how: FakeRuntime(stops_after=90))
     assert measure("--out=t.json") == 130
     part = LatencyTable.load("t.json")
     assert part.entries and not part.complete
     whole = FakeRuntime()
-    monkeypatch.setattr(space_table, "make", lambda name, threads: whole)
+    monkeypatch.setattr(space_table, "make", lambda name, **how: whole)
     assert measure("--out=t.json", "--resume") == 0
     table = LatencyTable.load("t.json")
     assert table.complete and table.validation is not None

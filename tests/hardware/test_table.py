@@ -72,7 +72,6 @@ def test_a_missing_entry_names_key_device_and_nearest() -> None:
     [
         ("device", "another"),
         ("runtime", "torch"),
-        ("precision", "bf16"),
         ("threads", 2),
         ("batch", 8),
     ],

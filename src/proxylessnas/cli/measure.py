@@ -16,8 +16,8 @@ from typing import Any
 
 from rich.table import Table
 
-from proxylessnas.cli.latencies import in_words, show_latencies
-from proxylessnas.config import MeasureSettings
+from proxylessnas.cli.latencies import in_words, show_latencies, show_precisions
+from proxylessnas.config import MeasureSettings, parse_precisions
 from proxylessnas.errors import ConfigError
 from proxylessnas.hardware.kit import export_kit
 from proxylessnas.hardware.kit_results import import_kit
@@ -36,7 +36,7 @@ from proxylessnas.report.latencies import is_network, named_network
 from proxylessnas.report.plot import check_plot, plot, points
 
 Values = Mapping[str, Any]
-SPACE = ("space", "space_settings", "image_size", "seed", "measure", "runtime")
+SPACE = ("space", "space_settings", "image_size", "seed", "measure", "runtime", "precision")
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ def form_of(options: Values, settings: Values) -> Callable[[], None] | None:
     Raises:
         ConfigError: the options do not go together, or ask for nothing.
     """
-    words = options["directory"] or []
+    words, several = options["directory"] or [], "," in (settings.get("precision") or "")
     if options["import_kit"]:
         form = IMPORT
     elif options["export_kit"]:
         form = EXPORT
     elif options["merge"]:
         form = MERGE
-    elif any(map(is_network, words)):
+    elif words and any(is_network(word, runs=several) for word in words):
         form = NETWORKS
     elif not words and str(options["out"] or "").endswith(".json"):
         form = TABLE
@@ -120,6 +120,7 @@ def _measure_table(options: Values, settings: Values, reporter: Reporter) -> Non
             settings.get("space_settings"),
             image_size=settings.get("image_size"),
             runtime=settings.get("runtime", DEFAULT),
+            precision=_precision(settings),
             settings=replace(TABLE_SETTINGS, **settings.get("measure", {})),
             seed=settings.get("seed", 0),
             path=out,
@@ -164,14 +165,29 @@ def _merge(options: Values, settings: Values, reporter: Reporter) -> None:
 
 def _networks(options: Values, settings: Values, reporter: Reporter) -> None:
     allow = [settings["space"]] if settings.get("space") else []
-    show_latencies(
-        [named_network(word, allow=allow) for word in options["directory"]],
-        split(settings.get("runtime", "")),
-        MeasureSettings(**settings.get("measure", {})),
-        reporter,
-        seed=settings.get("seed", 0),
-        shapes=_shapes(options["shape"] or []),
-    )
+    networks = [named_network(word, allow=allow) for word in options["directory"]]
+    runtimes = split(settings.get("runtime", ""))
+    measure = MeasureSettings(**settings.get("measure", {}))
+    how: dict[str, Any] = {
+        "seed": settings.get("seed", 0),
+        "shapes": _shapes(options["shape"] or []),
+    }
+    precisions = parse_precisions(settings["precision"]) if settings.get("precision") else ()
+    if len(precisions) > 1:
+        show_precisions(networks, runtimes, precisions, measure, reporter, **how)
+    else:
+        precision = next(iter(precisions), None)
+        show_latencies(networks, runtimes, measure, reporter, precision=precision, **how)
+
+
+def _precision(settings: Values) -> str | None:
+    """The one precision of a table or a kit."""
+    precision: str | None = settings.get("precision")
+    if precision is not None and "," in precision:
+        raise ConfigError(
+            f"--precision {precision}: a table is of one precision; several are for networks"
+        )
+    return precision
 
 
 def _shapes(words: list[str]) -> dict[str, tuple[int, ...]]:
@@ -264,5 +280,5 @@ TABLE = Form("--out table.json", ("out", "plot", "force", "resume"), SPACE, _mea
 EXPORT = Form("--export-kit", ("export_kit",), SPACE, _export_kit)
 IMPORT = Form("--import-kit", ("import_kit", "out", "plot", "force"), ("space",), _import_kit)
 MERGE = Form("--merge", ("merge", "out", "force"), (), _merge)
-NETWORK_SETTINGS = ("space", "seed", "measure", "runtime")
+NETWORK_SETTINGS = ("space", "seed", "measure", "runtime", "precision")
 NETWORKS = Form("a network", ("directory", "shape"), NETWORK_SETTINGS, _networks)

@@ -23,6 +23,9 @@ proxylessnas measure RUN_DIR, or --data DATA    the first stage of a run
                             a device's latency table, validated on networks it has not seen
        proxylessnas measure NETWORK ... --runtime onnxruntime,litert
                             now: architecture.json, .onnx, .tflite, or a name of the zoo
+       proxylessnas measure NETWORK --precision f32,int8
+                            whether int8 pays here, the whole network and block by block; also
+                            of the network that a run found (its directory)
        proxylessnas measure --export-kit kit.zip --space mobile        for another device
        proxylessnas measure --import-kit results.json --out table.json    and back
        proxylessnas measure --merge a.json b.json --out table.json
@@ -162,7 +165,7 @@ def stage_parser(verb: str) -> Parser:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="use a latency table of another device, runtime, precision or batch all the same; "
+        help="use a latency table of another device, runtime or batch all the same; "
         "measure --out table.json replaces it",
     )
     if verb == "derive":

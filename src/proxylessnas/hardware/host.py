@@ -25,6 +25,33 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine() or "unknown"
 
 
+# Flags of /proc/cpuinfo: products of 8-bit integers, summed in 32 bits by one instruction.
+INTEGER_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+
+
+def cpu_flags() -> frozenset[str]:
+    """What the processor says that it can, as the kernel lists it; empty where it does not."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith(("flags", "Features")):
+                return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def integer_instructions() -> tuple[str, ...]:
+    """Those of `INTEGER_FLAGS` that the processor has; without one, int8 gains less or nothing."""
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        return ("asimddp",)  # every Apple processor of that kind has it
+    flags = cpu_flags()
+    return tuple(flag for flag in INTEGER_FLAGS if flag in flags)
+
+
+def needs_reduced_range() -> bool:
+    """Whether 8-bit weights overflow: x86 without VNNI adds pairs of products in 16 bits."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
+    return x86 and not integer_instructions()
+
+
 class OtherLoad:
     """How many cores others kept busy since this was made, in cores; 0.0 is an idle machine.
 

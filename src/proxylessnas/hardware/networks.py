@@ -12,8 +12,8 @@ import json
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,13 @@ from proxylessnas.export.onnx_session import feed_of
 from proxylessnas.hardware.rounds import TimedNetwork
 
 PROFILED_RUNS = 20
+# Operators that only convert, at the beginning and at the end of a block alone.
+FLOAT_ENDS = (("ReorderInput",), ("ReorderOutput",))
+INTEGER_ENDS = (
+    ("ReorderInput", "QuantizeLinear", "Transpose"),
+    ("ReorderOutput", "DequantizeLinear", "Transpose"),
+)
+CONVERSIONS = (*INTEGER_ENDS[0], *INTEGER_ENDS[1], "Reshape", "Squeeze", "Flatten", "Identity")
 Array = np.ndarray[Any, Any]
 
 
@@ -38,11 +45,17 @@ class OnnxNetwork(TimedNetwork):
     opened: makes a session; with a prefix, one that writes a profile to files of this prefix.
     arrays: inputs by name, also such as the graph does not read.
     block: a part of a network, whose reorders are taken out of its time.
+    integers: whether the block's ends convert between float and integers too.
     reordering_s: seconds of each inference that a network would not spend.
     """
 
     def __init__(
-        self, opened: Callable[[str], Any], arrays: Mapping[str, Array], *, block: bool
+        self,
+        opened: Callable[[str], Any],
+        arrays: Mapping[str, Array],
+        *,
+        block: bool,
+        integers: bool = False,
     ) -> None:
         from onnxruntime import OrtValue
 
@@ -55,7 +68,8 @@ class OnnxNetwork(TimedNetwork):
         outputs = zip(self.session.get_outputs(), self.session.run(None, feed), strict=True)
         for node, array in outputs:
             self.binding.bind_ortvalue_output(node.name, OrtValue.ortvalue_from_numpy(array))
-        self.reordering_s = reordering_s(opened, feed) if block else 0.0
+        ends = INTEGER_ENDS if integers else FLOAT_ENDS
+        self.reordering_s = reordering_s(opened, feed, ends) if block else 0.0
 
     def __call__(self) -> None:
         self.session.run_with_iobinding(self.binding)
@@ -65,35 +79,67 @@ class OnnxNetwork(TimedNetwork):
         return max(whole - repeat * self.reordering_s, 0.1 * whole)
 
 
-def reordering_s(opened: Callable[[str], Any], feed: Mapping[str, Any]) -> float:
+def reordering_s(
+    opened: Callable[[str], Any], feed: Mapping[str, Any], ends: tuple[Collection[str], ...]
+) -> float:
     """Seconds of an inference that a block alone spends on reordering its input and output.
 
     ONNX Runtime keeps activations in blocks of channels within a network, where nobody pays
-    for this; of a small block it is a tenth.
+    for this; of a small block it is a tenth. ends: operators that only convert, at the beginning
+    and at the end.
     """
+    spent = []
+    for nodes in profiled(opened, feed):
+        first = itertools.takewhile(lambda node: node.operator in ends[0], nodes)
+        last = itertools.takewhile(lambda node: node.operator in ends[1], reversed(nodes))
+        spent.append(sum(node.microseconds for node in (*first, *last)) / 1e6)
+    return statistics.median(spent)
+
+
+class NodeTime(NamedTuple):
+    """A node's run in a profile. outputs: the types of what it computes, as `float`, `uint8`."""
+
+    operator: str
+    microseconds: float
+    outputs: tuple[str, ...]
+
+
+def profiled(opened: Callable[[str], Any], feed: Mapping[str, Any]) -> list[list[NodeTime]]:
+    """Of some inferences their nodes, in order."""
     with tempfile.TemporaryDirectory() as folder:
         session = opened(os.path.join(folder, "profile"))
         for _ in range(PROFILED_RUNS):
             session.run(None, feed)
         with open(session.end_profiling(), encoding="utf-8") as file:
-            inferences = _node_times(json.load(file))
-    spent = []
-    for nodes in inferences[PROFILED_RUNS // 2 :]:
-        first = itertools.takewhile(lambda node: node[0] == "ReorderInput", nodes)
-        last = itertools.takewhile(lambda node: node[0] == "ReorderOutput", reversed(nodes))
-        spent.append(sum(us for _, us in (*first, *last)) / 1e6)
-    return statistics.median(spent)
-
-
-def _node_times(events: list[dict[str, Any]]) -> list[list[tuple[str, float]]]:
-    """Of every inference of a profile, its nodes in order: the operator and microseconds."""
+            events = json.load(file)
     ends = [e["ts"] + e["dur"] for e in events if e["name"] == "model_run"]
-    inferences: list[list[tuple[str, float]]] = [[] for _ in ends]
+    inferences: list[list[NodeTime]] = [[] for _ in ends]
     nodes = [e for e in events if e["cat"] == "Node" and e["name"].endswith("_kernel_time")]
     for e in sorted(nodes, key=lambda e: float(e["ts"])):
-        operator = str(e["args"].get("op_name"))
-        inferences[bisect.bisect_left(ends, e["ts"])].append((operator, float(e["dur"])))
-    return inferences
+        types = tuple(kind for output in e["args"].get("output_type_shape", ()) for kind in output)
+        node = NodeTime(str(e["args"].get("op_name")), float(e["dur"]), types)
+        inferences[bisect.bisect_left(ends, e["ts"])].append(node)
+    return inferences[PROFILED_RUNS // 2 :]
+
+
+def float_share(
+    opened: Callable[[str], Any], arrays: Mapping[str, Array]
+) -> dict[str, tuple[int, float]]:
+    """What computes in float in the optimised graph: operator -> (nodes, share of the time).
+
+    The conversions at the network's ends, which every network has, are left out.
+    """
+    inferences = profiled(opened, feed_of(opened(""), arrays))
+    nodes = [node for inference in inferences for node in inference]
+    total = sum(node.microseconds for node in nodes) or 1.0
+    floating = [n for n in nodes if n.operator not in CONVERSIONS and "float" in n.outputs]
+    return {
+        operator: (
+            sum(n.operator == operator for n in floating) // len(inferences),
+            sum(n.microseconds for n in floating if n.operator == operator) / total,
+        )
+        for operator in dict.fromkeys(n.operator for n in floating)
+    }
 
 
 class LiteRtNetwork(TimedNetwork):

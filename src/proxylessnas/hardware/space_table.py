@@ -69,6 +69,7 @@ def measure_space(
     *,
     image_size: int | None = None,
     runtime: str | Runtime = DEFAULT,
+    precision: str | None = None,
     settings: MeasureSettings = TABLE_SETTINGS,
     seed: int = 0,
     path: Path | None = None,
@@ -78,6 +79,7 @@ def measure_space(
     """Measure a space's latency table on a runtime and validate it.
 
     space, space_settings, image_size: see `supernet_to_measure`.
+    precision: of a runtime that is named, see `runtimes.make`.
     path, force, progress: see `measure_table`; the file gets the validation too.
 
     Raises:
@@ -85,7 +87,7 @@ def measure_space(
             package is missing, or a candidate cannot run on it.
     """
     if isinstance(runtime, str):
-        runtime = make(runtime, threads=settings.threads)
+        runtime = make(runtime, threads=settings.threads, precision=precision)
     supernet, inputs = supernet_to_measure(
         space, space_settings, image_size=image_size, batch=settings.batch, seed=seed
     )

@@ -149,7 +149,7 @@ class LatencyTable:
     def check(self, description: Mapping[str, Scalar], batch: int, *, force: bool = False) -> None:
         """Refuse to price with a table of something else.
 
-        description: `Runtime.describe()`. force: warn instead.
+        description: `Runtime.describe()`. force: warn instead, but of another precision.
 
         Raises:
             MeasurementError: another device, runtime, precision, number of threads or batch,
@@ -160,8 +160,8 @@ class LatencyTable:
         ):
             _refuse(
                 f"the latency table was measured with {name} {ours!r}, not {value!r}: measure "
-                "again, or use --force",
-                force,
+                "again" + ("" if name == "precision" else ", or use --force"),
+                force and name != "precision",
             )
         if not self.complete:
             _refuse(
@@ -172,6 +172,22 @@ class LatencyTable:
                 f"the latency table was measured with {self.device.get('runtime')} "
                 f"{self.device.get('version')}, this is {description.get('version')}",
                 stacklevel=2,
+            )
+
+    def check_precision(self, wanted: str | None) -> None:
+        """Refuse to price networks of one precision with latencies of another.
+
+        wanted: as it was asked for; None: in float, whichever.
+
+        Raises:
+            MeasurementError: the table is of another precision.
+        """
+        own = str(self.device.get("precision"))
+        if own != wanted and (wanted is not None or own == "int8"):
+            raise MeasurementError(
+                f"the latency table is of {own}, and {wanted or 'f32'} is asked for: an {own} "
+                f"latency says little of another precision's; give --precision {own}, or a table "
+                f"in {wanted or 'f32'} (measure --precision {wanted or 'f32'} --out table.json)"
             )
 
     def merge(self, other: LatencyTable) -> LatencyTable:

@@ -20,6 +20,7 @@ from proxylessnas.hardware.timing import ProgressCallback
 from proxylessnas.spaces import build
 
 FILES = (".onnx", ".tflite")
+ARCHITECTURE = "architecture.json"  # of a run, the network that it found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,14 +36,19 @@ class NamedNetwork:
     input_shape: tuple[int, ...] = ()
 
 
-def is_network(word: str) -> bool:
-    """Whether a word of the command line is a network and no run directory."""
+def is_network(word: str, *, runs: bool = False) -> bool:
+    """Whether a word of the command line is a network and no run directory.
+
+    runs: a finished run is the network that it found.
+    """
     path = Path(word)
+    if runs and (path / ARCHITECTURE).is_file():
+        return True
     return not path.is_dir() and (path.suffix in (".json", *FILES) or word in zoo.NETWORKS)
 
 
 def named_network(word: str, *, allow: Collection[str] = ()) -> NamedNetwork:
-    """The network of an architecture.json, a name of the zoo, an .onnx or a .tflite file.
+    """The network of an architecture.json, a name of the zoo, a run, an .onnx or a .tflite file.
 
     allow: `module:factory` names that an architecture may name.
 
@@ -55,6 +61,8 @@ def named_network(word: str, *, allow: Collection[str] = ()) -> NamedNetwork:
         architecture = zoo.load(word)
     elif Path(word).suffix == ".json":
         architecture = Architecture.load(word)
+    elif (Path(word) / ARCHITECTURE).is_file():
+        architecture = Architecture.load(Path(word) / ARCHITECTURE)
     else:
         raise ArchitectureError(
             f"{word!r} is neither a run directory nor a network (an architecture.json, an .onnx "

@@ -242,15 +242,24 @@ def _check(config: RunConfig, ranks: Ranks, brought: Brought) -> None:
             "--data is missing: mnist5k, digits, a folder of images, a Hugging Face data set "
             "or torchvision:NAME"
         )
+    _check_one_precision(config)
     limits = all_limits(config.limits, config.target_latency)
     check_objective(config.search, measured=True, limited="latency" in limits)
     if brought.runtime is None:
-        make(config.runtime, threads=config.measure.threads)
+        make(config.runtime, threads=config.measure.threads, precision=config.precision)
     _check_table(config)
     s = config.search
     ranks.check_divides("search.batch_size", s.batch_size)
     ranks.check_divides("search.valid_batch_size", s.valid_batch_size or s.batch_size)
     ranks.check_divides("train.batch_size", config.train.batch_size)
+
+
+def _check_one_precision(config: RunConfig) -> None:
+    if config.precision is not None and "," in config.precision:
+        raise ConfigError(
+            f"--precision {config.precision}: a network is found for one precision; several are "
+            "compared by proxylessnas measure NETWORK"
+        )
 
 
 def _check_table(config: RunConfig) -> None:
@@ -262,8 +271,13 @@ def _check_table(config: RunConfig) -> None:
     if config.table is None or config.table == BROUGHT_TABLE:
         return
     if not is_published(config.table):
-        LatencyTable.load(config.table)
+        LatencyTable.load(config.table).check_precision(config.precision)
         return
+    if config.precision not in (None, "f32"):
+        raise ConfigError(
+            f"{config.table} is of networks in f32, and {config.precision} is asked for: leave "
+            "--precision out, or measure that device with a kit"
+        )
     shape = config.space_settings.get("input_shape")
     size = shape[1] if isinstance(shape, list | tuple) and len(shape) == 3 else config.image_size
     table = read_published_table(config.table)

@@ -139,7 +139,16 @@ class Session:
         """What latencies are measured on."""
         if self.runtime_object is not None:
             return self.runtime_object
-        return make(self.config.runtime, threads=self.config.measure.threads)
+        return make(
+            self.config.runtime,
+            threads=self.config.measure.threads,
+            precision=self.config.precision,
+        )
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether what ships, and what is measured and scored, is an int8 file."""
+        return self.runtime.describe()["precision"] == "int8"
 
     # --- what networks cost ---
 
@@ -157,12 +166,13 @@ class Session:
     @cached_property
     def brought_table(self) -> LatencyTable | None:
         """The table that the user brought, if it is one of ours."""
-        path = self.config.table
-        if self.table_object is not None or path is None or is_published(path):
-            return self.table_object
-        if path == BROUGHT_TABLE:
-            return self._stored_table(path)
-        return LatencyTable.load(path)
+        path, table = self.config.table, self.table_object
+        if table is None and path is not None and not is_published(path):
+            stored = path == BROUGHT_TABLE
+            table = self._stored_table(path) if stored else LatencyTable.load(path)
+        if table is not None:
+            table.check_precision(self.config.precision)
+        return table
 
     @property
     def is_local(self) -> bool:

@@ -2,13 +2,14 @@
 
 A name is `base` or `base:option,option`, for example `onnxruntime`, `torch:channels_last`
 or `openvino:bf16`. A factory takes the options as strings and `threads=`, and imports its
-library only then.
+library only then. A factory that takes `precision=` too can compute in others than float32.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import cast
@@ -33,11 +34,11 @@ class _BuiltIn:
     factory: str
     needs: str = ""
 
-    def make(self, name: str, options: tuple[str, ...], threads: int) -> Runtime:
+    def load(self, name: str) -> Factory:
         if self.needs and importlib.util.find_spec(self.needs) is None:
             raise MissingDependency(self.needs.replace("_", "-"), name, f"the runtime {name}")
         module = importlib.import_module(f"{__name__}.{self.module}")
-        return cast(Factory, getattr(module, self.factory))(*options, threads=threads)
+        return cast(Factory, getattr(module, self.factory))
 
 
 RUNTIMES = {
@@ -55,24 +56,40 @@ def names() -> tuple[str, ...]:
     return tuple(sorted({*RUNTIMES, *plugins} - {"fake"}))
 
 
-def make(name: str, *, threads: int = 1) -> Runtime:
+def make(name: str, *, threads: int = 1, precision: str | None = None) -> Runtime:
     """The runtime of this name.
 
+    precision: `f32`, `fp16`, `bf16` or `int8`; None is what the name says, or float32.
+
     Raises:
-        MeasurementError: no such runtime or option, or fewer than one thread.
+        MeasurementError: no such runtime or option, fewer than one thread, or a precision that it
+            does not compute in.
         MissingDependency: its package is not installed.
     """
     base, _, rest = name.partition(":")
     options = tuple(option for option in rest.split(",") if option)
     if threads < 1:
         raise MeasurementError(f"threads is {threads}; it must be at least 1")
+    factory = _factory(base)
+    if precision is None:
+        return factory(*options, threads=threads)
+    if "precision" in inspect.signature(factory).parameters:
+        return factory(*options, threads=threads, precision=precision)
+    if precision != "f32":
+        raise MeasurementError(
+            f"the runtime {base} computes in f32 alone, not in {precision}: onnxruntime and "
+            "openvino have others"
+        )
+    return factory(*options, threads=threads)
+
+
+def _factory(base: str) -> Factory:
     if base in RUNTIMES:
-        return RUNTIMES[base].make(base, options, threads)
+        return RUNTIMES[base].load(base)
     points = entry_points(group=GROUP, name=base)
     if not points:
         raise MeasurementError(f"there is no runtime {base!r}; {did_you_mean(base, names())}")
-    factory = cast(Factory, next(iter(points)).load())
-    return factory(*options, threads=threads)
+    return cast(Factory, next(iter(points)).load())
 
 
 def split(text: str) -> list[str]:

@@ -26,6 +26,13 @@ class Session(TimedNetwork, ABC):
     file = ""
     precision = ""
 
+    def float_share(self) -> Mapping[str, tuple[int, float]] | None:
+        """What computes in float after all: operator -> (nodes, share of the time).
+
+        None where the runtime does not tell.
+        """
+        return None
+
     @abstractmethod
     def outputs(self) -> tuple[np.ndarray[Any, Any], ...]:
         """What one inference computes, to be compared with eager."""

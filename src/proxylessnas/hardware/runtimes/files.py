@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from proxylessnas.errors import MeasurementError, did_you_mean
+from proxylessnas.export.precision import in_precision, is_quantised, noisy_feeds
+from proxylessnas.hardware.host import needs_reduced_range
 from proxylessnas.hardware.runtimes.base import Shape
 
 # Names of open dimensions that are no batch.
@@ -110,15 +112,38 @@ def in_words(inputs: Sequence[FileInput], shapes: Mapping[str, Shape], precision
     return ", ".join([*words, *([f"weights {precision}"] if precision else [])])
 
 
-def onnx_precision(path: Path) -> str:
-    """The type of most weights of an ONNX file, as `f32`, `f16` or `i8`; empty where it has none.
+def converted_file(
+    path: Path, precision: str, arrays: Mapping[str, Any]
+) -> tuple[bytes | None, str]:
+    """An ONNX file in a precision, None where it is as it stands, and what its weights are.
+
+    arrays: inputs by name, which stand for those that int8 is calibrated on.
+
+    Raises:
+        MeasurementError: its weights are neither float32 nor of this precision.
+    """
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    weights = "int8" if is_quantised(model) else _weights(model)
+    if precision in ("f32", "bf16", weights):
+        return None, weights
+    if weights not in ("f32", ""):
+        raise MeasurementError(f"{path} is a file of {weights}, of which {precision} is not made")
+    content = onnx.load(path).SerializeToString()
+    feeds, reduced = noisy_feeds(arrays), needs_reduced_range()
+    return in_precision(content, precision, feeds, reduce_range=reduced), precision
+
+
+def _weights(model: Any) -> str:
+    """The type of most weights of an ONNX model, as `f32`, `f16` or `i8`; empty where it has none.
 
     Weights in files beside it are not read.
     """
     import onnx
 
     sizes: Counter[str] = Counter()
-    for weight in onnx.load(path, load_external_data=False).graph.initializer:
+    for weight in model.graph.initializer:
         name = onnx.TensorProto.DataType.Name(weight.data_type).lower()
         sizes[short({"float": "float32", "double": "float64"}.get(name, name))] += prod(weight.dims)
     return sizes.most_common(1)[0][0] if sizes else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,18 @@ from torch import Tensor, nn
 
 from proxylessnas.errors import MeasurementError, did_you_mean, foreign
 from proxylessnas.export.onnx import to_onnx
-from proxylessnas.export.onnx_session import named_inputs, open_session
+from proxylessnas.export.onnx_session import CPU, named_inputs, open_session
+from proxylessnas.export.precision import in_precision, noisy_feeds
 from proxylessnas.export.quiet import denormal_mode, stderr_away
-from proxylessnas.hardware.host import cpu_model
-from proxylessnas.hardware.networks import OnnxNetwork, stand_in
+from proxylessnas.hardware.host import cpu_model, needs_reduced_range
+from proxylessnas.hardware.networks import OnnxNetwork, float_share, stand_in
 from proxylessnas.hardware.runtimes.base import Session, Shape, description, full_name, is_block
 from proxylessnas.hardware.runtimes.files import (
     FileInput,
     checked_file,
+    converted_file,
     full_shapes,
     in_words,
-    onnx_precision,
 )
 
 _DTYPES = {
@@ -36,27 +37,34 @@ _DTYPES = {
 
 
 class OnnxRuntime:
-    """onnxruntime, or onnxruntime:PROVIDER such as `onnxruntime:cuda`; all graph optimisations."""
+    """onnxruntime, or onnxruntime:PROVIDER such as `onnxruntime:cuda`; all graph optimisations.
 
-    def __init__(self, *options: str, threads: int = 1) -> None:
+    precision: f32, int8 (networks are quantised on noise, which tells latencies alone), or fp16
+    where the provider is no CPU.
+    """
+
+    def __init__(self, *options: str, threads: int = 1, precision: str = "f32") -> None:
         if len(options) > 1:
             raise MeasurementError(
                 f"onnxruntime takes one option, the execution provider, not {list(options)}"
             )
         self.provider = _provider(options[0] if options else "cpu")
         self.name, self.threads = full_name("onnxruntime", options, options), threads
+        self.precision = _precision(precision, self.provider)
 
     def describe(self) -> dict[str, str | int]:
         on_gpu = self.provider.startswith(("CUDA", "Tensorrt")) and torch.cuda.is_available()
         device = torch.cuda.get_device_name() if on_gpu else cpu_model()
-        return description(self, version=ort.__version__, device=device)
+        return description(self, version=ort.__version__, device=device, precision=self.precision)
 
     def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
         arrays = named_inputs([x.detach().cpu().numpy() for x in inputs])
         block = self.provider.startswith("CPU") and is_block(inputs)
-        opened = partial(self.open, to_onnx(module, inputs))
+        feeds, reduced = noisy_feeds(arrays), needs_reduced_range()
+        content = in_precision(to_onnx(module, inputs), self.precision, feeds, reduce_range=reduced)
+        opened = partial(self.open, content)
         with foreign(MeasurementError, "onnxruntime cannot run it", 800), stderr_away():
-            return _OnnxSession(opened, arrays, block=block)
+            return _OnnxSession(opened, arrays, block=block, integers=self.precision == "int8")
 
     def load_file(
         self, path: str | Path, *, batch: int = 1, shapes: Mapping[str, Shape] | None = None
@@ -66,10 +74,17 @@ class OnnxRuntime:
         inputs = [_file_input(node, str(path)) for node in opened.get_inputs()]
         full = full_shapes(inputs, batch, shapes or {}, str(path))
         arrays = {x.name: stand_in(full[x.name], x.dtype) for x in inputs}
+        content, weights = converted_file(path, self.precision, arrays)
+
+        def opening(profile: str) -> Any:
+            if content is None and not profile:
+                return opened
+            return self.open(content or str(path), profile, subject=str(path))
+
         with foreign(MeasurementError, f"onnxruntime cannot run {path}", 800), stderr_away():
-            session = _OnnxSession(lambda profile: opened, arrays, block=False)
-        session.precision = onnx_precision(path)
-        session.file = in_words(inputs, full, session.precision)
+            session = _OnnxSession(opening, arrays)
+        session.precision = weights
+        session.file = in_words(inputs, full, weights)
         return session
 
     def open(self, model: bytes | str, profile: str = "", *, subject: str = "the network") -> Any:
@@ -89,6 +104,21 @@ class OnnxRuntime:
 
 
 class _OnnxSession(OnnxNetwork, Session):
+    def __init__(
+        self,
+        opened: Callable[[str], Any],
+        arrays: Mapping[str, np.ndarray[Any, Any]],
+        *,
+        block: bool = False,
+        integers: bool = False,
+    ) -> None:
+        super().__init__(opened, arrays, block=block, integers=integers)
+        self.opened, self.arrays = opened, arrays
+
+    def float_share(self) -> Mapping[str, tuple[int, float]]:
+        with foreign(MeasurementError, "onnxruntime gives no profile of it"), stderr_away():
+            return float_share(self.opened, self.arrays)
+
     def outputs(self) -> tuple[np.ndarray[Any, Any], ...]:
         self()
         return tuple(value.numpy().copy() for value in self.binding.get_outputs())
@@ -102,6 +132,17 @@ def _file_input(node: Any, file: str) -> FileInput:
             f"allowed: {', '.join(_DTYPES)}"
         )
     return FileInput(name=node.name, shape=tuple(node.shape), dtype=_DTYPES[kind])
+
+
+def _precision(name: str, provider: str) -> str:
+    """The precision, if ONNX Runtime has kernels of it on the provider."""
+    if name == "bf16" or (name == "fp16" and provider == CPU):
+        raise MeasurementError(
+            f"onnxruntime has no {name} kernels on {provider.removesuffix('ExecutionProvider')} "
+            "and would compute in f32 between casts; allowed there: f32, int8"
+            + ("" if provider == CPU else ", fp16")
+        )
+    return name
 
 
 def _provider(option: str) -> str:

@@ -1,4 +1,4 @@
-"""OpenVINO on a CPU, in float32 or in bfloat16: two devices with names of their own.
+"""OpenVINO on a CPU, in float32, in bfloat16 (a device with a name of its own), or in int8.
 
 OpenVINO's defaults are bfloat16 where the processor has it, and several threads: precision and
 threads are always set here.
@@ -18,35 +18,42 @@ from torch import Tensor, nn
 from proxylessnas.errors import MeasurementError, foreign
 from proxylessnas.export.onnx import to_onnx
 from proxylessnas.export.onnx_session import named_inputs
-from proxylessnas.hardware.host import cpu_model
+from proxylessnas.export.precision import in_precision, noisy_feeds
+from proxylessnas.hardware.host import cpu_model, needs_reduced_range
 from proxylessnas.hardware.networks import stand_in
 from proxylessnas.hardware.runtimes.base import Session, Shape, description, full_name, is_block
 from proxylessnas.hardware.runtimes.files import (
     FileInput,
     checked_file,
+    converted_file,
     full_shapes,
     in_words,
-    onnx_precision,
 )
 
 # Importing OpenVINO would otherwise send usage data to its makers, from a forked process.
 sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
 import openvino  # noqa: E402
 
-PRECISIONS = ("f32", "bf16")
+_HINTS = {"bf16": "bf16", "fp16": "f16"}
+PRECISIONS = ("f32", "bf16", "fp16", "int8")
 
 
 class OpenVino:
-    """openvino (float32), or openvino:bf16 on a processor that computes in bfloat16."""
+    """openvino (float32), or openvino:bf16 on a processor that computes in bfloat16.
 
-    def __init__(self, *options: str, threads: int = 1) -> None:
+    precision: the same as an option; int8 runs the file that ONNX Runtime runs.
+    """
+
+    def __init__(self, *options: str, threads: int = 1, precision: str | None = None) -> None:
+        options = tuple(dict.fromkeys([*options, *([precision] if precision else [])]))
         if len(options) > 1:
             raise MeasurementError(f"openvino takes one precision, not {list(options)}")
         name = full_name("openvino", options, PRECISIONS)
-        self.precision, self.name = options[0] if options else "f32", name.removesuffix(":f32")
+        self.precision = options[0] if options else "f32"
+        self.name = name if self.precision == "bf16" else "openvino"
         self.threads, self._core = threads, openvino.Core()
         able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if self.precision.upper() not in able and self.precision != "f32":
+        if self.precision in ("bf16", "fp16") and self.precision.upper() not in able:
             raise MeasurementError(
                 f"openvino:{self.precision}: this processor ({cpu_model()}) does not compute in "
                 f"{self.precision}, and OpenVINO would silently use f32; it can: {', '.join(able)}"
@@ -60,7 +67,13 @@ class OpenVino:
         arrays = named_inputs([x.detach().cpu().numpy() for x in inputs])
         block = is_block(inputs)
         with foreign(MeasurementError, "openvino cannot load the network"):
-            model = self._core.read_model(to_onnx(module, inputs), b"")
+            content = in_precision(
+                to_onnx(module, inputs),
+                "int8" if self.precision == "int8" else "f32",  # the others are a hint
+                noisy_feeds(arrays),
+                reduce_range=needs_reduced_range(),
+            )
+            model = self._core.read_model(content, b"")
             return _OpenVinoSession(self._compiled(model, block=block), arrays, block=block)
 
     def load_file(
@@ -72,17 +85,21 @@ class OpenVino:
             inputs = [_file_input(node) for node in model.inputs]
             full = full_shapes(inputs, batch, shapes or {}, str(path))
             model.reshape({name: list(shape) for name, shape in full.items()})
+            arrays = {x.name: stand_in(full[x.name], x.dtype) for x in inputs}
+            precision = "int8" if self.precision == "int8" else "f32"
+            content, weights = converted_file(path, precision, arrays)
+            if content is not None:
+                model = self._core.read_model(content, b"")
             request = self._compiled(model)
-        arrays = {x.name: stand_in(full[x.name], x.dtype) for x in inputs}
         with foreign(MeasurementError, f"openvino cannot run {path}"):
             session = _OpenVinoSession(request, arrays)
             session()
-        session.file = in_words(inputs, full, onnx_precision(path))
+        session.file = in_words(inputs, full, weights)
         return session
 
     def _compiled(self, model: Any, *, block: bool = False) -> Any:
         settings = {
-            "INFERENCE_PRECISION_HINT": self.precision,
+            "INFERENCE_PRECISION_HINT": _HINTS.get(self.precision, "f32"),
             "INFERENCE_NUM_THREADS": self.threads,
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # measure.py pins, and all sessions to one core

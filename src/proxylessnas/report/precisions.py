@@ -1,0 +1,74 @@
+"""Whether a lower precision pays on a device: facts of a comparison as lines and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.table import Table
+
+from proxylessnas.hardware.host import INTEGER_FLAGS, integer_instructions, needs_reduced_range
+from proxylessnas.hardware.precisions import WORTH, Compared, FloatShare
+from proxylessnas.io.console import table_of
+
+MOST_NAMED = 6
+
+
+def precision_table(title: str, compared: Sequence[Compared]) -> Table:
+    """A row for the whole network and for every block, in paired rounds."""
+    first, *others = compared[0].measured
+    columns = [f"{first} ms", *(c for p in others for c in (f"{p} ms", f"{p} / {first}"))]
+    table = table_of(title, columns)
+    for row in compared:
+        cells = [f"{row.measured[first].median_ms:.3f}"]
+        for precision in others:
+            cells += [f"{row.measured[precision].median_ms:.3f}", str(row.ratio(precision, first))]
+        table.add_row(row.name, *cells)
+    return table
+
+
+def verdicts(compared: Sequence[Compared]) -> Iterator[str]:
+    """What the table means, a line each; those that begin with `warning` want attention."""
+    whole, *blocks = compared
+    first, *others = whole.measured
+    for precision in others:
+        ratio = whole.ratio(precision, first)
+        if ratio.high < WORTH:
+            yield f"{precision} pays here: {ratio} of {first}"
+        elif ratio.low > WORTH:
+            yield f"warning: {precision} does not pay here: {ratio} of {first}"
+        else:
+            yield (
+                f"warning: {precision} is as fast as {first} here, within the noise: {ratio}; "
+                "measure again with --measure.network-rounds 60"
+            )
+        slower = [b.name for b in blocks if b.ratio(precision, first).low > 1]
+        if slower:
+            yield f"slower in {precision}: {named(slower)}"
+        if precision == "int8":
+            yield from float_lines(whole.floats[precision])
+    if "int8" in whole.measured:
+        yield from processor_lines()
+
+
+def processor_lines() -> Iterator[str]:
+    """A warning where the processor has no instructions for int8."""
+    if not integer_instructions():
+        seven = ", and weights take 7 bits so that sums do not overflow"
+        yield (
+            f"warning: this processor has no integer instructions ({', '.join(INTEGER_FLAGS)}): "
+            f"int8 gains less than on one that has{seven if needs_reduced_range() else ''}"
+        )
+
+
+def float_lines(floats: FloatShare) -> Iterator[str]:
+    """What computes in float in the int8 network's optimised graph."""
+    if floats:
+        share = sum(part for _, part in floats.values())
+        words = [f"{count} {operator}" for operator, (count, _) in floats.items()]
+        yield f"stays in float: {named(words)}, {100 * share:.0f} % of the time"
+
+
+def named(words: Sequence[str]) -> str:
+    """Some words in a line, and how many more there are."""
+    rest = len(words) - MOST_NAMED
+    return ", ".join(words[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
