@@ -13,9 +13,11 @@ from pretrained import WORDS, trained_run
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.cli.main import main
+from proxylessnas.config import DataSettings, RunConfig
 from proxylessnas.io.console import Reporter
 from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.runs.job import problem_of
+from proxylessnas.session.store import MemoryStore
 from proxylessnas.spaces import build
 
 FILES = ("architecture.json", "weights.safetensors", "teacher.safetensors", "model.onnx")
@@ -152,9 +154,17 @@ def test_what_cannot_be_specialised_is_one_line(
 
 
 def test_none_trains_from_scratch(tmp_path: Path) -> None:
-    from proxylessnas.config import RunConfig
     from proxylessnas.runs.defaults import with_defaults
 
     assert with_defaults({"pretrained": "none"}) == {"pretrained": "none"}
     assert not RunConfig(pretrained="none").is_specialised
     assert RunConfig(pretrained="efficientnet_lite0").is_specialised
+
+
+@pytest.mark.parametrize(("side", "images"), [(32, 250), (128, 64), (512, 16)])
+def test_batches_that_score_have_fewer_images_where_these_are_large(side: int, images: int) -> None:
+    """Activations of 250 images of 128 pixels took a gigabyte in one layer."""
+    config = RunConfig(data="digits", image_size=side, loading=DataSettings(limit=300))
+    problem = problem_of(config, Reporter(quiet=True), MemoryStore())
+    inputs, _ = next(iter(problem.batches("test", config).epoch(0)))
+    assert len(inputs) == images

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trained_zoo import NAMES, trained
 
 from proxylessnas.surgery.graph import Graph
-from proxylessnas.surgery.narrow import Narrowed, narrowed, outputs, proven
+from proxylessnas.surgery.narrow import Narrowed, narrowed, proven
 from proxylessnas.surgery.pairs import Pair, find_pairs
 
 FEW = ("resnet18", "mobilenet_v3_small", "squeezenet1_1", "timm:convnext_atto", "mnasnet0_5")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
@@ -23,7 +24,8 @@ from proxylessnas.session.problem import Part, Problem
 from proxylessnas.spaces import build, build_supernet, complete_settings
 from proxylessnas.training.task import Task, balanced_weights
 
-SCORING_BATCH = 250
+SCORING_BATCH, LEAST_BATCH = 250, 16
+SCORING_PIXELS = 1 << 20  # of a batch: activations of more take gigabytes
 LOADERS = "loaders"  # the data of a run whose images came from loaders, by the Python call
 
 
@@ -110,7 +112,8 @@ class ConfiguredProblem(Problem):
         # Plain images, as the network will see them. Shuffled: many sets come sorted by class,
         # and statistics and scores are taken from a part.
         source = {"calibration": "search", "scoring": "valid"}.get(part, part)
-        return batches(source, SCORING_BATCH)
+        fits = SCORING_PIXELS // math.prod(self.data.info.shape[1:])
+        return batches(source, max(LEAST_BATCH, min(SCORING_BATCH, fits)))
 
     def training_task(self, config: RunConfig) -> Task:
         return self.task_of_labels(config)
