@@ -22,7 +22,7 @@ from proxylessnas.training.loop import run_loop
 from proxylessnas.training.task import Task
 from proxylessnas.training.train import Training
 
-EPOCHS = 1  # a network cut deeply is worth little before it, and most of what it will be after
+SHARE = 1 / 3  # of the fine-tuning: a network cut deeply is worth little before it, then most
 
 
 def training_of_copy(
@@ -57,7 +57,7 @@ def learned(session: Session, job: Training) -> nn.Module:
 def tried(session: Session, problem: SpecialisedProblem, network: nn.Module) -> Score:
     """The validation score of a copy that was fine-tuned for a while on the other images."""
     config = session.config
-    settings = replace(config.train, epochs=EPOCHS, keep_best="never", patience=None)
+    settings = replace(config.train, epochs=SHARE * config.train.epochs, keep_best="never", patience=None)
     task, train = problem.training_task(config), problem.batches("teach", config)
     network = learned(session, training_of_copy(session, network, task, train, settings, "trial"))
     scoring = problem.batches("scoring", config)
