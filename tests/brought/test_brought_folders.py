@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from image_folders import load, make_folder, picture, sizes
+from PIL import Image
 
+from proxylessnas.data import formats
 from proxylessnas.data.parts import part_of, parts_among
 from proxylessnas.errors import DataError
 
@@ -196,11 +198,22 @@ def test_a_class_whose_name_begins_with_underscores_is_read(tmp_path: Path) -> N
 
 def test_images_of_kinds_that_cannot_be_read(tmp_path: Path) -> None:
     make_folder(tmp_path, count=60)
-    (tmp_path / "cat" / "a.HEIC").write_bytes(b"")
-    assert load(tmp_path).summary.left_out == {".heic, which cannot be read": 1}
+    (tmp_path / "cat" / "a.DNG").write_bytes(b"")
+    assert load(tmp_path).summary.left_out == {".dng, which cannot be read": 1}
     (tmp_path / "dog" / "b.cr2").write_bytes(b"")
     assert "2 of 122 images in" in (line := refusal(tmp_path))
-    assert ".cr2, .heic, which cannot be read: convert them" in line
+    assert ".cr2, .dng, which cannot be read: convert them" in line
+
+
+def test_photos_of_a_phone_are_read_where_their_package_is(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif")
+    make_folder(tmp_path)
+    photo = Image.new("RGB", (40, 30), (200, 30, 40))
+    photo.save(tmp_path / "cat" / "IMG_0001.HEIC", "HEIF", quality=95)
+    data = load(tmp_path)
+    assert not data.summary.left_out and data.info.classes == ("cat", "dog")
+    assert "pip install pillow-heif" in formats.remedy({".heic"})
+    assert "pip" not in formats.remedy({".heic", ".cr2"})
 
 
 def test_images_whose_names_do_not_say_so(tmp_path: Path) -> None:

@@ -72,3 +72,14 @@ def test_the_lists_are_those_of_the_registries() -> None:
     assert set(names.RUNTIMES) == set(RUNTIMES)
     assert set(names.DATA) == set(_BUNDLED)
     assert set(names.PRETRAINED) == set(LITE)
+
+
+def test_a_directory_of_other_files_is_no_place_for_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `--out ~/photos`: `rm` of the run would be one of the photos as well."""
+    (tmp_path / "holiday.txt").write_text("mine")
+    assert main(["run", "--data=digits", f"--out={tmp_path}"]) == 2
+    line = capsys.readouterr().err
+    assert "is not empty and holds no run (holiday.txt)" in line and "Traceback" not in line
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["holiday.txt"]

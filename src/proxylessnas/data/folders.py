@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from proxylessnas.data.formats import IMAGE_SUFFIXES
 from proxylessnas.data.parts import part_of, parts_among
 from proxylessnas.data.source import ImageFiles, ImageReader, Source, SplitPart, assemble, digest
 from proxylessnas.data.tree import (
-    IMAGE_SUFFIXES,
     Folder,
     Scan,
     Stamp,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from proxylessnas.config import DataSettings
+from proxylessnas.data.formats import IMAGE_SUFFIXES
 from proxylessnas.data.labels import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
@@ -20,7 +21,7 @@ from proxylessnas.data.labels import (
 )
 from proxylessnas.data.parts import part_of
 from proxylessnas.data.source import ImageFiles, Source, SplitPart, assemble, digest
-from proxylessnas.data.tree import IMAGE_SUFFIXES, Scan, Stamp, read_folder
+from proxylessnas.data.tree import Scan, Stamp, read_folder
 from proxylessnas.data.watching import Progress, silent, watched
 from proxylessnas.errors import DataError
 from proxylessnas.io.files import read_bytes

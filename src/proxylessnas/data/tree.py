@@ -16,21 +16,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from PIL import Image, features
+from PIL import Image
 
+from proxylessnas.data.formats import IMAGE_SUFFIXES, MAGIC, UNREADABLE_SUFFIXES, remedy
 from proxylessnas.data.watching import Progress, silent
 from proxylessnas.errors import DataError, foreign, one_line
 
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp"),
-    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga", ".ico"),
-    *((".avif",) if features.check("avif") else ()),
-)
-UNREADABLE_SUFFIXES = (  # images all the same
-    *(".heic", ".heif", ".avif", ".jxl", ".svg", ".psd", ".xcf", ".dcm", ".nii", ".exr", ".hdr"),
-    *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"),
-)
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
 SYSTEM_FOLDERS = {  # thumbnails, bins and snapshots that file systems put beside images
     *("@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "@recently-snapshot", "@sharebin"),
     *("__macosx", "$recycle.bin", "system volume information", "lost+found", "__pycache__"),
@@ -137,7 +128,7 @@ class Scan:
         if count > UNREADABLE_SHARE * (count + self.images):
             raise DataError(
                 f"{count:,} of {count + self.images:,} images in {self.root} are {kinds}, which "
-                "cannot be read: convert them to .jpg or .png, or take them out"
+                f"cannot be read: {remedy(set(self.unreadable))}"
             )
         rare = dict(self.left_out.most_common()[8:])
         facts = {k: v for k, v in self.left_out.items() if k not in rare}

@@ -95,7 +95,8 @@ def open_run(
     stage that may be done a second time, with other settings.
 
     Raises:
-        RunError: there is a run and `resume` is False, or its settings or its data differ.
+        RunError: there is a run and `resume` is False, or its settings or its data differ; or other
+            files are there.
     """
     brought = brought or Brought()
     begun = ranks.of_main(lambda: directory.has(CONFIG))
@@ -105,6 +106,8 @@ def open_run(
         )
     stored = directory.read_config() if begun else None
     if stored is None:
+        if ranks.is_main:
+            directory.check_free()
         config = parse_settings(RunConfig, with_defaults(settings))
     else:
         config = _with(stored, undecided(directory, settings), reporter)

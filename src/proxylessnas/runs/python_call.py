@@ -51,8 +51,6 @@ def run_whole_job(
             name = NAMES.get(part, part)
             raise DataError(f"there are no batches of `{name}`: give them to the call")
     directory = None if out is None else RunDirectory(Path(out), writes=ranks.is_main)
-    if directory is not None and ranks.is_main:
-        directory.check_free()
     runtime, table = arguments.get("runtime"), arguments.get("table")
     brought = Brought(
         loaders=loaders or None,

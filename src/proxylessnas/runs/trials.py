@@ -57,7 +57,9 @@ def learned(session: Session, job: Training) -> nn.Module:
 def tried(session: Session, problem: SpecialisedProblem, network: nn.Module) -> Score:
     """The validation score of a copy that was fine-tuned for a while on the other images."""
     config = session.config
-    settings = replace(config.train, epochs=SHARE * config.train.epochs, keep_best="never", patience=None)
+    settings = replace(
+        config.train, epochs=SHARE * config.train.epochs, keep_best="never", patience=None
+    )
     task, train = problem.training_task(config), problem.batches("teach", config)
     network = learned(session, training_of_copy(session, network, task, train, settings, "trial"))
     scoring = problem.batches("scoring", config)

@@ -98,6 +98,9 @@ class Store(ABC):
         """The directory; None in memory, where nothing outlives the process."""
         return None
 
+    def check_free(self) -> None:  # noqa: B027 (a store in memory is free)
+        """RunError where files of somebody else lie, among which a new run's would be lost."""
+
     # --- plain values ---
 
     def write_json(self, name: str, value: Any) -> None:
