@@ -63,10 +63,11 @@ from proxylessnas.session.identity import check_identity, save_identity
 from proxylessnas.session.inputs import flatten, unflatten
 from proxylessnas.session.pipeline import find_network, told
 from proxylessnas.session.problem import ModelProblem, Problem
+from proxylessnas.session.records import Records
 from proxylessnas.session.session import Session
 from proxylessnas.session.store import BROUGHT_TABLE, CONFIG, MemoryStore, Store
 from proxylessnas.surgery.brought import Trained
-from proxylessnas.surgery.saved import check_new
+from proxylessnas.surgery.saved import CALL
 from proxylessnas.surgery.specialise import Specialised, specialise_model
 from proxylessnas.training.callbacks import Callback, Callbacks
 from proxylessnas.training.ranks import ALONE, Ranks
@@ -414,8 +415,9 @@ def specialise(
     train, valid, loss, example_inputs, example_kwargs, correct, runtime: as of `search`.
     target_latency: `12ms`, `800us`, or `0.5x` of the model's own, measured on `runtime`.
     blocks: which layers may be narrowed: `auto`, or names (`layer3.*`) and classes of modules.
-    out: a new directory for `summary.json`, `layers.txt` and `weights.safetensors`, which
-        `surgery.saved.restored` loads into the model. An interrupted call begins anew.
+    out: a directory for `summary.json`, `layers.txt` and `weights.safetensors`, which
+        `surgery.saved.restored` loads into the model. The same call, made again after it was
+        killed, goes on from the stages that it finished.
 
     Raises:
         UserError: the model cannot be exported or narrowed, no network keeps the limit, or an
@@ -429,24 +431,26 @@ def specialise(
     for part, name in (("search", "train"), ("valid", "valid")):
         if part not in batches:
             raise DataError(f"there are no batches of `{name}`: give them to the call")
-    if out is not None:
-        check_new(Path(out))
-    settings = measure or MeasureSettings()
-    brought = Trained(
-        model=model,
-        inputs=inputs,
-        task=Task(loss=loss, correct=correct),
-        train=batches["search"],
-        valid=batches["valid"],
-        runtime=make(runtime, threads=settings.threads) if isinstance(runtime, str) else runtime,
-        measure=settings,
-        seed=seed,
-        reporter=Reporter(quiet=quiet),
-    )
-    result = specialise_model(brought, target_latency, blocks)
-    if out is not None:
-        result.save(out)
-    return result
+    settings, reporter = measure or MeasureSettings(), Reporter(quiet=quiet)
+    directory = None if out is None else RunDirectory(Path(out))
+    if directory is not None:
+        directory.check_free(CALL)
+    with contextlib.nullcontext(MemoryStore()) if directory is None else begun(directory) as store:
+        brought = Trained(
+            model=model,
+            inputs=inputs,
+            task=Task(loss=loss, correct=correct),
+            train=batches["search"],
+            valid=batches["valid"],
+            runtime=make(runtime, threads=settings.threads)
+            if isinstance(runtime, str)
+            else runtime,
+            measure=settings,
+            seed=seed,
+            reporter=reporter,
+            records=Records(store, ALONE, reporter),
+        )
+        return specialise_model(brought, target_latency, blocks)
 
 
 def load(

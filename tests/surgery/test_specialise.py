@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import mse_loss
+from trained_model import Block, batches, latency, specialised, trained
 
 import proxylessnas
-from proxylessnas.config import MeasureSettings
 from proxylessnas.errors import (
     ConfigError,
     DataError,
@@ -23,71 +22,11 @@ from proxylessnas.errors import (
     SupernetError,
     UserError,
 )
-from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.surgery.fits import moments_of_readers, narrow_fits, read_rows
 from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.narrow import narrowed, outputs
 from proxylessnas.surgery.pairs import find_pairs
 from proxylessnas.surgery.saved import restored
-
-MEASURE = MeasureSettings(network_rounds=2, runs=2, warmup=1)
-
-
-class Block(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(width)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(self.norm(self.first(x)).relu())
-
-
-def batches(seed: int, count: int = 4) -> list[tuple[Tensor, Tensor]]:
-    """Images [16, 1, 10, 10] whose brighter half is the class."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(count, 16, 1, 10, 10, generator=generator)
-    labels = torch.randint(2, (count, 16), generator=generator)
-    images[:, :, :, :5] += labels[:, :, None, None, None]
-    return list(zip(images, labels, strict=True))
-
-
-@cache
-def trained() -> nn.Module:
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        *(nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
-        *(nn.Conv2d(32, 24, 3, stride=2, padding=1), nn.ReLU(), Block(24), Block(24)),
-        *(nn.AdaptiveAvgPool2d((2, 1)), nn.Flatten(), nn.Linear(48, 32), nn.ReLU()),
-        nn.Linear(32, 2),
-    )
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(3):
-        for images, labels in batches(0):
-            optimizer.zero_grad()
-            cross_entropy(model(images), labels).backward()
-            optimizer.step()
-    return model.eval()
-
-
-def right(output: Tensor, labels: Tensor) -> Tensor:
-    return (output.argmax(1) == labels).sum()
-
-
-def specialised(model: nn.Module | None = None, **options: Any) -> proxylessnas.Specialised:
-    given = {
-        "train": batches(0),
-        "valid": batches(1),
-        "loss": cross_entropy,
-        "correct": right,
-        "example_inputs": (batches(0)[0][0][:1],),
-        "target_latency": "0.6x",
-        "runtime": FakeRuntime(),
-        "measure": MEASURE,
-        "quiet": True,
-    }
-    return proxylessnas.specialise(model or trained(), **{**given, **options})
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +35,6 @@ def result() -> proxylessnas.Specialised:
 
 
 # --- a limit that is kept ---
-
-
-def latency(network: nn.Module) -> float:
-    return FakeRuntime().load(network, (batches(0)[0][0][:1],)).timed(1) * 1e3
 
 
 def test_the_limit_is_kept_by_what_is_returned(result: proxylessnas.Specialised) -> None:
@@ -158,8 +93,12 @@ def test_files_bring_the_network_back(tmp_path: Path) -> None:
     (images, _), *_ = batches(2)
     assert torch.equal(network(images), found.derive()(images))
     assert "stays: `add`" in (tmp_path / "run" / "layers.txt").read_text()
-    with pytest.raises(RunError, match="not an empty directory"):
+    with pytest.raises(RunError, match="another call: its target_latency differs"):
         specialised(out=tmp_path / "run")
+    with pytest.raises(RunError, match="not an empty directory"):
+        found.save(tmp_path / "run")
+    with pytest.raises(RunError, match="not empty and holds no run"):
+        specialised(out=tmp_path)
     with pytest.raises(RunError, match="of another model"):
         restored(nn.Linear(2, 2), tmp_path / "run")
 

@@ -237,11 +237,13 @@ def measure_networks(
     seed: int,
     inputs_of: Mapping[str, tuple[Tensor, ...]] | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    rounds_of: Mapping[str, int] | None = None,
 ) -> NetworkReport:
     """Modules, or exported files of the runtime's format, interleaved with the canary.
 
     inputs_of: of modules that take others than `inputs`, by their name. shapes: of the files'
-    inputs by name, where the files leave dimensions open.
+    inputs by name, where the files leave dimensions open. rounds_of: visits, of modules that take
+    others than `settings.network_rounds`.
     canary: see `canary_of`: by how much it is slower or faster now corrects the others.
 
     Raises:
@@ -257,6 +259,7 @@ def measure_networks(
         measurables[CANARY] = _measurable("the table's canary", canary.network, inputs)
     with opened(runtime, measurables.items()) as sessions:
         visits = dict.fromkeys(sessions, settings.network_rounds)
+        visits |= {f"network {name}": rounds for name, rounds in (rounds_of or {}).items()}
         measured = measure_sessions(sessions, visits, settings, seed=seed, progress=progress)
         files = {key: (session.file, session.precision) for key, session in sessions.items()}
     device = describe(runtime, inputs)

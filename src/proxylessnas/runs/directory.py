@@ -151,13 +151,15 @@ class RunDirectory(Store):
             self._lock.close()
             self._lock = None
 
-    def check_free(self) -> None:
+    def check_free(self, mark: str = CONFIG) -> None:
         """Refuse a directory of somebody else's files, among which a run's would be lost.
+
+        mark: the file that tells a directory to go on with.
 
         Raises:
             RunError: it is not empty, and holds no run.
         """
-        if self.has(CONFIG) or not os.path.isdir(self._path):
+        if self.has(mark) or not os.path.isdir(self._path):
             return
         others = sorted({name.split("/")[0] for name in self.names()} - {BROUGHT_TABLE})
         if others:

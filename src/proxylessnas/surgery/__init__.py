@@ -7,8 +7,11 @@ fits.py         which channels remain, and the weights of what reads them, in cl
 space.py        the choices, their candidates, and the plain network of every choice
 latency.py      what candidates cost: layers alone, corrected by whole networks
 scores.py       what candidates are worth: how far the model's outputs move
+in_place.py     many networks out of one copy, and passes that share their beginning
 brought.py      the model and the batches that a user brings
 blocks.py       which layers may be narrowed, and the table of them
-specialise.py   from a model and a limit to a network
-saved.py        a network as files
+around.py       the stages up to a space that is measured, fitted and scored
+choosing.py     the best network within a limit
+specialise.py   from a model and a limit to a network, and its fine-tuning
+saved.py        a network as files, and what stages leave
 """

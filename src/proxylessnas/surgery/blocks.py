@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -51,23 +51,29 @@ def too_narrow(pair: Pair) -> Refused:
 
 
 def table_of_layers(
-    rows: Iterable[tuple[Pair, Sequence[int], str]], refused: Iterable[Refused]
+    rows: Iterable[tuple[Pair, Sequence[int], str]],
+    refused: Iterable[Refused],
+    shares: Mapping[str, float] | None = None,
 ) -> str:
     """All layers as a table: name, kind, shape of the output, and candidates or why there are none.
 
     rows: pairs with their widths, and the block that may be left out with them, or nothing.
+    shares: of the model's latency, by the layer's path.
     """
-    lines = [("layer", "kind", "output", "candidates, or why not")]
+    known = {path: f"{100 * share:.1f} %" for path, share in (shares or {}).items()}
+    lines = [("layer", "kind", "output", "latency", "candidates, or why not")]
     for pair, widths, block in rows:
         words = f"{pair.width} channels, or {', '.join(map(str, widths))}"
         gates = f" (with {', '.join(pair.producers[1:])})" if len(pair.producers) > 1 else ""
         words += gates + (f"; {block} left out" if block else "")
-        lines.append((pair.name, pair.kind, _shape(pair.shape), words))
+        share = known.get(pair.name, "-")
+        lines.append((pair.name, pair.kind, _shape(pair.shape), share, words))
     for layer in refused:
-        lines.append((layer.name, layer.kind, _shape(layer.shape), f"stays: {layer.reason}"))
-    wide = [max(len(line[k]) for line in lines) for k in range(3)]
+        share, words = known.get(layer.name, "-"), f"stays: {layer.reason}"
+        lines.append((layer.name, layer.kind, _shape(layer.shape), share, words))
+    wide = [max(len(line[k]) for line in lines) for k in range(4)]
     return "\n".join(
-        "  ".join([*(cell.ljust(w) for cell, w in zip(line, wide, strict=False)), line[3]])
+        "  ".join([*(cell.ljust(w) for cell, w in zip(line, wide, strict=False)), line[4]])
         for line in lines
     )
 

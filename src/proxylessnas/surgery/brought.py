@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -19,11 +20,24 @@ from proxylessnas.training.freezing import evaluating
 from proxylessnas.training.task import Task, call, scalar, split
 
 
+class Records(Protocol):
+    """What stages need of `session.records.Records`, a room above this one."""
+
+    store: Any
+
+    def done(self, stage: str) -> bool: ...
+
+    def stage(
+        self, name: str, title: str, callbacks: Any = None
+    ) -> AbstractContextManager[dict[str, Any]]: ...
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trained:
     """What was brought: a trained model on the CPU, its task and its batches.
 
-    inputs: the arguments of the forward pass that is measured.
+    inputs: the arguments of the forward pass that is measured. records: of finished stages, with
+    the store of what they left (`session.records`). callbacks: that are told of them.
     """
 
     model: nn.Module
@@ -35,6 +49,12 @@ class Trained:
     measure: MeasureSettings
     seed: int
     reporter: Reporter
+    records: Records
+    callbacks: Any = None
+
+    def stage(self, name: str, title: str) -> AbstractContextManager[dict[str, Any]]:
+        """A stage of the call, recorded; the block fills in its facts."""
+        return self.records.stage(name, title, self.callbacks)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

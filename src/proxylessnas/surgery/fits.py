@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -28,10 +28,11 @@ def narrow_fits(
     model: nn.Module,
     widths: Mapping[Pair, Sequence[int]],
     inputs: Iterable[Any],
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[Pair, dict[int, Narrowed]]:
     """What remains of each pair at each of its widths.
 
-    inputs: of training batches, as the model takes them.
+    inputs: of training batches, as the model takes them. progress: called with (pairs, all).
 
     The channels of a pair are ordered by the reader that has most weights; every reader is then
     fitted to its own outputs in the model.
@@ -48,6 +49,7 @@ def narrow_fits(
             channels = order[:width].sort().values
             refits = {name: _refit(model, name, m, channels) for name, m in readers.items()}
             fits[pair][width] = Narrowed(channels, refits)
+        progress(len(fits), len(widths))
     return fits
 
 

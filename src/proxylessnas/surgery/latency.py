@@ -9,6 +9,7 @@ pairs are narrowed alike; whole networks, uniform and random, correct the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,18 +19,68 @@ from torch import Tensor, nn
 from proxylessnas.config import MeasureSettings
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import Indices
-from proxylessnas.data.arguments import arguments_of
+from proxylessnas.hardware.fingerprint import Convolution
 from proxylessnas.hardware.fit import fit
 from proxylessnas.hardware.measure import measure_networks
 from proxylessnas.hardware.runtimes import Runtime
 from proxylessnas.pretrained.candidates import SHARES
 from proxylessnas.seeds import derive_seed
+from proxylessnas.surgery.narrow import outputs
 from proxylessnas.surgery.space import Space
-from proxylessnas.training.freezing import evaluating
 
 RANDOM = 4  # whole networks besides the uniform ones
+# Of one network's visits: where an inference takes long, its noise is a small share of it.
+PATIENCE_S, LEAST_ROUNDS = 4.0, 5
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Latencies:
+    """costs: of every candidate, without a limit. model_ms: of the model.
+
+    layers: of every layer of the model, by its path; ms alone.
+    """
+
+    costs: Costs
+    model_ms: float
+    layers: Mapping[str, float]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of the model's latency, of every layer."""
+        return {path: ms / self.model_ms for path, ms in self.layers.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "per_candidate_ms": self.costs.per_candidate[0].tolist(),
+            "fixed_ms": float(self.costs.fixed[0]),
+            "model_ms": self.model_ms,
+            "layers_ms": dict(self.layers),
+        }
+
+    @staticmethod
+    def from_json(facts: Mapping[str, Any]) -> Latencies:
+        costs = torch.tensor(facts["per_candidate_ms"], dtype=torch.float64)
+        return Latencies(
+            costs=Costs.one("latency", costs, fixed=facts["fixed_ms"], unit="ms"),
+            model_ms=facts["model_ms"],
+            layers=facts["layers_ms"],
+        )
+
+
+def patient(
+    model: nn.Module, inputs: tuple[Any, ...], runtime: Runtime, settings: MeasureSettings
+) -> MeasureSettings:
+    """The settings with as many visits as a model that takes long leaves time for.
+
+    Raises:
+        MeasurementError: the runtime cannot run the model.
+    """
+    once = replace(settings, network_rounds=1, runs=1, warmup=1)
+    ms = measure_networks({"model": model}, runtime, inputs, once, seed=0)["model"].raw_ms
+    rounds = int(PATIENCE_S * 1e3 / (ms * (settings.runs + settings.warmup)))
+    return replace(settings, network_rounds=min(settings.network_rounds, max(LEAST_ROUNDS, rounds)))
 
 
 def latency_costs(
@@ -40,8 +91,8 @@ def latency_costs(
     *,
     seed: int = 0,
     progress: Progress | None = None,
-) -> tuple[Costs, float]:
-    """The latency of every candidate as a cost without a limit, and that of the model; ms.
+) -> Latencies:
+    """What every candidate, the model and each of its layers take.
 
     Raises:
         MeasurementError: the runtime cannot run the model, or one of its layers.
@@ -60,6 +111,7 @@ def latency_costs(
         seed=seed,
         progress=progress,
         inputs_of={key: (x,) for key, (_, x) in alone.items()},
+        rounds_of=dict.fromkeys(alone, min(settings.rounds, settings.network_rounds)),
     )
     ms = {
         share: {path: report[key].raw_ms for path, (key, _) in row.items()}
@@ -68,9 +120,10 @@ def latency_costs(
     costs = _sums(space, ms)
     measured = [report[_name(i)].raw_ms for i in range(len(networks))]
     slope, fixed = _line(costs, networks, measured)
-    return (
-        Costs.one("latency", slope * costs, fixed=fixed, unit="ms"),
-        measured[networks.index(space.own)],
+    return Latencies(
+        costs=Costs.one("latency", slope * costs, fixed=fixed, unit="ms"),
+        model_ms=measured[networks.index(space.own)],
+        layers=ms[1.0],
     )
 
 
@@ -79,10 +132,12 @@ def layers_of(
 ) -> dict[str, tuple[str, tuple[nn.Module, Tensor]]]:
     """The layers of all pairs in one network: path -> (key, (layer, its input)).
 
-    key: the same for layers that take the same time.
+    Of the model itself all its layers. key: the same for layers that take the same time.
     """
     network = space.network(indices)
     paths = {path for c in space.choices for pair in c.pairs for path in pair.layers}
+    if tuple(indices) == space.own:
+        paths |= {p for p, m in network.named_modules() if isinstance(m, nn.Linear | Convolution)}
     reads: dict[str, Tensor] = {}
     handles = [
         network.get_submodule(path).register_forward_pre_hook(
@@ -92,9 +147,7 @@ def layers_of(
         if getattr(network.get_submodule(path), "weight", None) is not None
         and not isinstance(network.get_submodule(path), nn.modules.batchnorm._NormBase)
     ]
-    args, kwargs = arguments_of(inputs)
-    with evaluating(network), torch.no_grad():
-        network(*args, **kwargs)
+    outputs(network, inputs)
     for handle in handles:
         handle.remove()
     return {

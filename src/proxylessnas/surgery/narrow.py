@@ -39,11 +39,18 @@ class Narrowed:
 
 @torch.no_grad()
 def narrowed(model: nn.Module, cuts: Sequence[tuple[Pair, Narrowed]]) -> nn.Module:
-    """A copy of the model with these channels of these pairs alone.
+    """A copy of the model with these channels of these pairs alone."""
+    network = copied(model)
+    narrow(network, cuts)
+    return network
+
+
+@torch.no_grad()
+def narrow(network: nn.Module, cuts: Sequence[tuple[Pair, Narrowed]]) -> None:
+    """Leave a network these channels of these pairs alone; tensors are replaced, not written to.
 
     A layer between two pairs loses inputs to the one and outputs to the other.
     """
-    network = copied(model)
     # First what reads the channels: refits are of all outputs, which other pairs cut afterwards.
     for pair, kept in cuts:
         for cut in pair.consumers:
@@ -64,7 +71,6 @@ def narrowed(model: nn.Module, cuts: Sequence[tuple[Pair, Narrowed]]) -> nn.Modu
     for pair, _ in cuts:
         for path in pair.layers:
             matched(network.get_submodule(path))
-    return network
 
 
 def _select(network: nn.Module, name: str, axis: int, indices: Tensor) -> None:

@@ -1,28 +1,42 @@
-"""A specialised network as files: figures, the table of layers, weights."""
+"""A specialised network as files: figures, the table of layers, weights; what stages leave."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from proxylessnas.core.costs import Costs
+from proxylessnas.core.derive import Choice, Proposal
 from proxylessnas.errors import RunError, foreign
 from proxylessnas.io.files import write_atomic
-from proxylessnas.surgery.narrow import matched, replace_tensor
+from proxylessnas.surgery.brought import Trained
+from proxylessnas.surgery.narrow import Narrowed, matched, replace_tensor
+from proxylessnas.surgery.pairs import Pair
+from proxylessnas.surgery.space import LEFT_OUT
 from proxylessnas.training.copying import copied
+from proxylessnas.training.task import describe
 
 SUMMARY, LAYERS, WEIGHTS = "summary.json", "layers.txt", "weights.safetensors"
+CALL = "call.json"  # of the Python call that a directory is of
 
 
-def check_new(path: Path) -> None:
-    """Raises RunError where a directory for results holds something already."""
-    if os.path.lexists(path) and not (path.is_dir() and not os.listdir(path)):
-        raise RunError(f"{path} exists and is not an empty directory; choose a new one")
+def files_of(network: nn.Module, summary: Mapping[str, Any], table: str) -> dict[str, bytes]:
+    """The three files: name -> content."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    return {
+        WEIGHTS: save({name: t.clone() for name, t in tensors.items()}),
+        LAYERS: (table + "\n").encode(),
+        SUMMARY: (json.dumps(summary, indent=2) + "\n").encode(),
+    }
 
 
 def save_network(path: Path, network: nn.Module, summary: Mapping[str, Any], table: str) -> None:
@@ -31,13 +45,12 @@ def save_network(path: Path, network: nn.Module, summary: Mapping[str, Any], tab
     Raises:
         RunError: the directory is not new, or cannot be written.
     """
-    check_new(path)
-    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    if os.path.lexists(path) and not (path.is_dir() and not os.listdir(path)):
+        raise RunError(f"{path} exists and is not an empty directory; choose a new one")
     with foreign(RunError, f"{path} cannot be written"):
         path.mkdir(parents=True, exist_ok=True)
-    write_atomic(path / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
-    write_atomic(path / LAYERS, (table + "\n").encode())
-    write_atomic(path / WEIGHTS, save({name: t.clone() for name, t in tensors.items()}))
+    for name, content in files_of(network, summary, table).items():
+        write_atomic(path / name, content)
 
 
 def restored(model: nn.Module, path: str | Path) -> nn.Module:
@@ -52,14 +65,117 @@ def restored(model: nn.Module, path: str | Path) -> nn.Module:
     with foreign(RunError, f"{path} holds no specialised network"):
         tensors: dict[str, Tensor] = load_file(path / WEIGHTS)
         choices = json.loads((path / SUMMARY).read_text())["architecture"]
-    network = copied(model)
     with foreign(RunError, f"{path} holds a network of another model"):
-        for name, candidate in choices.items():
-            if candidate == "zero":
-                network.set_submodule(name, nn.Identity())
-        for name, tensor in tensors.items():
-            replace_tensor(network, name, tensor)
-        for module in network.modules():
-            matched(module)
-        network.load_state_dict(tensors)
+        return network_of(model, choices, tensors)
+
+
+def network_of(
+    model: nn.Module, choices: Mapping[str, str], tensors: Mapping[str, Tensor]
+) -> nn.Module:
+    """A copy of the model with these tensors, and without the blocks that were left out.
+
+    choices: the candidate that was chosen, by the name of the block or the layer.
+    """
+    network = copied(model)
+    for name, candidate in choices.items():
+        if candidate == LEFT_OUT:
+            network.set_submodule(name, nn.Identity())
+    for name, tensor in tensors.items():
+        replace_tensor(network, name, tensor)
+    for module in network.modules():
+        matched(module)
+    network.load_state_dict(tensors)
     return network.eval()
+
+
+# --- what stages leave ---
+
+
+def check_same_call(brought: Trained, target_latency: str, blocks: Any) -> None:
+    """Whether what is in the store is of this call; kept where nothing is there yet.
+
+    Raises:
+        RunError: it is of another one; what differs is named.
+    """
+    several = blocks if isinstance(blocks, list | tuple | set) else [blocks]
+    weights = hashlib.sha256()
+    for name, tensor in brought.model.state_dict().items():
+        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        weights.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+    now = {
+        "model": type(brought.model).__name__,
+        "weights": weights.hexdigest(),
+        "example_inputs": describe(brought.inputs),
+        "batches": [len(brought.train), len(brought.valid)],
+        "target_latency": target_latency,
+        "blocks": sorted(str(getattr(b, "__name__", b)) for b in several),
+        "runtime": brought.runtime.name,
+        "measure": asdict(brought.measure),
+        "seed": brought.seed,
+    }
+    store = brought.records.store
+    if not store.has(CALL):
+        store.write_json(CALL, now)
+        return
+    before = store.read_json(CALL)
+    for name, value in now.items():
+        if not isinstance(before, dict) or before.get(name) != value:
+            raise RunError(
+                f"{store.file(CALL).parent} is of another call: its {name} differs; give the same "
+                "model and arguments to go on with it, or choose another `out`"
+            )
+
+
+def tensors_of_fits(fits: Mapping[Pair, Mapping[int, Narrowed]]) -> dict[str, Tensor]:
+    """Fits as named tensors."""
+    tensors: dict[str, Tensor] = {}
+    for pair, by_width in fits.items():
+        for width, kept in by_width.items():
+            tensors[_key(pair, width)] = kept.channels
+            for name, (weight, bias) in kept.refits.items():
+                tensors[_key(pair, width, name)] = weight
+                tensors[_key(pair, width, name, "bias")] = bias
+    return tensors
+
+
+def fits_of(
+    widths: Mapping[Pair, Sequence[int]], tensors: Mapping[str, Tensor]
+) -> dict[Pair, dict[int, Narrowed]]:
+    """The inverse of `tensors_of_fits`. widths: of every pair."""
+    return {
+        pair: {
+            width: Narrowed(
+                tensors[_key(pair, width)],
+                {
+                    cut.tensor: (tensors[key], tensors[_key(pair, width, cut.tensor, "bias")])
+                    for cut in pair.consumers
+                    if (key := _key(pair, width, cut.tensor)) in tensors
+                },
+            )
+            for width in several
+        }
+        for pair, several in widths.items()
+    }
+
+
+def _key(pair: Pair, *words: str | int) -> str:
+    return " ".join(map(str, (pair.name, *words)))
+
+
+def plain_choice(choice: Choice) -> dict[str, Any]:
+    """A choice as plain values, without the costs."""
+    proposals = [asdict(p) for p in (choice.chosen, *choice.proposals)]
+    return {"proposals": proposals, "rounds": choice.rounds, "correction": choice.correction}
+
+
+def choice_of(facts: dict[str, Any], costs: Costs) -> Choice:
+    """The inverse of `plain_choice`. costs: as they were before measurements corrected them."""
+    chosen, *proposals = map(_proposal, facts["proposals"])
+    corrected = costs.scaled("latency", facts["correction"])
+    return Choice(chosen, tuple(proposals), corrected, facts["rounds"], facts["correction"])
+
+
+def _proposal(facts: Mapping[str, Any]) -> Proposal:
+    tuples = ("indices", "costs", "batch_scores")  # which JSON made lists
+    values: dict[str, Any] = {k: tuple(v) if k in tuples else v for k, v in facts.items()}
+    return Proposal(**values)

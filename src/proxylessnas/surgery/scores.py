@@ -7,6 +7,7 @@ outputs' variance.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,9 +20,12 @@ from torch.utils import _pytree as pytree
 from proxylessnas.errors import DataError
 from proxylessnas.pretrained.distil import divergence
 from proxylessnas.pretrained.scores import Scores
+from proxylessnas.surgery.in_place import Pass
 from proxylessnas.surgery.space import Space
 from proxylessnas.training.freezing import evaluating
 from proxylessnas.training.task import call
+
+WORST = 1e6  # of outputs that are no numbers
 
 Distance = Callable[[Any, Any], Tensor]  # (outputs, the model's outputs) -> scalar
 
@@ -78,18 +82,25 @@ def replacement_scores(
     batches: inputs, as the model takes them. around: the candidate of every choice in the network
     around the replaced one; default: the model itself, which scores 0.
     """
-    with evaluating(space.model):
-        wanted = [call(space.model, batch) for batch in batches]
     names = around or [candidates[0] for candidates in space.candidates]
     base = [c.index(name) for c, name in zip(space.candidates, names, strict=True)]
-    scores: Scores = []
-    total, done = sum(map(len, space.candidates)), 0
-    for m, candidates in enumerate(space.candidates):
-        scores.append({})
-        for j, name in enumerate(candidates):
-            network = space.network([*base[:m], j, *base[m + 1 :]])
-            moved = distances(network, batches, wanted, distance)
-            scores[-1][name] = sum(moved) / len(moved)
-            done += 1
-            progress(done, total)
-    return scores
+    sums = [dict.fromkeys(candidates, 0.0) for candidates in space.candidates]
+    total, done = len(batches) * sum(map(len, space.candidates)), 0
+    for batch in batches:
+        with evaluating(space.model):
+            wanted = call(space.model, batch)
+        with space.in_place(base) as network:
+            first = Pass(network, batch)
+        unchanged = float(distance(first.output, wanted))
+        for m, candidates in enumerate(space.candidates):
+            for j, name in enumerate(candidates):
+                if j == base[m]:
+                    moved = unchanged
+                else:
+                    with space.in_place([*base[:m], j, *base[m + 1 :]]):
+                        output = first.again(space.modules_of(m))
+                    moved = float(distance(output, wanted))
+                sums[m][name] += (moved if math.isfinite(moved) else WORST) / len(batches)
+                done += 1
+                progress(done, total)
+    return sums

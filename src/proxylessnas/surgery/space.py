@@ -7,7 +7,8 @@ own layers, the same narrower inside, and `zero`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 
 from proxylessnas.data.arguments import arguments_of
 from proxylessnas.pretrained.candidates import SHARES, rounded_width
-from proxylessnas.surgery.narrow import Narrowed, narrowed
+from proxylessnas.surgery.in_place import put_back
+from proxylessnas.surgery.narrow import Narrowed, narrow
 from proxylessnas.surgery.pairs import Pair
+from proxylessnas.training.copying import copied
 from proxylessnas.training.freezing import evaluating
 
 OWN, LEFT_OUT = "own", "zero"  # as the candidates of the pretrained family call it
@@ -69,12 +72,27 @@ class Space:
 
     def network(self, indices: Sequence[int]) -> nn.Module:
         """A plain copy of the model with one candidate for every choice."""
+        network = copied(self.model)
+        self._shape(network, indices)
+        return network.eval()
+
+    @contextmanager
+    def in_place(self, indices: Sequence[int]) -> Iterator[nn.Module]:
+        """The same within the block, out of a copy that all these networks share."""
+        with put_back(self._shared):
+            self._shape(self._shared, indices)
+            yield self._shared
+
+    @cached_property
+    def _shared(self) -> nn.Module:
+        return copied(self.model).eval()
+
+    def _shape(self, network: nn.Module, indices: Sequence[int]) -> None:
         chosen = [c.candidates[i] for c, i in zip(self.choices, indices, strict=True)]
-        network = narrowed(self.model, [cut for candidate in chosen for cut in candidate.cuts])
+        narrow(network, [cut for candidate in chosen for cut in candidate.cuts])
         for choice, candidate in zip(self.choices, chosen, strict=True):
             if candidate.name == LEFT_OUT:
-                network.set_submodule(choice.name, nn.Identity())
-        return network.eval()
+                network.set_submodule(choice.name, nn.Identity().eval())
 
     def chosen(self, indices: Sequence[int]) -> dict[str, str]:
         """Choice -> candidate."""
@@ -90,6 +108,12 @@ class Space:
             )
             for choice in self.choices
         )
+
+    def modules_of(self, choice: int) -> set[str]:
+        """Paths of the modules that differ between the candidates of a choice."""
+        chosen = self.choices[choice]
+        inside = {path for pair in chosen.pairs for path in pair.layers}
+        return inside | {chosen.name} if chosen.can_leave_out else inside
 
     @cached_property
     def own(self) -> tuple[int, ...]:

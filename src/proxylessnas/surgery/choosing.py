@@ -1,0 +1,164 @@
+"""The best network around a model within a limit: scored, decoded, measured, corrected.
+
+The path of the trained family (`pretrained/`): scores of single replacements are a prior, the most
+probable networks within the limit are decoded exactly, compared by their outputs, measured, and the
+cost model corrected. Gates are not trained: α is the prior. A gate lets one candidate of a mixed
+operation run, and here is none: pairs overlap in their layers, so that a candidate of one is a
+tensor whose shape depends on what the other has chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from proxylessnas.config import DeriveSettings
+from proxylessnas.core.costs import Costs
+from proxylessnas.core.decode import Indices
+from proxylessnas.core.derive import TOLERANCE, Choice, MeasureFunction, ScoreFunction, choose
+from proxylessnas.core.supernet import softmax
+from proxylessnas.errors import LimitError
+from proxylessnas.hardware.measure import Canary, measure_networks
+from proxylessnas.pretrained.scores import Scores, tempered
+from proxylessnas.pretrained.space import prior, rescored
+from proxylessnas.seeds import derive_seed
+from proxylessnas.surgery.around import WIDER, Around
+from proxylessnas.surgery.latency import patient
+from proxylessnas.surgery.saved import choice_of, plain_choice
+from proxylessnas.surgery.scores import distance_for, distances, replacement_scores
+from proxylessnas.training.callbacks import mean_entropy
+from proxylessnas.training.freezing import evaluating
+from proxylessnas.training.task import call
+
+SCORES_WITHIN, CHOICE = "scores_within.json", "choice.json"
+RESCORED = 2  # times that candidates are scored again around the network that is chosen
+DERIVE = DeriveSettings(top_k=10, measure_best=3, rounds=6, recalibrate_images=0)
+
+Keep = Callable[[Choice], dict[str, Any]]  # leaves what a choice leads to; facts with its files
+
+
+def recorded_choice(space: Around, limit: float, keep: Keep) -> Choice:
+    """The stages `search`, which scores within the limit, and `derive`.
+
+    Raises:
+        LimitError: no network of the space keeps the limit, as measured.
+    """
+    brought, costs = space.brought, space.costs.limited({"latency": limit})
+    store = brought.records.store
+    if not brought.records.done("search"):
+        with brought.stage("search", f"scores around networks within {limit:.4g} ms") as facts:
+            scores = _scores_within(space, costs)
+            store.write_json(SCORES_WITHIN, scores)
+            alpha = prior(space.space, tempered(scores))
+            entropy = mean_entropy(softmax(alpha, space.space.mask), space.space.mask)
+            facts |= {"entropy": entropy, "straightness": None, "architecture_steps": 0}
+            facts["files"] = [SCORES_WITHIN]
+    if not brought.records.done("derive"):
+        with brought.stage("derive", f"the best network within {limit:.4g} ms") as facts:
+            choice = _choice(space, costs, store.read_json(SCORES_WITHIN))
+            store.write_json(CHOICE, plain_choice(choice))
+            facts |= {**_facts(choice), **(kept := keep(choice))}
+            facts["files"] = [CHOICE, *kept["files"]]
+    return choice_of(store.read_json(CHOICE), costs)
+
+
+def _facts(choice: Choice) -> dict[str, Any]:
+    chosen = choice.chosen
+    return {
+        "predicted": dict(zip(choice.costs.names, chosen.costs, strict=True)),
+        "measured_ms": chosen.measured_ms,
+        "noise_pct": 100 * chosen.noise,
+        "score": chosen.score,
+        "rounds": choice.rounds,
+        "correction": choice.correction,
+    }
+
+
+def chosen_within(space: Around, limit: float) -> Choice:
+    """The network for one limit, nothing of it recorded.
+
+    Raises:
+        LimitError: no network of the space keeps it, as measured.
+    """
+    costs = space.costs.limited({"latency": limit})
+    space.brought.reporter.say(f"choose: the best network within {limit:.4g} ms")
+    return _choice(space, costs, _scores_within(space, costs))
+
+
+def _scores_within(space: Around, costs: Costs) -> Scores:
+    """Scores corrected around the networks that they choose under the limit."""
+    distance = distance_for(space.brought.task.loss)
+    with space.brought.reporter.bar("scoring within the limit") as update:
+        return rescored(
+            space.space,
+            lambda names: replacement_scores(
+                space.space, space.batches, distance, around=names, progress=update
+            ),
+            space.scores,
+            costs,
+            rounds=RESCORED,
+        )
+
+
+def _choice(space: Around, costs: Costs, scores: Scores) -> Choice:
+    """Decode, compare by the outputs, measure, correct."""
+    brought = space.brought
+    # Without the costs: nothing is learned from here, and decoding keeps the limit exactly.
+    space.space.alpha = prior(space.space, tempered(scores))
+    with brought.reporter.bar("choosing") as update:
+        choice = choose(
+            space.space,
+            costs,
+            DERIVE,
+            score=_score_of(space),
+            measure=_measure_of(space, lambda done, total: update(done, total, "measuring")),
+            seed=derive_seed(brought.seed, "proposals"),
+            progress=lambda done, total: update(done, total, "comparing outputs"),
+        )
+    chosen, limit = choice.chosen, costs.limit("latency")
+    assert chosen.measured_ms is not None
+    brought.reporter.say(
+        f"  predicted {chosen.costs[0]:.4g} ms, measured {chosen.measured_ms:.4g} ms "
+        f"(± {100 * chosen.noise:.1f} %), limit {limit:.4g} ms"
+    )
+    if chosen.measured_ms > limit * (1 + max(TOLERANCE, chosen.noise)):
+        raise LimitError(
+            f"no network keeps {limit:.4g} ms: the fastest of those that were predicted to takes "
+            f"{chosen.measured_ms:.4g} ms on {brought.runtime.name}; {WIDER}"
+        )
+    return choice
+
+
+def _score_of(space: Around) -> ScoreFunction:
+    """How far a network's outputs are from the model's, negative, also of every batch."""
+    distance = distance_for(space.brought.task.loss)
+    with evaluating(space.brought.model):
+        wanted = [call(space.brought.model, batch) for batch in space.batches]
+
+    def score(indices: Indices) -> tuple[float, tuple[float, ...]]:
+        with space.space.in_place(indices) as network:
+            moved = distances(network, space.batches, wanted, distance)
+        return -sum(moved) / len(moved), tuple(-value for value in moved)
+
+    return score
+
+
+def _measure_of(space: Around, progress: Callable[[int, int], None]) -> MeasureFunction:
+    """The latency of networks, corrected by how much slower the model is now."""
+    brought = space.brought
+    settings = patient(brought.model, brought.inputs, brought.runtime, brought.measure)
+
+    def measure(networks: Sequence[Indices]) -> list[tuple[float, float]]:
+        report = measure_networks(
+            {str(i): space.space.network(indices) for i, indices in enumerate(networks)},
+            brought.runtime,
+            brought.inputs,
+            settings,
+            # The device may be slower or faster now than when the candidates were measured.
+            canary=Canary(network=brought.model, then_ms=space.model_ms),
+            progress=progress,
+            seed=brought.seed,
+        )
+        return [report[str(i)].value for i in range(len(networks))]
+
+    return measure
