@@ -41,7 +41,7 @@ class Length:
         return min(max(round(self.epochs * epoch_steps), self.least), self.most)
 
 
-TEACH, TRAIN = Length(6, 240, 6000), Length(3, 240, 3000)
+LENGTH = Length(6, 240, 6000)  # of the teacher's fine-tuning, and of the derived network's
 ARCHITECTURE_STEPS = 150  # from the prior on
 RATE, RATE_STEPS = 0.003, 300  # the rate of so many steps and more; of fewer a share of it
 WARMUP = 0.1  # of the steps
@@ -67,10 +67,10 @@ def suited(
     teacher and the architecture learn from. train_images: which the derived network learns from.
     """
 
-    def learning(stage: str, length: Length, images: int) -> Any:
+    def learning(stage: str, images: int) -> Any:
         settings, asked = getattr(config, stage), given.get(stage, {})
         epoch_steps = -(-images // settings.batch_size)
-        steps = length.steps(epoch_steps)
+        steps = LENGTH.steps(epoch_steps)
         if "epochs" in asked:
             steps = max(1, round(settings.epochs * epoch_steps))
         chosen = {
@@ -86,7 +86,7 @@ def suited(
         search = replace(search, epochs=ARCHITECTURE_STEPS / epoch_steps)
     return replace(
         config,
-        teach=learning("teach", TEACH, search_images),
+        teach=learning("teach", search_images),
         search=search,
-        train=learning("train", TRAIN, train_images),
+        train=learning("train", train_images),
     )
