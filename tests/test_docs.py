@@ -60,7 +60,7 @@ def commands(text: str) -> list[list[str]]:
 
 @cache
 def help_of(verb: str) -> str:
-    word = "--help" if verb in ("predict", "zoo") else "--help-all"
+    word = "--help" if verb in ("predict", "report", "zoo") else "--help-all"
     done = subprocess.run(
         [sys.executable, "-m", "proxylessnas", verb, word], capture_output=True, text=True
     )

@@ -41,7 +41,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_every_module_recipe_and_network(wheel: Path) -> None:
     files = set(zipfile.ZipFile(wheel).namelist())
     package = ROOT / "src"
-    kinds = ("*.py", "recipes/*.yaml", "zoo/networks/*.json", "py.typed")
+    kinds = ("*.py", "recipes/*.yaml", "zoo/networks/*.json", "report/pages/*", "py.typed")
     expected = {
         path.relative_to(package).as_posix()
         for kind in kinds

@@ -25,13 +25,14 @@ usage: proxylessnas VERB [options]          proxylessnas VERB --help for the opt
   evaluate   its accuracy on the test part; with --data on other images of the same classes
   export     ONNX, compared with eager and measured as the file it is
   predict    classify images with the result
+  report     one HTML file about a run, or about several side by side
   zoo        the published networks: list, build, export, measure, draw
 
   proxylessnas run --data mnist5k --target-latency 0.6x --out runs/demo
   proxylessnas run --data ~/photos --target-latency 12ms --budget 2h
   proxylessnas predict runs/demo image.png
 """
-VERBS = ("run", *STAGES, "predict", "zoo")
+VERBS = ("run", *STAGES, "predict", "report", "zoo")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,7 +72,11 @@ def _verb(words: list[str], signal: Signal) -> int:
         raise ConfigError(f"there is no verb {verb!r}; {did_you_mean(verb, VERBS)}")
     from proxylessnas.cli import options, stages  # only now: the help above is instant
 
-    adders = {"predict": options.add_predicting, "zoo": options.add_zoo}
+    adders = {
+        "predict": options.add_predicting,
+        "report": options.add_reporting,
+        "zoo": options.add_zoo,
+    }
     if verb not in adders:
         return stages.main(verb, signal, rest)
     chosen = options.parsed(verb, adders[verb], rest)

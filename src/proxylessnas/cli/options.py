@@ -236,6 +236,15 @@ def add_predicting(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object an image")
 
 
+def add_reporting(parser: Parser) -> None:
+    parser.add_argument("directory", nargs="+", help="a run directory; several side by side")
+    parser.add_argument(
+        "--out",
+        help="the HTML file; default: report.html in the run directory, of several "
+        "comparison.html in the first one's",
+    )
+
+
 def add_zoo(parser: Parser) -> None:
     parser.add_argument("name", nargs="*", help="a network; without one, all are listed")
     parser.add_argument("--build", action="store_true", help="print the plain network")

@@ -7,7 +7,7 @@ every choice and its candidate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
@@ -23,6 +23,7 @@ from proxylessnas.spaces.blocks import MBConv, Network
 from proxylessnas.spaces.tree_layers import Cell, TreeBlock
 
 INK, PALE, LINE, PLAIN = "#24292f", "#6b7480", "#c3cad2", "#dfe3e8"
+PAPER, ON_BLOCK = "#ffffff", "#1d2127"  # behind everything; words on a block, light in any theme
 KERNELS = {1: "#c9b8e4", 3: "#8fc1e3", 5: "#f3bd5f", 7: "#dd7260"}
 LAYERS = {
     "identity": PLAIN,
@@ -39,8 +40,11 @@ MARGIN, TITLE_Y = 24.0, 34.0  # pixels
 SHARES = {"start": 1.0, "middle": 0.5, "end": 0.0}  # of a text's width right of its anchor
 
 
-def draw(architecture: Architecture) -> str:
+def draw(architecture: Architecture, milliseconds: Mapping[str, float] | None = None) -> str:
     """The network as a self-contained SVG; every text in it is escaped.
+
+    milliseconds: by choice, written below its block. What belongs to a choice has its name as
+    the attribute `data-choice`.
 
     Raises:
         ArchitectureError: the choices do not fit the space.
@@ -53,7 +57,53 @@ def draw(architecture: Architecture) -> str:
     assert isinstance(network, Network)
     image = Shape(*architecture.settings["input_shape"])
     tree = isinstance(network.blocks[0], TreeBlock)
-    return _grid(architecture, network, image) if tree else _row(architecture.space, network, image)
+    if tree:
+        return _grid(architecture, network, image)
+    return _row(architecture, network, image, milliseconds or {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A searched block of a network: what was chosen, as numbers.
+
+    kernel, expansion: 0 for a block that is left out. halves: whether it halves the resolution.
+    channels: of its output.
+    """
+
+    choice: str
+    kernel: int
+    expansion: float
+    halves: bool
+    channels: int
+
+
+def layers(architecture: Architecture) -> list[Layer]:
+    """The searched inverted bottlenecks in order; none of other kinds of networks."""
+    if architecture.space not in SPACES:
+        return []
+    with torch.device("meta"):
+        network = build(architecture).eval()
+    assert isinstance(network, Network)
+    if isinstance(network.blocks[0], TreeBlock):
+        return []
+    image = Shape(*architecture.settings["input_shape"])
+    before, *after = _output_shapes(network, image, [network.stem, *network.blocks])
+    result = []
+    for name in architecture.choices:
+        index = int(name.split(".")[1])
+        block, shape = network.blocks[index], after[index]
+        inner = block.branch if isinstance(block, Residual) else block
+        there = isinstance(inner, MBConv)
+        result.append(
+            Layer(
+                choice=name,
+                kernel=inner.kernel if isinstance(inner, MBConv) else 0,
+                expansion=inner.expansion if isinstance(inner, MBConv) else 0.0,
+                halves=there and shape.height < ([before, *after][index]).height,
+                channels=shape.channels,
+            )
+        )
+    return result
 
 
 class Shape(NamedTuple):
@@ -90,11 +140,15 @@ class Canvas:
         self.width = self.height = 0.0
         self.text(MARGIN, TITLE_Y, title, size=15, anchor="start", weight=600)
 
-    def rect(self, x: float, y: float, w: float, h: float, fill: str, tip: str = "") -> None:
+    def rect(
+        self, x: float, y: float, w: float, h: float, fill: str, tip: str = "", choice: str = ""
+    ) -> None:
         title = f"<title>{_safe(tip)}</title>" if tip else ""
+        of = f" data-choice='{_safe(choice)}'" if choice else ""
         self.elements.append(
             f"<rect x='{x:g}' y='{y:g}' width='{w:g}' height='{h:g}' rx='{min(3, w / 4):g}' "
-            f"fill='{fill}' stroke='{INK}' stroke-opacity='.28' stroke-width='.8'>{title}</rect>"
+            f"fill='{fill}' stroke='{INK}' stroke-opacity='.28' stroke-width='.8'"
+            f"{of}>{title}</rect>"
         )
         self.grow(x + w, y + h)
 
@@ -161,7 +215,7 @@ class Canvas:
         return (
             f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {w:g} {h:g}' width='{w:g}' "
             f"height='{h:g}' role='img' {FONT}><title>{_safe(title)}</title>"
-            f"<rect width='100%' height='100%' fill='#ffffff'/>{''.join(self.elements)}</svg>\n"
+            f"<rect width='100%' height='100%' fill='{PAPER}'/>{''.join(self.elements)}</svg>\n"
         )
 
 
@@ -179,23 +233,34 @@ MIDDLE = 150.0
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """words: written on the block. height: in pixels, 0 for a block that is left out."""
+    """words: written on the block. height: in pixels, 0 for a block that is left out.
+
+    choice: which the block was chosen by; empty for what is fixed.
+    """
 
     words: str
     fill: str = PLAIN
     height: float = HEIGHTS[1]
+    choice: str = ""
 
     @property
     def width(self) -> float:
         return WIDE if self.height else SKIPPED
 
 
-def _row(space: str, network: Network, image: Shape) -> str:
+def _row(
+    architecture: Architecture, network: Network, image: Shape, milliseconds: Mapping[str, float]
+) -> str:
+    space = architecture.space
     canvas = Canvas(f"{space} network")
     mix = _convolutions(network.head)[0]
     parts = [network.stem, *network.blocks, mix, network.head]
     shapes = _output_shapes(network, image, parts)
-    blocks = [_block(part, fixed=part in (network.stem, mix)) for part in parts[:-1]]
+    of_block = {name.split(".")[1]: name for name in architecture.choices if "." in name}
+    blocks = [
+        _block(part, fixed=part in (network.stem, mix), choice=of_block.get(str(i), ""))
+        for i, part in enumerate(parts[:-1], start=-1)
+    ]
     blocks.append(Block(words="Pool, FC"))
     canvas.text(MARGIN, MIDDLE - 7, "input", anchor="start", colour=PALE)
     size = f"{image.channels}×{image.resolution}"
@@ -207,6 +272,9 @@ def _row(space: str, network: Network, image: Shape) -> str:
     for block, before, shape in zip(blocks, [image, *shapes], shapes, strict=False):
         pooled = block is blocks[-1]
         _draw_block(canvas, x, block, 1 if pooled else round(before.height / shape.height))
+        if block.height and block.choice in milliseconds:
+            words_ms = f"{milliseconds[block.choice]:.2g}"
+            canvas.text(x + block.width / 2, MIDDLE + 90, words_ms, size=9, colour=PALE)
         spans.append((x, x + block.width, shape))
         x += block.width + GAP
     canvas.text(end + 16, MIDDLE + 4, "classes", anchor="start", colour=PALE)
@@ -215,12 +283,14 @@ def _row(space: str, network: Network, image: Shape) -> str:
         narrow = width < 50 and shape.height == shape.width
         return str(shape.channels), f"{shape.height}²" if narrow else shape.resolution
 
-    canvas.stages(MIDDLE + 92, spans, lambda shape: shape, words)
+    below = MIDDLE + (100 if milliseconds else 92)
+    canvas.stages(below, spans, lambda shape: shape, words)
     entries = [(c, f"kernel {k}×{k}") for k, c in KERNELS.items() if c in {b.fill for b in blocks}]
     note = "height: expansion (3, 6) · ÷2: halves the resolution · below: channels, resolution"
     skipped = sum(not block.height for block in blocks)
     note += f" · thin line: left out ({skipped})" if skipped else ""
-    canvas.legend(MIDDLE + 168, [*entries, (PLAIN, "fixed")], note)
+    note += " · under a block: its milliseconds" if milliseconds else ""
+    canvas.legend(below + 76, [*entries, (PLAIN, "fixed")], note)
     return canvas.svg(f"{space} network of {len(blocks)} blocks")
 
 
@@ -228,19 +298,21 @@ def _draw_block(canvas: Canvas, x: float, block: Block, stride: int) -> None:
     middle = x + block.width / 2
     if not block.height:
         canvas.line(middle, MIDDLE - 26, middle, MIDDLE + 26, PALE)
+        if block.choice:  # something to point at
+            canvas.rect(x, MIDDLE - 26, block.width, 52, "transparent", "left out", block.choice)
         return
     top = MIDDLE - block.height / 2
-    canvas.rect(x, top, block.width, block.height, block.fill, block.words)
-    canvas.text(middle + 4, MIDDLE, block.words, turned=True)
+    canvas.rect(x, top, block.width, block.height, block.fill, block.words, block.choice)
+    canvas.text(middle + 4, MIDDLE, block.words, turned=True, colour=ON_BLOCK)
     if stride > 1:
         canvas.text(middle, top - 6, f"÷{stride}", size=10, colour=PALE)
 
 
-def _block(module: nn.Module, *, fixed: bool) -> Block:
+def _block(module: nn.Module, *, fixed: bool, choice: str) -> Block:
     """fixed: not searched. The first block, of expansion 1, is not either."""
     convolutions = _convolutions(module)
     if not convolutions:
-        return Block(words="left out", height=0)
+        return Block(words="left out", height=0, choice=choice)
     inner = module.branch if isinstance(module, Residual) else module
     kernel, words, height = convolutions[0].kernel_size[0], "Conv", HEIGHTS[1]
     if isinstance(inner, MBConv):
@@ -248,7 +320,7 @@ def _block(module: nn.Module, *, fixed: bool) -> Block:
         height = HEIGHTS.get(round(inner.expansion), 150.0)
         fixed = fixed or inner.expand is None
     fill = PLAIN if fixed else KERNELS.get(kernel, MORE[-1])
-    return Block(words=f"{words} {kernel}×{kernel}", fill=fill, height=height)
+    return Block(words=f"{words} {kernel}×{kernel}", fill=fill, height=height, choice=choice)
 
 
 def _convolutions(module: nn.Module) -> list[nn.Conv2d]:
@@ -266,9 +338,11 @@ def _grid(architecture: Architecture, network: Network, image: Shape) -> str:
     size = f"input {image.channels}×{image.resolution}"
     canvas.text(MARGIN, 54, size, anchor="start", colour=PALE)
     columns: dict[int, dict[str, str]] = {}
+    names: dict[tuple[int, str], str] = {}
     for name, candidate in architecture.choices.items():
         _, block, _, _, edge = name.split(".", 4)  # blocks.7.cell.branches.0.nodes.1.edges.0
         columns.setdefault(int(block), {})[edge] = candidate
+        names[int(block), edge] = name
     edges = sorted(columns[0], key=_edge_order)
     ys = [TOP + SIDE * j + 10.0 * int(edge.split(".")[0]) for j, edge in enumerate(edges)]
     for edge, y in zip(edges, ys, strict=True):
@@ -281,7 +355,8 @@ def _grid(architecture: Architecture, network: Network, image: Shape) -> str:
         for edge, y in zip(edges, ys, strict=True):
             candidate = columns[i][edge]
             tip = f"block {i + 1}, {_edge_words(edge)}: {candidate}"
-            canvas.rect(x, y, SIDE - 1.5, SIDE - 1.5, LAYERS.get(candidate, MORE[-1]), tip)
+            colour = LAYERS.get(candidate, MORE[-1])
+            canvas.rect(x, y, SIDE - 1.5, SIDE - 1.5, colour, tip, names[i, edge])
         spans.append((x, x + SIDE - 1.5, shape))
         x, before = x + SIDE, shape
     bottom = ys[-1] + SIDE + 12
@@ -323,7 +398,7 @@ def _choices(architecture: Architecture, rows: int = 24) -> str:
         wide = max(len(f"{name}{candidate}") for name, candidate in column) * 6.4 + 50
         for j, (name, candidate) in enumerate(column):
             y = 58 + 20.0 * j
-            canvas.rect(x, y, 14, 14, colours[candidate], candidate)
+            canvas.rect(x, y, 14, 14, colours[candidate], candidate, name)
             canvas.text(x + 22, y + 11, name, anchor="start", colour=PALE)
             canvas.text(x + wide - 16, y + 11, candidate, anchor="end")
         x += wide + 12

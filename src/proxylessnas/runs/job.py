@@ -32,6 +32,7 @@ from proxylessnas.runs.configured import ConfiguredProblem
 from proxylessnas.runs.defaults import with_defaults
 from proxylessnas.runs.opening import opened
 from proxylessnas.runs.reach import check_reach
+from proxylessnas.runs.reporting import write_report
 from proxylessnas.runs.sizes import decide_size, undecided
 from proxylessnas.runs.specialised import SpecialisedProblem, begin_specialised
 from proxylessnas.runs.teaching import prepare
@@ -350,6 +351,8 @@ def run_all(session: Session, started: float) -> dict[str, Any]:
             export(session)
         facts |= summary.summarise(session)
         session.store.write_json("summary.json", facts)
+        if session.store.path is not None and session.ranks.is_main:
+            write_report([session.store.path])
         session.reporter.say(f"all done in {duration(time.monotonic() - started)}")
     return facts
 

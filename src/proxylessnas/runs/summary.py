@@ -214,7 +214,8 @@ def show(facts: dict[str, Any], directory: str, console: Console) -> None:
     problems = (facts["verdict"] or {}).get("problems", ())
     deploy = "the network; see above before you use it" if problems else "deploy it"
     console.print(
-        f"\nnext:  proxylessnas predict {directory} IMAGE...      classify images with it\n"
+        f"\nnext:  {directory}/report.html                open it in a browser\n"
+        f"       proxylessnas predict {directory} IMAGE...      classify images with it\n"
         f"       {directory}/model.onnx                 {deploy}\n"
         f"       proxylessnas derive {directory} --latencies ...   other latencies, same search",
         highlight=False,

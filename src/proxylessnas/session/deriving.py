@@ -23,6 +23,8 @@ from proxylessnas.session.session import Session
 from proxylessnas.training.callbacks import ProgressBar
 from proxylessnas.training.evaluate import evaluate, recalibrate
 
+PRICES = "prices.json"
+
 
 def derive(session: Session) -> Architecture:
     """The most probable network within the limits; scored, measured, corrected."""
@@ -30,7 +32,30 @@ def derive(session: Session) -> Architecture:
     title = f"the best of the {session.config.derive.top_k} most probable"
     with session.records.stage("derive", title, session.callbacks) as facts:
         choice = _choose(session, job, session.config.derive)
+        facts["target_ms"] = session.target_ms
+        session.store.write_json(PRICES, _prices(session.unlimited_costs, job))
         return _keep_choice(session, choice, facts, "", job)
+
+
+def _prices(costs: Costs, job: Search) -> dict[str, Any]:
+    """What every candidate costs and how probable it became: for reports."""
+    names, probabilities = job.supernet.candidates, job.supernet.probabilities().tolist()
+    per_candidate = costs.per_candidate.tolist()
+    return {
+        "costs": dict(zip(costs.names, costs.units, strict=True)),
+        "fixed": dict(zip(costs.names, costs.fixed.tolist(), strict=True)),
+        "choices": {
+            choice: {
+                "candidates": candidates,
+                "probabilities": probabilities[m][: len(candidates)],
+                **{
+                    cost: per_candidate[k][m][: len(candidates)]
+                    for k, cost in enumerate(costs.names)
+                },
+            }
+            for m, (choice, candidates) in enumerate(zip(job.supernet.names, names, strict=True))
+        },
+    }
 
 
 def derive_within(

@@ -19,6 +19,7 @@ from proxylessnas.hardware.costs import largest_network
 from proxylessnas.report.verdict import accuracy_words
 from proxylessnas.seeds import derive_seed
 from proxylessnas.session.budget import Pace
+from proxylessnas.session.mistakes import MISTAKES, Mistakes
 from proxylessnas.session.problem import Part
 from proxylessnas.session.records import BASELINES
 from proxylessnas.session.session import Session
@@ -189,14 +190,17 @@ def evaluate(session: Session, name: str = "") -> Score:
     with session.records.stage(stage, "the test part", session.callbacks) as facts:
         network, info = trained_network(session, name), session.problem.input()
         classes = [] if info is None or name else list(info.classes)
-        score = _scored(
-            session, network, "test", classes=len(classes) if len(classes) <= MOST_CLASSES else 0
-        )
+        counted = len(classes) if len(classes) <= MOST_CLASSES else 0
+        mistakes = None if info is None or not counted else Mistakes(info)
+        watched = {} if mistakes is None else {"see": mistakes}
+        score = _scored(session, network, "test", classes=counted, **watched)
         loss = score.loss if math.isfinite(score.loss) else None
         facts |= {"accuracy": score.accuracy, "loss": loss, "examples": score.examples}
         if score.confusion is not None:
             _keep_confusion(session, classes, score.confusion)
             facts["files"] = [CONFUSION]
+        if mistakes is not None:
+            session.store.write_json(MISTAKES, mistakes.worst)
         if not name:
             known = _scored(session, network, "calibration", examples=TRAINING_IMAGES)
             facts["training_accuracy"] = known.accuracy

@@ -10,6 +10,7 @@ from proxylessnas.core.supernet import Supernet
 from proxylessnas.hardware.measure import measure_table
 from proxylessnas.hardware.timing import disturbance
 from proxylessnas.hardware.validate import sentence, validate
+from proxylessnas.report.plot import points
 from proxylessnas.session.session import TABLE, Session
 
 MOBILENET_V2_DEPTHS = (2, 3, 4, 3, 3, 1)
@@ -84,10 +85,12 @@ def _quality(session: Session) -> dict[str, object]:
     assert table is not None
     if words := disturbance(table.entries.values()):
         session.reporter.say(f"  warning: while it was measured {words}")
+    whole = [dataclasses.asdict(point) for point in points(costs, session.supernet, table)]
+    facts: dict[str, object] = {"networks": whole, "disturbance": words}
     if not table.of_role("validation", space=costs.space):
-        return {}
+        return facts
     report = validate(costs, session.supernet, table)
     validated = dataclasses.replace(table, validation=report)
     session.store.write(TABLE, validated.to_json().encode())
     session.reporter.say(f"  on {report['networks']} unseen networks: {sentence(report)}")
-    return {"validation": report}
+    return {**facts, "validation": report}

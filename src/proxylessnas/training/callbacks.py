@@ -20,6 +20,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+MOMENTS = 60  # of a stage, whose probabilities are kept: enough for a curve
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunMetrics:
@@ -185,7 +187,10 @@ class EarlyStopping(Callback):
 
 
 class MetricsLog(Callback):
-    """One record every `every` steps, and at a stage's last, for `write(fields)`."""
+    """One record at least every `every` steps, and at a stage's last, for `write(fields)`.
+
+    About `MOMENTS` of them hold the probabilities of every choice's candidates.
+    """
 
     def __init__(self, write: Callable[..., object], *, every: int = 20) -> None:
         self.write, self.every = write, every
@@ -195,7 +200,8 @@ class MetricsLog(Callback):
         self.architecture = metrics
 
     def on_step(self, metrics: StepMetrics) -> None:
-        if metrics.step % self.every and metrics.step != metrics.total:
+        every = max(1, min(self.every, metrics.total // MOMENTS))  # of a short stage, more often
+        if metrics.step % every and metrics.step != metrics.total:
             return
         fields: dict[str, Any] = {"stage": metrics.stage, "step": metrics.step}
         if metrics.loss is not None:
@@ -206,12 +212,21 @@ class MetricsLog(Callback):
             fields |= {f"expected_{name}": value for name, value in architecture.expected.items()}
             fields["multipliers"] = list(architecture.multipliers)
             fields["entropy"] = architecture.entropy
+            moments = every * max(1, metrics.total // (every * MOMENTS))
+            if not metrics.step % moments or metrics.step == metrics.total:
+                fields["probabilities"] = _rounded(architecture)
         if metrics.rate_factor < 1:
             fields["rate_factor"] = metrics.rate_factor
         self.write(**fields)
 
     def on_stage_end(self, metrics: StageMetrics) -> None:
         self.architecture = None
+
+
+def _rounded(metrics: ArchitectureMetrics) -> list[list[float]]:
+    """The probabilities of each choice, without pads."""
+    rows = zip(metrics.probabilities.tolist(), metrics.mask.tolist(), strict=True)
+    return [[round(p, 4) for p, real in zip(*row, strict=True) if real] for row in rows]
 
 
 class ProgressBar(Callback):

@@ -54,10 +54,11 @@ def evaluate(
     classes: int = 0,
     ranks: Ranks = ALONE,
     after_batch: Callable[[int, int], None] = lambda done, total: None,
+    see: Callable[[Any, Any, Any], None] = lambda inputs, target, output: None,
 ) -> Score:
     """Loss and accuracy over one pass, in evaluation mode; about `examples` of them.
 
-    classes: how many there are, if answers are to be counted by class.
+    classes: how many there are, if answers are to be counted by class. see: is shown every batch.
 
     Of several ranks each takes every so-manieth batch, and all return the score of all.
     """
@@ -78,6 +79,7 @@ def evaluate(
             if classes and task.answers is not None:
                 pairs = (target * classes + task.answers(output)).cpu()
                 confusion += pairs.bincount(minlength=classes**2).view(classes, classes)
+            see(inputs, target, output)
             after_batch(index + 1, len(batches))
     ranks.sum([seen, confusion])
     loss, right, examples = seen.sum(0).tolist()

@@ -1,0 +1,224 @@
+"""The report: facts of the records, one page that needs nothing else, sentences that are computed.
+
+In a browser: `tests/report/test_browser.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from proxylessnas import zoo
+from proxylessnas.cli.main import main
+from proxylessnas.report.charts import Mark, lines, pareto, scatter, ticks
+from proxylessnas.report.draw import Layer, layers
+from proxylessnas.report.facts import Choice
+from proxylessnas.report.findings import _dear_but_few_macs, _shape
+from proxylessnas.report.page import SECTIONS, page
+from proxylessnas.runs.reporting import facts_of_run, write_report
+
+MOST = 3 << 20  # bytes of a report
+HOSTILE = "<img src=x onerror=alert(1)></script>&\"'"
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+class Tags(HTMLParser):
+    """Every opening tag with its attributes; complains of a tag that is not closed in order."""
+
+    VOID = ("meta", "link", "img", "br", "hr")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_a_run_leaves_its_report(finished_run: Path) -> None:
+    html = (finished_run / "report.html").read_text()
+    tags = Tags(html).tags
+    ids = {attributes.get("id") for _, attributes in tags}
+    assert {f"r0-{name}" for name in SECTIONS} <= ids
+    assert len(html) < MOST
+    # Nothing is fetched: every address is inside the page.
+    addresses = [v for _, a in tags for k, v in a.items() if k in ("src", "href")]
+    assert addresses and all(v is not None and v.startswith(("#", "data:")) for v in addresses)
+    assert not re.search(r"url\(|@import|\bfetch\(", html)
+    summary = json.loads((finished_run / "summary.json").read_text())
+    assert f"{100 * summary['test_accuracy']:.1f} %" in html
+    assert "missing" not in {a.get("class") for _, a in tags}
+
+
+def test_facts_are_those_of_the_records(finished_run: Path) -> None:
+    facts = facts_of_run(finished_run)
+    summary = json.loads((finished_run / "summary.json").read_text())
+    assert facts.missing == ()
+    assert facts.outcome is not None and facts.outcome.accuracy == summary["test_accuracy"]
+    assert facts.latency.predicted == pytest.approx(summary["predicted_latency_ms"], rel=1e-12)
+    assert facts.latency.target == summary["target_latency_ms"]
+    assert sum(map(sum, facts.outcome.counts)) == facts.outcome.images
+    # What the blocks and the fixed part cost is what the network was predicted to take.
+    priced = sum(choice.cost("latency") or 0.0 for choice in facts.choices)
+    assert priced + facts.fixed["latency"] == pytest.approx(facts.latency.predicted, rel=1e-9)
+    for choice in facts.choices:
+        assert len(choice.history) == len(facts.moments) >= 5
+        assert sum(choice.probabilities) == pytest.approx(1)
+        assert all(sum(row) == pytest.approx(1, abs=1e-3) for row in choice.history)
+        assert choice.history[-1] == pytest.approx(choice.probabilities, abs=1e-4)
+    wrong = [m for m in facts.outcome.mistakes if m["true"] == m["answer"]]
+    assert facts.outcome.mistakes and wrong == []
+    sure = [m["probability"] for m in facts.outcome.mistakes]
+    assert sure == sorted(sure, reverse=True)
+    assert len(facts.networks) >= 4 and {n["role"] for n in facts.networks} >= {"fit", "canary"}
+    assert json.loads((finished_run / "report.json").read_text())["name"] == facts.name
+
+
+STAGES = ("measure", "search", "derive", "train", "evaluate", "export")
+
+
+@pytest.mark.parametrize("done", range(len(STAGES)))
+def test_an_unfinished_run_says_what_is_not_there(run: Path, done: int) -> None:
+    for name in STAGES[done:]:
+        (run / "stages" / f"{name}.json").unlink()
+    left = {"derive": ("architecture.json", "prices.json"), "evaluate": ("confusion.json",)}
+    for name in ("summary.json", *(f for s in STAGES[done:] for f in left.get(s, ()))):
+        (run / name).unlink()
+    html = write_report([run]).read_text()
+    Tags(html)
+    assert f"Not finished: {', '.join(STAGES[done:])}." in html
+
+
+def test_names_are_text_wherever_they_come_from(run: Path) -> None:
+    confusion = json.loads((run / "confusion.json").read_text())
+    confusion["classes"][0] = HOSTILE
+    (run / "confusion.json").write_text(json.dumps(confusion))
+    prices = json.loads((run / "prices.json").read_text())
+    first = next(iter(prices["choices"].values()))
+    first["candidates"][0] = HOSTILE
+    (run / "prices.json").write_text(json.dumps(prices))
+    html = page([replace(facts_of_run(run), name=HOSTILE)])
+    tags = Tags(html).tags
+    assert "onerror" not in {k for _, a in tags for k in a}
+    assert [t for t, _ in tags].count("script") == 2
+    assert "<img src=x" not in html
+
+
+def test_several_runs_stand_side_by_side(
+    finished_run: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "stages" / "export.json").unlink()
+    out = run.parent / "both.html"
+    assert main(["report", str(run), str(finished_run), "--out", str(out)]) == 0
+    html = out.read_text()
+    ids = {a.get("id") for _, a in Tags(html).tags}
+    assert {"compare", "r0-result", "r1-result"} <= ids
+    assert "choose the same candidate in" in html
+    assert "both.html" in capsys.readouterr().out
+    assert main(["report", str(run), str(run)]) == 2
+    assert "given twice" in capsys.readouterr().err
+
+
+def test_what_is_no_run_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(path: Path, words: str) -> None:
+        assert main(["report", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
+
+    refused(tmp_path / "nothing", "holds no run")
+    refused(tmp_path, "holds no run")
+    (run / "stages" / "evaluate.json").write_text('{"seconds": "long", "files": {}}')
+    refused(run, "its records are damaged")
+    (run / "prices.json").write_text("[]")
+    refused(run, "prices.json is damaged")
+    (run / "stages" / "derive.json").write_text("{")
+    refused(run, "derive.json")
+
+
+# --- sentences ---
+
+
+def test_the_papers_insights_are_read_off_the_papers_networks() -> None:
+    """GPU: shallow, kernels large late. CPU: deep. Down-sampling blocks are larger."""
+    words = {
+        name: " ".join(_shape(layers(zoo.load(f"proxyless_{name}")))) for name in ("gpu", "cpu")
+    }
+    assert "13 of 21 searched blocks stay" in words["gpu"]
+    assert "larger late (mean 5.3 in the first half, 5.9 after)" in words["gpu"]
+    deep = {name: int(text.split()[0]) for name, text in words.items()}
+    assert deep["cpu"] > deep["gpu"]
+    assert "Blocks that halve the resolution are wider than the others" in words["cpu"]
+
+
+def test_shapes_of_few_or_equal_blocks() -> None:
+    block = Layer(choice="a", kernel=3, expansion=3, halves=False, channels=8)
+    gone = replace(block, kernel=0)
+    assert list(_shape([block])) == []
+    assert list(_shape([block, gone, gone, block])) == [
+        "2 of 4 searched blocks stay; 2 are left out, 1 of them in the first half.",
+        "All kernels are 3 × 3.",
+    ]
+
+
+def test_macs_mislead_where_they_do() -> None:
+    def choice(ms: tuple[float, ...], macs: tuple[float, ...]) -> Choice:
+        names = ("a", "b", "c")
+        costs = {"latency": ms, "macs": macs}
+        return Choice(name="x", chosen="a", candidates=names, probabilities=(), costs=costs)
+
+    assert _dear_but_few_macs([choice((1, 2, 3), (10, 20, 30))]) == ""
+    words = _dear_but_few_macs([choice((1, 3, 2), (10, 20, 40))])
+    assert words.endswith("in x, b has 50 % fewer MACs than c and takes 50 % longer.")
+
+
+# --- charts ---
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    rng = random.Random(0)
+    for _ in range(100):
+        marks = [Mark(x=rng.randrange(9), y=rng.randrange(9)) for _ in range(rng.randrange(1, 12))]
+        points = {(m.x, m.y) for m in marks}
+        unbeaten = {
+            (x, y) for x, y in points if not any(a <= x and b >= y for a, b in points - {(x, y)})
+        }
+        assert pareto(marks) == sorted(unbeaten)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1.0, 7e4, 1e12])
+def test_any_range_has_ticks_within_it(scale: float) -> None:
+    for low, high in ((0.0, 1.0), (0.93, 0.931), (-3.0, 8.0)):
+        values = ticks(low * scale, high * scale)
+        assert 2 <= len(values) <= 11
+        assert all(low * scale - 1e-9 * scale <= v <= high * scale * (1 + 1e-9) for v in values)
+
+
+def test_charts_of_nothing_and_of_one() -> None:
+    assert lines({}, "x", "y") == "" and scatter({"a": []}, "x", "y") == ""
+    for value in (0.0, -1.0, 1e-12, 5e9):
+        Tags(lines({HOSTILE: [(0, value)]}, HOSTILE, "y", level=value))
+        Tags(scatter({HOSTILE: [Mark(x=value, y=value, words=HOSTILE, label=HOSTILE)]}, "x", "y"))
