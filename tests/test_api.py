@@ -46,6 +46,11 @@ def test_a_peak_memory_that_the_shared_layers_exceed() -> None:
     [
         ({"example_inputs": torch.zeros(2, 4)}, r"example_inputs is Tensor.*write \(x,\)"),
         ({"example_inputs": ()}, "example_inputs is tuple"),
+        ({"precision": "int7"}, "no precision 'int7'; did you mean int8"),
+        ({"precision": "f32,int8"}, "precision is 'f32,int8': one"),
+        ({"precision": 8}, "precision is int, not a name"),
+        ({"precision": "int8", "runtime": FakeRuntime()}, "given with a runtime that has one"),
+        ({"precision": "int8", "example_inputs": ([1.0],)}, "inputs are tensors alone"),
         ({"target_latency": 0.6}, "target_latency is 0.6; it must be a latency as 12ms"),
         ({"limits": {"macs": "1Q"}}, "the macs '1Q' is not understood"),
         ({"limits": {"parameters": -5}}, "the parameters -5 is not understood"),
@@ -164,6 +169,23 @@ def test_a_table_of_another_device_is_used_as_it_is(device: str, here: bool) -> 
     assert (result.measured_ms is not None) == here
     with pytest.raises(MeasurementError, match="with batch 2, not 1"):
         called(model, **given, example_inputs=(torch.zeros(1, 4),))
+
+
+def test_a_precision_that_the_runtime_lacks() -> None:
+    with pytest.raises(MeasurementError, match="torch computes in f32 alone"):
+        called(precision="int8", runtime="torch")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_model_of_ones_own_in_int8(named: bool) -> None:
+    how: dict[str, Any] = {"runtime": FakeRuntime(precision="int8")}
+    how = {"runtime": "fake", "precision": "int8"} if named else how
+    result = called(**how, target_latency="0.9x")
+    assert result.session.table is not None
+    assert result.session.table.device["precision"] == "int8"
+    assert isinstance(result.derive(), nn.Module)
+    plain = called(runtime="fake", target_latency="0.9x").session.scores
+    assert set(result.session.scores.values()) != set(plain.values())  # of quantised networks
 
 
 def test_another_latency_keeps_the_other_limits() -> None:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.config import (
+    PRECISIONS,
     DeriveSettings,
     MachineSettings,
     MeasureSettings,
@@ -222,6 +223,7 @@ def search(
     limits: Mapping[str, Limit] | None = None,
     costs: Mapping[str, CostFunction] | None = None,
     runtime: str | Runtime = "onnxruntime",
+    precision: str | None = None,
     table: str | Path | LatencyTable | None = None,
     correct: Callable[[Any, Any], Tensor] | None = None,
     train_loss: Callable[[Any, Any], Tensor] | None = None,
@@ -281,6 +283,8 @@ def search(
     table: a latency table, of these inputs' batch. Where it was measured on `runtime`, on this
         machine and with as many threads, the last candidates are measured too and correct its
         predictions; the table of another device is used as it is, and nothing is measured here.
+    precision: `int8` finds, measures and scores networks after quantisation; of a runtime that is
+        named (`make("onnxruntime", precision="int8")` is one that is not).
     calibration: training batches without augmentation, that renew the statistics of batch
         normalisation before a score, or that candidates are fitted to; default: `train`.
         scoring: validation batches that networks are scored on; default: `valid`.
@@ -316,6 +320,7 @@ def _search_model(arguments: Mapping[str, Any], batches: Mapping[str, Batches]) 
         raise ConfigError(f"settings is {_in_words(given('settings'))}, not SearchSettings")
     config = RunConfig(
         space=CUSTOM,
+        precision=_precision(arguments),
         target_latency=get("target_latency"),
         limits=dict(get("limits", {})),
         runtime=runtime if isinstance(runtime, str) else runtime.name,
@@ -355,6 +360,28 @@ def _search_model(arguments: Mapping[str, Any], batches: Mapping[str, Batches]) 
             table_object=table if isinstance(table, LatencyTable) else None,
         )
         return _searched(session, problem, directory)
+
+
+def _precision(arguments: Mapping[str, Any]) -> str | None:
+    """The precision that is asked for, or the runtime's own where that is int8.
+
+    Raises:
+        ConfigError: both are given, or the model's inputs cannot be quantised.
+    """
+    runtime, precision = arguments["runtime"], arguments.get("precision")
+    if not isinstance(runtime, str):
+        if precision is not None:
+            raise ConfigError("precision is given with a runtime that has one: leave it out")
+        own = runtime.describe()["precision"]
+        precision = "int8" if own == "int8" else None
+    tensors = all(isinstance(value, Tensor) for value in arguments["example_inputs"])
+    if precision == "int8" and not tensors:
+        raise ConfigError("precision int8 is for models whose inputs are tensors alone")
+    if precision is not None and "," in precision:
+        raise ConfigError(f"precision is {precision!r}: one, as int8")
+    if precision in PRECISIONS and isinstance(runtime, str):
+        make(runtime, precision=precision)  # for its error, before anything is done
+    return precision
 
 
 def _searched(session: Session, problem: ModelProblem, directory: RunDirectory | None) -> Result:
@@ -596,6 +623,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda runtime: isinstance(runtime, str) or callable(getattr(runtime, "load", None)),
         "a name (onnxruntime) or a runtime",
     ),
+    "precision": (_is(str), "a name, as int8"),
     "table": (_is(str, Path, LatencyTable), "a path or a LatencyTable"),
     "pretrained": (_is_path, "a name, as efficientnet_lite0, or a path"),
     "data": (_is_path, "a folder of images, or a data set's name"),

@@ -374,6 +374,15 @@ class CandidateSettings:
     activations; a very large one narrows by magnitude and refits nothing."""
 
 
+@checked(place="quantise")
+@dataclass(frozen=True, kw_only=True)
+class QuantiseSettings:
+    """Post-training quantisation of what ships, in the precision int8."""
+
+    images: Count = 200
+    """Training images that the ranges of activations are taken from."""
+
+
 @checked(place="machine", renamed=RENAMED)
 @dataclass(frozen=True, kw_only=True)
 class MachineSettings:
@@ -460,6 +469,7 @@ class RunConfig:
     search: SearchSettings = field(default_factory=SearchSettings)
     derive: DeriveSettings = field(default_factory=DeriveSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    quantise: QuantiseSettings = field(default_factory=QuantiseSettings)
     machine: MachineSettings = field(default_factory=MachineSettings)
 
     def __post_init__(self) -> None:

@@ -83,8 +83,9 @@ def compare_precisions(
     seed: int,
     progress: ProgressCallback | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    blocks: bool = True,
 ) -> list[Compared]:
-    """The whole network first, then its blocks; a file has none.
+    """The whole network first, then its blocks, if they are asked for; a file has none.
 
     runtimes: precision -> the runtime that computes in it. inputs: of a file, of its batch.
     settings: `network_rounds` for all, runs and warmup. shapes: see `measure_networks`.
@@ -93,7 +94,7 @@ def compare_precisions(
         MeasurementError: a runtime cannot run it, or a file is of one precision alone.
     """
     subjects = {WHOLE: Measurable("the network", network, inputs, shapes or {})}
-    if isinstance(network, nn.Module):
+    if blocks and isinstance(network, nn.Module):
         subjects |= blocks_of(network, inputs)
     sessions: dict[tuple[str, str], Session] = {}
     with ExitStack() as stack:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 
 from proxylessnas.hardware.host import INTEGER_FLAGS, integer_instructions, needs_reduced_range
-from proxylessnas.hardware.precisions import WORTH, Compared, FloatShare
+from proxylessnas.hardware.precisions import WORTH, Compared, FloatShare, Ratio
 from proxylessnas.io.console import table_of
 
 MOST_NAMED = 6
+MOST_LOST = 0.5  # points of accuracy
 
 
 def precision_table(title: str, compared: Sequence[Compared]) -> Table:
@@ -66,6 +68,32 @@ def float_lines(floats: FloatShare) -> Iterator[str]:
         share = sum(part for _, part in floats.values())
         words = [f"{count} {operator}" for operator, (count, _) in floats.items()]
         yield f"stays in float: {named(words)}, {100 * share:.0f} % of the time"
+
+
+def int8_lines(facts: Mapping[str, Any] | None) -> Iterator[str]:
+    """What a run in int8 says of it beside float; see `session.deploying.facts_of`."""
+    if facts is None:
+        return
+    loss = facts["loss_points"]
+    if loss is not None:
+        yield (
+            f"int8: test accuracy {100 * facts['test_accuracy']:.2f} % of the file, "
+            f"{100 * facts['float_test_accuracy']:.2f} % in float ({-loss:+.2f} points)"
+        )
+    if "ratio" in facts:
+        ratio = Ratio(**facts["ratio"])
+        words = f"{facts['int8_ms']:.3f} ms, {facts['float_ms']:.3f} in float: {ratio}"
+        yield (
+            f"int8: {words}" if ratio.high < WORTH else f"warning: int8 does not pay here: {words}"
+        )
+        yield from float_lines(facts["stays_float"])
+        yield from processor_lines()
+    if loss is not None and loss > MOST_LOST:
+        images = facts["calibration_images"]
+        yield (
+            f"int8 costs more than {MOST_LOST} points; what may help: ranges of more images "
+            f"(--quantise.images {5 * images}), and the network of a longer training"
+        )
 
 
 def named(words: Sequence[str]) -> str:

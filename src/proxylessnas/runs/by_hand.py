@@ -24,8 +24,10 @@ from proxylessnas.pretrained.space import largest_within, uniform_network
 from proxylessnas.runs.specialised import SpecialisedProblem, images_of
 from proxylessnas.runs.trials import learned, training_of_copy
 from proxylessnas.seeds import derive_seed
+from proxylessnas.session.deploying import as_deployed
 from proxylessnas.session.finishing import has_time, trained_network
 from proxylessnas.session.fitting import mean_seconds
+from proxylessnas.session.problem import Problem
 from proxylessnas.session.session import Session
 from proxylessnas.spaces.blocks import Network
 from proxylessnas.training.evaluate import evaluate
@@ -115,10 +117,14 @@ def _table(
     }
 
 
-def _accuracy(session: Session, network: nn.Module, test: Batches) -> float:
+def _accuracy(
+    session: Session, network: nn.Module, test: Batches, problem: Problem | None = None
+) -> float:
+    """On the test part, as the device computes it. problem: see `as_deployed`."""
     network = session.machine.place(copy.deepcopy(network))
     task, ranks = session.problem.task, session.ranks
-    return evaluate(network, task, test, session.machine, ranks=ranks).accuracy or 0.0
+    with as_deployed(session, network, problem) as deployed:
+        return evaluate(deployed, task, test, session.machine, ranks=ranks).accuracy or 0.0
 
 
 def _share_of(label: int, batches: Batches) -> float:
@@ -204,7 +210,7 @@ def _smaller_input(
     train = smaller.batches("train", config)
     task = problem.task_of_labels(config)
     network = _tuned(session, teacher, task, train, "smaller input")
-    accuracy = _accuracy(session, network, smaller.batches("test", config))
+    accuracy = _accuracy(session, network, smaller.batches("test", config), smaller)
     return Compared(network, size, accuracy)
 
 

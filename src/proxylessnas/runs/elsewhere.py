@@ -14,9 +14,11 @@ from proxylessnas.config import DataSettings
 from proxylessnas.data import load_for, read_image
 from proxylessnas.data.decode import allow_pixels
 from proxylessnas.errors import ConfigError, DataError, RunError
+from proxylessnas.hardware.runtimes import make
 from proxylessnas.io.console import Reporter, say
 from proxylessnas.report.verdict import accuracy_words
 from proxylessnas.runs.directory import RunDirectory
+from proxylessnas.session.deploying import INT8, deployed
 from proxylessnas.session.store import CONFIG
 from proxylessnas.spaces import build
 from proxylessnas.training.evaluate import Score, evaluate
@@ -27,6 +29,8 @@ Probabilities = list[tuple[str, float]]  # of the most probable classes, these f
 
 def trained_network(path: Path, space: str | None = None) -> tuple[nn.Module, InputInfo]:
     """The network of a finished run, and how images become its input.
+
+    Of a run in int8 it is the int8 file that is run.
 
     space: the `module:factory` that may be imported, where the network is built by one.
 
@@ -43,7 +47,13 @@ def trained_network(path: Path, space: str | None = None) -> tuple[nn.Module, In
     network = build(architecture, allow=[space] if space else [])
     directory.load_weights("weights.safetensors", network)
     if directory.has(CONFIG):
-        allow_pixels(directory.read_config().loading.max_pixels)
+        config = directory.read_config()
+        allow_pixels(config.loading.max_pixels)
+        if config.precision == "int8":
+            if not directory.has(INT8):
+                raise RunError(f"{path} has no {INT8} yet: finish proxylessnas run --resume")
+            runtime = make(config.runtime, threads=config.measure.threads, precision="int8")
+            network = deployed(runtime, directory.file(INT8))
     return network.eval(), info
 
 

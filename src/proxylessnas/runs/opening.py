@@ -23,6 +23,7 @@ FIRST_STAGE = {
     "costs": "search",
     "derive": "derive",
     "train": "train",
+    "quantise": "derive",
     "baselines": None,
     "from_scratch": None,
 }

@@ -26,7 +26,7 @@ from proxylessnas.training.ranks import Ranks
 
 # Arguments of `search` that a model of one's own needs; here the task is classification.
 OF_A_MODEL = ("loss", "train_loss", "correct", "reward", "example_inputs")
-PLAIN = ("pretrained", "data", "image_size", "target_latency", "limits", "seed")
+PLAIN = ("pretrained", "data", "image_size", "target_latency", "limits", "seed", "precision")
 DEFAULTS = {"seed": 0, "runtime": "onnxruntime"}  # of arguments: these may not have been given
 # Groups of settings that are the same from scratch and from trained weights.
 GROUPS = {"settings": "search", "measure": "measure", "derive": "derive", "machine": "machine"}

@@ -15,14 +15,17 @@ from rich.table import Table
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.core.costs import amount
+from proxylessnas.report.precisions import int8_lines
 from proxylessnas.report.verdict import Figures, judge, paid
 from proxylessnas.runs.sizes import FACTS as SIZES
 from proxylessnas.session import STAGES
+from proxylessnas.session.deploying import facts_of
 from proxylessnas.session.finishing import CONFUSION
 from proxylessnas.session.records import BASELINES
 from proxylessnas.session.session import Session
 
 SMALLEST_PHOTO = 64  # pixels: trained networks see nothing in smaller ones
+FLOAT = {"file": "model.onnx"}
 MOST_PRINTED = 12  # classes whose confusion is printed
 PACKAGES = ("proxylessnas", "torch", "torchvision", "onnxruntime", "onnx", "numpy", "scipy")
 
@@ -58,6 +61,8 @@ def summarise(session: Session) -> dict[str, Any]:
         "seed": session.config.seed,
         "versions": versions(),
     }
+    if (in_int8 := facts_of(records)) is not None:
+        facts["int8"] = in_int8
     if session.config.is_specialised:
         facts |= _specialised(session, facts)
     elif session.config.baselines:
@@ -203,6 +208,8 @@ def show(facts: dict[str, Any], directory: str, console: Console) -> None:
     for name, row in facts["limits"].items():
         value, limit = (amount(row[key], row["unit"]) for key in ("is", "limit"))
         console.print(f"{name}: {value}, limit {limit}", highlight=False)
+    for line in int8_lines(facts.get("int8")):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     entropy = facts["alpha_mean_entropy"]
     console.print(
         f"alpha: mean entropy {entropy:.2f} (1: nothing decided, 0: everything)", highlight=False
@@ -216,7 +223,7 @@ def show(facts: dict[str, Any], directory: str, console: Console) -> None:
     console.print(
         f"\nnext:  {directory}/report.html                open it in a browser\n"
         f"       proxylessnas predict {directory} IMAGE...      classify images with it\n"
-        f"       {directory}/model.onnx                 {deploy}\n"
+        f"       {directory}/{facts.get('int8', FLOAT)['file']:<26} {deploy}\n"
         f"       proxylessnas derive {directory} --latencies ...   other latencies, same search",
         highlight=False,
         markup=False,

@@ -17,6 +17,7 @@ Read in this order:
       budget.py       minutes by the clock, divided among the stages that are left
       fitting.py      their settings, fitted to that as they begin
       searching.py    `search`: weights and α in turn
+      deploying.py    the network as its device computes it: in int8, the file that ships
       deriving.py     `derive`: one network, and others under other limits
       finishing.py    `train`, `evaluate`, and baselines
       exporting.py    `export`: files, compared with eager and measured

@@ -19,11 +19,13 @@ from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.report.draw import draw
 from proxylessnas.seeds import derive_seed
+from proxylessnas.session.deploying import as_deployed
 from proxylessnas.session.session import Session
 from proxylessnas.training.callbacks import ProgressBar
 from proxylessnas.training.evaluate import evaluate, recalibrate
 
 PRICES = "prices.json"
+SCORED_IN_INT8 = 1000  # images of a score, which are computed one after the other
 
 
 def derive(session: Session) -> Architecture:
@@ -90,14 +92,20 @@ def _choose(session: Session, job: Search, settings: DeriveSettings) -> Choice:
     scoring = session.problem.batches("scoring", session.config)
 
     def score(indices: Indices) -> tuple[float, tuple[float, ...]]:
-        examples = settings.score_images
+        examples = settings.score_images or (SCORED_IN_INT8 if session.is_int8 else None)
         # The weights stay as they are, whatever the limits are.
         key = (tuple(indices), settings.recalibrate_images, examples)
         if key not in session.scores:
             network = _calibrated(session, job, indices, settings)
-            session.scores[key] = evaluate(
-                network, job.task, scoring, session.machine, examples=examples, ranks=session.ranks
-            ).value
+            with as_deployed(session, network) as deployed:
+                session.scores[key] = evaluate(
+                    deployed,
+                    job.task,
+                    scoring,
+                    session.machine,
+                    examples=examples,
+                    ranks=session.ranks,
+                ).value
         return session.scores[key]
 
     def measured(networks: Sequence[Indices]) -> list[tuple[float, float]]:

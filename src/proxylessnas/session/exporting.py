@@ -18,6 +18,9 @@ from proxylessnas.export.onnx import compare, to_onnx
 from proxylessnas.export.python import to_python
 from proxylessnas.export.tflite import export_tflite
 from proxylessnas.export.torch_export import to_torch_export
+from proxylessnas.hardware.precisions import compare_precisions
+from proxylessnas.hardware.runtimes import make
+from proxylessnas.session.deploying import INT8
 from proxylessnas.session.finishing import trained_network
 from proxylessnas.session.records import BASELINES
 from proxylessnas.session.session import Session
@@ -35,14 +38,14 @@ NOT_MEASURED: dict[str, Any] = {
 
 
 def export(session: Session) -> None:
-    """ONNX, compared with eager, and measured as the file it is."""
-    session.records.require("train")
+    """ONNX, compared with eager, and measured as the file it is; in int8 that of `evaluate` too."""
+    session.records.require("evaluate" if session.is_int8 else "train")
     architecture = session.load_architecture("architecture.json")
     with session.records.stage("export", "ONNX, compared, measured", session.callbacks) as facts:
         facts |= session.ranks.of_main(lambda: _export_onnx(session))
         choices = session.supernet.indices(architecture)
         facts["predicted_ms"] = session.costs.cost_of("latency", choices)
-        facts["files"] = [ONNX]
+        facts["files"] = [ONNX, *([INT8] if session.is_int8 else [])]
 
 
 def _export_onnx(session: Session) -> dict[str, Any]:
@@ -51,7 +54,31 @@ def _export_onnx(session: Session) -> dict[str, Any]:
     session.store.write(ONNX, data)
     difference = compare(network, data, session.inputs)
     report = _measured(session, network) if session.is_local else NOT_MEASURED
+    if session.is_int8 and session.is_local and session.runtime_object is None:
+        report = {**report, "int8": _beside_float(session, network)}
     return {"largest_difference": difference.relative, **report}
+
+
+def _beside_float(session: Session, network: nn.Module) -> dict[str, Any]:
+    """The int8 latency beside float's, in paired rounds, and what stays in float."""
+    measure = session.config.measure
+    plain = make(session.config.runtime, threads=measure.threads, precision="f32")
+    with session.reporter.bar("measuring beside float") as update:
+        (both,) = compare_precisions(
+            network,
+            session.inputs,
+            {"f32": plain, "int8": session.runtime},
+            measure,
+            seed=session.config.seed,
+            progress=update,
+            blocks=False,
+        )
+    return {
+        "int8_ms": both.measured["int8"].median_ms,
+        "float_ms": both.measured["f32"].median_ms,
+        "ratio": asdict(both.ratio("int8", "f32")),
+        "stays_float": {name: list(share) for name, share in both.floats["int8"].items()},
+    }
 
 
 def _metadata(info: InputInfo | None) -> dict[str, Any]:
@@ -72,7 +99,8 @@ def _measured(session: Session, network: nn.Module) -> dict[str, Any]:
         others = {name: trained_network(session, name).cpu() for name in BASELINES}
     reads_onnx = session.runtime.name.partition(":")[0] in ("onnxruntime", "openvino")
     file = session.store.path is not None and reads_onnx
-    subject: nn.Module | Path = session.store.file(ONNX) if file else network
+    name = INT8 if session.is_int8 else ONNX
+    subject: nn.Module | Path = session.store.file(name) if file else network
     with session.reporter.bar("measuring") as update:
         report = session.measure_networks({"derived": subject, **others}, progress=update)
     derived = report.networks["derived"]

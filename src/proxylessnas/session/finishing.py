@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from proxylessnas.hardware.costs import largest_network
 from proxylessnas.report.verdict import accuracy_words
 from proxylessnas.seeds import derive_seed
 from proxylessnas.session.budget import Pace
+from proxylessnas.session.deploying import INT8, as_deployed, int8_file, reduces_range, running
 from proxylessnas.session.mistakes import MISTAKES, Mistakes
 from proxylessnas.session.problem import Part
 from proxylessnas.session.records import BASELINES
@@ -187,26 +189,53 @@ def evaluate(session: Session, name: str = "") -> Score:
     """
     stage = f"evaluate-{name}" if name else "evaluate"
     session.records.require(f"train-{name}" if name else "train")
-    with session.records.stage(stage, "the test part", session.callbacks) as facts:
+    with (
+        session.records.stage(stage, "the test part", session.callbacks) as facts,
+        ExitStack() as stack,
+    ):
         network, info = trained_network(session, name), session.problem.input()
         classes = [] if info is None or name else list(info.classes)
         counted = len(classes) if len(classes) <= MOST_CLASSES else 0
         mistakes = None if info is None or not counted else Mistakes(info)
         watched = {} if mistakes is None else {"see": mistakes}
-        score = _scored(session, network, "test", classes=counted, **watched)
+        deployed = stack.enter_context(_shipped(session, network, name, facts))
+        score = _scored(session, deployed, "test", classes=counted, **watched)
         loss = score.loss if math.isfinite(score.loss) else None
         facts |= {"accuracy": score.accuracy, "loss": loss, "examples": score.examples}
         if score.confusion is not None:
             _keep_confusion(session, classes, score.confusion)
-            facts["files"] = [CONFUSION]
+            facts["files"] = [*facts["files"], CONFUSION]
         if mistakes is not None:
             session.store.write_json(MISTAKES, mistakes.worst)
         if not name:
-            known = _scored(session, network, "calibration", examples=TRAINING_IMAGES)
+            known = _scored(session, deployed, "calibration", examples=TRAINING_IMAGES)
             facts["training_accuracy"] = known.accuracy
+        if session.is_int8:
+            facts["float_accuracy"] = _scored(session, network, "test").accuracy
     if score.accuracy is not None:
-        session.reporter.say(f"  test accuracy {accuracy_words(score.accuracy, score.examples)}")
+        words = f"  test accuracy {accuracy_words(score.accuracy, score.examples)}"
+        if (in_float := facts.get("float_accuracy")) is not None:
+            words += f" of the int8 file, {100 * in_float:.2f} % in float"
+        session.reporter.say(words)
     return score
+
+
+@contextmanager
+def _shipped(
+    session: Session, network: nn.Module, name: str, facts: dict[str, Any]
+) -> Iterator[nn.Module]:
+    """What is evaluated; of the run's own network in int8 the file stays in the store."""
+    if name or not session.is_int8:
+        with as_deployed(session, network) as deployed:
+            yield deployed
+        return
+    content = int8_file(session, network)
+    session.store.write(INT8, content)
+    facts["files"] = [INT8]
+    facts["calibration_images"] = session.config.quantise.images
+    facts["reduced_range"] = reduces_range(session)
+    with running(session.runtime, content) as deployed:
+        yield deployed
 
 
 def _scored(session: Session, network: nn.Module, part: Part, **options: Any) -> Score:

@@ -14,6 +14,7 @@ from proxylessnas.errors import MeasurementError
 from proxylessnas.hardware.rounds import TimedNetwork
 
 Shape = tuple[int, ...]
+Array = np.ndarray[Any, Any]
 
 
 class Session(TimedNetwork, ABC):
@@ -33,8 +34,16 @@ class Session(TimedNetwork, ABC):
         """
         return None
 
+    def run(self, arrays: Mapping[str, Array]) -> tuple[Array, ...]:
+        """What it computes of other inputs, by name and of the same shapes.
+
+        Raises:
+            MeasurementError: the runtime only measures.
+        """
+        raise MeasurementError("this runtime measures networks, and computes nothing with them")
+
     @abstractmethod
-    def outputs(self) -> tuple[np.ndarray[Any, Any], ...]:
+    def outputs(self) -> tuple[Array, ...]:
         """What one inference computes, to be compared with eager."""
 
     def close(self) -> None:

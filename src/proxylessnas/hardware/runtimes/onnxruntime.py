@@ -7,19 +7,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
 from proxylessnas.errors import MeasurementError, did_you_mean, foreign
 from proxylessnas.export.onnx import to_onnx
-from proxylessnas.export.onnx_session import CPU, named_inputs, open_session
+from proxylessnas.export.onnx_session import CPU, feed_of, named_inputs, open_session
 from proxylessnas.export.precision import in_precision, noisy_feeds
 from proxylessnas.export.quiet import denormal_mode, stderr_away
 from proxylessnas.hardware.host import cpu_model, needs_reduced_range
 from proxylessnas.hardware.networks import OnnxNetwork, float_share, stand_in
-from proxylessnas.hardware.runtimes.base import Session, Shape, description, full_name, is_block
+from proxylessnas.hardware.runtimes.base import (
+    Array,
+    Session,
+    Shape,
+    description,
+    full_name,
+    is_block,
+)
 from proxylessnas.hardware.runtimes.files import (
     FileInput,
     checked_file,
@@ -107,7 +113,7 @@ class _OnnxSession(OnnxNetwork, Session):
     def __init__(
         self,
         opened: Callable[[str], Any],
-        arrays: Mapping[str, np.ndarray[Any, Any]],
+        arrays: Mapping[str, Array],
         *,
         block: bool = False,
         integers: bool = False,
@@ -119,7 +125,10 @@ class _OnnxSession(OnnxNetwork, Session):
         with foreign(MeasurementError, "onnxruntime gives no profile of it"), stderr_away():
             return float_share(self.opened, self.arrays)
 
-    def outputs(self) -> tuple[np.ndarray[Any, Any], ...]:
+    def run(self, arrays: Mapping[str, Array]) -> tuple[Array, ...]:
+        return tuple(self.session.run(None, feed_of(self.session, arrays)))
+
+    def outputs(self) -> tuple[Array, ...]:
         self()
         return tuple(value.numpy().copy() for value in self.binding.get_outputs())
 

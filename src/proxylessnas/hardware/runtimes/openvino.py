@@ -21,7 +21,14 @@ from proxylessnas.export.onnx_session import named_inputs
 from proxylessnas.export.precision import in_precision, noisy_feeds
 from proxylessnas.hardware.host import cpu_model, needs_reduced_range
 from proxylessnas.hardware.networks import stand_in
-from proxylessnas.hardware.runtimes.base import Session, Shape, description, full_name, is_block
+from proxylessnas.hardware.runtimes.base import (
+    Array,
+    Session,
+    Shape,
+    description,
+    full_name,
+    is_block,
+)
 from proxylessnas.hardware.runtimes.files import (
     FileInput,
     checked_file,
@@ -122,9 +129,7 @@ class _OpenVinoSession(Session):
     small block's time. OpenVINO's counters tell how long that took.
     """
 
-    def __init__(
-        self, request: Any, arrays: Mapping[str, np.ndarray[Any, Any]], *, block: bool = False
-    ) -> None:
+    def __init__(self, request: Any, arrays: Mapping[str, Array], *, block: bool = False) -> None:
         self._request, self._block = request, block
         self._inputs = tuple(node.get_any_name() for node in request.model_inputs)
         for i, name in enumerate(self._inputs):  # without those that the graph never reads
@@ -151,7 +156,14 @@ class _OpenVinoSession(Session):
             and (node.node_name.endswith("/sink_port_0") or node.node_name.startswith(self._inputs))
         )
 
-    def outputs(self) -> tuple[np.ndarray[Any, Any], ...]:
+    def run(self, arrays: Mapping[str, Array]) -> tuple[Array, ...]:
+        self._request.infer({i: arrays[name] for i, name in enumerate(self._inputs)})
+        return self._outputs()
+
+    def outputs(self) -> tuple[Array, ...]:
         self()
+        return self._outputs()
+
+    def _outputs(self) -> tuple[Array, ...]:
         count = len(self._request.model_outputs)
         return tuple(self._request.get_output_tensor(i).data.copy() for i in range(count))

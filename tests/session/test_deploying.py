@@ -1,0 +1,140 @@
+"""A run in int8: its limit, its accuracy and its file are of what its runtime computes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from tiny_run import TINY_RUN, made_once
+from torch import nn
+
+from proxylessnas.architecture import Architecture
+from proxylessnas.cli.main import main
+from proxylessnas.export.onnx import to_onnx
+from proxylessnas.export.onnx_session import open_session
+from proxylessnas.export.precision import is_quantised
+from proxylessnas.hardware.runtimes import make
+from proxylessnas.hardware.table import LatencyTable
+from proxylessnas.io.console import Reporter
+from proxylessnas.report.precisions import int8_lines
+from proxylessnas.runs.directory import RunDirectory
+from proxylessnas.runs.elsewhere import trained_network
+from proxylessnas.runs.job import open_run
+from proxylessnas.session.deploying import INT8, as_deployed, int8_file, running
+from proxylessnas.session.finishing import trained_network as network_of
+
+INT8_RUN = [*TINY_RUN, "--precision=int8", "--quantise.images=40"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def make_run(path: Path) -> None:
+        assert main(["run", *INT8_RUN, f"--out={path}"]) == 0
+
+    return made_once(tmp_path_factory, "int8-run", make_run)
+
+
+def session_of(path: Path):  # type: ignore[no-untyped-def]
+    directory = RunDirectory(path)
+    return open_run(directory, {}, resume=True, reporter=Reporter(quiet=True))
+
+
+def test_the_file_runs_in_place_of_the_network() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 5)).eval()
+    content = to_onnx(network, (torch.zeros(2, 3, 4, 4),))
+    images = torch.randn(5, 3, 4, 4)  # two whole inferences of two, and one padded
+    with running(make("onnxruntime"), content) as module:
+        torch.testing.assert_close(module(images), network(images), rtol=1e-4, atol=1e-5)
+
+
+def test_the_limit_is_of_the_int8_network(run: Path) -> None:
+    table = LatencyTable.load(run / "latency_table.json")
+    assert table.device["precision"] == "int8"
+    facts = json.loads((run / "summary.json").read_text())
+    assert facts["measured_latency_ms"] <= 1.02 * facts["target_latency_ms"]
+    assert facts["int8"]["ratio"]["value"] == pytest.approx(0.5)  # as the fake is made
+    assert facts["int8"]["int8_ms"] == pytest.approx(facts["measured_latency_raw_ms"], rel=0.05)
+
+
+def test_the_accuracy_is_that_of_the_exported_file(run: Path) -> None:
+    """Computed here by ONNX Runtime, image by image, without anything of the session's."""
+    content = (run / INT8).read_bytes()
+    assert is_quantised(onnx.load_model_from_string(content))
+    assert not is_quantised(onnx.load(run / "model.onnx"))
+    session, opened = session_of(run), open_session(content)
+    right = total = 0
+    for images, labels in session.problem.batches("test", session.config).epoch(0):
+        for image, label in zip(images, labels, strict=True):
+            answers = opened.run(None, {"input": image[None].numpy()})[0]
+            right, total = right + int(answers.argmax() == int(label)), total + 1
+    facts = json.loads((run / "summary.json").read_text())
+    assert facts["test_images"] == total
+    assert facts["test_accuracy"] == facts["int8"]["test_accuracy"] == right / total
+    loss = facts["int8"]["float_test_accuracy"] - facts["test_accuracy"]
+    assert facts["int8"]["loss_points"] == pytest.approx(100 * loss)
+
+
+def test_calibration_is_on_training_images_and_repeats(run: Path) -> None:
+    session = session_of(run)
+    network = network_of(session)
+    assert int8_file(session, network) == (run / INT8).read_bytes()
+    with as_deployed(session, network) as module:
+        images = next(iter(session.problem.batches("test", session.config).epoch(0)))[0]
+        answers = module(images).numpy()
+    expected = network(images).detach().numpy()
+    assert 0 < np.abs(answers - expected).max() < 0.2 * np.abs(expected).max()
+
+
+def test_what_is_used_elsewhere_is_the_int8_file(run: Path) -> None:
+    module, info = trained_network(run)
+    image = torch.randn(3, *info.shape)
+    expected = open_session((run / INT8).read_bytes()).run(None, {"input": image[:1].numpy()})
+    torch.testing.assert_close(module(image)[:1], torch.from_numpy(expected[0]))
+
+
+def test_networks_for_other_latencies_keep_the_int8_limit(run: Path) -> None:
+    assert main(["derive", str(run), "--latencies=0.6x", "--quiet"]) == 0
+    record = json.loads((run / "stages/derive-0.6x.json").read_text())
+    assert record["predicted"]["latency"] <= record["limits"]["latency"]
+    table = LatencyTable.load(run / "latency_table.json")
+    largest = max(n.measurement.median_ms for n in table.networks)
+    assert record["limits"]["latency"] == pytest.approx(0.6 * largest, rel=0.05)
+    assert Architecture.load(run / "architecture-0.6x.json").choices
+
+
+def test_another_precision_is_another_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--resume", f"--out={run}", "--precision=f32"]) == 2
+    assert "its precision is int8, not f32" in capsys.readouterr().err
+
+
+def test_a_table_of_float_is_refused_before_anything_else(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (
+        (run / "latency_table.json")
+        .read_text()
+        .replace('"precision": "int8"', '"precision": "f32"')
+    )
+    (tmp_path / "f32.json").write_text(text)
+    words = [*INT8_RUN, f"--table={tmp_path / 'f32.json'}", f"--out={tmp_path / 'run'}"]
+    assert main(["run", *words]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "the latency table is of f32, and int8 is asked for" in line
+    assert not (tmp_path / "run").exists()
+    words = [*TINY_RUN, f"--table={run / 'latency_table.json'}", f"--out={tmp_path / 'run'}"]
+    assert main(["run", *words]) == 2
+    assert "the latency table is of int8, and f32 is asked for" in capsys.readouterr().err
+
+
+def test_a_large_loss_proposes_what_helps() -> None:
+    facts = {"test_accuracy": 0.90, "float_test_accuracy": 0.91, "calibration_images": 200}
+    lines = list(int8_lines({**facts, "loss_points": 1.0}))
+    assert "90.00 % of the file, 91.00 % in float (-1.00 points)" in lines[0]
+    assert "--quantise.images 1000" in lines[-1]
+    assert len(list(int8_lines({**facts, "loss_points": 0.2}))) == 1
+    assert list(int8_lines(None)) == []
