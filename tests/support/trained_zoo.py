@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import timm
+import pytest
 import torch
 import torchvision
 from torch import nn
@@ -62,6 +62,7 @@ def trained(name: str) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     if name.startswith("timm:"):
         name = name.removeprefix("timm:")
+        timm = pytest.importorskip("timm")
         model = timm.create_model(name, num_classes=10, **TIMM[name])
     else:
         make, options = TORCHVISION[name]

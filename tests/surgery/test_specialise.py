@@ -92,7 +92,7 @@ def test_files_bring_the_network_back(tmp_path: Path) -> None:
     network = restored(trained(), tmp_path / "run")
     (images, _), *_ = batches(2)
     assert torch.equal(network(images), found.derive()(images))
-    assert "stays: `add`" in (tmp_path / "run" / "layers.txt").read_text()
+    assert "stays: its channels are an output" in (tmp_path / "run" / "layers.txt").read_text()
     with pytest.raises(RunError, match="another call: its target_latency differs"):
         specialised(out=tmp_path / "run")
     with pytest.raises(RunError, match="not an empty directory"):
@@ -144,7 +144,12 @@ def test_blocks_say_which_layers() -> None:
     assert set(found.architecture) == {"5", "6"}
     assert found.table.count("left out") == 2
     found = specialised(blocks=["0", nn.Conv2d], target_latency="0.9x")
-    assert set(found.architecture) == {"0", "5.first", "6.first"}  # layers alone, not their blocks
+    assert set(found.architecture) == {
+        "0",
+        "3",
+        "5.first",
+        "6.first",
+    }  # layers alone, not their blocks
 
 
 # --- closed form ---
@@ -195,7 +200,7 @@ def test_redundant_channels_cost_nothing() -> None:
     small = narrowed(model, [(pairs[0], kept)])
     (actual,), (expected,) = outputs(small, (x[0],)), outputs(model, (x[0],))
     assert (actual - expected).std() < 0.05 * expected.std()
-    moments = moments_of_readers(model, {"1.weight": 1}, x)["1.weight"]
+    moments = moments_of_readers(model, ["1.weight"], x)["1.weight"]
     assert moments.gram.shape == (32, 32)
 
 
@@ -229,3 +234,41 @@ def test_one_line_says_what_is_wrong(
     with pytest.raises(error, match=words) as caught:
         specialised(**options)
     assert "\n" not in str(caught.value)
+
+
+class Heads(nn.Module):
+    """An attention whose code takes the number of heads from an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.embed, self.qkv = nn.Linear(6, 32), nn.Linear(32, 96)
+        self.out, self.classify = nn.Linear(32, 32), nn.Linear(32, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(*qkv.unbind(0))
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = self.classify(x.mean(1))
+        return out
+
+
+def test_heads_are_chosen_and_saved_with_their_number(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = [(torch.randn(16, 5, 6), torch.randint(2, (16,))) for _ in range(3)]
+    model = Heads()
+    found = specialised(
+        model,
+        train=data,
+        valid=data,
+        example_inputs=(data[0][0],),
+        target_latency="0.8x",
+        out=tmp_path / "run",
+    )
+    assert "4 groups of 24 channels, or 3, 2, 1" in found.table
+    network = found.derive()
+    assert network.heads == len(network.qkv.weight) // 24 < 4
+    assert model.heads == 4
+    again = restored(model, tmp_path / "run")
+    assert torch.equal(again(data[0][0]), network(data[0][0]))

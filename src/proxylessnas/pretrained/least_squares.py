@@ -8,6 +8,7 @@ kernel covers several pixels of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,11 @@ class Moments:
         # Through the residual: without one, the fit of all channels is the layer itself, exactly.
         return self.gram @ self.weight + self.residual
 
+    @property
+    def variance(self) -> float:
+        """Of what the projection makes of h, summed over the outputs."""
+        return float((self.weight * (self.gram @ self.weight)).sum())
+
     def ridge(self, share: float) -> float:
         """A share of the mean second moment, so that the scale of activations does not matter."""
         return share * float(self.gram.diagonal().mean())
@@ -83,47 +89,78 @@ def fit_projection(moments: Moments, channels: Tensor, ridge: float = RIDGE) -> 
     return solution
 
 
-def elimination_order(moments: Moments, keep: int, ridge: float = RIDGE) -> Tensor:
+def elimination_order(
+    readers: Moments | Sequence[Moments], keep: int, ridge: float = RIDGE
+) -> Tensor:
     """Channels, the most needed first; the first n are those of the candidate of width n.
 
+    readers: of the layer that reads the channels, or of several that do; what each loses then
+    counts as a share of its output's variance.
     keep: the width at which elimination ends; the first `keep` channels stand as they were.
+    """
+    several = [readers] if isinstance(readers, Moments) else list(readers)
+    eliminations = [_Elimination(moments, ridge) for moments in several]
+    weights = [1.0] if len(several) == 1 else [1 / max(m.variance, 1e-300) for m in several]
+    remaining, removed = torch.ones(several[0].channels, dtype=torch.bool), []
+    for _ in range(len(remaining) - keep):
+        costs = sum(
+            (w * each.costs() for w, each in zip(weights, eliminations, strict=True)),
+            start=torch.zeros((), dtype=torch.float64),
+        )
+        j = int(costs.masked_fill(~remaining, torch.inf).argmin())
+        for each in eliminations:
+            each.remove(j)
+        remaining[j] = False
+        removed.append(j)
+    last = torch.tensor(removed[::-1], dtype=torch.long)
+    return torch.cat((remaining.nonzero()[:, 0], last))
+
+
+class _Elimination:
+    """One reader while channels are removed.
 
     With A the ridged Gram matrix, P its inverse and W the fit, removing channel j with its rows J
     and refitting the others costs tr(W_Jᵀ P_JJ⁻¹ W_J) (Hassibi and Stork, 1993), leaves the fit
     W - P_:J P_JJ⁻¹ W_J and the inverse P - P_:J P_JJ⁻¹ P_J:, an update of as low a rank.
     """
-    size = len(moments.gram)
-    inverse, weight = _inverse(moments, ridge)
-    fit = inverse @ (moments.cross + weight * moments.weight)
-    rows_by_channel = torch.arange(size).view(moments.channels, moments.rows)
-    blocks = inverse[rows_by_channel[:, :, None], rows_by_channel[:, None, :]]
-    remaining, removed = torch.ones(moments.channels, dtype=torch.bool), []
-    gone = torch.zeros(size, dtype=torch.bool)
-    # Updating the whole inverse at each step is bound by memory. So updates are kept as columns,
-    # columns of the inverse are made current when they are needed, and all of them enter the
-    # inverse in one product of matrices.
-    pending = torch.zeros(size, 0, dtype=torch.float64)
-    for _ in range(moments.channels - keep):
-        if pending.shape[1] >= COLUMNS_AT_ONCE:
-            inverse -= pending @ pending.T
-            pending = pending[:, :0]
-        j = int(_removal_costs(fit, blocks).masked_fill(~remaining, torch.inf).argmin())
-        rows = rows_by_channel[j]
-        columns = inverse[:, rows] - pending @ pending[rows].T
-        columns = columns.masked_fill(gone[:, None], 0.0)
+
+    def __init__(self, moments: Moments, ridge: float) -> None:
+        size = len(moments.gram)
+        self.channels, self.rows = moments.channels, moments.rows
+        self.inverse, weight = _inverse(moments, ridge)
+        self.fit = self.inverse @ (moments.cross + weight * moments.weight)
+        self.rows_by_channel = torch.arange(size).view(self.channels, self.rows)
+        self.blocks = self.inverse[
+            self.rows_by_channel[:, :, None], self.rows_by_channel[:, None, :]
+        ]
+        self.gone = torch.zeros(size, dtype=torch.bool)
+        # Updating the whole inverse at each step is bound by memory. So updates are kept as
+        # columns, columns of the inverse are made current when they are needed, and all of them
+        # enter the inverse in one product of matrices.
+        self.pending = torch.zeros(size, 0, dtype=torch.float64)
+
+    def costs(self) -> Tensor:
+        """What removing each channel costs; of those that are removed, 0."""
+        return _removal_costs(self.fit, self.blocks)
+
+    def remove(self, j: int) -> None:
+        if self.pending.shape[1] >= COLUMNS_AT_ONCE:
+            self.inverse -= self.pending @ self.pending.T
+            self.pending = self.pending[:, :0]
+        rows = self.rows_by_channel[j]
+        columns = self.inverse[:, rows] - self.pending @ self.pending[rows].T
+        columns = columns.masked_fill(self.gone[:, None], 0.0)
         # With P_JJ = L Lᵀ and U = P_:J L⁻ᵀ, the inverse loses U Uᵀ and the fit U L⁻¹ W_J.
         factor = torch.linalg.cholesky(columns[rows])
         update = torch.linalg.solve_triangular(factor, columns.T, upper=False).T
-        fit = fit - update @ torch.linalg.solve_triangular(factor, fit[rows], upper=False)
-        by_channel = update.view(moments.channels, moments.rows, -1)
-        blocks -= by_channel @ by_channel.transpose(1, 2)
-        pending = torch.cat((pending, update), 1)
-        remaining[j], gone[rows] = False, True
-        fit[rows] = 0.0
-        blocks[j] = torch.eye(moments.rows, dtype=torch.float64)
-        removed.append(j)
-    last = torch.tensor(removed[::-1], dtype=torch.long)
-    return torch.cat((remaining.nonzero()[:, 0], last))
+        lost = torch.linalg.solve_triangular(factor, self.fit[rows], upper=False)
+        self.fit = self.fit - update @ lost
+        by_channel = update.view(self.channels, self.rows, -1)
+        self.blocks -= by_channel @ by_channel.transpose(1, 2)
+        self.pending = torch.cat((self.pending, update), 1)
+        self.gone[rows] = True
+        self.fit[rows] = 0.0
+        self.blocks[j] = torch.eye(self.rows, dtype=torch.float64)
 
 
 def _inverse(moments: Moments, ridge: float) -> tuple[Tensor, float]:

@@ -63,9 +63,8 @@ def table_of_layers(
     known = {path: f"{100 * share:.1f} %" for path, share in (shares or {}).items()}
     lines = [("layer", "kind", "output", "latency", "candidates, or why not")]
     for pair, widths, block in rows:
-        words = f"{pair.width} channels, or {', '.join(map(str, widths))}"
-        gates = f" (with {', '.join(pair.producers[1:])})" if len(pair.producers) > 1 else ""
-        words += gates + (f"; {block} left out" if block else "")
+        words = f"{pair.width} {_channels(pair)}, or {', '.join(map(str, widths))}"
+        words += _others(pair.producers[1:]) + (f"; {block} left out" if block else "")
         share = known.get(pair.name, "-")
         lines.append((pair.name, pair.kind, _shape(pair.shape), share, words))
     for layer in refused:
@@ -76,6 +75,16 @@ def table_of_layers(
         "  ".join([*(cell.ljust(w) for cell, w in zip(line, wide, strict=False)), line[4]])
         for line in lines
     )
+
+
+def _channels(pair: Pair) -> str:
+    return "channels" if pair.unit == 1 else f"groups of {pair.unit} channels"
+
+
+def _others(paths: Sequence[str]) -> str:
+    shown = ", ".join(paths[:3])
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return f" (with {shown}{more})" if paths else ""
 
 
 def _shape(shape: Sequence[int]) -> str:

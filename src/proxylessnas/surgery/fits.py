@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -9,15 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from proxylessnas.errors import DataError
-from proxylessnas.pretrained.least_squares import Moments, elimination_order, fit_projection
+from proxylessnas.pretrained.least_squares import (
+    Moments,
+    elimination_order,
+    fit_projection,
+    rows_of,
+)
 from proxylessnas.surgery.narrow import Narrowed
-from proxylessnas.surgery.pairs import Pair
+from proxylessnas.surgery.pairs import Cut, Pair
 from proxylessnas.training.freezing import evaluating
 from proxylessnas.training.task import call
 
 ROWS, ROWS_AN_INPUT = 8192, 4  # that moments are taken of: at least, and times a layer's inputs
+ORDERED_BY = 3  # readers, at most
 BATCHES = 32  # over which they are spread, at most
 # Rows are fewer than in a layer of one pixel a channel, and neighbouring pixels alike.
 RIDGE = 1e-2
@@ -34,41 +42,56 @@ def narrow_fits(
 
     inputs: of training batches, as the model takes them. progress: called with (pairs, all).
 
-    The channels of a pair are ordered by the reader that has most weights; every reader is then
-    fitted to its own outputs in the model.
+    The channels of a pair are ordered by the readers that have most weights. Every reader is then
+    fitted to what it made of all channels of the pair in the model, by those that remain: what it
+    makes of other pairs' channels stays, so that any widths of pairs go together.
     """
-    rows = {cut.tensor: cut.rows for pair in widths for cut in pair.consumers}
-    moments = moments_of_readers(model, rows, inputs)
+    names = dict.fromkeys(cut.tensor for pair in widths for cut in pair.consumers)
+    read = moments_of_readers(model, names, inputs)
     fits: dict[Pair, dict[int, Narrowed]] = {}
     for pair, wanted in widths.items():
-        readers = {cut.tensor: moments[cut.tensor] for cut in pair.consumers}
-        first = max(readers.values(), key=lambda m: m.weight.numel())
-        order = elimination_order(first, min(wanted, default=pair.width), RIDGE)
+        readers = {cut: _of_channels(read[cut.tensor], cut) for cut in pair.consumers}
+        heaviest = sorted(readers.values(), key=lambda m: -m.weight.numel())[:ORDERED_BY]
+        order = elimination_order(heaviest, min(wanted, default=pair.width), RIDGE)
         fits[pair] = {}
         for width in wanted:
             channels = order[:width].sort().values
-            refits = {name: _refit(model, name, m, channels) for name, m in readers.items()}
+            refits = {cut.tensor: _refit(model, cut, m, channels) for cut, m in readers.items()}
             fits[pair][width] = Narrowed(channels, refits)
         progress(len(fits), len(widths))
     return fits
 
 
-def _refit(
-    model: nn.Module, name: str, moments: Moments, channels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(weight, bias) of a layer that reads these channels alone."""
+def _of_channels(moments: Moments, cut: Cut) -> Moments:
+    """The moments of a pair's channels alone, of what a layer reads."""
+    inputs = rows_of(cut.places.flatten(), moments.rows)
+    return Moments(
+        gram=moments.gram[inputs][:, inputs],
+        mean=moments.mean[inputs],
+        weight=moments.weight[inputs],
+        residual=moments.residual[inputs],
+        target=moments.mean[inputs] @ moments.weight[inputs],
+        rows=cut.places.shape[1] * moments.rows,
+    )
+
+
+def _refit(model: nn.Module, cut: Cut, moments: Moments, channels: Tensor) -> tuple[Tensor, Tensor]:
+    """What a layer does that reads these channels alone, and what is added to its bias."""
     projection = fit_projection(moments, channels, RIDGE)
-    bias = moments.target - moments.mean[moments.inputs_of(channels)] @ projection
-    out, _, *kernel = model.get_parameter(name).shape
-    return projection.T.reshape(out, -1, *kernel).float(), bias.float()
+    shift = moments.target - moments.mean[moments.inputs_of(channels)] @ projection
+    layer: Any = model.get_submodule(cut.module)
+    if _is_transposed(layer):
+        # Every place of the output is the sum of so many numbers of the kernel, in the mean.
+        by_place = shift.view(layer.out_channels, -1).sum(1) / math.prod(layer.stride)
+        return projection.view(-1, *layer.weight.shape[1:]).float(), by_place.float()
+    out, _, *kernel = layer.weight.shape
+    return projection.T.reshape(out, -1, *kernel).float(), shift.float()
 
 
 def moments_of_readers(
-    model: nn.Module, rows: Mapping[str, int], inputs: Iterable[Any]
+    model: nn.Module, names: Iterable[str], inputs: Iterable[Any]
 ) -> dict[str, Moments]:
-    """The moments of what layers read, by the name of their weight.
-
-    rows: by that name, the numbers side by side that a channel owns in a place of the input.
+    """The moments of what layers read, by the name of their weight; a channel is one of its inputs.
 
     Raises:
         DataError: there is no batch.
@@ -76,7 +99,7 @@ def moments_of_readers(
     batches = [batch for batch, _ in zip(inputs, range(BATCHES), strict=False)]
     if not batches:
         raise DataError("train gives no batch that channels could be chosen on")
-    sums = {name: _Sums(model, name, len(batches)) for name in rows}
+    sums = {name: _Sums(model, name, len(batches)) for name in names}
     with ExitStack() as stack:
         for reader in sums.values():
             handle = reader.layer.register_forward_pre_hook(reader.add)
@@ -84,7 +107,7 @@ def moments_of_readers(
         with evaluating(model):
             for batch in batches:
                 call(model, batch)
-    return {name: reader.moments(rows[name]) for name, reader in sums.items()}
+    return {name: reader.moments() for name, reader in sums.items()}
 
 
 class _Sums:
@@ -92,7 +115,9 @@ class _Sums:
 
     def __init__(self, model: nn.Module, name: str, batches: int) -> None:
         self.layer: Any = model.get_submodule(name.rpartition(".")[0])
-        inputs = model.get_parameter(name)[0].numel()
+        weight = model.get_parameter(name).detach()
+        self.weight = weight.flatten(1) if _is_transposed(self.layer) else weight.flatten(1).T
+        inputs = len(self.weight)
         self.rows = -(-max(ROWS, ROWS_AN_INPUT * inputs) // batches)
         self.gram = torch.zeros(inputs, inputs, dtype=torch.float64)
         self.total = torch.zeros(inputs, dtype=torch.float64)
@@ -105,20 +130,23 @@ class _Sums:
         self.total += h.double().sum(0)
         self.count += len(h)
 
-    def moments(self, rows: int) -> Moments:
+    def moments(self) -> Moments:
         mean = self.total / self.count
-        weight = self.layer.weight.detach().flatten(1).T.double()
-        bias = self.layer.bias
-        target = mean @ weight
-        # A channel owns its numbers in the input, times the places of the kernel.
+        weight = self.weight.double()
+        # A channel owns the places of the kernel.
         return Moments(
             gram=self.gram / self.count - torch.outer(mean, mean),
             mean=mean,
             weight=weight,
             residual=torch.zeros_like(weight),
-            target=target if bias is None else target + bias.detach().double(),
-            rows=rows * self.layer.weight[0, 0].numel(),
+            target=mean @ weight,
+            rows=1 if _is_transposed(self.layer) else self.layer.weight[0, 0].numel(),
         )
+
+
+def _is_transposed(layer: nn.Module) -> bool:
+    """Whether each number of the input is multiplied with a kernel, and products are added up."""
+    return isinstance(layer, _ConvTransposeNd)
 
 
 def read_rows(layer: Any, x: Tensor, most: int, generator: torch.Generator) -> Tensor:
@@ -129,7 +157,9 @@ def read_rows(layer: Any, x: Tensor, most: int, generator: torch.Generator) -> T
     if isinstance(layer, nn.Linear):
         places = x.reshape(-1, x.shape[-1])
     else:
-        places = _windows(layer, x)
+        spatial = layer.weight.dim() - 2
+        x = x if x.dim() > spatial + 1 else x[None]
+        places = x.movedim(1, -1) if _is_transposed(layer) else _windows(layer, x)
     sizes = places.shape[:-1] if isinstance(layer, nn.Linear) else places.shape[: x.dim() - 1]
     count = sizes.numel()
     if count > most:

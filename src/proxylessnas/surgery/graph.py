@@ -15,7 +15,8 @@ from proxylessnas.export.quiet import exporting
 from proxylessnas.training.freezing import evaluating
 
 CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}  # and their spatial dimensions
-LAYERS = {*CONVOLUTIONS, "linear"}
+TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
+LAYERS = {*CONVOLUTIONS, *TRANSPOSED, "linear"}
 
 
 class Graph:
@@ -40,7 +41,9 @@ class Graph:
                 "the part that can be exported as the model"
             ) from error
         signature = program.graph_signature
+        self.model = model
         self.nodes = list(program.graph.nodes)
+        self.order = {node: k for k, node in enumerate(self.nodes)}
         self._weights = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         names = Counter(
             id(p) for _, p in model.named_parameters(remove_duplicate=False)
@@ -56,10 +59,36 @@ class Graph:
         """Whether several operations use a tensor of the model."""
         return len(node.users) > 1 or self.weight(node) in self._shared
 
+    def module(self, node: Node) -> str:
+        """The path of the module whose code runs an operation."""
+        stack = list(node.meta.get("nn_module_stack", {}).values())
+        return str(stack[-1][0]) if stack else ""
+
+    def is_gate(self, layer: Node) -> bool:
+        """Whether what a layer makes is multiplied with what it was made of."""
+        node = layer
+        while len(node.users) == 1:
+            source, node = node, next(iter(node.users))
+            others = [x for x in node.all_input_nodes if x is not source and not self.weight(x)]
+            if others:
+                return operation(node) == "mul" and others[0] in _before(layer)
+        return False
+
     @property
     def layers(self) -> list[Node]:
         """The convolutions and linear layers, in the order in which they run."""
         return [node for node in self.nodes if operation(node) in LAYERS]
+
+
+def _before(node: Node) -> set[Node]:
+    """All that a node is computed from."""
+    before: set[Node] = set()
+    waiting = [node]
+    while waiting:
+        fresh = [x for x in waiting.pop().all_input_nodes if x not in before]
+        before.update(fresh)
+        waiting += fresh
+    return before
 
 
 def operation(node: Node) -> str:
@@ -87,9 +116,16 @@ def shape(node: Node) -> tuple[int, ...]:
 
 def channel_axis(layer: Node) -> int:
     """The axis of a layer's output that counts its output channels."""
-    return len(shape(layer)) - 1 - CONVOLUTIONS.get(operation(layer), 0)
+    return len(shape(layer)) - 1 - (CONVOLUTIONS | TRANSPOSED).get(operation(layer), 0)
+
+
+def weight_axes(layer: Node) -> tuple[int, int]:
+    """The axes of a layer's weight that count its outputs and its inputs; of groups, the first."""
+    return (1, 0) if operation(layer) in TRANSPOSED and groups(layer) == 1 else (0, 1)
 
 
 def groups(layer: Node) -> int:
     """The groups of a convolution; 1 for a linear layer."""
-    return 1 if operation(layer) == "linear" else int(argument(layer, 6, "groups", 1))
+    if operation(layer) == "linear":
+        return 1
+    return int(argument(layer, 7 if operation(layer) in TRANSPOSED else 6, "groups", 1))

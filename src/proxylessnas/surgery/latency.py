@@ -166,12 +166,16 @@ def _sums(space: Space, ms: Mapping[float, Mapping[str, float]]) -> Tensor:
         for path in pair.layers:
             ends[path] = ends.get(path, 0) + 1
     costs = torch.zeros(space.mask.shape, dtype=torch.float64)
+    mean = {path: float(np.mean([row.get(path, 0.0) for row in ms.values()])) for path in ends}
     for m, choice in enumerate(space.choices):
+        inside = [path for pair in choice.pairs for path in pair.layers]
+        others = {p: 1 - inside.count(p) / ends[p] for p in ends if p.startswith(f"{choice.name}.")}
         for j, candidate in enumerate(choice.candidates):
-            row = ms.get(candidate.share, {})  # left out: no layer, no time
-            costs[m, j] = sum(
-                row.get(path, 0.0) / ends[path] for pair in choice.pairs for path in pair.layers
-            )
+            if candidate.share == 0:  # left out: nor does it take what others' ends in it carry
+                costs[m, j] = -sum(mean[path] * part for path, part in others.items())
+            else:
+                row = ms[candidate.share]
+                costs[m, j] = sum(row.get(path, 0.0) / ends[path] for path in inside)
     return costs
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.utils import _pytree as pytree
 
 from proxylessnas.data.arguments import arguments_of
 from proxylessnas.errors import in_words
 from proxylessnas.hardware.fingerprint import Convolution
-from proxylessnas.pretrained.least_squares import rows_of
-from proxylessnas.surgery.pairs import Pair, Refused
+from proxylessnas.surgery.pairs import Cut, Pair, Refused, Size
 from proxylessnas.training.copying import copied
 from proxylessnas.training.freezing import evaluating
 
@@ -29,8 +29,9 @@ TOLERANCE = 1e-4  # of the outputs' largest number: what the order of float32 su
 class Narrowed:
     """What remains of a pair.
 
-    channels: those that remain, rising. refits: by the weight of a layer that reads them, its new
-    (weight [out, inputs...], bias [out]); a layer without one keeps the weights that it has.
+    channels: those that remain, rising. refits: by the weight of a layer that reads them, (their
+    numbers in it, channel by channel along the axis that they are on; what is added to its bias,
+    [out]). A layer without one keeps the weights that it has.
     """
 
     channels: Tensor
@@ -49,28 +50,55 @@ def narrowed(model: nn.Module, cuts: Sequence[tuple[Pair, Narrowed]]) -> nn.Modu
 def narrow(network: nn.Module, cuts: Sequence[tuple[Pair, Narrowed]]) -> None:
     """Leave a network these channels of these pairs alone; tensors are replaced, not written to.
 
-    A layer between two pairs loses inputs to the one and outputs to the other.
+    Pairs may cut one tensor, along two axes or one: a layer between two pairs loses inputs to the
+    one and outputs to the other, one that reads a concatenation loses inputs to several.
     """
-    # First what reads the channels: refits are of all outputs, which other pairs cut afterwards.
     for pair, kept in cuts:
         for cut in pair.consumers:
             if cut.tensor in kept.refits:
-                weight, bias = kept.refits[cut.tensor]
-                replace_tensor(network, cut.tensor, weight)
-                replace_tensor(network, f"{cut.module}.bias", bias)
-            else:
-                _select(network, cut.tensor, cut.axis, rows_of(kept.channels, cut.rows))
+                _refitted(network, cut, kept)
+    remaining: dict[tuple[str, int], Tensor] = {}
     for pair, kept in cuts:
-        for cut in pair.cuts:
-            _select(network, cut.tensor, cut.axis, rows_of(kept.channels, cut.rows))
-        # A refit that brought a bias: the pair whose outputs it belongs to did not have it to cut.
-        for path in pair.producers:
-            layer: Any = network.get_submodule(path)
-            if layer.bias is not None and len(layer.bias) != len(layer.weight):
-                _select(network, f"{path}.bias", 0, kept.channels)
+        for cut in (*pair.cuts, *pair.consumers):
+            stays = torch.zeros(len(cut.channels), dtype=torch.bool)
+            stays[cut.remaining(kept.channels)] = True
+            at = (cut.tensor, cut.axis)
+            remaining[at] = remaining[at] & stays if at in remaining else stays
+    for (name, axis), stays in remaining.items():
+        _select(network, name, axis, stays.nonzero()[:, 0])
     for pair, _ in cuts:
+        # A bias that a refit brought is of no pair.
+        for path in pair.producers:
+            _match_bias(network, path, remaining)
         for path in pair.layers:
             matched(network.get_submodule(path))
+    for size, value in sizes_of(cuts).items():
+        setattr(network.get_submodule(size.module), size.attribute, value)
+
+
+def sizes_of(cuts: Sequence[tuple[Pair, Narrowed]]) -> dict[Size, int]:
+    """What attributes of modules then are."""
+    return {size: size.times * len(kept.channels) for pair, kept in cuts for size in pair.sizes}
+
+
+def _refitted(network: nn.Module, cut: Cut, kept: Narrowed) -> None:
+    weight = network.get_parameter(cut.tensor).detach()
+    numbers, shift = (tensor.to(weight) for tensor in kept.refits[cut.tensor])
+    places = cut.places[kept.channels].flatten().to(weight.device)
+    replace_tensor(network, cut.tensor, weight.index_copy(cut.axis, places, numbers))
+    layer: Any = network.get_submodule(cut.module)
+    bias = 0.0 if layer.bias is None else layer.bias.detach()
+    replace_tensor(network, f"{cut.module}.bias", bias + shift)
+
+
+def _match_bias(network: nn.Module, path: str, remaining: Mapping[tuple[str, int], Tensor]) -> None:
+    layer: Any = network.get_submodule(path)
+    bias = getattr(layer, "bias", None)
+    if bias is not None and (path + ".bias", 0) not in remaining:
+        axis = 1 if isinstance(layer, _ConvTransposeNd) and layer.groups == 1 else 0
+        stays = remaining[f"{path}.weight", axis]
+        if len(bias) == len(stays):
+            _select(network, f"{path}.bias", 0, stays.nonzero()[:, 0])
 
 
 def _select(network: nn.Module, name: str, axis: int, indices: Tensor) -> None:
@@ -97,11 +125,22 @@ def matched(module: nn.Module) -> None:
     """Let a module's attributes say what its tensors are."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, _ConvTransposeNd):
+        inside, out = module.weight.shape[:2]
+        if module.groups > 1:
+            module.groups = module.groups * inside // module.in_channels
+        module.in_channels, module.out_channels = inside, out * module.groups
     elif isinstance(module, Convolution):
         out, inside = module.weight.shape[:2]
-        if inside == 1 and 1 < module.groups == module.in_channels:  # depthwise
-            module.groups = out
+        if module.groups > 1:  # channels of a group go together
+            module.groups = module.groups * out // module.out_channels
         module.out_channels, module.in_channels = out, inside * module.groups
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
+    elif isinstance(module, nn.GroupNorm) and module.weight is not None:
+        size = module.num_channels // module.num_groups
+        module.num_channels = len(module.weight)
+        module.num_groups = module.num_channels // size
     elif isinstance(module, _NormBase):
         tensor = module.weight if module.weight is not None else module.running_mean
         module.num_features = module.num_features if tensor is None else len(tensor)
@@ -133,15 +172,14 @@ def proven(
 
 
 def _difference(model: nn.Module, pairs: Sequence[Pair], inputs: tuple[Any, ...]) -> str:
-    """Why the pairs cannot be cut; empty where every second channel can go."""
-    cuts = [(pair, Narrowed(torch.arange(0, pair.width, 2), {})) for pair in pairs]
+    """Why the pairs cannot be cut; empty where a half or two thirds of the channels can go."""
+    # Not of all pairs the same share: two that the model's code keeps alike would not be noticed.
+    cuts = [
+        (pair, Narrowed(torch.arange(0, pair.width, 2 + k % 2), {})) for k, pair in enumerate(pairs)
+    ]
     silenced = copied(model)
     for pair, kept in cuts:
-        gone = torch.ones(pair.width, dtype=torch.bool)
-        gone[kept.channels] = False
-        for cut in pair.consumers:
-            weight = silenced.get_parameter(cut.tensor)
-            weight[:, rows_of(gone.nonzero()[:, 0], cut.rows)] = 0.0
+        silence(silenced, pair, kept.channels)
     expected = outputs(silenced, inputs)
     try:
         actual = outputs(narrowed(model, cuts), inputs)
@@ -154,6 +192,15 @@ def _difference(model: nn.Module, pairs: Sequence[Pair], inputs: tuple[Any, ...]
                 "the model's outputs depend on its channels in a way that the graph does not show"
             )
     return ""
+
+
+def silence(model: nn.Module, pair: Pair, channels: Tensor) -> None:
+    """Let the layers that read a pair's channels not read the others than these."""
+    for cut in pair.consumers:
+        gone = torch.ones(len(cut.channels), dtype=torch.bool)
+        gone[cut.remaining(channels)] = False
+        weight = model.get_parameter(cut.tensor).detach()
+        weight.index_fill_(cut.axis, gone.nonzero()[:, 0].to(weight.device), 0.0)
 
 
 def outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:

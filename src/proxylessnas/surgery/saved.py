@@ -64,17 +64,22 @@ def restored(model: nn.Module, path: str | Path) -> nn.Module:
     path = Path(path)
     with foreign(RunError, f"{path} holds no specialised network"):
         tensors: dict[str, Tensor] = load_file(path / WEIGHTS)
-        choices = json.loads((path / SUMMARY).read_text())["architecture"]
+        summary = json.loads((path / SUMMARY).read_text())
+        choices, attributes = summary["architecture"], summary["attributes"]
     with foreign(RunError, f"{path} holds a network of another model"):
-        return network_of(model, choices, tensors)
+        return network_of(model, choices, attributes, tensors)
 
 
 def network_of(
-    model: nn.Module, choices: Mapping[str, str], tensors: Mapping[str, Tensor]
+    model: nn.Module,
+    choices: Mapping[str, str],
+    attributes: Mapping[str, int],
+    tensors: Mapping[str, Tensor],
 ) -> nn.Module:
     """A copy of the model with these tensors, and without the blocks that were left out.
 
-    choices: the candidate that was chosen, by the name of the block or the layer.
+    choices: the candidate that was chosen, by the name of the block or the layer. attributes: of
+    its modules, by their paths, as `blocks.0.attn.num_heads`.
     """
     network = copied(model)
     for name, candidate in choices.items():
@@ -84,6 +89,9 @@ def network_of(
         replace_tensor(network, name, tensor)
     for module in network.modules():
         matched(module)
+    for name, value in attributes.items():
+        path, _, attribute = name.rpartition(".")
+        setattr(network.get_submodule(path), attribute, value)
     network.load_state_dict(tensors)
     return network.eval()
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from proxylessnas.data.arguments import arguments_of
 from proxylessnas.pretrained.candidates import SHARES, rounded_width
 from proxylessnas.surgery.in_place import put_back
-from proxylessnas.surgery.narrow import Narrowed, narrow
+from proxylessnas.surgery.narrow import Narrowed, narrow, sizes_of
 from proxylessnas.surgery.pairs import Pair
 from proxylessnas.training.copying import copied
 from proxylessnas.training.freezing import evaluating
@@ -99,6 +99,15 @@ class Space:
         rows = zip(self.names, self.candidates, indices, strict=True)
         return {name: candidates[index] for name, candidates, index in rows}
 
+    def attributes(self, indices: Sequence[int]) -> dict[str, int]:
+        """Of modules, by their paths, what a network has other numbers in than the model."""
+        chosen = [c.candidates[i] for c, i in zip(self.choices, indices, strict=True)]
+        cuts = [cut for candidate in chosen for cut in candidate.cuts]
+        return {
+            f"{size.module}.{size.attribute}".removeprefix("."): value
+            for size, value in sizes_of(cuts).items()
+        }
+
     def nearest(self, share: float) -> tuple[int, ...]:
         """The network of candidates that are as near as can be to one share of the channels."""
         return tuple(
@@ -135,7 +144,10 @@ def choices_of(
     inputs: example inputs, which tell the blocks. wanted: whether a block may be left out.
     """
     equal = filter(wanted, _blocks_with_equal_ends(model, inputs))
-    counts = {b: sum(any(_within(x, b) for x in pair.layers) for pair in pairs) for b in equal}
+    counts = {
+        b: sum(any(_within(x, b) for x in p.layers) and not _runs_through(p, b) for p in pairs)
+        for b in equal
+    }
     blocks = {b: count for b, count in counts.items() if _is_part(count, len(pairs))}
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
@@ -143,7 +155,12 @@ def choices_of(
         # Of several around the same pairs the outermost: the block, with its shortcut, and not the
         # branch beside the shortcut, whose input would be added to itself.
         block = min(inside, key=lambda b: (blocks[b], len(b)), default="")
-        across = [p for p in pairs if 0 < sum(_within(x, block) for x in p.layers) < len(p.layers)]
+        across = [
+            p
+            for p in pairs
+            if 0 < sum(_within(x, block) for x in p.layers) < len(p.layers)
+            and not _runs_through(p, block)
+        ]
         # A pair that reaches out of the block would be cut at one end alone.
         groups.setdefault(block if block and not across else pair.name, []).append(pair)
     return [
@@ -157,9 +174,19 @@ def widths_of(choices: Iterable[Choice], shares: Sequence[float] = SHARES) -> di
     """The widths of every pair's candidates, from wide to narrow, its own left out."""
     widths: dict[Pair, list[int]] = {}
     for pair in (pair for choice in choices for pair in choice.pairs):
-        rounded = {rounded_width(share * pair.width, pair.width) for share in shares}
-        widths[pair] = sorted((w for w in rounded if LEAST <= w < pair.width), reverse=True)
+        rounded = {width_of(pair, share) for share in shares}
+        widths[pair] = sorted(
+            (w for w in rounded if w * pair.unit >= LEAST and w < pair.width), reverse=True
+        )
     return widths
+
+
+def width_of(pair: Pair, share: float) -> int:
+    """The channels of a share, such that runtimes like the numbers that they are."""
+    if pair.unit == 1:
+        return rounded_width(share * pair.width, pair.width)
+    step = max(1, LEAST // pair.unit)
+    return min(pair.width, max(step, round(share * pair.width / step) * step))
 
 
 def with_candidates(
@@ -168,7 +195,7 @@ def with_candidates(
     """The choice with its candidates, of which there is more than one."""
     candidates = {OWN: Candidate(name=OWN, share=1.0)}
     for share in shares:
-        widths = [rounded_width(share * pair.width, pair.width) for pair in choice.pairs]
+        widths = [width_of(pair, share) for pair in choice.pairs]
         cuts = tuple(
             (pair, fits[pair][width])
             for pair, width in zip(choice.pairs, widths, strict=True)
@@ -194,6 +221,12 @@ def _is_part(inside: int, pairs: int) -> bool:
 
 def _within(path: str, block: str) -> bool:
     return path.startswith(f"{block}.")
+
+
+def _runs_through(pair: Pair, block: str) -> bool:
+    """Whether a block adds to channels that come from outside: the stream of its shortcut."""
+    inside = [_within(path, block) for path in pair.producers if path not in pair.gates]
+    return any(inside) and not all(inside)
 
 
 def _blocks_with_equal_ends(model: nn.Module, inputs: tuple[Any, ...]) -> set[str]:

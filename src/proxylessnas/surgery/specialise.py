@@ -78,6 +78,7 @@ class Specialised:
         """All figures: latencies in ms, scores (accuracy, or negative loss) of the valid part."""
         return {
             "architecture": self.architecture,
+            "attributes": self.around.space.attributes(self.chosen.indices),
             "model_latency_ms": self.around.model_ms,
             "limit_ms": self.limit_ms,
             "predicted_latency_ms": self.chosen.costs[0],
