@@ -1,8 +1,12 @@
 """Any trained model, narrowed by surgery: channels are taken out, and what reads them is refitted.
 
 graph.py        the model as a graph of known operations
-pairs.py        layers whose output channels can be taken out, and every tensor that is cut then
+coupling.py     elements of tensors that go together, or stay
+relations.py    what each operation binds; moves.py: of those that move dimensions
+pairs.py        channels that can be taken out, and every tensor that is cut then
+norms.py        layer normalisation over some of the channels
 narrow.py       a copy of the model with some channels alone
+moments.py      of what layers read
 fits.py         which channels remain, and the weights of what reads them, in closed form
 space.py        the choices, their candidates, and the plain network of every choice
 latency.py      what candidates cost: layers alone, corrected by whole networks

@@ -60,6 +60,7 @@ class Coupling:
         self._bound: list[tuple[Elements, Elements]] = []
         self._fixed: list[tuple[Elements, str, Node]] = []
         self.folds: list[Fold] = []
+        self.norms: set[str] = set()  # weights of normalisations over all channels
 
     def fresh(self, size: int) -> Elements:
         """New elements, of an axis that no node has."""

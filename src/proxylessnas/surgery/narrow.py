@@ -5,8 +5,8 @@ The copy is the model's own classes with smaller tensors, so that nothing of thi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from proxylessnas.data.arguments import arguments_of
 from proxylessnas.errors import in_words
 from proxylessnas.hardware.fingerprint import Convolution
+from proxylessnas.surgery.norms import over_some
 from proxylessnas.surgery.pairs import Cut, Pair, Refused, Size
 from proxylessnas.training.copying import copied
 from proxylessnas.training.freezing import evaluating
@@ -73,12 +74,25 @@ def narrow(network: nn.Module, cuts: Sequence[tuple[Pair, Narrowed]]) -> None:
         for path in pair.layers:
             matched(network.get_submodule(path))
     for size, value in sizes_of(cuts).items():
-        setattr(network.get_submodule(size.module), size.attribute, value)
+        set_attribute(network, f"{size.module}.{size.attribute}", value)
 
 
 def sizes_of(cuts: Sequence[tuple[Pair, Narrowed]]) -> dict[Size, int]:
     """What attributes of modules then are."""
     return {size: size.times * len(kept.channels) for pair, kept in cuts for size in pair.sizes}
+
+
+def set_attribute(network: nn.Module, name: str, value: int) -> None:
+    """Set a number; `shape[0]` is one in a tuple."""
+    path, _, attribute = name.rpartition(".")
+    owner = network.get_submodule(path)
+    attribute, _, place = attribute.partition("[")
+    if not place:
+        setattr(owner, attribute, value)
+        return
+    held = list(getattr(owner, attribute))
+    held[int(place[:-1])] = value
+    setattr(owner, attribute, tuple(held))
 
 
 def _refitted(network: nn.Module, cut: Cut, kept: Narrowed) -> None:
@@ -138,12 +152,14 @@ def matched(module: nn.Module) -> None:
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.GroupNorm) and module.weight is not None:
-        size = module.num_channels // module.num_groups
+        if module.num_groups > 1:
+            module.num_groups = module.num_groups * len(module.weight) // module.num_channels
         module.num_channels = len(module.weight)
-        module.num_groups = module.num_channels // size
     elif isinstance(module, _NormBase):
         tensor = module.weight if module.weight is not None else module.running_mean
         module.num_features = module.num_features if tensor is None else len(tensor)
+    elif hasattr(module, "normalized_shape") and isinstance(module.weight, Tensor):
+        setattr(module, "normalized_shape", tuple(module.weight.shape))  # noqa: B010
 
 
 # --- proof ---
@@ -155,20 +171,36 @@ def proven(
 ) -> tuple[list[Pair], list[Refused]]:
     """The pairs that cut what the model computes with, and the others.
 
-    With the weights zero that read the channels which go, the model computes what it computes
-    without these channels. That is tried on the example inputs, of all pairs at once, and of each
-    where it fails: a number of channels that is written in the model's code, say, shows here.
+    With the weights zero that read the channels which go, and norms over the others alone, the
+    model computes what it computes without these channels. That is tried on the example inputs, of
+    all pairs at once, and of each where it fails: a number of channels that is written in the
+    model's code, say, shows here. So does an attribute that only happens to be as many.
     """
     if not pairs or not _difference(model, pairs, inputs):
         return list(pairs), []
     good: list[Pair] = []
     refused: list[Refused] = []
     for pair in pairs:
-        if reason := _difference(model, [*good, pair], inputs):
+        reason = _difference(model, [*good, pair], inputs)
+        if reason:
+            others = (
+                p for p in _with_fewer_sizes(pair) if not _difference(model, [*good, p], inputs)
+            )
+            if other := next(others, None):
+                good.append(other)
+                continue
             refused.append(Refused(name=pair.name, kind=pair.kind, shape=pair.shape, reason=reason))
         else:
             good.append(pair)
     return good, refused
+
+
+def _with_fewer_sizes(pair: Pair) -> Iterator[Pair]:
+    """The pair without one of several attributes of a module that are as many."""
+    for size in pair.sizes:
+        alike = [s for s in pair.sizes if (s.module, s.times) == (size.module, size.times)]
+        if len(alike) > 1:
+            yield replace(pair, sizes=tuple(s for s in pair.sizes if s is not size))
 
 
 def _difference(model: nn.Module, pairs: Sequence[Pair], inputs: tuple[Any, ...]) -> str:
@@ -180,7 +212,8 @@ def _difference(model: nn.Module, pairs: Sequence[Pair], inputs: tuple[Any, ...]
     silenced = copied(model)
     for pair, kept in cuts:
         silence(silenced, pair, kept.channels)
-    expected = outputs(silenced, inputs)
+    with over_some(silenced, [(pair, kept.channels) for pair, kept in cuts]):
+        expected = outputs(silenced, inputs)
     try:
         actual = outputs(narrowed(model, cuts), inputs)
     except Exception as error:  # whatever the model's own code raises

@@ -25,7 +25,8 @@ from torch.fx import Node
 from proxylessnas.hardware.fingerprint import Convolution
 from proxylessnas.surgery.coupling import Coupling, Elements
 from proxylessnas.surgery.graph import Graph, channel_axis, groups, operation, shape, weight_axes
-from proxylessnas.surgery.relations import RESHAPES, SPLITS, relate
+from proxylessnas.surgery.moves import RESHAPES, SPLITS
+from proxylessnas.surgery.relations import relate
 
 LARGEST = 8192  # inputs of a layer that are fitted: the square of it is a matrix in memory
 
@@ -66,7 +67,7 @@ class Cut:
 class Size:
     """An attribute of a module that its code takes the number of channels from, as `num_heads`.
 
-    times: numbers a channel.
+    Where it is in a tuple, `shape[0]`. times: numbers a channel.
     """
 
     module: str
@@ -83,7 +84,8 @@ class Pair:
     producers: paths; several where one gates the other, or where they are added up. gates: those of
     them that only scale the channels that they look at, as squeeze-and-excitation does.
     consumers: of the layers that read them, the weights. cuts: every other tensor that is cut.
-    sizes: attributes that change with them.
+    sizes: attributes that change with them. norms: weights of normalisations over the channels,
+    which then are over those that remain: what they make changes, and readers are fitted to that.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Pair:
     consumers: tuple[Cut, ...]
     cuts: tuple[Cut, ...]
     sizes: tuple[Size, ...] = ()
+    norms: tuple[str, ...] = ()
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -270,6 +273,7 @@ def _pair(
         gates=tuple(path_of(graph, maker) for _, maker in made if graph.is_gate(maker)),
         consumers=tuple(cut for axis, cut in cuts.items() if axis.is_read),
         cuts=tuple(cut for axis, cut in cuts.items() if not axis.is_read),
+        norms=tuple(axis.tensor for axis in axes if axis.tensor in coupling.norms),
         sizes=tuple(
             dict.fromkeys(
                 Size(path, name, len(elements) // len(own))
@@ -291,15 +295,25 @@ def _attributes(coupling: Coupling) -> list[_Sized]:
             axes = [coupling.axis(node, axis) for axis in range(len(shape(node)))]
             axes += [part for fold in coupling.folds if fold.node is node for part in fold.parts]
         elif operation(node) in SPLITS - {"chunk", "unbind"}:
-            first = next(iter(node.users))
-            axes = [coupling.axis(first, axis) for axis in range(len(shape(first)))]
+            both: list[Any] = [node.args[0], next(iter(node.users))]
+            axes = [coupling.axis(x, axis) for x in both for axis in range(len(shape(x)))]
         else:
             continue
         path = graph.module(node)
-        for name, held in vars(graph.model.get_submodule(path)).items():
-            if type(held) is int and held > 1 and not name.startswith("_"):
-                sized += [(axis, path, name) for axis in axes if len(axis) == held]
+        for name, held in _numbers(graph.model.get_submodule(path)):
+            sized += [(axis, path, name) for axis in axes if len(axis) == held > 1]
     return sized
+
+
+def _numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """Attributes that are whole numbers, or tuples of such."""
+    for name, held in vars(module).items():
+        if name.startswith("_"):
+            continue
+        if isinstance(held, tuple):
+            yield from ((f"{name}[{k}]", n) for k, n in enumerate(held) if type(n) is int)
+        elif type(held) is int:
+            yield name, held
 
 
 def _named_apart(pairs: Sequence[Pair]) -> list[Pair]:

@@ -19,7 +19,7 @@ from proxylessnas.core.derive import Choice, Proposal
 from proxylessnas.errors import RunError, foreign
 from proxylessnas.io.files import write_atomic
 from proxylessnas.surgery.brought import Trained
-from proxylessnas.surgery.narrow import Narrowed, matched, replace_tensor
+from proxylessnas.surgery.narrow import Narrowed, matched, replace_tensor, set_attribute
 from proxylessnas.surgery.pairs import Pair
 from proxylessnas.surgery.space import LEFT_OUT
 from proxylessnas.training.copying import copied
@@ -90,8 +90,7 @@ def network_of(
     for module in network.modules():
         matched(module)
     for name, value in attributes.items():
-        path, _, attribute = name.rpartition(".")
-        setattr(network.get_submodule(path), attribute, value)
+        set_attribute(network, name, value)
     network.load_state_dict(tensors)
     return network.eval()
 

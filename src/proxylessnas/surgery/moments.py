@@ -1,0 +1,199 @@
+"""Moments of what layers read: in the model, and where norms are over some channels alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from proxylessnas.errors import DataError
+from proxylessnas.pretrained.least_squares import Moments, rows_of
+from proxylessnas.surgery.norms import over_some
+from proxylessnas.surgery.pairs import Cut, Pair
+from proxylessnas.training.freezing import evaluating
+from proxylessnas.training.task import call
+
+ROWS, ROWS_AN_INPUT = 8192, 4  # that moments are taken of: at least, and times a layer's inputs
+
+
+def moments_of_readers(
+    model: nn.Module, names: Iterable[str], inputs: Iterable[Any]
+) -> dict[str, Moments]:
+    """The moments of what layers read, by the name of their weight; a channel is one of its inputs.
+
+    Raises:
+        DataError: there is no batch.
+    """
+    batches = list(inputs)
+    if not batches:
+        raise DataError("train gives no batch that channels could be chosen on")
+    sums = {name: _Sums(model, name, len(batches)) for name in names}
+    with ExitStack() as stack:
+        for reader in sums.values():
+            handle = reader.layer.register_forward_pre_hook(reader.add)
+            stack.callback(handle.remove)
+        with evaluating(model):
+            for batch in batches:
+                call(model, batch)
+    return {name: reader.moments() for name, reader in sums.items()}
+
+
+class _Sums:
+    """Sums over rows of what a layer reads; products in float32, sums over batches in float64."""
+
+    def __init__(self, model: nn.Module, name: str, batches: int) -> None:
+        self.layer: Any = model.get_submodule(name.rpartition(".")[0])
+        weight = model.get_parameter(name).detach()
+        self.weight = weight.flatten(1) if is_transposed(self.layer) else weight.flatten(1).T
+        inputs = len(self.weight)
+        self.rows = -(-max(ROWS, ROWS_AN_INPUT * inputs) // batches)
+        self.gram = torch.zeros(inputs, inputs, dtype=torch.float64)
+        self.total = torch.zeros(inputs, dtype=torch.float64)
+        self.count = 0
+        self.generator = torch.Generator().manual_seed(0)
+
+    def add(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        h = read_rows(layer, args[0].float(), self.rows, self.generator)
+        self.gram += (h.T @ h).double()
+        self.total += h.double().sum(0)
+        self.count += len(h)
+
+    def moments(self) -> Moments:
+        mean = self.total / self.count
+        weight = self.weight.double()
+        return Moments(
+            gram=self.gram / self.count - torch.outer(mean, mean),
+            mean=mean,
+            weight=weight,
+            residual=torch.zeros_like(weight),
+            target=mean @ weight,
+            rows=self.moments_rows,
+        )
+
+    @property
+    def moments_rows(self) -> int:
+        """Numbers of a row that one of the layer's inputs owns: the places of the kernel."""
+        return 1 if is_transposed(self.layer) else int(self.layer.weight[0, 0].numel())
+
+
+@torch.no_grad()
+def moments_within(
+    model: nn.Module, kept: Mapping[Pair, Tensor], batches: Sequence[Any]
+) -> dict[Pair, dict[Cut, Moments]]:
+    """What layers read where norms are over some channels alone, and what they made of all.
+
+    kept: of each pair the channels. Every batch passes twice: once through the model, and once with
+    the normalisations over some channels, and with all readers returning what they returned before.
+    So each is looked at by itself, whatever comes before it.
+    """
+    cuts = {cut: pair for pair in kept for cut in pair.consumers}
+    sums = {cut: _Targets(model, cut, len(batches)) for cut in cuts}
+    with evaluating(model):
+        for batch in batches:
+            with ExitStack() as stack:
+                for each in sums.values():
+                    stack.callback(each.layer.register_forward_hook(each.remember).remove)
+                call(model, batch)
+            with ExitStack() as stack:
+                for each in sums.values():
+                    stack.callback(each.layer.register_forward_hook(each.compare).remove)
+                stack.enter_context(over_some(model, kept.items()))
+                call(model, batch)
+    within: dict[Pair, dict[Cut, Moments]] = {pair: {} for pair in kept}
+    for cut, each in sums.items():
+        within[cuts[cut]][cut] = each.moments()
+    return within
+
+
+class _Targets:
+    """Sums over rows of what a layer reads now, and of what it made of a pair's channels before."""
+
+    def __init__(self, model: nn.Module, cut: Cut, batches: int) -> None:
+        self.plain = _Sums(model, cut.tensor, batches)
+        self.layer, rows = self.plain.layer, self.plain.moments_rows
+        self.inputs = rows_of(cut.places.flatten(), rows)
+        self.rows = cut.places.shape[1] * rows
+        self.weight = self.plain.weight[self.inputs]
+        size, out = self.weight.shape
+        self.gram = torch.zeros(size, size, dtype=torch.float64)
+        self.cross = torch.zeros(size, out, dtype=torch.float64)
+        self.sums = torch.zeros(size, dtype=torch.float64), torch.zeros(out, dtype=torch.float64)
+        self.count, self.batch = 0, 0
+        self.made: Tensor = self.cross
+        self.output: Any = None
+
+    def remember(self, layer: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
+        self.made, self.output = self._rows(args[0]) @ self.weight, output
+
+    def compare(self, layer: nn.Module, args: tuple[Tensor, ...], output: Any) -> Any:
+        h = self._rows(args[0])
+        self.gram += (h.T @ h).double()
+        self.cross += (h.T @ self.made).double()
+        for total, values in zip(self.sums, (h, self.made), strict=True):
+            total += values.double().sum(0)
+        self.count, self.batch = self.count + len(h), self.batch + 1
+        return self.output
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """The same places in both passes."""
+        generator = torch.Generator().manual_seed(self.batch)
+        return read_rows(self.layer, x.float(), self.plain.rows, generator)[:, self.inputs]
+
+    def moments(self) -> Moments:
+        mean, target = (total / self.count for total in self.sums)
+        gram = self.gram / self.count - torch.outer(mean, mean)
+        cross = self.cross / self.count - torch.outer(mean, target)
+        weight = self.weight.double()
+        return Moments(
+            gram=gram,
+            mean=mean,
+            weight=weight,
+            residual=cross - gram @ weight,
+            target=target,
+            rows=self.rows,
+        )
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether each number of the input is multiplied with a kernel, and products are added up."""
+    return isinstance(layer, _ConvTransposeNd)
+
+
+def read_rows(layer: Any, x: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """What a layer multiplies its weight with, [rows, inputs]; some of the places, at random.
+
+    x: its input: [..., features] of a linear layer, [batch, channels, *spatial] of a convolution.
+    """
+    if isinstance(layer, nn.Linear):
+        places = x.reshape(-1, x.shape[-1])
+    else:
+        spatial = layer.weight.dim() - 2
+        x = x if x.dim() > spatial + 1 else x[None]
+        places = x.movedim(1, -1) if is_transposed(layer) else _windows(layer, x)
+    sizes = places.shape[:-1] if isinstance(layer, nn.Linear) else places.shape[: x.dim() - 1]
+    count = sizes.numel()
+    if count > most:
+        chosen = torch.randperm(count, generator=generator)[:most]
+    else:
+        chosen = torch.arange(count)
+    return places[torch.unravel_index(chosen, sizes)].flatten(1)
+
+
+def _windows(layer: Any, x: Tensor) -> Tensor:
+    """What a convolution's kernel covers at each place, [batch, *places, channels, *kernel].
+
+    A view: only the rows that are looked at are copied.
+    """
+    mode = layer.padding_mode if layer.padding_mode != "zeros" else "constant"
+    x = pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    for axis, (k, step, d) in enumerate(
+        zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), start=2
+    ):
+        x = x.unfold(axis, d * (k - 1) + 1, step)[..., ::d]
+    spatial = layer.weight.dim() - 2
+    return x.movedim(1, 1 + spatial)
