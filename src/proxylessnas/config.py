@@ -247,14 +247,15 @@ class DeriveSettings:
     """From alpha to one network within the limits."""
 
     top_k: Count = 10
-    """Most probable networks within the limits that are scored on the validation part."""
+    """Networks within the limits that are scored on the validation part: half of them the most
+    probable, the others those that the scores so far predict to be the best."""
     measure_best: Count = 3
     """Best-scored networks that are measured on the device."""
     rounds: Count = 3
     """Corrections of the cost model by measurements that miss the limit."""
     min_limit_share: ShareBelowOne = 0.98
-    """Least share of a latency limit that the network should take where one can; of another limit,
-    if it is the only one, 0.9 at most. 0 leaves the share to the objective."""
+    """Least share of a latency limit that the network should take where one can; 0 leaves the share
+    to the scores. Of another limit, networks that take any share of it are proposed, unless 0."""
     arch_steps: CountOrZero = 200
     """Architecture steps in which alpha learns on under a further limit, from where the search left
     it, before networks within that limit are decoded (objective constraint); at most as many as
@@ -430,7 +431,7 @@ class RunConfig:
     torchvision:mobilenet_v2, timm:NAME, a checkpoint or a run directory; null or none trains from
     scratch."""
     space: str = "mobile"
-    """Search space: mobile, macro, tree, or module:factory for your own model."""
+    """Search space: mobile, macro, cell, tree, or module:factory for your own model."""
     space_settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the space, as {widths: [16, 24], depths: [2, 2]}."""
     target_latency: Latency | None = None

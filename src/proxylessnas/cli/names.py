@@ -14,7 +14,7 @@ from typing import Any
 from proxylessnas.config import HUB_NAME
 from proxylessnas.errors import ConfigError, did_you_mean
 
-SPACES = ("mobile", "macro", "tree")
+SPACES = ("mobile", "macro", "cell", "tree")
 RUNTIMES = ("onnxruntime", "torch", "litert", "openvino", "fake")
 DATA = ("mnist5k", "digits")
 PRETRAINED = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")

@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from proxylessnas.errors import LimitError, MeasurementError
@@ -149,6 +151,16 @@ class Costs:
             float(fixed) + math.fsum(row[i] for row, i in zip(cost, indices, strict=True))
             for cost, fixed in zip(rows, self.fixed.tolist(), strict=True)
         ]
+
+    def within(self, networks: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of many networks, [networks, choices], keep every limit."""
+        rows = torch.from_numpy(networks).T
+        sums = self.per_candidate.gather(2, rows.expand(len(self.names), *rows.shape)).sum(1)
+        kept: NDArray[np.bool_] = (
+            (sums + self.fixed[:, None] <= self.limits[:, None]).all(0).numpy()
+        )
+        # A sum in another order may differ in its last digit: `of` decides about the limit itself.
+        return kept
 
     def cost_of(self, name: str, indices: Sequence[int]) -> float:
         """One cost of one network."""

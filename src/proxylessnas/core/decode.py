@@ -22,7 +22,9 @@ from proxylessnas.core.costs import Costs
 from proxylessnas.errors import LimitError
 
 Indices = tuple[int, ...]  # of one candidate for every choice
-COUNT_SHARE = 0.9  # the share of a limit of MACs or parameters that a network uses, at most
+# Shares of a limit of MACs or parameters that networks use at least, from any to nearly all of it:
+# how much is best used the scores say, so each share has its proposals.
+SPREAD = (0.0, 1 / 2, 3 / 4, 7 / 8, 15 / 16)
 ATTEMPTS = 100  # random decodes, some of them repeats, where uniform draws do not suffice
 
 
@@ -40,6 +42,10 @@ class Choices(Protocol):
 
     def log_probabilities(self) -> Tensor:
         """log p of every candidate, shaped as the mask; -inf at pads."""
+        ...
+
+    def as_it_runs(self, indices: Sequence[int]) -> Indices:
+        """The network of the same function of which every candidate matters."""
         ...
 
 
@@ -119,37 +125,71 @@ def _solve(
 
 
 def propose(
-    space: Choices, costs: Costs, settings: DeriveSettings, *, learned: bool, seed: int
+    space: Choices,
+    costs: Costs,
+    settings: DeriveSettings,
+    *,
+    learned: bool,
+    seed: int,
+    count: int | None = None,
 ) -> list[tuple[Indices, float]]:
-    """Up to `top_k` networks within the limits, with their Σ log p, the most probable first.
+    """Networks within the limits, with their Σ log p, the most probable first.
 
     They use at least the share `settings.min_limit_share` of a latency limit where such networks
-    exist, and up to 0.9 of the limit of another cost that is the only one.
+    exist; of the limit of another cost that is the only one, shares that are spread.
+
+    count: how many there are at most; default: `settings.top_k`.
 
     Raises:
         LimitError: no network keeps the limits.
     """
-    # Whoever allows 12 ms is served best by a network that takes them. A count is no deadline to
-    # come close to, but worth using too: on NAS-Bench-Macro the most probable networks far under
-    # a limit of MACs are truly worse than those near it (docs/log.md).
     log_p = space.log_probabilities()
-    networks: list[Indices] = []
-    used, share = binding_cost(space, costs), settings.min_limit_share
-    # A single network near a latency limit is worth more than ten that leave a tenth of it.
-    enough = 1 if used == "latency" else settings.top_k
-    shares = (share, 0.9 * share, 0.0) if used == "latency" else (min(share, COUNT_SHARE), 0.0)
-    for share in shares if used else (0.0,):
-        bounded = _at_least(costs, used, share)
-        stream = decode(log_p, space.mask, bounded) if learned else _uniform(space, bounded, seed)
-        networks = list(itertools.islice(stream, settings.top_k))
-        if len(networks) >= enough:
-            break
+    streams = [
+        decode(log_p, space.mask, costs) if learned else _uniform(space, costs, seed)
+        for costs in used_costs(space, costs, settings)
+    ]
+    networks = list(itertools.islice(_in_turn(space, streams), count or settings.top_k))
     if not networks:
         costs.check_reachable(space.mask)
         units = dict(zip(costs.names, costs.units, strict=True))
         named = [f"{name} {v:g} {units[name]}".strip() for name, v in costs.finite_limits.items()]
         raise LimitError(f"no network of this space keeps all limits at once: {', '.join(named)}")
-    return [(i, math.fsum(float(log_p[m, j]) for m, j in enumerate(i))) for i in networks]
+    rows = [(i, math.fsum(float(log_p[m, j]) for m, j in enumerate(i))) for i in networks]
+    return sorted(rows, key=lambda row: -row[1]) if learned else rows
+
+
+def _in_turn(space: Choices, streams: Sequence[Iterator[Indices]]) -> Iterator[Indices]:
+    """One new network of each stream after the other, until all have ended.
+
+    As it runs: without what has no effect a network is the same, and costs no more.
+    """
+    left, yielded = [map(space.as_it_runs, stream) for stream in streams], set[Indices]()
+    while left:
+        for stream in list(left):
+            network = next((i for i in stream if i not in yielded), None)
+            if network is None:
+                left.remove(stream)
+            else:
+                yielded.add(network)
+                yield network
+
+
+def used_costs(space: Choices, costs: Costs, settings: DeriveSettings) -> list[Costs]:
+    """The limits, and how much of them a network has to use; the loosest first.
+
+    Whoever allows 12 ms is served best by a network that takes them: where there is one, it uses
+    the share `settings.min_limit_share`. A count is no deadline to come close to.
+    """
+    used, share = binding_cost(space, costs), settings.min_limit_share
+    if used != "latency":
+        return [_at_least(costs, used, s) for s in (SPREAD if used and share else SPREAD[:1])]
+    # A single network near a latency limit is worth more than ten that leave a tenth of it.
+    flat = torch.zeros(space.mask.shape, dtype=torch.float64)
+    for least in (share, 0.9 * share):
+        bounded = _at_least(costs, used, least)
+        if next(decode(flat, space.mask, bounded), None) is not None:
+            return [bounded]
+    return [costs]
 
 
 def binding_cost(space: Choices, costs: Costs) -> str:

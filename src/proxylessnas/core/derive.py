@@ -1,9 +1,10 @@
 """From α to one network: decode under the limits, score the best, measure the best of those.
 
-The paper keeps the most probable candidate of each mixed operation (section 3.2.1). Three
-steps take its place here: the K most probable networks within the limits (`decode`), their
-scores with the supernet's weights, and the latency of the best of these on the device. A
-measurement that misses its prediction corrects the cost model, and the steps are repeated.
+The paper keeps the most probable candidate of each mixed operation (section 3.2.1). Four
+steps take its place here: the most probable networks within the limits (`decode`), their
+scores with the supernet's weights, the networks that these scores predict to be better
+(`explore`), and the latency of the best of all on the device. A measurement that misses its
+prediction corrects the cost model, and the steps are repeated.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import numpy as np
 
 from proxylessnas.config import DeriveSettings
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.decode import Choices, Indices, propose
+from proxylessnas.core.decode import Choices, Indices, propose, used_costs
+from proxylessnas.core.explore import Score, batch_of, explore, pool_of, predictor_of, sum_of
+from proxylessnas.core.predictor import Array, Networks
 from proxylessnas.errors import LimitError
 
 TOLERANCE = 0.02  # share of a latency limit that counts as measuring's inaccuracy
 
 # A network's score (higher is better), and the scores of its single batches.
-Score = tuple[float, tuple[float, ...]]
 ScoreFunction = Callable[[Indices], Score]
 # For some networks: (ms on the device, standard error as a share of it).
 MeasureFunction = Callable[[Sequence[Indices]], list[tuple[float, float]]]
@@ -86,21 +88,19 @@ def choose(
     Raises:
         LimitError: no network of the space keeps the limits.
     """
-    proposals: dict[Indices, Proposal] = {}
+    scores: dict[Indices, Score] = {}
     measured: dict[Indices, Proposal] = {}
     limit, correction = costs.limit("latency"), 1.0
     for round_ in range(1, settings.rounds + 1):
         try:
-            proposed = propose(space, costs, settings, learned=learned, seed=seed)
+            new = _explored(space, costs, settings, score, scores, learned, seed, progress)
         except LimitError:
             if not measured:
                 raise
             break  # no network keeps the limit by the corrected costs: choose among the measured
-        proposals |= _scored(proposed, costs, proposals, score, progress)
-        # Scores are noisy, and α is evidence too (`beliefs`), unless α never learned: then log p
-        # is the noise of its initialisation.
-        worth = beliefs(proposals.values()) if learned else _scores(proposals.values())
-        ranked = sorted((proposals[i] for i, _ in proposed), key=lambda p: -worth[p.indices])
+        proposals = _proposals(space, costs, scores)
+        worth = beliefs(space, proposals.values(), learned=learned)
+        ranked = sorted((proposals[i] for i in new), key=lambda p: -worth[p.indices])
         if measure is None or not math.isfinite(limit):
             return Choice(ranked[0], tuple(proposals.values()), costs, round_)
         # The prediction is a sum of blocks; the device measures the network as a whole.
@@ -116,29 +116,56 @@ def choose(
     return Choice(chosen, tuple((proposals | measured).values()), costs, round_, correction)
 
 
-def _scored(
-    proposed: Sequence[tuple[Indices, float]],
+def _explored(
+    space: Choices,
     costs: Costs,
-    known: Mapping[Indices, Proposal],
+    settings: DeriveSettings,
     score: ScoreFunction,
+    scores: dict[Indices, Score],
+    learned: bool,
+    seed: int,
     progress: Callable[[int, int], None],
+) -> list[Indices]:
+    """Score up to `top_k` networks within the limits; half by what is known before any score.
+
+    Those that are known already are not scored again. Returns them, known ones included.
+    """
+    total = settings.top_k
+    start = propose(space, costs, settings, learned=learned, seed=seed, count=-(-total // 2))
+    bounded = used_costs(space, costs, settings)[0]
+    prior = sum_of(space.log_probabilities()) if learned else None
+    pool = pool_of(space, bounded, 2 * batch_of(total), prior)
+
+    def scored(indices: Indices) -> Score:
+        value, batches = score(indices)
+        # Such a network comes last, and says nothing about others.
+        return (value, batches) if math.isfinite(value) else (-math.inf, ())
+
+    return explore(
+        space.candidates,
+        [indices for indices, _ in start],
+        pool,
+        score=scored,
+        scores=scores,
+        count=total,
+        prior=prior,
+        progress=progress,
+    )
+
+
+def _proposals(
+    space: Choices, costs: Costs, scores: Mapping[Indices, Score]
 ) -> dict[Indices, Proposal]:
-    """Proposals of networks and their log p; the score of a known one is not computed again."""
-    scored = {}
-    for done, (indices, log_p) in enumerate(proposed, start=1):
-        if indices in known:
-            value, batches = known[indices].score, known[indices].batch_scores
-        else:
-            value, batches = score(indices)
-        if not math.isfinite(value):  # such a network comes last, and says nothing about others
-            value, batches = -math.inf, ()
-        scored[indices] = Proposal(indices, log_p, tuple(costs.of(indices)), value, batches)
-        progress(done, len(proposed))
-    return scored
-
-
-def _scores(proposals: Iterable[Proposal]) -> dict[Indices, float]:
-    return {p.indices: p.score for p in proposals}
+    log_p = space.log_probabilities()
+    return {
+        i: Proposal(
+            i,
+            math.fsum(float(log_p[m, j]) for m, j in enumerate(i)),
+            tuple(costs.of(i)),
+            *scores[i],
+        )
+        for i in scores
+    }
 
 
 def _measured(best: Sequence[Proposal], measure: MeasureFunction) -> list[Proposal]:
@@ -162,40 +189,33 @@ def _best_measured(
 # --- how far scores and measurements are believed ---
 
 
-def beliefs(proposals: Iterable[Proposal]) -> dict[Indices, float]:
-    """The expected score of each network without its noise, given its score and its log p.
+def beliefs(
+    space: Choices, proposals: Iterable[Proposal], *, learned: bool
+) -> dict[Indices, float]:
+    """The expected score of each network without its noise, given all scores and log p.
 
-    The scores of the most probable networks differ by less than their noise, while α has learned
-    from thousands of batches. So (empirical Bayes) a line in log p is the prior, and a score's
-    deviation from the line counts as far as such deviations exceed the noise. Where log p does
-    not predict the scores, or the noise is small, the order is that of the scores.
+    The scores of good networks differ by less than their noise, while α has learned from
+    thousands of batches, and each score says something about the networks like it. So (empirical
+    Bayes) a line in log p and a prior on what candidates and their pairs are worth explain the
+    scores, see `predictor`; what they do not explain of a score counts as far as it exceeds the
+    noise. Where nothing explains the scores, or the noise is small, the order is theirs.
     """
     every = list(proposals)
-    proposals = [p for p in every if math.isfinite(p.score)]
-    if not proposals:
-        return _scores(every)
-    score, log_p = np.array([(p.score, p.log_p) for p in proposals]).T
-    prior = np.full(len(proposals), score.mean())
-    centred = log_p - log_p.mean()
-    # Least squares; a falling line would hold α's order against it, and is taken as flat.
-    if len(proposals) > 2 and np.ptp(log_p) > 1e-9:
-        prior += max(0.0, float(centred @ score / (centred @ centred))) * centred
-    rest = score - prior
-    spread = float(rest @ rest) / max(1, len(proposals) - 2)
-    believed = prior + _trust(_noise([p.batch_scores for p in proposals]), spread) * rest
-    expected = zip([p.indices for p in proposals], believed.tolist(), strict=True)
-    return _scores(every) | dict(expected)
+    finite = [p for p in every if math.isfinite(p.score)]
+    worth = {p.indices: p.score for p in every}
+    if not finite:
+        return worth
+    # Of an α that never learned log p is the noise of its initialisation.
+    log_p = {p.indices: p.log_p if learned else 0.0 for p in finite}
 
+    def prior(networks: Networks) -> Array:
+        return np.array([log_p[tuple(n)] for n in networks.tolist()])
 
-def _noise(batch_scores: Sequence[Sequence[float]]) -> float:
-    """The variance of a score, of [networks, batches]; 0 with fewer than two batches."""
-    # All networks see the same images, so by chance alone their scores differ by less. But with
-    # inherited weights they also differ from what training would make of them, by about as much
-    # again: on NAS-Bench-Macro choices by the smaller, paired variance were worse (docs/log.md).
-    scores = np.array(batch_scores, dtype=np.float64)
-    if scores.ndim < 2 or scores.shape[1] < 2:
-        return 0.0
-    return float(scores.var(1, ddof=1).mean() / scores.shape[1])
+    scores = {p.indices: (p.score, p.batch_scores) for p in finite}
+    predictor = predictor_of(space.candidates, scores, prior)
+    networks = np.array(list(log_p), np.int64)
+    believed, _ = predictor(networks, prior(networks))
+    return worth | dict(zip(log_p, believed.tolist(), strict=True))
 
 
 def _keeps(proposal: Proposal, limit: float) -> bool:

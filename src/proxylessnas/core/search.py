@@ -77,6 +77,8 @@ class Search:
         trained with, in the steps of both kinds, instead of taking those of the batch.
     ranks: each of several processes takes its slice of every batch.
     beside: modules that learn with the weights; default: those of the loss.
+    uniform_gates: the candidates of a weight step with uniform gates, by its number; default: every
+        candidate once a shuffled round, see `fair_gates`.
 
     Raises:
         SupernetError: the model has no parameter.
@@ -98,6 +100,7 @@ class Search:
     alpha: Tensor | None = None
     frozen_statistics: bool = False
     beside: Mapping[str, nn.Module] | None = None
+    uniform_gates: Callable[[int], Sequence[int]] | None = None
 
     @staticmethod
     def from_settings(
@@ -282,6 +285,8 @@ class Search:
         warmup = self.step < self.schedule.warmup or not self.estimator.learns
         draw = float(torch.rand((), generator=self._generator("uniform")))
         if warmup or draw < self.uniform_share():
+            if self.uniform_gates is not None:
+                return list(self.uniform_gates(self.step))
             return fair_gates(self.supernet, self.seed, self.step)
         p = self.supernet.probabilities()
         drawn = torch.multinomial(p, 1, generator=self._generator("weight gates"))

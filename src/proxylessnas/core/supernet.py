@@ -128,12 +128,19 @@ class Residual(nn.Module):
         self.branch = branch
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.branch
-        if isinstance(branch, MixedOp) and isinstance(branch.gate, Path):
-            if isinstance(branch.candidates[branch.names[branch.gate.active]], Zero):
-                return x
-        out: Tensor = branch(x)
+        if isinstance(self.branch, MixedOp) and runs_zero(self.branch):
+            return x
+        out: Tensor = self.branch(x)
         return x + out
+
+
+def runs_zero(module: nn.Module) -> bool:
+    """Whether a module is Zero, or a mixed operation whose only active candidate is."""
+    if isinstance(module, MixedOp):
+        if not isinstance(module.gate, Path):
+            return False
+        module = module.candidates[module.names[module.gate.active]]
+    return isinstance(module, Zero)
 
 
 class Supernet:
@@ -259,6 +266,19 @@ class Supernet:
                 )
             indices.append(candidates.index(chosen))
         return tuple(indices)
+
+    def as_it_runs(self, indices: Sequence[int]) -> tuple[int, ...]:
+        """The network of the same function of which every candidate matters.
+
+        A model in whose forward pass some candidates have no effect beside others (the operations
+        of a branch that leads nowhere) says so by a method `as_it_runs(names)`, from the chosen
+        candidates' names to those of this network.
+        """
+        rule = getattr(self.model, "as_it_runs", None)
+        if rule is None:
+            return tuple(indices)
+        names = rule([row[i] for row, i in zip(self.candidates, indices, strict=True)])
+        return tuple(row.index(name) for row, name in zip(self.candidates, names, strict=True))
 
     # --- paths ---
 

@@ -168,8 +168,11 @@ def space_id(supernet: Supernet, trace: Trace) -> str:
 
 
 def indices_of(supernet: Supernet, choices: Mapping[str, str]) -> tuple[int, ...]:
-    """The candidate indices of a table's network."""
-    return supernet.indices(Architecture(space=supernet.space, choices=choices))
+    """The candidate indices of a table's network, without those that the runtime does not run."""
+    # Else the cost of a branch that leads nowhere would be in the sum, and not in the measurement.
+    return supernet.as_it_runs(
+        supernet.indices(Architecture(space=supernet.space, choices=choices))
+    )
 
 
 # --- costs of a latency table ---

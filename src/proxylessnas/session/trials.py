@@ -23,7 +23,7 @@ from proxylessnas.training import freezing
 from proxylessnas.training.device import make_machine
 from proxylessnas.training.faults import explained
 
-BUILT_IN = ("mobile", "macro", "tree")  # spaces
+BUILT_IN = ("mobile", "macro", "cell", "tree")  # spaces
 TRIAL_PIXELS = 2**19  # of as many on, a step takes in proportion to its images, near enough
 
 

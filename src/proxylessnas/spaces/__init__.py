@@ -20,7 +20,7 @@ from proxylessnas.config import parse_settings
 from proxylessnas.core.supernet import Supernet, collapse_residuals
 from proxylessnas.errors import ArchitectureError, ConfigError, did_you_mean
 from proxylessnas.io.importing import imported
-from proxylessnas.spaces import inverted, macro, mobile, tree
+from proxylessnas.spaces import cell, inverted, macro, mobile, tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Space:
 SPACES: dict[str, Space] = {
     "mobile": Space(mobile.MobileSettings, mobile.build),
     "macro": Space(macro.MacroSettings, macro.build),
+    "cell": Space(cell.CellSettings, cell.build),
     "tree": Space(tree.TreeSettings, tree.build),
     "inverted": Space(inverted.InvertedSettings, inverted.build),
 }

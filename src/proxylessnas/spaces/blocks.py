@@ -14,17 +14,25 @@ from proxylessnas.errors import ArchitectureError, did_you_mean
 Candidates = Mapping[str, Callable[[], nn.Module]]
 
 
-def choose(name: str, candidates: Candidates, choices: dict[str, str] | None) -> nn.Module:
+def choose(
+    name: str,
+    candidates: Candidates,
+    choices: dict[str, str] | None,
+    *,
+    shared: bool = False,
+) -> nn.Module:
     """A mixed operation over all candidates, or the chosen one alone; only those are built.
 
-    The choice is taken out of `choices`: what is left there in the end fits nowhere.
+    The choice is taken out of `choices`: what is left there in the end fits nowhere. One that
+    several positions share stays, until whoever builds them has built all.
 
     Raises:
         ArchitectureError: nothing, or no candidate of this operation, is chosen.
     """
     if choices is None:
-        return MixedOp({key: make() for key, make in candidates.items()})
-    chosen = choices.pop(name, None)
+        made = {key: make() for key, make in candidates.items()}
+        return MixedOp(made, choice=name if shared else None)
+    chosen = choices.get(name) if shared else choices.pop(name, None)
     if chosen is None:
         raise ArchitectureError(f"the architecture chooses nothing for {name!r}")
     if chosen not in candidates:

@@ -70,6 +70,10 @@ class Space:
         """log softmax of α, -inf at pads."""
         return torch.log_softmax(self.alpha.masked_fill(~self.mask, -torch.inf), dim=1)
 
+    def as_it_runs(self, indices: Sequence[int]) -> tuple[int, ...]:
+        """The same network: every candidate matters."""
+        return tuple(indices)
+
     def network(self, indices: Sequence[int]) -> nn.Module:
         """A plain copy of the model with one candidate for every choice."""
         network = copied(self.model)

@@ -1,0 +1,394 @@
+"""Does a search find the best network within milliseconds? Judged by NAS-Bench-201.
+
+    python benchmarks/nas_bench_201.py [--table FOLDER/nas-bench-201/cifar10.csv]
+        [--data FOLDER/cifar10] [--devices gold_6226,raspi4,pixel3] [--quantiles 0.2,0.4,0.6,0.8]
+        [--weights FILE] [--minutes 40] [--seed 0] [--networks 300] [--measured 100] [--json OUT]
+
+FOLDER is $PROXYLESSNAS_DATA, or else `data`; CONTRIBUTING.md says what it holds. A table has the
+columns code, function and test_accuracy, and a column NAME_ms of every device.
+
+Shared weights of the space `cell` are trained on CIFAR-10 by uniform paths, one function as often
+as another, for --minutes, or taken from --weights where that file exists. The search knows a device
+by measuring whole networks on it (here: by looking their latency up): --measured random ones, to
+which a predictor is fitted, and after these only networks of which the predictor cannot say whether
+they keep a limit. Networks are scored with the shared weights on validation images: random ones,
+and under each limit those that a predictor of the scores puts first, --networks in all. The best
+within the limit, as measured, is the network found. Accuracies of the table are looked up when
+all is found, never before.
+
+Printed for each limit: the best accuracy of the table within it, the expected best of 20 random
+networks by their true accuracy, what was found, and the gap to the best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import torch
+from numpy.typing import NDArray
+from rich.table import Table as Printed
+from shared_weights import BATCH, Halved, SharedWeights
+
+from proxylessnas.config import DataSettings, MachineSettings
+from proxylessnas.core.decode import Indices
+from proxylessnas.core.explore import Score, explore, known, predictor_of
+from proxylessnas.core.predictor import Networks, Predictor
+from proxylessnas.core.supernet import Supernet
+from proxylessnas.data import Batches, load_data
+from proxylessnas.io.console import Reporter, output
+from proxylessnas.seeds import derive_seed
+from proxylessnas.spaces import build_supernet
+from proxylessnas.spaces.cell import CANDIDATES, CHOICES, code, contributing, from_code, function
+from proxylessnas.training.device import make_machine
+from proxylessnas.training.evaluate import evaluate, recalibrate
+from proxylessnas.training.task import Task
+
+DATA = Path(os.environ.get("PROXYLESSNAS_DATA", "data"))
+NAMES = (CANDIDATES,) * len(CHOICES)
+RANDOM = 20  # networks, of which the best by its true accuracy is compared with
+SCORED_IMAGES, RENEWED_IMAGES = 2000, 500  # a network: validation and training images
+CERTAIN = 2.0  # standard deviations from the limit at which a prediction is believed
+PROMISING = 2  # networks that are scored between two fits of the predictor
+
+
+# --- the table ---
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """The table: accuracy in % and latency in ms of every code."""
+
+    codes: list[str]
+    accuracy: NDArray[np.float64]
+    latency: dict[str, NDArray[np.float64]]
+
+    @staticmethod
+    def load(file: Path) -> Truth:
+        rows = pandas.read_csv(file, dtype={"code": str})
+        for column in ("code", "test_accuracy"):
+            if column not in rows:
+                raise SystemExit(f"{file} has no column {column}: it has {', '.join(rows)}")
+        devices = [column for column in rows if column.endswith("_ms")]
+        return Truth(
+            rows["code"].tolist(),
+            rows["test_accuracy"].to_numpy(float),
+            {name.removesuffix("_ms"): rows[name].to_numpy(float) for name in devices},
+        )
+
+    @cached_property
+    def row(self) -> dict[str, int]:
+        return {code: i for i, code in enumerate(self.codes)}
+
+    def best(self, device: str, limit: float) -> float:
+        return float(self.accuracy[self.latency[device] <= limit].max())
+
+    def best_of_random(self, device: str, limit: float) -> float:
+        """The expected best of `RANDOM` networks within the limit, by order statistics."""
+        a = np.sort(self.accuracy[self.latency[device] <= limit])
+        cumulative = (np.arange(1, len(a) + 1) / len(a)) ** RANDOM
+        return float((a * np.diff(cumulative, prepend=0.0)).sum())
+
+
+# --- the space ---
+
+
+def indices_of(code: str) -> Indices:
+    return tuple(CANDIDATES.index(name) for name in from_code(code).values())
+
+
+def code_of(indices: Sequence[int]) -> str:
+    return code(dict(zip(CHOICES, (CANDIDATES[i] for i in indices), strict=True)))
+
+
+def functions() -> dict[str, list[str]]:
+    """Function -> its codes, those with the fewest operations first; not the one that is zero."""
+    codes: dict[str, list[str]] = {}
+    for digits in itertools.product("01234", repeat=len(CHOICES)):
+        codes.setdefault(function("".join(digits)), []).append("".join(digits))
+    del codes[""]
+    return {f: sorted(of, key=lambda c: (6 - c.count("0"), c)) for f, of in codes.items()}
+
+
+def as_they_run() -> dict[Indices, Indices]:
+    """Every network without branches that lead nowhere -> the first one of the same function.
+
+    Such branches are time at most. Networks of one function have one accuracy, but each its own
+    latency: a device knows nothing of functions.
+    """
+    none = CANDIDATES.index("none")
+
+    def runs(network: Indices) -> bool:
+        return sum(contributing([j != none for j in network])) == 6 - network.count(none)
+
+    groups = [[indices_of(code) for code in codes] for codes in functions().values()]
+    return {network: group[0] for group in groups for network in group if runs(network)}
+
+
+def fair_functions(seed: int) -> Callable[[int], Indices]:
+    """The path of a step: every function as often as another, and each of its codes too."""
+    # Of uniform codes a quarter would train the same few functions, most of them with dead ends.
+    every = list(functions().values())
+
+    def path(step: int) -> Indices:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "function", step))
+        codes = every[int(torch.randint(len(every), (), generator=generator))]
+        return indices_of(codes[int(torch.randint(len(codes), (), generator=generator))])
+
+    return path
+
+
+# --- the shared weights, and scores by them ---
+
+
+class Scorer:
+    """The supernet with its weights and data."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.machine = make_machine(MachineSettings(memory_format="channels_last"))
+        data = load_data(str(args.data), DataSettings(augment="crop+flip"), image_size=32, seed=0)
+        torch.manual_seed(0)
+        self.supernet: Supernet = build_supernet("cell", {"cells": args.cells})
+
+        def batches(part: str, size: int, augment: bool) -> Batches:
+            whole = data.batches(part, size, augment=augment, shuffle=True, seed=0)
+            return Halved(whole) if args.halved else whole
+
+        SharedWeights(
+            supernet=self.supernet,
+            train=batches("search", BATCH, True),
+            valid=batches("valid", BATCH, True),
+            machine=self.machine,
+            seed=0,
+            minutes=args.minutes,
+            paths=fair_functions(0),
+        ).load(args.weights)
+        self.training = list(itertools.islice(batches("search", 250, False).epoch(0), 2))
+        self.valid = list(itertools.islice(batches("valid", 250, False).epoch(0), 8))
+
+    def __call__(self, network: Indices) -> Score:
+        """Accuracy on validation images, with BN statistics of its own; the same of each batch."""
+        model, task = self.supernet.derive(network), Task.classification()
+        recalibrate(model, Kept(self.training), RENEWED_IMAGES, self.machine)
+        return evaluate(model, task, Kept(self.valid), self.machine, examples=SCORED_IMAGES).value
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Batches in memory, the same every epoch."""
+
+    batches: list[Any]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch: int, start: int = 0, *, step: int = 1, **_: Any) -> Any:
+        return iter(self.batches[start::step])
+
+
+# --- a device, and the search under its limits ---
+
+
+@dataclass(eq=False)
+class Device:
+    """What is known of a device: some networks as measured, and a predictor of the others.
+
+    measure: ms of a network, which takes a while on a real device.
+    """
+
+    measure: Callable[[Indices], float]
+    networks: list[Indices]
+    measured: dict[Indices, float] = field(default_factory=dict)
+    fitted: int = 0
+
+    def know(self, count: int, generator: np.random.Generator) -> None:
+        """Measure so many random networks."""
+        for i in generator.choice(len(self.networks), count, replace=False).tolist():
+            self.ms(self.networks[i])
+
+    def ms(self, network: Indices) -> float:
+        if network not in self.measured:
+            self.measured[network] = self.measure(network)
+        return self.measured[network]
+
+    def predicted(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(mean, standard deviation) of every network in ms; 0 of those that were measured."""
+        # A fit takes a second, and a few measurements more change little.
+        if self.fitted < 0.95 * len(self.measured):
+            predictor = Predictor.fit(NAMES, list(self.measured), list(self.measured.values()))
+            self._mean, self._deviation = predictor(self.networks)
+            self.fitted = len(self.measured)
+        row = {network: i for i, network in enumerate(self.networks)}
+        for network, ms in self.measured.items():
+            self._mean[row[network]], self._deviation[row[network]] = ms, 0.0
+        return self._mean, self._deviation
+
+    def within(self, limit: float, worth: NDArray[np.float64]) -> Iterator[Indices]:
+        """Networks that keep a limit, the worthiest first; uncertain ones are measured."""
+        mean, deviation = self.predicted()
+        for i in np.argsort(-worth, kind="stable").tolist():
+            if not np.isfinite(worth[i]) or mean[i] - CERTAIN * deviation[i] > limit:
+                continue
+            network = self.networks[i]
+            if mean[i] + CERTAIN * deviation[i] <= limit or self.ms(network) <= limit:
+                yield network
+
+
+class Search:
+    """Scores that all limits share, and the best network within each."""
+
+    def __init__(self, score: Callable[[Indices], Score], seed: int) -> None:
+        self.function = as_they_run()
+        self.networks = list(dict.fromkeys(self.function.values()))
+        row = {network: i for i, network in enumerate(self.networks)}
+        self.rows = np.array([row[first] for first in self.function.values()])
+        self.score, self.scores = score, dict[Indices, Score]()
+        self.generator = np.random.default_rng(seed)
+
+    def begin(self, count: int) -> None:
+        """Score random networks."""
+        drawn = self.generator.choice(len(self.networks), count, replace=False).tolist()
+        with Reporter().bar("scoring random networks") as update:
+            for done, i in enumerate(drawn, start=1):
+                self.scores[self.networks[i]] = self.score(self.networks[i])
+                update(done, count)
+
+    def found(self, device: Device, limit: float, count: int, title: str) -> Indices:
+        """The network within the limit, after `count` more scores."""
+
+        def pool(predictor: Predictor, *_: object) -> Networks:
+            mean, deviation = predictor(self.networks)
+            worth = mean + deviation
+            worth[[n in self.scores for n in self.networks]] = -np.inf
+            promising = itertools.islice(device.within(limit, worth[self.rows]), PROMISING)
+            return np.array([self.function[n] for n in promising], np.int64).reshape(-1, 6)
+
+        with Reporter().bar(title) as update:
+            explore(
+                *(NAMES, [], pool),
+                score=self.score,
+                scores=self.scores,
+                count=count,
+                progress=update,
+            )
+        scored = known(self.scores)
+        believed = np.full(len(self.networks), -np.inf)
+        rows = [self.networks.index(n) for n in scored]
+        believed[rows] = predictor_of(NAMES, self.scores)(scored)[0]
+        for network in device.within(limit, believed[self.rows]):
+            if device.ms(network) <= limit:  # what was believed of its latency is measured now
+                return network
+        return min(device.measured, key=device.ms)  # the limit is not kept, and the table says so
+
+
+# --- the judgement ---
+
+
+def main() -> None:
+    args = _arguments()
+    truth = Truth.load(args.table)
+    devices = args.devices or list(truth.latency)
+    for name in devices:
+        if name not in truth.latency:
+            raise SystemExit(f"{args.table} has no column {name}_ms: {', '.join(truth.latency)}")
+    search, results = Search(Scorer(args), args.seed), []
+    more = args.networks // 3
+    search.begin(args.networks - more)
+    each = more // (len(devices) * len(args.quantiles))
+    for name in devices:
+        latency = truth.latency[name]
+
+        def measure(network: Indices, latency: NDArray[np.float64] = latency) -> float:
+            return float(latency[truth.row[code_of(network)]])
+
+        device = Device(measure, list(search.function))
+        device.know(args.measured, search.generator)
+        for quantile in args.quantiles:
+            limit = float(np.quantile(latency, quantile))
+            title = f"{name} within {limit:.4g} ms"
+            results.append(
+                {
+                    "device": name,
+                    "quantile": quantile,
+                    "limit_ms": limit,
+                    "code": code_of(search.found(device, limit, each, title)),
+                    "measured": len(device.measured),
+                }
+            )
+    scores = {code_of(n): value for n, (value, _) in search.scores.items()}
+    results = [{**r, **judged(truth, r)} for r in results]
+    _print(results)
+    if args.json:
+        gap = float(np.mean([r["gap"] for r in results]))
+        args.json.write_text(
+            json.dumps({"mean_gap": gap, "limits": results, "scores": scores}, indent=1) + "\n"
+        )
+
+
+def judged(truth: Truth, result: dict[str, Any]) -> dict[str, Any]:
+    """The truth about one network found."""
+    device, limit, row = result["device"], result["limit_ms"], truth.row[result["code"]]
+    accuracy, ms = float(truth.accuracy[row]), float(truth.latency[device][row])
+    best = truth.best(device, limit)
+    return {
+        "best": best,
+        "random": truth.best_of_random(device, limit),
+        "accuracy": accuracy,
+        "gap": best - accuracy,
+        "ms": ms,
+        "kept": ms <= limit,
+    }
+
+
+def _print(results: list[dict[str, Any]]) -> None:
+    table = Printed(title="Accuracy in % by the table, within limits of latency")
+    columns = ("device", "quantile", "limit ms", "best", f"random of {RANDOM}", "found", "gap")
+    for column in (*columns, "ms", "kept", "measured"):
+        table.add_column(column, justify="right")
+    for r in results:
+        table.add_row(
+            *(r["device"], f"{r['quantile']:g}", f"{r['limit_ms']:.4g}", f"{r['best']:.2f}"),
+            *(f"{r['random']:.2f}", f"{r['code']} {r['accuracy']:.2f}", f"{r['gap']:.2f}"),
+            *(f"{r['ms']:.4g}", "yes" if r["kept"] else "no", str(r["measured"])),
+        )
+    output().print(table)
+    above = sum(r["accuracy"] > r["random"] for r in results)
+    output().print(
+        f"mean gap {np.mean([r['gap'] for r in results]):.2f} points; limits kept: "
+        f"{sum(r['kept'] for r in results)} of {len(results)}; above random of {RANDOM}: {above}"
+    )
+
+
+def _listed(kind: Callable[[str], Any], text: str) -> list[Any]:
+    return [kind(part) for part in text.split(",") if part]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--table", type=Path, default=DATA / "nas-bench-201" / "cifar10.csv")
+    add("--data", type=Path, default=DATA / "cifar10")
+    add("--devices", type=partial(_listed, str), default=[], help="names, a,b; default: all")
+    add("--quantiles", type=partial(_listed, float), default=[0.2, 0.4, 0.6, 0.8])
+    add("--weights", type=Path, default=Path("runs/nas_bench_201/weights.safetensors"))
+    add("--minutes", type=float, default=40.0, help="of training, where there are no weights")
+    add("--cells", type=int, default=2, help="of every stage of the supernet (the table's: 5)")
+    add("--halved", action=argparse.BooleanOptionalAction, default=True, help="16x16 images")
+    add("--seed", type=int, default=0, help="of the search")
+    add("--networks", type=int, default=300, help="that are scored")
+    add("--measured", type=int, default=100, help="that are measured to know a device")
+    add("--json", type=Path, help="file for the results")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
