@@ -43,7 +43,7 @@ REGULARISERS = ("dropout", "path_drop", "cell_drop")  # of a space; they shape n
 # --- amounts that are written with a unit ---
 
 
-def parse_minutes(text: str) -> float:
+def parse_minutes(text: str, what: str = "the budget") -> float:
     """Minutes of `60m`, `2h` or `90s`.
 
     Raises:
@@ -51,7 +51,7 @@ def parse_minutes(text: str) -> float:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(s|m|h)\s*", text)
     if match is None or not 0 < float(match[1]) < 1e9:
-        raise ConfigError(f"the budget {text!r} is not understood: write 60m or 2h")
+        raise ConfigError(f"{what} {text!r} is not understood: write 60m or 2h")
     return float(match[1]) * {"s": 1 / 60, "m": 1.0, "h": 60.0}[match[2]]
 
 

@@ -1,95 +1,163 @@
-"""Networks' latencies as a table on the terminal: a row a network, a column a runtime."""
+"""Networks' latencies as tables on the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
 
 from proxylessnas.config import MeasureSettings
-from proxylessnas.hardware.measure import NetworkResult
+from proxylessnas.errors import ConfigError
+from proxylessnas.hardware.measure import NetworkResult, opened
+from proxylessnas.hardware.plan import Measurable
 from proxylessnas.hardware.precisions import compare_precisions
 from proxylessnas.hardware.runtimes import make
 from proxylessnas.hardware.space_table import noise
+from proxylessnas.hardware.sustained import sustain
 from proxylessnas.hardware.timing import disturbance
 from proxylessnas.io.console import Reporter, output, say, table_of
-from proxylessnas.report.latencies import NamedNetwork, default_runtime, measure_latencies
+from proxylessnas.report.latencies import NamedNetwork, measure_latencies
 from proxylessnas.report.precisions import precision_table, verdicts
+from proxylessnas.report.sustained import sustained_lines, sustained_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How networks are measured.
+
+    runtimes: by name. settings: one for every batch and number of threads. shapes: see
+    `measure_networks`.
+    """
+
+    runtimes: Sequence[str]
+    settings: Sequence[MeasureSettings]
+    reporter: Reporter
+    seed: int = 0
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def show_latencies(
-    networks: Sequence[NamedNetwork],
-    runtimes: Sequence[str],
-    settings: MeasureSettings,
-    reporter: Reporter,
-    *,
-    seed: int = 0,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-    precision: str | None = None,
+    networks: Sequence[NamedNetwork], how: How, *, precision: str | None = None
 ) -> None:
-    """Measure every network on every runtime and print a table.
+    """A row a network, batch and number of threads, a column a runtime.
 
-    runtimes: by name, all made before anything is measured; without any, the networks' default.
-    precision: of all.
+    precision: of all. All runtimes are made before anything is measured.
     """
-    names = list(runtimes) or [default_runtime(networks)]
-    made = [make(name, threads=settings.threads, precision=precision) for name in names]
-    results: dict[str, dict[str, NetworkResult]] = {}
-    for runtime in made:
-        with reporter.bar(f"measuring on {runtime.name}") as update:
-            results[runtime.name] = measure_latencies(
-                networks, runtime, settings, seed=seed, progress=update, shapes=shapes
-            )
-    table = table_of("network", results)
-    for network in networks:
-        cells = [column[network.name] for column in results.values()]
-        table.add_row(network.name, *(f"{r.raw_ms:.3f} ms ±{r.noise_pct:.1f} %" for r in cells))
-    output().print(table)
-    for network in networks:
-        for file in {column[network.name].file for column in results.values()} - {""}:
-            say(f"{network.name}: {file}")
-    for runtime in made:
-        kinds = {str(r.raw.environment["precision"]) for r in results[runtime.name].values()}
-        precision = " and ".join(sorted(kinds))
-        say(in_words({**runtime.describe(), "precision": precision, "batch": settings.batch}))
-    measured = [result.raw for column in results.values() for result in column.values()]
-    if words := disturbance(measured):
-        say(f"meanwhile {words}: measure again when the machine is at rest")
-
-
-def show_precisions(
-    networks: Sequence[NamedNetwork],
-    runtimes: Sequence[str],
-    precisions: Sequence[str],
-    settings: MeasureSettings,
-    reporter: Reporter,
-    *,
-    seed: int = 0,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-) -> None:
-    """Every network in every precision, whole and block by block, and whether they pay."""
-    names = list(runtimes) or [default_runtime(networks)]
     made = [
-        {p: make(name, threads=settings.threads, precision=p) for p in precisions} for name in names
+        (settings, [make(n, threads=settings.threads, precision=precision) for n in how.runtimes])
+        for settings in how.settings
     ]
-    for of_precision in made:
-        base = of_precision[precisions[0]]
-        for network in networks:
-            with reporter.bar(f"measuring {network.name} on {base.name}") as update:
-                compared = compare_precisions(
-                    network.network,
-                    (noise((settings.batch, *network.input_shape)),),
-                    of_precision,
-                    settings,
-                    seed=seed,
-                    progress=update,
-                    shapes=shapes,
+    table, results = table_of("network", how.runtimes), {}
+    for settings, runtimes in made:
+        columns: dict[str, dict[str, NetworkResult]] = {}
+        for runtime in runtimes:
+            with how.reporter.bar(f"measuring on {runtime.name}") as update:
+                columns[runtime.name] = measure_latencies(
+                    networks, runtime, settings, seed=how.seed, progress=update, shapes=how.shapes
                 )
-            output().print(precision_table(network.name, compared))
-            for line in verdicts(compared):
-                say(line)
-            kinds = {"precision": " and ".join(precisions), "batch": settings.batch}
-            say(in_words({**base.describe(), **kinds}))
-            if words := disturbance(m for row in compared for m in row.measured.values()):
-                say(f"meanwhile {words}: measure again when the machine is at rest")
+        for network in networks:
+            cells = [column[network.name] for column in columns.values()]
+            table.add_row(_row_name(network, settings, how), *map(_cell, cells))
+        results[settings] = columns
+    output().print(table)
+    _say_files(networks, list(results.values()))
+    for settings, runtimes in made:
+        for runtime in runtimes:
+            column = results[settings][runtime.name].values()
+            kinds = {str(r.raw.environment["precision"]) for r in column}
+            words = {"precision": " and ".join(sorted(kinds)), "batch": settings.batch}
+            say(in_words({**runtime.describe(), **words}))
+    measured = [r.raw for columns in results.values() for c in columns.values() for r in c.values()]
+    if disturbed := disturbance(measured):
+        say(f"meanwhile {disturbed}: measure again when the machine is at rest")
+
+
+def _row_name(network: NamedNetwork, settings: MeasureSettings, how: How) -> str:
+    words = [network.name]
+    if len({s.batch for s in how.settings}) > 1:
+        words.append(f"batch {settings.batch}")
+    if len({s.threads for s in how.settings}) > 1:
+        words.append(f"{settings.threads} threads")
+    return ", ".join(words)
+
+
+def _cell(result: NetworkResult) -> str:
+    tails = result.raw.tail_words
+    return f"{result.raw_ms:.3f} ms ±{result.noise_pct:.1f} %" + (f" ({tails})" if tails else "")
+
+
+def _say_files(
+    networks: Sequence[NamedNetwork], results: Sequence[Mapping[str, Mapping[str, NetworkResult]]]
+) -> None:
+    """What was measured of exported files."""
+    for network in networks:
+        columns = [column for of_settings in results for column in of_settings.values()]
+        for file in {column[network.name].file for column in columns} - {""}:
+            say(f"{network.name}: {file}")
+
+
+def show_precisions(networks: Sequence[NamedNetwork], precisions: Sequence[str], how: How) -> None:
+    """Every network in every precision, whole and block by block, and whether they pay."""
+    made = [
+        (
+            s,
+            [
+                {p: make(n, threads=s.threads, precision=p) for p in precisions}
+                for n in how.runtimes
+            ],
+        )
+        for s in how.settings
+    ]
+    for settings, runtimes in made:
+        for of_precision in runtimes:
+            base = of_precision[precisions[0]]
+            for network in networks:
+                with how.reporter.bar(f"measuring {network.name} on {base.name}") as update:
+                    compared = compare_precisions(
+                        network.network,
+                        (noise((settings.batch, *network.input_shape)),),
+                        of_precision,
+                        settings,
+                        seed=how.seed,
+                        progress=update,
+                        shapes=how.shapes,
+                    )
+                output().print(precision_table(network.name, compared))
+                for line in verdicts(compared):
+                    say(line)
+                kinds = {"precision": " and ".join(precisions), "batch": settings.batch}
+                say(in_words({**base.describe(), **kinds}))
+                if words := disturbance(m for row in compared for m in row.measured.values()):
+                    say(f"meanwhile {words}: measure again when the machine is at rest")
+
+
+def show_sustained(
+    networks: Sequence[NamedNetwork], seconds: float, precision: str | None, how: How
+) -> None:
+    """What networks take once the device is warm: a row a minute."""
+    if len(how.runtimes) > 1 or len(how.settings) > 1:
+        raise ConfigError("--sustained is on one runtime, at one batch and number of threads")
+    (settings,) = how.settings
+    runtime = make(how.runtimes[0], threads=settings.threads, precision=precision)
+    subjects = {
+        n.name: Measurable(
+            f"the network {n.name!r}",
+            n.network,
+            (noise((settings.batch, *n.input_shape)),),
+            how.shapes if not isinstance(n.network, nn.Module) else {},
+        )
+        for n in networks
+    }
+    with (
+        opened(runtime, subjects.items()) as sessions,
+        how.reporter.bar(f"running on {runtime.name}") as update,
+    ):
+        measured = sustain(sessions, seconds, threads=settings.threads, progress=update)
+    output().print(sustained_table(measured))
+    for line in sustained_lines(measured):
+        say(line)
+    say(in_words({**runtime.describe(), "batch": settings.batch}))
 
 
 def in_words(device: Mapping[str, object]) -> str:

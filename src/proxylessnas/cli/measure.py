@@ -16,8 +16,14 @@ from typing import Any
 
 from rich.table import Table
 
-from proxylessnas.cli.latencies import in_words, show_latencies, show_precisions
-from proxylessnas.config import MeasureSettings, parse_precisions
+from proxylessnas.cli.latencies import (
+    How,
+    in_words,
+    show_latencies,
+    show_precisions,
+    show_sustained,
+)
+from proxylessnas.config import MeasureSettings, parse_minutes, parse_precisions
 from proxylessnas.errors import ConfigError
 from proxylessnas.hardware.kit import export_kit
 from proxylessnas.hardware.kit_results import import_kit
@@ -32,7 +38,7 @@ from proxylessnas.hardware.space_table import (
 )
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.io.console import Reporter, duration, output, say, table_of
-from proxylessnas.report.latencies import is_network, named_network
+from proxylessnas.report.latencies import default_runtime, is_network, named_network
 from proxylessnas.report.plot import check_plot, plot, points
 
 Values = Mapping[str, Any]
@@ -89,6 +95,13 @@ def _check_run(options: Values, settings: Values, words: list[str]) -> None:
     """A run's stage takes one directory, and none of this verb's own options but --force."""
     if len(words) > 1:
         raise ConfigError(f"a run has one directory; {len(words)} are given: {', '.join(words)}")
+    for name in ("batch", "threads", "sustained"):
+        if options[name]:
+            raise ConfigError(
+                f"--{name} is for networks: name one, or say --measure.{name}"
+                if name != "sustained"
+                else "--sustained is for networks: name one"
+            )
     if options["shape"]:
         raise ConfigError("--shape is for .onnx and .tflite files: name the file")
     if options["plot"]:
@@ -166,18 +179,40 @@ def _merge(options: Values, settings: Values, reporter: Reporter) -> None:
 def _networks(options: Values, settings: Values, reporter: Reporter) -> None:
     allow = [settings["space"]] if settings.get("space") else []
     networks = [named_network(word, allow=allow) for word in options["directory"]]
-    runtimes = split(settings.get("runtime", ""))
     measure = MeasureSettings(**settings.get("measure", {}))
-    how: dict[str, Any] = {
-        "seed": settings.get("seed", 0),
-        "shapes": _shapes(options["shape"] or []),
-    }
-    precisions = parse_precisions(settings["precision"]) if settings.get("precision") else ()
-    if len(precisions) > 1:
-        show_precisions(networks, runtimes, precisions, measure, reporter, **how)
+    how = How(
+        runtimes=split(settings.get("runtime", "")) or [default_runtime(networks)],
+        settings=[
+            replace(measure, batch=batch, threads=threads)
+            for batch in _counts(options, "batch", measure.batch)
+            for threads in _counts(options, "threads", measure.threads)
+        ],
+        reporter=reporter,
+        seed=settings.get("seed", 0),
+        shapes=_shapes(options["shape"] or []),
+    )
+    precision = settings.get("precision")
+    precisions = parse_precisions(precision) if precision else ()
+    if options["sustained"]:
+        if len(precisions) > 1:
+            raise ConfigError("--sustained is of one precision: give one, as --precision int8")
+        show_sustained(
+            networks, 60 * parse_minutes(options["sustained"], "--sustained"), precision, how
+        )
+    elif len(precisions) > 1:
+        show_precisions(networks, precisions, how)
     else:
-        precision = next(iter(precisions), None)
-        show_latencies(networks, runtimes, measure, reporter, precision=precision, **how)
+        show_latencies(networks, how, precision=precision)
+
+
+def _counts(options: Values, name: str, usual: int) -> list[int]:
+    """The numbers of `--batch 1,8,32`; without the option the usual one."""
+    if options[name] is None:
+        return [usual]
+    words = options[name].split(",")
+    if not all(re.fullmatch(r" *[1-9]\d{0,4} *", word) for word in words):
+        raise ConfigError(f"--{name} {options[name]}: write numbers from 1 on, as --{name} 1,8")
+    return list(dict.fromkeys(map(int, words)))
 
 
 def _precision(settings: Values) -> str | None:
@@ -281,4 +316,5 @@ EXPORT = Form("--export-kit", ("export_kit",), SPACE, _export_kit)
 IMPORT = Form("--import-kit", ("import_kit", "out", "plot", "force"), ("space",), _import_kit)
 MERGE = Form("--merge", ("merge", "out", "force"), (), _merge)
 NETWORK_SETTINGS = ("space", "seed", "measure", "runtime", "precision")
-NETWORKS = Form("a network", ("directory", "shape"), NETWORK_SETTINGS, _networks)
+OF_NETWORKS = ("directory", "shape", "batch", "threads", "sustained")
+NETWORKS = Form("a network", OF_NETWORKS, NETWORK_SETTINGS, _networks)

@@ -26,6 +26,8 @@ proxylessnas measure RUN_DIR, or --data DATA    the first stage of a run
        proxylessnas measure NETWORK --precision f32,int8
                             whether int8 pays here, the whole network and block by block; also
                             of the network that a run found (its directory)
+       proxylessnas measure NETWORK ... --batch 1,8,32 --threads 1,2
+       proxylessnas measure NETWORK ... --sustained 10m       once the device is warm
        proxylessnas measure --export-kit kit.zip --space mobile        for another device
        proxylessnas measure --import-kit results.json --out table.json    and back
        proxylessnas measure --merge a.json b.json --out table.json
@@ -222,6 +224,15 @@ def add_measuring(parser: Parser) -> None:
         action="append",
         help="the shape of an input that an .onnx or .tflite file leaves open, once for each "
         "input: --shape images=1x3x224x224",
+    )
+    for name, words in (("batch", "images an inference"), ("threads", "threads of the runtime")):
+        parser.add_argument(
+            f"--{name}", metavar="N,N", help=f"{words} of networks, several in one table: 1,8,32"
+        )
+    parser.add_argument(
+        "--sustained",
+        metavar="TIME",
+        help="run networks without a pause for this long, as 10m: median a minute, drift, clocks",
     )
     parser.add_argument("--export-kit", help="write a zip that measures --space on another device")
     parser.add_argument("--import-kit", help="what a kit wrote there, to become the table --out")

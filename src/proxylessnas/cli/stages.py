@@ -42,7 +42,7 @@ FLAGS = (
         "format",
         "force",
     ),
-    *("plot", "shape", "export_kit", "import_kit", "merge"),
+    *("plot", "shape", "batch", "threads", "sustained", "export_kit", "import_kit", "merge"),
 )
 
 

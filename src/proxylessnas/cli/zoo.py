@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from proxylessnas.cli.latencies import show_latencies
+from proxylessnas.cli.latencies import How, show_latencies
 from proxylessnas.config import MeasureSettings
 from proxylessnas.errors import ConfigError
 from proxylessnas.export.write import export_network
@@ -15,7 +15,7 @@ from proxylessnas.hardware.runtimes import split
 from proxylessnas.io.console import Reporter, output, say, table_of
 from proxylessnas.io.files import write_atomic
 from proxylessnas.report.draw import draw
-from proxylessnas.report.latencies import NamedNetwork, named_network
+from proxylessnas.report.latencies import NamedNetwork, default_runtime, named_network
 from proxylessnas.spaces import build
 from proxylessnas.zoo import Published, facts, list_networks, load, load_published_weights
 
@@ -91,4 +91,5 @@ def _check_weights(options: Any, published: Published) -> None:
 
 def _measure(options: Any, networks: list[NamedNetwork]) -> None:
     settings = MeasureSettings(batch=options.batch, threads=options.threads)
-    show_latencies(networks, split(options.runtime), settings, Reporter())
+    runtimes = split(options.runtime) or [default_runtime(networks)]
+    show_latencies(networks, How(runtimes=runtimes, settings=[settings], reporter=Reporter()))

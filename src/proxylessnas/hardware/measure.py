@@ -206,6 +206,17 @@ class NetworkResult:
         return self.raw.median_ms
 
     @property
+    def interval_ms(self) -> tuple[float, float]:
+        """What a later measurement on a machine at rest should lie in.
+
+        From the lower to the higher of the raw and the corrected figure, and 95 % of the noise: a
+        canary that drifted tells by about how much, and not whether the network drifted alike.
+        """
+        noise = 1.96 * self.noise_pct / 100
+        low, high = sorted((self.raw_ms, self.corrected_ms))
+        return low * (1 - noise), high * (1 + noise)
+
+    @property
     def value(self) -> tuple[float, float]:
         """Milliseconds, and their standard error as a share of them."""
         return self.corrected_ms, self.noise_pct / 100

@@ -12,7 +12,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from itertools import chain
@@ -57,6 +57,7 @@ class Rounds:
     threads: of the runtime; with 1 the calling thread is pinned to a core.
     canary: a network that is visited in between too.
     samples_ms: name -> the median of every visit's timed runs, in the order of the rounds.
+    runs_ms: name -> single inferences, of networks that are not timed in groups.
     environment: date, other load, pinned core, canary drift.
     clock: seconds, which tell when to save.
     """
@@ -69,6 +70,7 @@ class Rounds:
     threads: int = 1
     canary: str | None = None
     samples_ms: dict[str, list[float]] = field(default_factory=dict)
+    runs_ms: dict[str, list[float]] = field(default_factory=dict)
     environment: dict[str, str | int | float] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
 
@@ -108,11 +110,15 @@ class Rounds:
         canary_ms: list[float] = []
         names = chain.from_iterable(orders(wanted, self.seed))
         for done, key in enumerate(names, start=1):
-            ms = visit(self.networks[key], loops[key], self.runs, self.warmup)
+            runs = visit(self.networks[key], loops[key], self.runs, self.warmup)
+            ms = statistics.median(runs)
+            if loops[key] == 1:
+                self.runs_ms.setdefault(key, []).extend(runs)
             # Rounded as in the file: a measurement that goes on has the same samples.
             self.samples_ms.setdefault(key, []).append(float(f"{ms:.6g}"))
             if self.canary is not None and done % CANARY_EVERY == 0:
-                canary_ms.append(visit(self.networks[self.canary], 1, self.runs, self.warmup))
+                of_canary = visit(self.networks[self.canary], 1, self.runs, self.warmup)
+                canary_ms.append(statistics.median(of_canary))
             yield
         half = len(canary_ms) // 2
         if half >= 2:
@@ -139,8 +145,13 @@ def loops_of(network: TimedNetwork, warmup: int) -> int:
     return max(1, min(MOST_LOOPS, math.ceil(SHORTEST_S / max(fastest, 1e-9))))
 
 
-def visit(network: TimedNetwork, loops: int, runs: int, warmup: int) -> float:
-    """The median of a visit's timed runs, in ms an inference."""
+def visit(network: TimedNetwork, loops: int, runs: int, warmup: int) -> list[float]:
+    """A visit's timed runs, in ms an inference."""
     for _ in range(warmup):
         network()
-    return statistics.median(network.timed(loops) / loops for _ in range(runs)) * 1e3
+    return [network.timed(loops) / loops * 1e3 for _ in range(runs)]
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value that this share of the values does not exceed (nearest rank)."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]

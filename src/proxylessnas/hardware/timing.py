@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from proxylessnas.config import MeasureSettings
 from proxylessnas.errors import MeasurementError, foreign
 from proxylessnas.export.quiet import denormal_mode
-from proxylessnas.hardware.rounds import Rounds
+from proxylessnas.hardware.rounds import Rounds, quantile
 from proxylessnas.hardware.runtimes.base import Session
 
 ProgressCallback = Callable[[int, int], None]
 Environment = Mapping[str, str | int | float]
 
+TAILS = {"p95": 0.95, "p99": 0.99}
 BUSY_CORES, DRIFTED_PCT = 0.3, 5.0  # from here on a measurement was disturbed
 
 
@@ -24,10 +25,12 @@ class Measurement:
     """Latencies of one network on one device, as they were measured.
 
     samples_ms: the median of every visit's timed runs, in the order of the rounds.
+    runs_ms: single inferences, where they were timed one by one; tables do not keep them.
     environment: date, other load, pinned core, canary drift; the device where it is known.
     """
 
     samples_ms: tuple[float, ...]
+    runs_ms: tuple[float, ...] = field(default=(), compare=False)
     environment: Environment = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -39,6 +42,20 @@ class Measurement:
     @property
     def median_ms(self) -> float:
         return statistics.median(self.samples_ms)
+
+    def tail_ms(self, share: float) -> float | None:
+        """The latency that this share of inferences does not exceed, 0.95 or 0.99.
+
+        None where too few were timed to have one beyond it.
+        """
+        enough = len(self.runs_ms) * (1 - share) >= 1 - 1e-9
+        return quantile(self.runs_ms, share) if enough else None
+
+    @property
+    def tail_words(self) -> str:
+        """`p95 1.30, p99 1.52`, of those that are known."""
+        tails = {name: self.tail_ms(share) for name, share in TAILS.items()}
+        return ", ".join(f"{name} {ms:.3f}" for name, ms in tails.items() if ms is not None)
 
     @property
     def spread_pct(self) -> float:
@@ -98,7 +115,11 @@ def measure_sessions(
 def _measurements(rounds: Rounds) -> dict[str, Measurement]:
     environment = dict(rounds.environment)
     return {
-        name: Measurement(samples_ms=tuple(samples), environment=environment)
+        name: Measurement(
+            samples_ms=tuple(samples),
+            runs_ms=tuple(rounds.runs_ms.get(name, ())),
+            environment=environment,
+        )
         for name, samples in rounds.samples_ms.items()
         if samples
     }

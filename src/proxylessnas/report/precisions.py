@@ -48,6 +48,9 @@ def verdicts(compared: Sequence[Compared]) -> Iterator[str]:
             yield f"slower in {precision}: {named(slower)}"
         if precision == "int8":
             yield from float_lines(whole.floats[precision])
+    tails = {p: m.tail_words for p, m in whole.measured.items()}
+    if all(tails.values()):
+        yield "; ".join(f"{p}: {words} ms" for p, words in tails.items())
     if "int8" in whole.measured:
         yield from processor_lines()
 

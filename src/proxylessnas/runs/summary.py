@@ -15,6 +15,7 @@ from rich.table import Table
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.core.costs import amount
+from proxylessnas.hardware.timing import DRIFTED_PCT
 from proxylessnas.report.precisions import int8_lines
 from proxylessnas.report.verdict import Figures, judge, paid
 from proxylessnas.runs.sizes import FACTS as SIZES
@@ -47,6 +48,10 @@ def summarise(session: Session) -> dict[str, Any]:
         "measured_latency_raw_ms": export["measured_raw_ms"],
         "canary_drift": export["canary_drift"],
         "latency_noise_pct": export["noise_pct"],
+        "latency_interval_ms": export.get("interval_ms"),
+        "latency_p95_ms": export.get("p95_ms"),
+        "latency_p99_ms": export.get("p99_ms"),
+        "disturbance": export.get("disturbance", ""),
         "test_accuracy": records["evaluate"]["accuracy"],
         "test_images": records["evaluate"]["examples"],
         "training_accuracy": records["evaluate"]["training_accuracy"],
@@ -314,7 +319,17 @@ def _latency_line(facts: dict[str, Any]) -> str:
     if target is not None:
         text += f" ({100 * (measured / target - 1):+.1f} % of the target)"
     drift = 100 * (facts["canary_drift"] - 1)
-    return (
-        f"{text}; noise {facts['latency_noise_pct']:.1f} %, raw "
+    tails = {name: facts.get(f"latency_{name}_ms") for name in ("p95", "p99")}
+    text += "".join(f", {name} {ms:.3f}" for name, ms in tails.items() if ms is not None)
+    text += (
+        f"; noise {facts['latency_noise_pct']:.1f} %, raw "
         f"{facts['measured_latency_raw_ms']:.3f} before the canary's drift of {drift:+.1f} %"
     )
+    disturbed = facts.get("disturbance") or abs(drift) >= DRIFTED_PCT
+    if disturbed and facts.get("latency_interval_ms"):
+        low, high = facts["latency_interval_ms"]
+        text += (
+            f"; the machine was busy or drifted: between {low:.3f} and {high:.3f} ms on one at "
+            "rest, as `proxylessnas measure` of the file tells"
+        )
+    return text

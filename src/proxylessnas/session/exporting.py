@@ -20,6 +20,7 @@ from proxylessnas.export.tflite import export_tflite
 from proxylessnas.export.torch_export import to_torch_export
 from proxylessnas.hardware.precisions import compare_precisions
 from proxylessnas.hardware.runtimes import make
+from proxylessnas.hardware.timing import TAILS, disturbance
 from proxylessnas.session.deploying import INT8
 from proxylessnas.session.finishing import trained_network
 from proxylessnas.session.records import BASELINES
@@ -109,6 +110,9 @@ def _measured(session: Session, network: nn.Module) -> dict[str, Any]:
         "measured_raw_ms": derived.raw_ms,
         "canary_drift": report.drift,
         "noise_pct": derived.noise_pct,
+        "interval_ms": list(derived.interval_ms),
+        **{f"{name}_ms": derived.raw.tail_ms(share) for name, share in TAILS.items()},
+        "disturbance": disturbance([derived.raw]),
         "baselines_ms": {name: report.networks[name].corrected_ms for name in others},
     }
 
