@@ -382,6 +382,8 @@ class QuantiseSettings:
 
     images: Count = 200
     """Training images that the ranges of activations are taken from."""
+    float_blocks: CountOrZero = 0
+    """Blocks that stay in float: those whose quantisation alone changes the outputs most."""
 
 
 @checked(place="machine", renamed=RENAMED)

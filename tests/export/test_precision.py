@@ -14,7 +14,14 @@ from proxylessnas.errors import ExportError
 from proxylessnas.export.compare import eager_outputs
 from proxylessnas.export.onnx import to_onnx
 from proxylessnas.export.onnx_session import open_session
-from proxylessnas.export.precision import Feed, in_precision, is_quantised, noisy_feeds, quantised
+from proxylessnas.export.precision import (
+    Feed,
+    costliest,
+    in_precision,
+    is_quantised,
+    noisy_feeds,
+    quantised,
+)
 from proxylessnas.hardware import host
 from proxylessnas.hardware.networks import float_share
 from proxylessnas.spaces.blocks import MBConv
@@ -63,6 +70,29 @@ def test_weights_are_signed_with_a_scale_a_channel_and_seven_bits_where_it_is_as
         for name, array in weights.items():
             assert arrays[name.replace("_quantized", "_scale")].shape == array.shape[:1]
         assert all(a.dtype != np.int8 for n, a in arrays.items() if n.startswith("input_zero"))
+
+
+def test_the_block_that_quantises_worst_stays_in_float() -> None:
+    class Three(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third = (nn.Conv2d(8, 8, 1) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.third(self.second(self.first(x)))
+            return out
+
+    torch.manual_seed(0)
+    module = Three().eval()
+    with torch.no_grad():  # one channel so large that the others are lost in its range
+        module.second.weight[0] *= 1000
+        module.third.weight[:, 0] /= 1000
+    plain = to_onnx(module, (IMAGES[0],))
+    worst = costliest(plain, list(feeds()), 3, reduce_range=False)
+    assert sorted(worst) == ["first", "second", "third"] and worst[0] != "first"
+    without = quantised(plain, feeds(), reduce_range=False)
+    kept = quantised(plain, feeds(), reduce_range=False, float_blocks=worst[:2])
+    assert error(kept, module) < 0.3 * error(without, module)
 
 
 def test_what_stays_in_float_is_told() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -133,8 +134,18 @@ def test_a_table_of_float_is_refused_before_anything_else(
 
 def test_a_large_loss_proposes_what_helps() -> None:
     facts = {"test_accuracy": 0.90, "float_test_accuracy": 0.91, "calibration_images": 200}
-    lines = list(int8_lines({**facts, "loss_points": 1.0}))
+    lines = list(int8_lines({**facts, "loss_points": 1.0}, "runs/x"))
     assert "90.00 % of the file, 91.00 % in float (-1.00 points)" in lines[0]
-    assert "--quantise.images 1000" in lines[-1]
-    assert len(list(int8_lines({**facts, "loss_points": 0.2}))) == 1
-    assert list(int8_lines(None)) == []
+    assert any("evaluate runs/x --quantise.images 1000" in line for line in lines)
+    assert any("evaluate runs/x --quantise.float-blocks 2" in line for line in lines)
+    assert len(list(int8_lines({**facts, "loss_points": 0.2}, ""))) == 1
+    assert list(int8_lines(None, "")) == []
+
+
+def test_the_remedies_are_commands_that_work(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    assert main(["evaluate", str(copy), "--quantise.float-blocks=1", "--quiet"]) == 0
+    assert (copy / INT8).read_bytes() != (run / INT8).read_bytes()
+    assert main(["run", "--resume", f"--out={copy}", "--quiet"]) == 0
+    assert json.loads((copy / "summary.json").read_text())["int8"]["float_blocks"] == 1

@@ -10,13 +10,15 @@ default, signed activations, leaves a third of the convolutions of a MobileNet i
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from proxylessnas.errors import ExportError, foreign
+from proxylessnas.export.onnx_session import open_session
 from proxylessnas.export.quiet import denormal_mode, quietly
 
 Array = np.ndarray[Any, Any]
@@ -39,17 +41,48 @@ def in_precision(
     return halved(content) if precision == "fp16" else content
 
 
-def quantised(content: bytes, feeds: Iterable[Feed], *, reduce_range: bool) -> bytes:
+def quantised(
+    content: bytes, feeds: Iterable[Feed], *, reduce_range: bool, float_blocks: Collection[str] = ()
+) -> bytes:
     """The file in int8, after post-training quantisation (static, QDQ, U8 and S8 a channel).
 
     feeds: inputs by name, of the shapes of the file, which the ranges of activations are of.
     reduce_range: take 7 bits of the weights, without which pairs of products overflow 16 bits on
-    x86 processors that have no VNNI.
+    x86 processors that have no VNNI. float_blocks: blocks that stay as they are, see `costliest`.
 
     Raises:
         ExportError: the file is of int8 already, or cannot be quantised.
     """
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    with _prepared(content) as plain:
+        nodes = _nodes_by_block(plain)
+        kept = [node for block in float_blocks for node in nodes[block]]
+        return _quantised(plain, feeds, reduce_range, nodes_to_exclude=kept)
+
+
+def costliest(
+    content: bytes, feeds: Sequence[Feed], count: int, *, reduce_range: bool
+) -> list[str]:
+    """The blocks whose quantisation changes the outputs most, the worst first.
+
+    Every block is quantised alone; its cost is the squared difference of the outputs on `feeds`. A
+    block is what stands in one module of the network's children, by the names of the graph's nodes.
+
+    Raises:
+        ExportError: see `quantised`.
+    """
+    errors: dict[str, float] = {}
+    with _prepared(content) as plain:
+        expected = _outputs(plain.read_bytes(), feeds)
+        for block, nodes in _nodes_by_block(plain).items():
+            alone = _quantised(plain, feeds, reduce_range, nodes_to_quantize=nodes)
+            pairs = zip(expected, _outputs(alone, feeds), strict=True)
+            errors[block] = sum(float(((a - b) ** 2).sum()) for a, b in pairs)
+    return sorted(errors, key=lambda block: -errors[block])[:count]
+
+
+@contextmanager
+def _prepared(content: bytes) -> Iterator[Path]:
+    """The file as quantising wants it, in a folder that goes away; errors are one line."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     model = _loaded(content)
@@ -61,20 +94,51 @@ def quantised(content: bytes, feeds: Iterable[Feed], *, reduce_range: bool) -> b
         quietly(),
         denormal_mode(),
     ):
-        plain, path = Path(folder, "plain.onnx"), Path(folder, "int8.onnx")
+        plain = Path(folder, "plain.onnx")
         # Without it the exporter's Identity nodes keep convolutions in float.
         quant_pre_process(model, plain, skip_symbolic_shape=True)
-        quantize_static(
-            plain,
-            path,
-            _reader(feeds),
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=reduce_range,
-        )
-        return path.read_bytes()
+        yield plain
+
+
+def _quantised(plain: Path, feeds: Iterable[Feed], reduce_range: bool, **nodes: list[str]) -> bytes:
+    """nodes: `nodes_to_quantize` or `nodes_to_exclude`."""
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    path = plain.with_name("int8.onnx")
+    quantize_static(
+        plain,
+        path,
+        _reader(feeds),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        reduce_range=reduce_range,
+        **nodes,
+    )
+    return path.read_bytes()
+
+
+def _nodes_by_block(plain: Path) -> dict[str, list[str]]:
+    """`/blocks/blocks.3/branch/branch.0/Conv` is a node of the block `blocks.3`.
+
+    Blocks without a convolution, a linear layer or a product cost nothing.
+    """
+    import onnx
+
+    nodes: dict[str, list[str]] = {}
+    weighted = set()
+    for node in onnx.load(plain).graph.node:
+        *scopes, name = node.name.strip("/").split("/")
+        block = scopes[min(1, len(scopes) - 1)] if scopes else name
+        nodes.setdefault(block, []).append(node.name)
+        weighted |= {block} if node.op_type in ("Conv", "Gemm", "MatMul") else set()
+    return {block: names for block, names in nodes.items() if block in weighted}
+
+
+def _outputs(content: bytes, feeds: Iterable[Feed]) -> list[Array]:
+    session = open_session(content)
+    return [np.concatenate([o.ravel() for o in session.run(None, dict(f))]) for f in feeds]
 
 
 def halved(content: bytes) -> bytes:

@@ -73,7 +73,7 @@ def float_lines(floats: FloatShare) -> Iterator[str]:
         yield f"stays in float: {named(words)}, {100 * share:.0f} % of the time"
 
 
-def int8_lines(facts: Mapping[str, Any] | None) -> Iterator[str]:
+def int8_lines(facts: Mapping[str, Any] | None, directory: str) -> Iterator[str]:
     """What a run in int8 says of it beside float; see `session.deploying.facts_of`."""
     if facts is None:
         return
@@ -91,12 +91,17 @@ def int8_lines(facts: Mapping[str, Any] | None) -> Iterator[str]:
         )
         yield from float_lines(facts["stays_float"])
         yield from processor_lines()
-    if loss is not None and loss > MOST_LOST:
-        images = facts["calibration_images"]
-        yield (
-            f"int8 costs more than {MOST_LOST} points; what may help: ranges of more images "
-            f"(--quantise.images {5 * images}), and the network of a longer training"
-        )
+    if loss is not None and round(loss, 6) > MOST_LOST:
+        yield from remedies(facts, directory)
+
+
+def remedies(facts: Mapping[str, Any], directory: str) -> Iterator[str]:
+    """What helps where int8 costs too much, each a command that evaluates and exports again."""
+    images, blocks = 5 * facts["calibration_images"], 2 + facts.get("float_blocks", 0)
+    again = f"proxylessnas evaluate {directory} --quantise"
+    yield f"int8 costs more than {MOST_LOST} points; what may help, and `run --resume` after it:"
+    yield f"  {again}.images {images}   ranges of more training images"
+    yield f"  {again}.float-blocks {blocks}   the {blocks} blocks that quantise worst stay in float"
 
 
 def named(words: Sequence[str]) -> str:

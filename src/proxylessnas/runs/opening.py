@@ -23,10 +23,14 @@ FIRST_STAGE = {
     "costs": "search",
     "derive": "derive",
     "train": "train",
-    "quantise": "derive",
+    "quantise": "evaluate",
     "baselines": None,
     "from_scratch": None,
 }
+
+
+# Groups of settings of a stage by another name, which can be done again with others.
+SETTLED = {"quantise": "evaluate"}
 
 
 def opened(session: Session, stored: RunConfig | None, again: str | None = None) -> Session:
@@ -53,7 +57,8 @@ def _check_same(session: Session, stored: RunConfig, again: str | None) -> None:
         before, now = getattr(stored, field.name), getattr(session.config, field.name)
         if before == now or not _matters(session, field.name, before, now):
             continue
-        if again is not None and field.name == again and again in FIRST_STAGE:
+        own = field.name in FIRST_STAGE and again in (field.name, SETTLED.get(field.name))
+        if again is not None and own:
             changed = True
         else:
             name, before, now = _difference(field.name, before, now)

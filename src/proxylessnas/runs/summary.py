@@ -213,7 +213,7 @@ def show(facts: dict[str, Any], directory: str, console: Console) -> None:
     for name, row in facts["limits"].items():
         value, limit = (amount(row[key], row["unit"]) for key in ("is", "limit"))
         console.print(f"{name}: {value}, limit {limit}", highlight=False)
-    for line in int8_lines(facts.get("int8")):
+    for line in int8_lines(facts.get("int8"), directory):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     entropy = facts["alpha_mean_entropy"]
     console.print(

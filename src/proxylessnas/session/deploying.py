@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from proxylessnas.errors import DataError, MeasurementError, foreign
 from proxylessnas.export.onnx import to_onnx
 from proxylessnas.export.onnx_session import named_inputs
-from proxylessnas.export.precision import Feed, quantised
+from proxylessnas.export.precision import Feed, costliest, quantised
 from proxylessnas.hardware.host import needs_reduced_range
 from proxylessnas.hardware.runtimes import Runtime
 from proxylessnas.hardware.runtimes.base import Session as Loaded
@@ -28,6 +28,7 @@ from proxylessnas.session.session import Session
 from proxylessnas.training.task import split
 
 INT8 = "model.int8.onnx"
+MOST_SEARCHED = 32  # images that tell which blocks quantise badly
 
 
 @contextmanager
@@ -56,8 +57,20 @@ def int8_file(session: Session, network: nn.Module, problem: Problem | None = No
     """
     feeds = list(_feeds(session, problem or session.problem))
     inputs = tuple(torch.from_numpy(array) for array in feeds[0].values())
-    content = to_onnx(network, inputs)
-    return quantised(content, feeds, reduce_range=reduces_range(session))
+    content, reduced = to_onnx(network, inputs), reduces_range(session)
+    return quantised(
+        content,
+        feeds,
+        reduce_range=reduced,
+        float_blocks=costliest(
+            content,
+            feeds[: -(-MOST_SEARCHED // len(inputs[0]))],
+            session.config.quantise.float_blocks,
+            reduce_range=reduced,
+        )
+        if session.config.quantise.float_blocks
+        else (),
+    )
 
 
 def reduces_range(session: Session) -> bool:
@@ -150,6 +163,7 @@ def facts_of(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
         "float_test_accuracy": evaluation["float_accuracy"],
         "loss_points": loss_of(evaluation["float_accuracy"], evaluation["accuracy"]),
         "calibration_images": evaluation["calibration_images"],
+        "float_blocks": evaluation["float_blocks"],
         "reduced_range": evaluation["reduced_range"],
         **(export.get("int8") or {}),
     }

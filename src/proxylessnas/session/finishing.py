@@ -233,6 +233,7 @@ def _shipped(
     session.store.write(INT8, content)
     facts["files"] = [INT8]
     facts["calibration_images"] = session.config.quantise.images
+    facts["float_blocks"] = session.config.quantise.float_blocks
     facts["reduced_range"] = reduces_range(session)
     with running(session.runtime, content) as deployed:
         yield deployed
