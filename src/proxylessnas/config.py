@@ -432,6 +432,12 @@ class RunConfig:
     """Trained network that is specialised: efficientnet_lite0, _lite1, _lite2,
     torchvision:mobilenet_v2, timm:NAME, a checkpoint or a run directory; null or none trains from
     scratch."""
+    model: str | None = None
+    """Model of any kind that is specialised: timm:NAME, torchvision:NAME, or module:factory for
+    your own, a function without arguments; null is none."""
+    weights: str | None = None
+    """File of the model's weights (a state dict, .safetensors or of torch.save), or none for random
+    ones; null takes the library's trained weights, or the factory's."""
     space: str = "mobile"
     """Search space: mobile, macro, cell, tree, or module:factory for your own model."""
     space_settings: dict[str, Any] = field(default_factory=dict)
@@ -477,6 +483,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         all_limits(self.limits, self.target_latency)
+        self._check_model()
         if isinstance(self.image_size, str) and not self.is_specialised:
             raise ConfigError(
                 f"image_size is {self.image_size}: several sizes are compared with --pretrained "
@@ -488,10 +495,40 @@ class RunConfig:
                 "or leave the budget out"
             )
 
+    def _check_model(self) -> None:
+        """ConfigError where settings are given that a model of any kind does not take."""
+        if self.model is None:
+            if self.weights is not None:
+                raise ConfigError(
+                    f"weights is {self.weights}, and there is no model to take them: give --model "
+                    "(a checkpoint of --pretrained is written NAME@FILE)"
+                )
+            return
+        unused = {
+            "pretrained": self.pretrained not in (None, "none"),
+            "table": self.table is not None,
+            "costs": bool(self.costs),
+            "budget": self.budget is not None,
+            "from_scratch": self.from_scratch,
+            "limits": bool(set(self.limits) - {"latency"}),
+            "image_size": isinstance(self.image_size, str),
+        }
+        for name in (name for name, given in unused.items() if given):
+            value = getattr(self, name)
+            raise ConfigError(
+                f"{name} is {value}, which --model {self.model} does not take: a model is narrowed "
+                "to a latency that is measured here, at one image size; leave it out"
+            )
+
     @property
     def is_specialised(self) -> bool:
         """Whether the run begins with trained weights."""
-        return self.pretrained not in (None, "none")
+        return self.pretrained not in (None, "none") or self.model is not None
+
+    @property
+    def teacher_name(self) -> str:
+        """What the run begins with, as it was asked for."""
+        return self.model or self.pretrained or "none"
 
     @property
     def side(self) -> int | None:

@@ -17,7 +17,14 @@ BASIC: dict[str, tuple[str, str, dict[str, tuple[str, ...]]]] = {
         "proxylessnas run --data ~/photos --target-latency 12ms --budget 2h --out runs/mine\n"
         "proxylessnas run --resume --out runs/mine",
         {
-            "what the network is for": ("--data", "--image-size", "--pretrained", "--space"),
+            "what the network is for": (
+                "--data",
+                "--image-size",
+                "--pretrained",
+                "--model",
+                "--weights",
+                "--space",
+            ),
             "what it may cost": ("--target-latency", "--limit", "--runtime", "--table"),
             "how long it may take": ("--budget", "--search.epochs", "--train.epochs"),
             "the run": (*RUN, "--memory"),

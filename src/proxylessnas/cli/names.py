@@ -18,7 +18,7 @@ SPACES = ("mobile", "macro", "cell", "tree")
 RUNTIMES = ("onnxruntime", "torch", "litert", "openvino", "fake")
 DATA = ("mnist5k", "digits")
 PRETRAINED = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
-OTHER_SPACES = ("inverted", "custom")  # that files name, of trained networks and of Python calls
+OTHER_SPACES = ("inverted", "custom", "model")  # that files name: trained ones, Python calls
 OTHER_DATA = "a folder that exists, owner/name of the Hugging Face hub or torchvision:NAME"
 OTHER_PRETRAINED = "torchvision:NAME, timm:NAME, a checkpoint or a run directory"
 

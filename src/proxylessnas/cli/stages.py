@@ -107,7 +107,10 @@ def _in_directory(
         try:
             stored = directory.read_config() if directory.has(CONFIG) else RunConfig()
             own_costs = {**stored.costs, **settings.get("costs", {})}
-            _named_here([settings.get("space") or stored.space, *own_costs.values()], words)
+            model = settings.get("model") or stored.model or ""
+            own = [] if model.startswith(("timm:", "torchvision:")) else [model]
+            space = settings.get("space") or stored.space
+            _named_here([space, *own, *own_costs.values()], words)
             if verb == "evaluate" and _is_elsewhere(settings, stored):
                 if ranks.is_main:
                     _evaluate_on(path, settings, stored, quiet=bool(flags["quiet"]))
@@ -183,8 +186,8 @@ def _named_here(names: list[str], words: list[str]) -> None:
     for name in names:
         if ":" in name and not any(name in word for word in words):
             raise ConfigError(
-                f"{name} is code that a file names; to import it, say so: --space {name}, or "
-                f"--costs '{{NAME: {name}}}'"
+                f"{name} is code that a file names; to import it, say so: --space {name} or "
+                f"--model {name}, or --costs '{{NAME: {name}}}'"
             )
 
 
@@ -201,7 +204,9 @@ def _directory(flags: Mapping[str, Any], settings: Mapping[str, Any]) -> Path:
         )
     from proxylessnas.runs.job import default_directory
 
-    return default_directory(settings["data"], settings.get("space", "mobile"))
+    return default_directory(
+        settings["data"], settings.get("model") or settings.get("space", "mobile")
+    )
 
 
 def _do(

@@ -40,7 +40,8 @@ def quietly() -> Iterator[None]:
     """No deprecation notes, tracer warnings and native log lines on the user's terminal."""
     before = logging.root.manager.disable
     stdout_away = contextlib.redirect_stdout(io.StringIO())
-    with one_thread(), warnings.catch_warnings(), stdout_away, stderr_away():
+    python_away = contextlib.redirect_stderr(io.StringIO())  # which a notebook shows elsewhere
+    with one_thread(), warnings.catch_warnings(), stdout_away, stderr_away(), python_away:
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from proxylessnas.errors import ConfigError, MissingDependency, in_words, one_line
@@ -24,10 +26,17 @@ def imported(name: str, role: str) -> Callable[..., Any]:
             module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever the user's module does
         problem = one_line(error) if isinstance(error, ImportError) else in_words(error)
-        raise ConfigError(f"cannot import {module_name!r} of {role} {name!r}: {problem}") from error
+        near = difflib.get_close_matches(module_name, [path.stem for path in Path().glob("*.py")])
+        hint = f"; did you mean {near[0]}:{attribute}?" if near and near[0] != module_name else ""
+        raise ConfigError(
+            f"cannot import {module_name!r} of {role} {name!r}: {problem}{hint}"
+        ) from error
     function = getattr(module, attribute, None)
     if not callable(function):
-        raise ConfigError(f"the module {module_name!r} has no function {attribute!r}")
+        own = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+        near = difflib.get_close_matches(attribute, own)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ConfigError(f"the module {module_name!r} has no function {attribute!r}{hint}")
     return typing.cast(Callable[..., Any], function)
 
 

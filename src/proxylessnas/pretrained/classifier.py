@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from proxylessnas.data import Batches
 from proxylessnas.errors import DataError
-from proxylessnas.spaces.blocks import Network
+from proxylessnas.spaces.blocks import WithClassifier
 from proxylessnas.training.device import Machine
 from proxylessnas.training.freezing import evaluating
 from proxylessnas.training.task import split
@@ -93,7 +93,7 @@ class Moments:
 
 
 def collect_moments(
-    network: Network,
+    network: WithClassifier,
     batches: Batches,
     classes: int,
     machine: Machine | None = None,

@@ -18,7 +18,7 @@ from proxylessnas.data import Batches, Images
 from proxylessnas.errors import DataError
 from proxylessnas.pretrained.classifier import LinearFit, collect_moments, fit_classifier
 from proxylessnas.pretrained.networks import Pretrained, for_gray
-from proxylessnas.spaces.blocks import Network
+from proxylessnas.spaces.blocks import WithClassifier
 from proxylessnas.training.device import Machine
 from proxylessnas.training.loop import run_loop
 from proxylessnas.training.ranks import ALONE, Ranks
@@ -33,7 +33,7 @@ class Teacher:
     best_step: steps of fine-tuning after which the network was best; 0: the linear classifier.
     """
 
-    network: Network
+    network: WithClassifier
     linear: LinearFit
     linear_accuracy: float
     accuracy: float
@@ -84,7 +84,7 @@ def gentle(data: Images) -> str:
 
 
 def with_linear_classifier(
-    network: Network,
+    network: WithClassifier,
     batches: Batches,
     classes: int,
     machine: Machine | None = None,
@@ -106,7 +106,7 @@ def with_linear_classifier(
 
 
 def teaching(
-    network: Network,
+    network: WithClassifier,
     fit: LinearFit,
     train: Batches,
     valid: Batches,
@@ -134,7 +134,9 @@ def teaching(
 def taught(training: Training, fit: LinearFit) -> Teacher:
     """The result of a fine-tuning that ended."""
     best = training.best
-    assert best is not None and best.step is not None and isinstance(training.network, Network)
+    assert (
+        best is not None and best.step is not None and isinstance(training.network, WithClassifier)
+    )
     return Teacher(
         network=training.network.eval(),
         linear=fit,
@@ -161,7 +163,7 @@ def teach(
     settings = TeachSettings() if settings is None else settings
     (pretrained, data), machine = matched(pretrained, data), machine or Machine()
     network = machine.place(copy.deepcopy(pretrained.network))
-    assert isinstance(network, Network)
+    assert isinstance(network, WithClassifier)
     size = min(settings.batch_size, data.size("search"))
     fit = with_linear_classifier(
         network,

@@ -13,15 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from proxylessnas.config import TrainSettings
 from proxylessnas.data import Batches
 from proxylessnas.hardware.measure import NetworkReport, measure_networks
-from proxylessnas.pretrained.candidates import PHOTOS, BlockFits, block_inputs
-from proxylessnas.pretrained.networks import bottleneck
-from proxylessnas.pretrained.space import largest_within, uniform_network
-from proxylessnas.runs.specialised import SpecialisedProblem, images_of
+from proxylessnas.pretrained.space import largest_within
+from proxylessnas.runs.specialised import SpecialisedProblem
 from proxylessnas.runs.trials import learned, training_of_copy
 from proxylessnas.seeds import derive_seed
 from proxylessnas.session.deploying import as_deployed
@@ -29,7 +27,6 @@ from proxylessnas.session.finishing import has_time, trained_network
 from proxylessnas.session.fitting import mean_seconds
 from proxylessnas.session.problem import Problem
 from proxylessnas.session.session import Session
-from proxylessnas.spaces.blocks import Network
 from proxylessnas.training.evaluate import evaluate
 from proxylessnas.training.task import Task, batch_size
 from proxylessnas.training.train import Training
@@ -63,9 +60,12 @@ def by_hand(session: Session, problem: SpecialisedProblem) -> None:
         facts["linear_accuracy"] = _accuracy(session, problem.linear(), test)
         rows = {"teacher": Compared(teacher, size, _accuracy(session, teacher, test))}
         found = trained_network(session).cpu()
-        if session.is_local and session.target_ms is not None:
+        if session.is_local and "latency" in session.limits:
             keeps = _as_fast_as(session, found, size)
-            for name, make in (("uniform", _uniform), ("smaller_input", _smaller_input)):
+            rivals: dict[str, Any] = {"uniform": _uniform}
+            if problem.takes_other_sizes:
+                rivals["smaller_input"] = _smaller_input
+            for name, make in rivals.items():
                 if not has_time(session, session.records.require("train")["seconds"]):
                     session.reporter.say(f"  {name}: left out, the budget has no time for it")
                     continue
@@ -196,7 +196,7 @@ def _from_scratch(session: Session, problem: SpecialisedProblem) -> Compared:
 
 
 def _smaller_input(
-    session: Session, problem: SpecialisedProblem, teacher: Network, keeps: Callable[..., bool]
+    session: Session, problem: SpecialisedProblem, teacher: nn.Module, keeps: Callable[..., bool]
 ) -> Compared | None:
     """The teacher at the largest input that keeps the latency, with images decoded at that size."""
     full = problem.data.info.shape[1]
@@ -218,23 +218,15 @@ def _smaller_input(
 
 
 def _uniform(
-    session: Session, problem: SpecialisedProblem, teacher: Network, keeps: Callable[..., bool]
+    session: Session, problem: SpecialisedProblem, teacher: nn.Module, keeps: Callable[..., bool]
 ) -> Compared | None:
     """All blocks narrowed alike by least squares, distilled as the network that was found."""
-    photos = images_of(problem.plain_images(session.config), PHOTOS)
-    inputs: list[Tensor] = block_inputs(teacher, photos)
-    fits = [
-        None if bottleneck(block) is None else BlockFits(block, x)
-        for block, x in zip(teacher.blocks, inputs, strict=True)
-    ]
-
     config, size = session.config, problem.data.info.shape[1]
-
-    share = largest_within(SHARES, lambda share: keeps(uniform_network(teacher, fits, share), size))
+    of_size, fitted = problem.narrowed_alike(session)
+    share = largest_within(SHARES, lambda share: keeps(of_size(share), size))
     if share is None:
         return None
-    network: nn.Module = uniform_network(teacher, fits, share)
     train = problem.batches("train", config)
-    network = _tuned(session, network, problem.training_task(config), train, "narrower")
+    network = _tuned(session, fitted(share), problem.training_task(config), train, "narrower")
     accuracy = _accuracy(session, network, problem.batches("test", config))
     return Compared(network, size, accuracy)

@@ -14,9 +14,8 @@ from typing import Any
 
 from proxylessnas.config import RunConfig
 
-SPACE = "inverted"
+SPACE, MODEL = "inverted", "model"  # of networks of bottlenecks, and narrowed from any model
 DEFAULTS: dict[str, Any] = {
-    "space": SPACE,
     "search": {"warmup_epochs": 0, "batch_size": 32},
     "derive": {"recalibrate_images": 0},
     "baselines": True,
@@ -49,9 +48,10 @@ WARMUP = 0.1  # of the steps
 
 def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that were given over those of the road that they take."""
-    if settings.get("pretrained") in (None, "none"):
+    of_model = settings.get("model") is not None
+    if settings.get("pretrained") in (None, "none") and not of_model:
         return dict(settings)
-    merged: dict[str, Any] = dict(DEFAULTS)
+    merged: dict[str, Any] = {**DEFAULTS, "space": MODEL if of_model else SPACE}
     for key, value in settings.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = {**merged[key], **value} if both else value

@@ -17,6 +17,8 @@ from proxylessnas.errors import ConfigError, DataError, RunError
 from proxylessnas.hardware.runtimes import make
 from proxylessnas.io.console import Reporter, say
 from proxylessnas.report.verdict import accuracy_words
+from proxylessnas.runs.any_model import narrowed_network
+from proxylessnas.runs.defaults import MODEL
 from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.session.deploying import INT8, deployed
 from proxylessnas.session.store import CONFIG
@@ -44,7 +46,11 @@ def trained_network(path: Path, space: str | None = None) -> tuple[nn.Module, In
     info = architecture.input
     if info is None or len(info.shape) != 3 or not info.mean:
         raise RunError(f"{path}/architecture.json does not say how images become inputs")
-    network = build(architecture, allow=[space] if space else [])
+    if architecture.space == MODEL:
+        tensors, _ = directory.load_tensors("weights.safetensors")
+        network = narrowed_network(architecture, tensors, space)
+    else:
+        network = build(architecture, allow=[space] if space else [])
     directory.load_weights("weights.safetensors", network)
     if directory.has(CONFIG):
         config = directory.read_config()

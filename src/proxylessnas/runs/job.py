@@ -25,11 +25,14 @@ from proxylessnas.io.stopping import Signal
 from proxylessnas.limits import all_limits
 from proxylessnas.report.verdict import accuracy_words
 from proxylessnas.runs import summary, within_budget
+from proxylessnas.runs.any_model import ModelProblem
 from proxylessnas.runs.by_hand import STAGE as BY_HAND
 from proxylessnas.runs.by_hand import by_hand
 from proxylessnas.runs.changes import check_data, record_data
 from proxylessnas.runs.configured import ConfiguredProblem
 from proxylessnas.runs.defaults import with_defaults
+from proxylessnas.runs.narrowing import STAGES as NARROWING
+from proxylessnas.runs.narrowing import narrow
 from proxylessnas.runs.opening import opened
 from proxylessnas.runs.reach import check_reach
 from proxylessnas.runs.reporting import write_report
@@ -182,7 +185,11 @@ def _open(
         return opened(session, stored, again)
     if isinstance(problem, SpecialisedProblem):
         session = begin_specialised(session, problem, given)
-        check_reach(session, problem)
+        if isinstance(problem, ModelProblem):
+            session = session.configured(problem.suited(session.config, given))
+            problem.found(session)  # refused before anything is kept
+        else:
+            check_reach(session, problem)
         if session.budget is not None:
             within_budget.begin_within(session, problem, session.budget)
         keep_settings(session)
@@ -218,11 +225,10 @@ def problem_of(
 ) -> ConfiguredProblem:
     """The problem that settings name: from scratch, or from trained weights."""
     brought = brought or Brought()
-    problem = (
-        SpecialisedProblem(config, reporter, store, brought.loaders)
-        if config.is_specialised
-        else ConfiguredProblem(config, reporter, brought.loaders)
-    )
+    problem = ConfiguredProblem(config, reporter, brought.loaders)
+    if config.is_specialised:
+        kind = SpecialisedProblem if config.model is None else ModelProblem
+        problem = kind(config, reporter, store, brought.loaders)
     if brought.costs:
         check_names(list(brought.costs))
         problem.functions = brought.costs
@@ -252,6 +258,13 @@ def _check(config: RunConfig, ranks: Ranks, brought: Brought) -> None:
     if brought.runtime is None:
         make(config.runtime, threads=config.measure.threads, precision=config.precision)
     _check_table(config)
+    if config.model is not None and "latency" not in limits:
+        raise ConfigError(
+            f"--model {config.model} is narrowed to a latency: give --target-latency, as 8ms or "
+            "0.5x of its own"
+        )
+    if config.model is not None and ranks.world > 1:
+        raise ConfigError(f"--model works in one process, and here are {ranks.world}: take one")
     s = config.search
     ranks.check_divides("search.batch_size", s.batch_size)
     ranks.check_divides("search.valid_batch_size", s.valid_batch_size or s.batch_size)
@@ -336,9 +349,12 @@ def run_all(session: Session, started: float) -> dict[str, Any]:
     started: when the command began, in seconds of `time.monotonic`.
     """
     with told(session) as facts:
-        if isinstance(session.problem, SpecialisedProblem):
-            prepare(session, session.problem)
-        find_network(session)
+        if isinstance(session.problem, ModelProblem):
+            narrow(session, session.problem)
+        else:
+            if isinstance(session.problem, SpecialisedProblem):
+                prepare(session, session.problem)
+            find_network(session)
         done = session.records.done
         for stage, run in (("train", train), ("evaluate", evaluate)):
             stop_if_asked(session)
@@ -377,6 +393,11 @@ def derive_latencies(
     changes: settings of these derivations alone; the run keeps its own. budget: time for all of
     them, as `10m`. started: when the command began, as for a run.
     """
+    if isinstance(session.problem, ModelProblem):
+        raise ConfigError(
+            "a run of --model is for one limit: begin another one with --target-latency in another "
+            "--out, or take result.within(...) of proxylessnas.specialise in Python"
+        )
     settings = dataclasses.replace(session.config.derive, **changes)
     limits = {name: {**session.limits, "latency": name} for name in map(str.strip, latencies)}
     session.finished_search()
@@ -415,5 +436,8 @@ def do_stage(session: Session, stage: str) -> None:
         "evaluate": evaluate,
         "export": export,
     }
+    if isinstance(session.problem, ModelProblem) and stage in NARROWING:
+        narrow(session, session.problem)  # one way, which latency begins and ends
+        return
     fit(session, stage)
     actions[stage](session)

@@ -7,9 +7,9 @@ the teacher with its weights, and its candidates with theirs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -23,9 +23,10 @@ from proxylessnas.core.supernet import Supernet
 from proxylessnas.data import Batches, Images, LoaderImages
 from proxylessnas.errors import DataError, RunError
 from proxylessnas.io.console import Reporter
+from proxylessnas.pretrained.candidates import PHOTOS, BlockFits, block_inputs
 from proxylessnas.pretrained.distil import distilled
 from proxylessnas.pretrained.loading import load_pretrained
-from proxylessnas.pretrained.networks import Pretrained, shape_of
+from proxylessnas.pretrained.networks import Pretrained, bottleneck, shape_of
 from proxylessnas.pretrained.scores import Scores, replacement_scores, tempered
 from proxylessnas.pretrained.space import (
     blank_candidates,
@@ -33,6 +34,7 @@ from proxylessnas.pretrained.space import (
     prior,
     rescored,
     space_around,
+    uniform_network,
 )
 from proxylessnas.pretrained.teach import gentle, matched
 from proxylessnas.runs.configured import SCORING_BATCH, ConfiguredProblem
@@ -48,6 +50,8 @@ from proxylessnas.training.task import Task
 TEACHER, LINEAR = "teacher.safetensors", "linear.safetensors"
 CANDIDATES, SCORES = "candidates.safetensors", "scores.json"
 SCORES_WITHIN = "scores_within.json"
+
+Narrow = Callable[[float], nn.Module]  # of a share of the channels
 
 
 def begin_specialised(
@@ -82,7 +86,12 @@ def begin_specialised(
 
 
 class SpecialisedProblem(ConfiguredProblem):
-    """A trained network, taught the user's classes and cut to the limit."""
+    """A trained network, taught the user's classes and cut to the limit.
+
+    takes_other_sizes: whether the teacher computes something at a smaller input, too.
+    """
+
+    takes_other_sizes = True
 
     def __init__(
         self,
@@ -105,7 +114,7 @@ class SpecialisedProblem(ConfiguredProblem):
         trained, data = matched(trained, data)
         if isinstance(data, LoaderImages):
             data.check_normalised(data.info.mean, data.info.std)
-        _check_enough(data)
+        check_enough(data)
         return trained, data
 
     @property
@@ -221,6 +230,17 @@ class SpecialisedProblem(ConfiguredProblem):
         task = self.task_of_labels(config)
         return distilled(task, self.teacher(), share=share) if share else task
 
+    def narrowed_alike(self, session: Session) -> tuple[Narrow, Narrow]:
+        """All blocks narrowed to a share of their channels: of that size alone, and fitted."""
+        teacher = self.teacher()
+        inputs = block_inputs(teacher, images_of(self.plain_images(session.config), PHOTOS))
+        fits = [
+            None if bottleneck(block) is None else BlockFits(block, x)
+            for block, x in zip(teacher.blocks, inputs, strict=True)
+        ]
+        fitted = partial(uniform_network, teacher, fits)
+        return fitted, fitted
+
     # --- batches ---
 
     def batches(self, part: Part, config: RunConfig) -> Batches:
@@ -236,7 +256,7 @@ class SpecialisedProblem(ConfiguredProblem):
         return self.data.batches("search", SCORING_BATCH // 4, shuffle=True, seed=config.seed)
 
 
-def _check_enough(data: Images) -> None:
+def check_enough(data: Images) -> None:
     """DataError where a linear classifier cannot be fitted: now, and not after the features."""
     images, classes = data.size("search"), len(data.info.classes)
     if images <= classes:

@@ -18,6 +18,9 @@ from proxylessnas.core.costs import amount
 from proxylessnas.hardware.timing import DRIFTED_PCT
 from proxylessnas.report.precisions import int8_lines
 from proxylessnas.report.verdict import Figures, judge, paid
+from proxylessnas.runs import narrowing
+from proxylessnas.runs.any_model import ModelProblem
+from proxylessnas.runs.defaults import MODEL
 from proxylessnas.runs.sizes import FACTS as SIZES
 from proxylessnas.session import STAGES
 from proxylessnas.session.deploying import facts_of
@@ -34,15 +37,14 @@ PACKAGES = ("proxylessnas", "torch", "torchvision", "onnxruntime", "onnx", "nump
 def summarise(session: Session) -> dict[str, Any]:
     """All figures of a finished run."""
     records = {stage: session.records.require(stage) for stage in STAGES}
-    architecture = session.load_architecture("architecture.json")
-    indices = session.supernet.indices(architecture)
     export, search = records["export"], records["search"]
+    of_model = isinstance(session.problem, ModelProblem)
+    space = narrowing.space_facts(session) if of_model else _space_facts(session)
+    candidates = space.pop("candidates")
     facts: dict[str, Any] = {
         "data": session.config.data,
         "space": session.config.space,
-        "runtime": _device(session),
-        "target_latency_ms": session.target_ms,
-        "predicted_latency_ms": session.unlimited_costs.cost_of("latency", indices),
+        **space,
         "measured_latency_ms": export["measured_ms"],
         "not_measured": session.not_local,
         "measured_latency_raw_ms": export["measured_raw_ms"],
@@ -55,13 +57,8 @@ def summarise(session: Session) -> dict[str, Any]:
         "test_accuracy": records["evaluate"]["accuracy"],
         "test_images": records["evaluate"]["examples"],
         "training_accuracy": records["evaluate"]["training_accuracy"],
-        "parameters": round(session.unlimited_costs.cost_of("parameters", indices)),
-        "macs": round(session.unlimited_costs.cost_of("macs", indices)),
-        "limits": _other_limits(session, indices),
         "alpha_mean_entropy": search["entropy"],
-        "largest_network_ms": session.largest["latency"],
         "export_largest_difference": export["largest_difference"],
-        "blocks": _blocks(session, architecture, indices),
         "seconds": {stage: record["seconds"] for stage, record in records.items()},
         "seed": session.config.seed,
         "versions": versions(),
@@ -75,11 +72,31 @@ def summarise(session: Session) -> dict[str, Any]:
         for name in BASELINES:
             for stage in (f"train-{name}", f"evaluate-{name}"):
                 facts["seconds"][stage] = session.records.require(stage)["seconds"]
-    return facts | {"verdict": _verdict(session, facts, records)}
+    return facts | {"verdict": _verdict(session, facts, records, candidates)}
+
+
+def _space_facts(session: Session) -> dict[str, Any]:
+    """The limits of a space, and where the network is in it."""
+    architecture, costs = session.load_architecture("architecture.json"), session.unlimited_costs
+    indices = session.supernet.indices(architecture)
+    return {
+        "runtime": _device(session),
+        "target_latency_ms": session.target_ms,
+        "predicted_latency_ms": costs.cost_of("latency", indices),
+        "parameters": round(costs.cost_of("parameters", indices)),
+        "macs": round(costs.cost_of("macs", indices)),
+        "limits": _other_limits(session, indices),
+        "largest_network_ms": session.largest["latency"],
+        "blocks": _blocks(session, architecture, indices),
+        "candidates": session.supernet.mask.shape[1],
+    }
 
 
 def _verdict(
-    session: Session, facts: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]
+    session: Session,
+    facts: Mapping[str, Any],
+    records: Mapping[str, Mapping[str, Any]],
+    candidates: int,
 ) -> dict[str, Any] | None:
     """What the figures mean (`report.verdict`); None where there is no accuracy."""
     config, info, evaluation = session.config, session.problem.input(), records["evaluate"]
@@ -97,7 +114,7 @@ def _verdict(
         epochs=config.train.epochs,
         pretrained=config.is_specialised,
         could_be=info.shape[0] == 3 and min(info.shape[1:]) >= SMALLEST_PHOTO,
-        candidates=session.supernet.mask.shape[1],
+        candidates=candidates,
         architecture_steps=records["search"]["architecture_steps"],
         entropy=facts["alpha_mean_entropy"] if searched else None,
         straightness=records["search"]["straightness"] if searched else None,
@@ -120,7 +137,7 @@ def _specialised(session: Session, facts: dict[str, Any]) -> dict[str, Any]:
     stages = ["teach", "candidates", *(["by-hand"] if session.config.baselines else [])]
     records = {stage: session.records.require(stage) for stage in stages}
     facts["seconds"] |= {stage: record["seconds"] for stage, record in records.items()}
-    common: dict[str, Any] = {"pretrained": session.config.pretrained}
+    common: dict[str, Any] = {"pretrained": session.config.teacher_name}
     if session.store.has(SIZES):
         common["sizes"] = session.store.read_json(SIZES)["tried"]
     if "by-hand" not in records:
@@ -225,15 +242,16 @@ def show(facts: dict[str, Any], directory: str, console: Console) -> None:
     _show_verdict(facts, console)
     problems = (facts["verdict"] or {}).get("problems", ())
     deploy = "the network; see above before you use it" if problems else "deploy it"
-    console.print(
-        f"\nnext:  {directory}/report.html                open it in a browser\n"
-        f"       proxylessnas predict {directory} IMAGE...      classify images with it\n"
-        f"       {directory}/{facts.get('int8', FLOAT)['file']:<26} {deploy}\n"
-        f"       proxylessnas derive {directory} --latencies ...   other latencies, same search",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    lines = [
+        f"next:  {directory}/report.html                open it in a browser",
+        f"       proxylessnas predict {directory} IMAGE...      classify images with it",
+        f"       {directory}/{facts.get('int8', FLOAT)['file']:<26} {deploy}",
+    ]
+    if facts["space"] != MODEL:
+        lines.append(
+            f"       proxylessnas derive {directory} --latencies ...   other latencies, same search"
+        )
+    console.print("\n" + "\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
 def _show_verdict(facts: dict[str, Any], console: Console) -> None:

@@ -26,7 +26,7 @@ from proxylessnas.session.finishing import STEADY_NORM
 from proxylessnas.session.fitting import fit
 from proxylessnas.session.pipeline import stop_if_asked
 from proxylessnas.session.session import Session
-from proxylessnas.spaces.blocks import Network
+from proxylessnas.spaces.blocks import WithClassifier
 
 STEADIED = ("teach", "train")
 
@@ -42,22 +42,10 @@ def prepare(session: Session, problem: SpecialisedProblem) -> None:
 
 def teach(session: Session, problem: SpecialisedProblem) -> None:
     """A linear classifier in closed form, then fine-tuning; the better one is the teacher."""
-    config, name = session.config, session.config.pretrained
+    name = session.config.teacher_name
     title = f"{name} learns {len(problem.data.info.classes)} classes"
     with session.records.stage("teach", title, session.callbacks) as facts:
-        network = session.machine.place(problem.new_teacher())
-        assert isinstance(network, Network)
-        with session.reporter.bar("features") as update:
-            fit = with_linear_classifier(
-                network,
-                problem.plain_images(config),
-                len(problem.data.info.classes),
-                session.machine,
-                images=problem.data.size("search"),
-                after_batch=update,
-            )
-        session.store.save_tensors(LINEAR, {"weight": fit.weight, "bias": fit.bias})
-        session.machine.place(network)
+        network, fit = linear_classifier(session, problem)
         teacher = _fine_tuned(session, problem, network, fit)
         session.reporter.say(f"  majority class {100 * fit.majority:.1f} %, {teacher.sentence}")
         facts |= {
@@ -70,8 +58,28 @@ def teach(session: Session, problem: SpecialisedProblem) -> None:
         facts["files"] = [TEACHER, LINEAR]
 
 
+def linear_classifier(
+    session: Session, problem: SpecialisedProblem
+) -> tuple[WithClassifier, LinearFit]:
+    """The trained network with a classifier of the user's classes in closed form, which is kept."""
+    network = problem.new_teacher()
+    session.machine.place(network)
+    with session.reporter.bar("features") as update:
+        fit = with_linear_classifier(
+            network,
+            problem.plain_images(session.config),
+            len(problem.data.info.classes),
+            session.machine,
+            images=problem.data.size("search"),
+            after_batch=update,
+        )
+    session.store.save_tensors(LINEAR, {"weight": fit.weight, "bias": fit.bias})
+    session.machine.place(network)
+    return network, fit
+
+
 def _fine_tuned(
-    session: Session, problem: SpecialisedProblem, network: Network, fit: LinearFit
+    session: Session, problem: SpecialisedProblem, network: WithClassifier, fit: LinearFit
 ) -> Teacher:
     """Once as the settings say; where that led away from the linear classifier, once more.
 

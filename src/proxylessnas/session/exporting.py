@@ -41,11 +41,8 @@ NOT_MEASURED: dict[str, Any] = {
 def export(session: Session) -> None:
     """ONNX, compared with eager, and measured as the file it is; in int8 that of `evaluate` too."""
     session.records.require("evaluate" if session.is_int8 else "train")
-    architecture = session.load_architecture("architecture.json")
     with session.records.stage("export", "ONNX, compared, measured", session.callbacks) as facts:
         facts |= session.ranks.of_main(lambda: _export_onnx(session))
-        choices = session.supernet.indices(architecture)
-        facts["predicted_ms"] = session.costs.cost_of("latency", choices)
         facts["files"] = [ONNX, *([INT8] if session.is_int8 else [])]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -193,7 +194,23 @@ class Head(nn.Sequential):
         )
 
 
-class Network(nn.Module):
+class WithClassifier(nn.Module, ABC):
+    """A network of images that ends in a linear classifier."""
+
+    @abstractmethod
+    def features(self, x: Tensor) -> Tensor:
+        """What the classifier sees of images [batch, channels, height, width]: [batch, width]."""
+
+    @property
+    @abstractmethod
+    def classifier(self) -> nn.Linear:
+        """The last layer."""
+
+    @abstractmethod
+    def replace_classifier(self, classifier: nn.Linear) -> None: ...
+
+
+class Network(WithClassifier):
     """stem, blocks, head."""
 
     def __init__(self, stem: nn.Module, blocks: Sequence[nn.Module], head: nn.Module) -> None:
@@ -205,7 +222,6 @@ class Network(nn.Module):
         return out
 
     def features(self, x: Tensor) -> Tensor:
-        """What the classifier sees of images [batch, channels, height, width]: [batch, width]."""
         assert isinstance(self.head, nn.Sequential)
         x = self.blocks(self.stem(x))
         for layer in list(self.head)[:-1]:

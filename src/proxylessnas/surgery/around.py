@@ -33,7 +33,6 @@ from proxylessnas.training.task import batch_size
 
 LATENCIES, FITS, SCORES = "latencies.json", "fits.safetensors", "scores.json"
 SCORED, SCORE_BATCHES = 256, 8  # examples of the validation part, and their batches at most
-WIDER = "give a higher limit, or blocks='auto' where blocks= left layers out"
 
 Fits = Mapping[Pair, Mapping[int, Narrowed]]
 
@@ -107,7 +106,7 @@ class Around:
         Raises:
             ConfigError: it is not understood. LimitError: no network keeps it.
         """
-        return limit_of(latency, self.latencies, self.space)
+        return limit_of(latency, self.latencies, self.space, self.brought)
 
 
 def find(brought: Trained, blocks: Any = "auto") -> Found:
@@ -170,7 +169,7 @@ def measured(found: Found) -> Latencies:
     return Latencies.from_json(brought.records.store.read_json(LATENCIES))
 
 
-def limit_of(latency: str, latencies: Latencies, space: Space) -> float:
+def limit_of(latency: str, latencies: Latencies, space: Space, brought: Trained) -> float:
     """A limit in milliseconds.
 
     Raises:
@@ -180,9 +179,10 @@ def limit_of(latency: str, latencies: Latencies, space: Space) -> float:
     limit = value * latencies.model_ms if relative else value
     (low, _), *_ = latencies.costs.range(space.mask)
     if limit < low:
+        own = latencies.model_ms
         raise LimitError(
             f"no network around the model keeps {limit:.4g} ms: the reachable range is {low:.4g} "
-            f"to {latencies.model_ms:.4g} ms ({low / latencies.model_ms:.2f}x to 1x); {WIDER}"
+            f"to {own:.4g} ms ({low / own:.2f}x to 1x); {brought.wider}"
         )
     return limit
 

@@ -38,6 +38,7 @@ class Trained:
 
     inputs: the arguments of the forward pass that is measured. records: of finished stages, with
     the store of what they left (`session.records`). callbacks: that are told of them.
+    wider: what to do where no network keeps a limit.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class Trained:
     reporter: Reporter
     records: Records
     callbacks: Any = None
+    wider: str = "give a higher limit, or blocks='auto' where blocks= left layers out"
 
     def stage(self, name: str, title: str) -> AbstractContextManager[dict[str, Any]]:
         """A stage of the call, recorded; the block fills in its facts."""

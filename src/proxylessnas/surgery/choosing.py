@@ -22,7 +22,7 @@ from proxylessnas.hardware.measure import Canary, measure_networks
 from proxylessnas.pretrained.scores import Scores, tempered
 from proxylessnas.pretrained.space import prior, rescored
 from proxylessnas.seeds import derive_seed
-from proxylessnas.surgery.around import WIDER, Around
+from proxylessnas.surgery.around import Around
 from proxylessnas.surgery.latency import patient
 from proxylessnas.surgery.saved import choice_of, plain_choice
 from proxylessnas.surgery.scores import distance_for, distances, replacement_scores
@@ -71,6 +71,7 @@ def _facts(choice: Choice) -> dict[str, Any]:
         "score": chosen.score,
         "rounds": choice.rounds,
         "correction": choice.correction,
+        "limit_ms": choice.costs.limit("latency"),
     }
 
 
@@ -124,7 +125,7 @@ def _choice(space: Around, costs: Costs, scores: Scores) -> Choice:
     if chosen.measured_ms > limit * (1 + max(TOLERANCE, chosen.noise)):
         raise LimitError(
             f"no network keeps {limit:.4g} ms: the fastest of those that were predicted to takes "
-            f"{chosen.measured_ms:.4g} ms on {brought.runtime.name}; {WIDER}"
+            f"{chosen.measured_ms:.4g} ms on {brought.runtime.name}; {brought.wider}"
         )
     return choice
 

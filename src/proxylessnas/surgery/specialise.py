@@ -163,7 +163,7 @@ def specialise_model(brought: Trained, target_latency: str, blocks: Any = "auto"
     check_same_call(brought, target_latency, blocks)
     found = find(brought, blocks)
     latencies = measured(found)
-    limit_of(target_latency, latencies, found.blank)  # before anything is fitted
+    limit_of(target_latency, latencies, found.blank, brought)  # before anything is fitted
     space = around(found, latencies)
     limit = space.limit_of(target_latency)
     made: list[Specialised] = []

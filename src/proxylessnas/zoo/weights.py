@@ -112,8 +112,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from None
     except Exception as error:  # on a damaged file torch raises whatever it stumbles over
         raise ArchitectureError(f"cannot read the weights {path}: {_reason(error)}") from None
-    if isinstance(state, Mapping) and "state_dict" in state:
-        state = state["state_dict"]
+    for key in ("state_dict", "model"):  # as training scripts wrap it
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
     if not isinstance(state, Mapping):
         raise ArchitectureError(f"the weights {path} hold no state_dict")
     for key, value in state.items():

@@ -1,0 +1,326 @@
+"""Names to models of any kind, and their last layer, which learns the user's classes.
+
+    timm:NAME, torchvision:NAME    with the library's trained weights, a file's, or random ones
+    module:factory                 a function of one's own, without arguments, to a model
+
+No code of a file of weights is run: it is read as tensors and nothing else. A factory is code that
+the user names.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from proxylessnas.architecture import InputInfo
+from proxylessnas.errors import ConfigError, SupernetError, did_you_mean, in_words, one_line
+from proxylessnas.io.importing import imported, optional
+from proxylessnas.pretrained.loading import IMAGENET_MEAN, IMAGENET_STD, NEEDED_BY
+from proxylessnas.spaces.blocks import WithClassifier
+from proxylessnas.training.freezing import evaluating, undisturbed
+from proxylessnas.training.task import describe
+from proxylessnas.zoo.weights import copy_weights, read_weights
+
+LIBRARIES = ("timm", "torchvision")
+RANDOM = "none"  # weights
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of wrappers that were saved with their model
+FALLBACK = InputInfo(shape=(3, 224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Loaded:
+    """A model as it came.
+
+    input: the input that it was trained for, as far as that is known. weights: what they are, in
+    words. is_trained: whether they are not random, as far as that is known.
+    """
+
+    model: nn.Module
+    input: InputInfo
+    name: str
+    weights: str
+    is_trained: bool
+
+
+def load_model(name: str, weights: str | None = None) -> Loaded:
+    """A model by its name.
+
+    weights: a file of them, `none` for random ones; None: the library's, or the factory's.
+
+    Raises:
+        ConfigError: there is no such model; the nearest are named. Or its weights cannot be had.
+        MissingDependency: a package is not installed.
+        ArchitectureError: the file cannot be read, or is of another model; the first keys that
+            differ are named.
+    """
+    library, colon, rest = name.partition(":")
+    if not colon or not rest:
+        raise ConfigError(
+            f"there is no model {name!r}: write timm:{name or 'resnet18'}, "
+            f"torchvision:{name or 'resnet18'}, or module:factory for your own"
+        )
+    state = None if weights in (None, RANDOM) else read_weights(Path(weights or ""))
+    if library not in LIBRARIES:
+        return _own(name, weights, state)
+    make, info = (_timm if library == "timm" else _torchvision)(rest, name)
+    if weights is None:
+        try:
+            with _without_notes():
+                model = make(True).eval()
+            return Loaded(model=model, input=info, name=name, weights="trained", is_trained=True)
+        except Exception as error:  # of the library's own download, of whatever kind
+            raise ConfigError(
+                f"the weights of {name} cannot be downloaded ({one_line(error)}); give a file of "
+                "them, --weights FILE, or --weights none for random ones"
+            ) from None
+    with _without_notes():
+        model = make(False)
+    if state is not None:
+        bare = _bare(state, model)
+        classes = _classes(model, bare)
+        model = model if classes is None else make(False, num_classes=classes)
+        copy_weights(bare, _tensors(model), str(weights))
+    words = "random" if state is None else f"of {weights}"
+    return Loaded(
+        model=model.eval(), input=info, name=name, weights=words, is_trained=state is not None
+    )
+
+
+@contextmanager
+def _without_notes() -> Iterator[None]:
+    """Libraries' warnings and log lines say nothing to a user of ours; bars of downloads stay."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(before)
+
+
+Make = Callable[..., nn.Module]  # (with the library's weights or not, **options)
+
+
+def _timm(model: str, name: str) -> tuple[Make, InputInfo]:
+    timm = optional("timm", "timm", NEEDED_BY.format(name))
+    _known(model.partition(".")[0], timm.list_models(), name, f"timm {timm.__version__}")
+    facts: Any = getattr(timm.get_pretrained_cfg(model), "__dict__", {})
+    info = InputInfo(
+        shape=tuple(facts.get("input_size") or FALLBACK.shape),
+        mean=tuple(facts.get("mean") or IMAGENET_MEAN),
+        std=tuple(facts.get("std") or IMAGENET_STD),
+    )
+    return lambda trained, **more: timm.create_model(model, pretrained=trained, **more), info
+
+
+def _torchvision(model: str, name: str) -> tuple[Make, InputInfo]:
+    models = optional("torchvision.models", "torchvision", NEEDED_BY.format(name))
+    _known(model, models.list_models(module=models), name, "torchvision")
+    trained_weights = models.get_model_weights(model)
+    info = FALLBACK
+    if len(trained_weights):
+        preset = trained_weights.DEFAULT.transforms()
+        size = getattr(preset, "crop_size", None) or [224]
+        info = replace(
+            FALLBACK,
+            shape=(3, size[0], size[0]),
+            mean=tuple(getattr(preset, "mean", IMAGENET_MEAN)),
+            std=tuple(getattr(preset, "std", IMAGENET_STD)),
+        )
+
+    def make(trained: bool, **more: Any) -> nn.Module:
+        made: nn.Module = models.get_model(model, weights="DEFAULT" if trained else None, **more)
+        return made
+
+    return make, info
+
+
+def _own(name: str, weights: str | None, state: Mapping[str, Tensor] | None) -> Loaded:
+    factory = imported(name, "the model")
+    try:
+        model = factory()
+    except Exception as error:  # whatever the user's function does
+        raise ConfigError(
+            f"{name} cannot be called without arguments: {in_words(error)}; give a function that "
+            "returns the model, as lambda: Net(10)"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{name} returned {type(model).__name__}, not a torch module")
+    if state is not None:
+        copy_weights(_bare(state, model), _tensors(model), str(weights))
+    facts: Any = getattr(model, "pretrained_cfg", None) or {}
+    info = replace(
+        FALLBACK,
+        mean=tuple(facts.get("mean", IMAGENET_MEAN)),
+        std=tuple(facts.get("std", IMAGENET_STD)),
+    )
+    conv = _first_convolution(model)
+    if "mean" not in facts and (conv is None or conv.in_channels != len(info.mean)):
+        info = plain_input(0 if conv is None else conv.in_channels)
+    words = f"as {name} returns them" if state is None else f"of {weights}"
+    return Loaded(
+        model=model.cpu().eval(),
+        input=info,
+        name=name,
+        weights="random" if weights == RANDOM else words,
+        is_trained=weights != RANDOM,
+    )
+
+
+def plain_input(channels: int) -> InputInfo:
+    """Of a model of which nothing is known; without channels, as many as the images have."""
+    shape = (channels or 1, *FALLBACK.shape[1:])
+    return InputInfo(shape=shape, mean=(0.5,) * channels, std=(0.25,) * channels)
+
+
+def _first_convolution(model: nn.Module) -> nn.Conv2d | None:
+    """By the order in which the model holds its layers."""
+    return next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+
+
+def _known(model: str, names: list[str], name: str, library: str) -> None:
+    if model not in names:
+        near = did_you_mean(model, names)
+        words = near if len(near) < 200 else f"{library} has {len(names)}"
+        raise ConfigError(f"{library} has no model {model!r} ({name}); {words}")
+
+
+def _bare(state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
+    """Without the prefix of a wrapper (data parallelism, torch.compile) that was saved too."""
+    for prefix in PREFIXES:
+        own = any(key.startswith(prefix) for key in model.state_dict())
+        if state and not own and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    return state
+
+
+def _classes(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """The classes of a file's last layer, where only that differs from the model's."""
+    tensors = _tensors(model)
+    other = [k for k in tensors if k in state and state[k].shape != tensors[k].shape]
+    counts = {state[key].shape[0] for key in other if state[key].dim()}
+    layers = {key.rpartition(".")[0] for key in other}
+    return counts.pop() if len(counts) == 1 and len(layers) == 1 else None
+
+
+def _tensors(module: nn.Module) -> Mapping[str, Tensor]:
+    state: Mapping[str, Tensor] = module.state_dict(keep_vars=True)
+    return state
+
+
+# --- its last layer ---
+
+
+class Headed(WithClassifier):
+    """A model of images whose output is that of a linear layer.
+
+    path: of that layer.
+    """
+
+    def __init__(self, model: nn.Module, path: str) -> None:
+        super().__init__()
+        self.model, self.path = model, path
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.model(x)
+        return out
+
+    def features(self, x: Tensor) -> Tensor:
+        read: list[Tensor] = []
+        handle = self.classifier.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+        try:
+            self.model(x)
+        finally:
+            handle.remove()
+        return read[-1]
+
+    @property
+    def classifier(self) -> nn.Linear:
+        layer = self.model.get_submodule(self.path)
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def replace_classifier(self, classifier: nn.Linear) -> None:
+        self.model.set_submodule(self.path, classifier)
+
+
+def headed(loaded: Loaded, images: Tensor) -> Headed:
+    """The model with its last layer found.
+
+    images: that it is tried on, [at least 2, channels, height, width].
+
+    Raises:
+        SupernetError: it fails on such images, does not return [batch, classes] in training too,
+            or does not end in a linear layer.
+    """
+    model, name = loaded.model, loaded.name
+    outputs: dict[str, Any] = {}
+    handles = [
+        layer.register_forward_hook(lambda _, __, out, path=path: outputs.__setitem__(path, out))
+        for path, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and path
+    ]
+    try:
+        with evaluating(model):
+            output = model(images)
+        found = dict(outputs)
+        with undisturbed(model.modules()), torch.no_grad():
+            learning = model.train()(images)
+    except Exception as error:  # whatever the model's own code raises
+        size, own = "x".join(map(str, images.shape[1:])), loaded.input.shape[-1]
+        known = name.partition(":")[0] in LIBRARIES and images.shape[-1] != own
+        hint = f"; it was made for {own} pixels: --image-size {own}" if known else ""
+        raise SupernetError(f"{name} fails on images of {size}: {in_words(error)}{hint}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    path = next((p for p, out in found.items() if out is output), None)
+    wrong = [o for o in (output, learning) if not isinstance(o, Tensor) or o.dim() != 2]
+    if wrong:
+        raise SupernetError(
+            f"{name} returns {describe(wrong[0])}, not logits [batch, classes]: photos are "
+            "classified; other tasks are specialised by proxylessnas.specialise in Python"
+        )
+    if path is None:
+        raise SupernetError(
+            f"{name} does not end in a linear layer, which would learn your classes: give it one, "
+            "or specialise it by proxylessnas.specialise in Python"
+        )
+    return Headed(model, path)
+
+
+@torch.no_grad()
+def for_gray(loaded: Loaded) -> Loaded:
+    """The model for gray images, as if each were expanded to its three channels.
+
+    As `networks.for_gray`, in the first convolution of three channels; a bias takes what the
+    channels' means differ by.
+
+    Raises:
+        SupernetError: there is no such convolution.
+    """
+    info, model = loaded.input, loaded.model
+    conv = _first_convolution(model)
+    if conv is None or conv.in_channels != len(info.mean) or conv.groups != 1:
+        raise SupernetError(
+            f"the images are gray, and {loaded.name} has no first convolution of three channels "
+            "that could take them: give images in colour"
+        )
+    mean, std = torch.tensor(info.mean), torch.tensor(info.std)
+    gray_mean, gray_std = float(mean.mean()), float(std.mean())
+    moved = (conv.weight.sum((2, 3)) * ((gray_mean - mean) / std)).sum(1)
+    conv.weight = nn.Parameter((conv.weight * (gray_std / std)[:, None, None]).sum(1, keepdim=True))
+    conv.in_channels = 1
+    if not math.isclose(float(moved.abs().max()), 0.0, abs_tol=1e-9):
+        conv.bias = nn.Parameter(moved if conv.bias is None else conv.bias + moved)
+    gray = replace(info, shape=(1, *info.shape[1:]), mean=(gray_mean,), std=(gray_std,))
+    return replace(loaded, input=gray)

@@ -1,0 +1,127 @@
+"""The stages of `--model` up to a network: measure, teach, candidates, scores, search, derive.
+
+What a network takes does not depend on its weights. So the model is measured first, and a limit
+that cannot be kept is refused before anything is learned.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from proxylessnas.core.derive import Choice
+from proxylessnas.hardware.costs import batch_of
+from proxylessnas.hardware.count import count_macs, count_parameters
+from proxylessnas.hardware.measure import describe
+from proxylessnas.runs.any_model import INHERITED, ModelProblem
+from proxylessnas.runs.specialised import LINEAR, TEACHER
+from proxylessnas.runs.teaching import linear_classifier, teach
+from proxylessnas.session.finishing import trained_network
+from proxylessnas.session.pipeline import stop_if_asked
+from proxylessnas.session.session import Session
+from proxylessnas.surgery.around import Around, around, limit_of, measured
+from proxylessnas.surgery.choosing import recorded_choice
+from proxylessnas.surgery.latency import Latencies
+from proxylessnas.training.evaluate import evaluate
+
+STAGES = ("measure", "teach", "candidates", "scores", "search", "derive")
+
+
+def narrow(session: Session, problem: ModelProblem) -> None:
+    """All that is not done yet of the way to the network.
+
+    Raises:
+        UserError: the model cannot be narrowed, or no network around it keeps the limit.
+    """
+    if all(map(session.records.done, STAGES)):
+        return
+    found = problem.found(session)
+    latencies = measured(found)
+    limit = limit_of(_target(session), latencies, found.blank, found.brought)
+    stop_if_asked(session)
+    if not session.records.done("teach"):
+        teach_model(session, problem)
+    stop_if_asked(session)
+    space = around(found, latencies, problem.brought(session, problem.teacher().model))
+    recorded_choice(space, limit, lambda choice: _keep(session, problem, space, choice))
+
+
+def _target(session: Session) -> str:
+    """The limit, as `specialise` takes it."""
+    limit = session.limits["latency"]
+    return limit if isinstance(limit, str) else f"{limit}ms"
+
+
+def _keep(session: Session, problem: ModelProblem, space: Around, choice: Choice) -> dict[str, Any]:
+    """The architecture, and the weights that its training begins with."""
+    indices = choice.chosen.indices
+    network = space.space.network(indices)
+    architecture = problem.described(space.space.chosen(indices))
+    session.store.write("architecture.json", architecture.to_json().encode())
+    session.store.save_tensors(INHERITED, network.state_dict())
+    blocks = [
+        {"name": name, "choice": chosen, "ms": float(row[index])}
+        for (name, chosen), row, index in zip(
+            space.space.chosen(indices).items(), space.costs.per_candidate[0], indices, strict=True
+        )
+    ]
+    return {"blocks": blocks, "files": ["architecture.json", INHERITED]}
+
+
+def teach_model(session: Session, problem: ModelProblem) -> None:
+    """The stage `teach`; a model whose weights fit the classes is its own teacher.
+
+    Which class is which, a file of weights does not say. So the model is believed where it is no
+    worse than a linear classifier on its features.
+    """
+    if not problem.fits_classes:
+        teach(session, problem)
+        return
+    network = session.machine.place(problem.as_it_came())
+    scoring = problem.batches("scoring", session.config)
+    own = evaluate(network, problem.task, scoring, session.machine, ranks=session.ranks)
+    known, fit = linear_classifier(session, problem)
+    linear = evaluate(known, problem.task, scoring, session.machine, ranks=session.ranks)
+    own_accuracy, linear_accuracy = own.accuracy or 0.0, linear.accuracy or 0.0
+    noise = (linear_accuracy * (1 - linear_accuracy) / max(1, own.examples)) ** 0.5
+    words = f"its own classes {100 * own_accuracy:.1f} % of the validation part, a linear "
+    words += f"classifier on its features {100 * linear_accuracy:.1f} %"
+    if own_accuracy < linear_accuracy - 2 * noise:
+        session.reporter.say(
+            f"  warning: {words}: its classes are others, or in another order than yours; it is "
+            "taught anew"
+        )
+        teach(session, problem)
+        return
+    title = f"{session.config.model} knows these classes: {words}"
+    with session.records.stage("teach", title, session.callbacks) as facts:
+        session.store.save_tensors(TEACHER, network.state_dict())
+        facts |= {
+            "majority_class": max(range(len(fit.counts)), key=lambda label: fit.counts[label]),
+            "linear_valid_accuracy": linear_accuracy,
+            "teacher_valid_accuracy": own_accuracy,
+            "best_step": 0,
+            "files": [TEACHER, LINEAR],
+        }
+
+
+# --- for the summary ---
+
+
+def space_facts(session: Session) -> dict[str, Any]:
+    """What a summary says of the space and of the network in it."""
+    record = session.records.require("derive")
+    latencies = Latencies.from_json(session.store.read_json("latencies.json"))
+    network = trained_network(session).cpu()
+    batch = batch_of(session.inputs)
+    rest = {"name": "everything else", "choice": "", "ms": float(latencies.costs.fixed[0])}
+    return {
+        "runtime": dict(describe(session.runtime, session.inputs)),
+        "target_latency_ms": record["limit_ms"],
+        "predicted_latency_ms": record["predicted"]["latency"],
+        "parameters": count_parameters(network),
+        "macs": count_macs(network, session.inputs) // batch,
+        "limits": {},
+        "largest_network_ms": latencies.model_ms,
+        "blocks": [*record["blocks"], rest],
+        "candidates": max(map(len, session.store.read_json("scores.json"))),
+    }
