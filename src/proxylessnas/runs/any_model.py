@@ -154,14 +154,15 @@ class ModelProblem(SpecialisedProblem):
     def supernet(self, config: RunConfig) -> Supernet:
         raise RunError("a run of --model has no supernet: its candidates are of tensors")
 
-    def described(self, choices: dict[str, str]) -> Architecture:
-        """What was chosen, as it is written."""
-        settings = {"model": self.config.model, "classes": len(self.data.info.classes)}
+    def described(self, choices: dict[str, str], attributes: dict[str, int]) -> Architecture:
+        """What was chosen, as it is written. attributes: see `surgery.saved.network_of`."""
+        settings = {"model": self.config.model, "attributes": attributes}
         return Architecture(space=MODEL, settings=settings, choices=choices, input=self.data.info)
 
     def network(self, architecture: Architecture, config: RunConfig) -> nn.Module:
         tensors, _ = self.store.load_tensors(INHERITED)
-        return network_of(self.new_teacher().model, architecture.choices, tensors)
+        attributes = architecture.settings["attributes"]
+        return network_of(self.new_teacher().model, architecture.choices, attributes, tensors)
 
     # --- what the surgery takes ---
 
@@ -221,4 +222,5 @@ def narrowed_network(
             f"the network is made of {name}, which is not imported because a file says so: name it "
             f"yourself (--space {name})"
         )
-    return network_of(load_model(name, RANDOM).model, architecture.choices, tensors)
+    model, attributes = load_model(name, RANDOM).model, architecture.settings["attributes"]
+    return network_of(model, architecture.choices, attributes, tensors)

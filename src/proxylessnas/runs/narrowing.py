@@ -55,13 +55,14 @@ def _keep(session: Session, problem: ModelProblem, space: Around, choice: Choice
     """The architecture, and the weights that its training begins with."""
     indices = choice.chosen.indices
     network = space.space.network(indices)
-    architecture = problem.described(space.space.chosen(indices))
+    chosen = space.space.chosen(indices)
+    architecture = problem.described(chosen, space.space.attributes(indices))
     session.store.write("architecture.json", architecture.to_json().encode())
     session.store.save_tensors(INHERITED, network.state_dict())
     blocks = [
-        {"name": name, "choice": chosen, "ms": float(row[index])}
-        for (name, chosen), row, index in zip(
-            space.space.chosen(indices).items(), space.costs.per_candidate[0], indices, strict=True
+        {"name": name, "choice": candidate, "ms": float(row[index])}
+        for (name, candidate), row, index in zip(
+            chosen.items(), space.costs.per_candidate[0], indices, strict=True
         )
     ]
     return {"blocks": blocks, "files": ["architecture.json", INHERITED]}
@@ -116,7 +117,7 @@ def space_facts(session: Session) -> dict[str, Any]:
     rest = {"name": "everything else", "choice": "", "ms": float(latencies.costs.fixed[0])}
     return {
         "runtime": dict(describe(session.runtime, session.inputs)),
-        "target_latency_ms": record["limit_ms"],
+        "target_latency_ms": record["target_ms"],
         "predicted_latency_ms": record["predicted"]["latency"],
         "parameters": count_parameters(network),
         "macs": count_macs(network, session.inputs) // batch,

@@ -71,7 +71,7 @@ def _facts(choice: Choice) -> dict[str, Any]:
         "score": chosen.score,
         "rounds": choice.rounds,
         "correction": choice.correction,
-        "limit_ms": choice.costs.limit("latency"),
+        "target_ms": choice.costs.limit("latency"),
     }
 
 

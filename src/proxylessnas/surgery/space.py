@@ -126,6 +126,7 @@ class Space:
         """Paths of the modules that differ between the candidates of a choice."""
         chosen = self.choices[choice]
         inside = {path for pair in chosen.pairs for path in pair.layers}
+        inside |= {size.module for pair in chosen.pairs for size in pair.sizes}
         return inside | {chosen.name} if chosen.can_leave_out else inside
 
     @cached_property
