@@ -5,23 +5,29 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q -n auto
 
-.PHONY: demo env test test-fast test-all check bench clean
+# PyPI's torch for Linux brings 5 GB of CUDA. Where there is no GPU, the same version for CPUs comes
+# first, if its index is to be had.
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+CPU_TORCH := $(if $(shell command -v nvidia-smi),,$(PIP) install --quiet --retries 0 --timeout 10 \
+	--index-url $(TORCH_INDEX) $$(grep -E '^torch(vision)?==' requirements.txt) \
+	|| echo 'the CPU build of torch is not to be had here: the one of PyPI follows')
 
-# Where photos of flowers are at hand, from trained weights; else digits, from scratch.
-PHOTOS := --data $(PROXYLESSNAS_DATA)/flowers --loading.limit 1500 --image-size 96 \
-	--pretrained efficientnet_lite0 --target-latency 0.5x
-DEMO := $(if $(PROXYLESSNAS_DATA),$(PHOTOS),--config src/proxylessnas/recipes/demo.yaml)
+.PHONY: demo docs env test test-fast test-all check bench clean
 
+# From trained weights, on crops of photographs that a package carries: nothing is downloaded.
 demo: env
 	rm -rf runs/demo
-	$(BIN)/proxylessnas run $(DEMO) --out runs/demo
+	$(BIN)/proxylessnas run --data surfaces --image-size 64 --pretrained efficientnet_lite0 \
+		--target-latency 0.35x --out runs/demo
 
 env: $(VENV)/.complete
 
 $(VENV)/.complete: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	$(CPU_TORCH)
+	$(PIP) install --quiet -r requirements.txt
+	$(PIP) install --quiet --no-build-isolation --no-deps -e .
 	touch $@
 
 test: env
@@ -43,5 +49,9 @@ bench: env  # the short form, under five minutes; each benchmark says what its l
 	GOMP_SPINCOUNT=1000 $(BIN)/python benchmarks/step.py --short --rounds 5
 	GOMP_SPINCOUNT=1000 $(BIN)/python benchmarks/overhead.py --no-table
 
+docs: env  # the site, in site/
+	$(PIP) install --quiet -r docs/requirements.txt
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site

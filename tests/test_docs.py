@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from proxylessnas import zoo
+from proxylessnas.cli.options import ADDERS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "proxylessnas"
@@ -60,7 +61,7 @@ def commands(text: str) -> list[list[str]]:
 
 @cache
 def help_of(verb: str) -> str:
-    word = "--help" if verb in ("predict", "report", "zoo") else "--help-all"
+    word = "--help" if verb in ADDERS else "--help-all"
     done = subprocess.run(
         [sys.executable, "-m", "proxylessnas", verb, word], capture_output=True, text=True
     )

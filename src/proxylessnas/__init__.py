@@ -9,9 +9,11 @@ the command line's `--help`) does not wait for torch.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from proxylessnas.api import Result, Specialised, load, search, specialise
     from proxylessnas.architecture import Architecture
     from proxylessnas.config import DeriveSettings, MachineSettings, MeasureSettings, SearchSettings
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from proxylessnas.report.latencies import measure_latencies
     from proxylessnas.spaces import build, build_supernet
     from proxylessnas.training.callbacks import Callback, EarlyStopping
+    from proxylessnas.training.loggers import MLflow, TensorBoard, WandB
     from proxylessnas.training.ranks import open_ranks
 
 SETTINGS = ("SearchSettings", "MeasureSettings", "DeriveSettings", "MachineSettings")
@@ -30,6 +33,7 @@ _HOME = {
     "Residual": "core.supernet",
     "Callback": "training.callbacks",
     "EarlyStopping": "training.callbacks",
+    **dict.fromkeys(("MLflow", "TensorBoard", "WandB"), "training.loggers"),
     "Result": "api",
     "Specialised": "api",
     "Supernet": "core.supernet",
@@ -49,6 +53,7 @@ __all__ = [
     "Callback",
     "DeriveSettings",
     "EarlyStopping",
+    "MLflow",
     "MachineSettings",
     "MeasureSettings",
     "MixedOp",
@@ -57,7 +62,10 @@ __all__ = [
     "SearchSettings",
     "Specialised",
     "Supernet",
+    "TensorBoard",
+    "WandB",
     "Zero",
+    "__version__",
     "build",
     "build_supernet",
     "load",
@@ -70,6 +78,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("proxylessnas")
     if name not in _HOME:
         raise AttributeError(f"module 'proxylessnas' has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -13,7 +13,7 @@ from proxylessnas.errors import DataError
     [
         ("mnist", "did you mean torchvision:MNIST?"),
         ("mnist5", "did you mean mnist5k?"),
-        ("qwertz", "allowed: digits, mnist5k Or give a folder"),
+        ("qwertz", "allowed: digits, mnist5k, surfaces Or give a folder"),
         ("torchvision:CIFAR1", "did you mean CIFAR1"),
         ("./nowhere", "there is no folder ./nowhere"),
         ("/no/such/place", "there is no folder /no/such/place"),

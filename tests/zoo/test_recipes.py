@@ -42,7 +42,7 @@ def test_two_steps(name: str) -> None:
     """One step of each kind of the search, and two of the training, with the recipe's settings."""
     config = recipes.load(name)
     tiny = dict(TINY[config.space])
-    if name == "demo":
+    if name == "mnist":
         tiny = {"input_shape": [1, 28, 28], "classes": 4}
     supernet = build_supernet(config.space, {**config.space_settings, **tiny})
     shape = supernet.settings["input_shape"]

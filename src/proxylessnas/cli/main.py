@@ -26,13 +26,15 @@ usage: proxylessnas VERB [options]          proxylessnas VERB --help for the opt
   export     ONNX, compared with eager and measured as the file it is
   predict    classify images with the result
   report     one HTML file about a run, or about several side by side
+  watch      progress and curves of a run that goes on, in the terminal
   zoo        the published networks: list, build, export, measure, draw
+  completion a script for bash or zsh: eval "$(proxylessnas completion bash)"
 
-  proxylessnas run --data mnist5k --target-latency 0.6x --out runs/demo
+  proxylessnas run --data ~/photos --pretrained efficientnet_lite0 --target-latency 0.5x
   proxylessnas run --data ~/photos --target-latency 12ms --budget 2h
   proxylessnas predict runs/demo image.png
 """
-VERBS = ("run", *STAGES, "predict", "report", "zoo")
+VERBS = ("run", *STAGES, "predict", "report", "watch", "zoo", "completion")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,14 +74,9 @@ def _verb(words: list[str], signal: Signal) -> int:
         raise ConfigError(f"there is no verb {verb!r}; {did_you_mean(verb, VERBS)}")
     from proxylessnas.cli import options, stages  # only now: the help above is instant
 
-    adders = {
-        "predict": options.add_predicting,
-        "report": options.add_reporting,
-        "zoo": options.add_zoo,
-    }
-    if verb not in adders:
+    if verb not in options.ADDERS:
         return stages.main(verb, signal, rest)
-    chosen = options.parsed(verb, adders[verb], rest)
+    chosen = options.parsed(verb, options.ADDERS[verb], rest)
     if chosen is not None:  # torch, too, only where there is something to do
         return importlib.import_module(f"proxylessnas.cli.{verb}").main(chosen) or 0
     return 0

@@ -16,7 +16,7 @@ from proxylessnas.errors import ConfigError, did_you_mean
 
 SPACES = ("mobile", "macro", "cell", "tree")
 RUNTIMES = ("onnxruntime", "torch", "litert", "openvino", "fake")
-DATA = ("mnist5k", "digits")
+DATA = ("mnist5k", "digits", "surfaces")
 PRETRAINED = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 OTHER_SPACES = ("inverted", "custom", "model")  # that files name: trained ones, Python calls
 OTHER_DATA = "a folder that exists, owner/name of the Hugging Face hub or torchvision:NAME"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Literal, NoReturn
 
@@ -170,6 +170,13 @@ def stage_parser(verb: str) -> Parser:
         help="use a latency table of another device, runtime or batch all the same; "
         "measure --out table.json replaces it",
     )
+    if verb == "run":
+        parser.add_argument(
+            "--log",
+            metavar="NAMES",
+            help="trackers that are told every step's numbers: tensorboard, mlflow or wandb, or "
+            "several with commas; they write into the run directory",
+        )
     if verb == "derive":
         parser.add_argument(
             "--latencies", help="one network for each of these latencies, as 8ms,10ms,12ms"
@@ -256,6 +263,12 @@ def add_reporting(parser: Parser) -> None:
     )
 
 
+def add_watching(parser: Parser) -> None:
+    parser.add_argument("directory", help="the run directory")
+    parser.add_argument("--every", type=float, default=2.0, help="seconds between two looks")
+    parser.add_argument("--once", action="store_true", help="look once")
+
+
 def add_zoo(parser: Parser) -> None:
     parser.add_argument("name", nargs="*", help="a network; without one, all are listed")
     parser.add_argument("--build", action="store_true", help="print the plain network")
@@ -278,3 +291,17 @@ def add_zoo(parser: Parser) -> None:
         action="store_true",
         help="export the network without trained weights",
     )
+
+
+def add_completing(parser: Parser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh"), help="the shell")
+
+
+# The verbs beside those of a run, with what adds their options.
+ADDERS: Mapping[str, Callable[[Parser], None]] = {
+    "predict": add_predicting,
+    "report": add_reporting,
+    "watch": add_watching,
+    "zoo": add_zoo,
+    "completion": add_completing,
+}

@@ -38,6 +38,7 @@ FLAGS = (
         "keep_checkpoints",
         "accept_changed_data",
         "quiet",
+        "log",
         "latencies",
         "format",
         "force",
@@ -124,6 +125,7 @@ def _in_directory(
                 signal=signal,
                 force=bool(flags["force"]),
                 started=started,
+                brought=_brought(flags["log"], ranks),
                 again=None if verb == "run" else verb,
                 accept_changed_data=bool(flags["accept_changed_data"]),
             )
@@ -144,6 +146,16 @@ def _in_directory(
                     file=sys.stderr,
                 )
             return 130
+
+
+def _brought(log: str | None, ranks: Ranks) -> Any:
+    """The trackers that --log names, told by rank 0 alone."""
+    from proxylessnas.runs.job import Brought
+    from proxylessnas.training.callbacks import Callbacks
+    from proxylessnas.training.loggers import trackers
+
+    chosen = trackers(log) if log else []
+    return Brought(callbacks=Callbacks(chosen if ranks.is_main else ()))
 
 
 def _is_elsewhere(settings: dict[str, Any], stored: RunConfig) -> bool:
@@ -199,8 +211,8 @@ def _directory(flags: Mapping[str, Any], settings: Mapping[str, Any]) -> Path:
         return Path(named)
     if not settings.get("data"):
         raise ConfigError(
-            "--data is missing: mnist5k, digits, a folder of images, a Hugging Face data set or "
-            "torchvision:NAME (or --out for a run that exists)"
+            "--data is missing: a folder of images, a Hugging Face data set, torchvision:NAME, "
+            "mnist5k, digits or surfaces (or --out for a run that exists)"
         )
     from proxylessnas.runs.job import default_directory
 

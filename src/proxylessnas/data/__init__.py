@@ -5,6 +5,7 @@ tree.py            the names in a folder or a zip file, and counts of what is no
 parts.py           which names mean training, validation and test parts
 folders.py         how a tree of folders is meant
 tables.py          a CSV file of file names and labels; huggingface.py, packaged.py: the others
+surfaces.py        crops of photographs, the demo's data set
 labels.py          the columns of a table, and its labels to class numbers
 watching.py        progress of what takes long
 source.py          `Source`, which every kind becomes: images opened by number, with labels

@@ -38,7 +38,7 @@ TORCHVISION: Mapping[str, Mapping[str, _Arguments]] = {
 
 
 @dataclass(frozen=True)
-class _IndexedImages:
+class IndexedImages:
     """Reads an array [images, H, W], or a torchvision data set of (image, label) pairs."""
 
     name: str
@@ -72,7 +72,7 @@ def digits() -> Source:
 
 
 def _digits_source(name: str, images: Any, labels: Any) -> Source:
-    reader = _IndexedImages(name, images.astype(np.uint8))
+    reader = IndexedImages(name, images.astype(np.uint8))
     return assemble(name, _DIGITS, {"train": SplitPart(labels.astype(np.int64), reader)})
 
 
@@ -87,7 +87,7 @@ def torchvision_source(spec: str) -> Source:
         for role, arguments in TORCHVISION[name].items()
     }
     parts = {
-        role: SplitPart(_labels(dataset), _IndexedImages(f"{spec} {role}", dataset))
+        role: SplitPart(_labels(dataset), IndexedImages(f"{spec} {role}", dataset))
         for role, dataset in loaded.items()
     }
     largest = max(int(part.labels.max()) for part in parts.values())

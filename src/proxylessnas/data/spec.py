@@ -1,6 +1,7 @@
 """A data spec, which is what `--data` takes, to a `Source`.
 
 mnist5k, digits                   arrays that a package carries          packaged.py
+surfaces                          crops of photographs of a package      surfaces.py
 torchvision:NAME                  a class of torchvision.datasets        packaged.py
 a folder, or a .zip of one        one folder a class, with or without
                                   train/, val/, test/                    folders.py
@@ -26,11 +27,12 @@ from proxylessnas.data.huggingface import (
 )
 from proxylessnas.data.packaged import TORCHVISION, digits, mnist5k, torchvision_source
 from proxylessnas.data.source import Source
+from proxylessnas.data.surfaces import surfaces
 from proxylessnas.data.tables import TABLE_SUFFIXES, table_source
 from proxylessnas.data.watching import Progress, silent, watched
 from proxylessnas.errors import DataError, did_you_mean
 
-_BUNDLED = {"mnist5k": mnist5k, "digits": digits}
+_BUNDLED = {"mnist5k": mnist5k, "digits": digits, "surfaces": surfaces}
 
 
 def open_source(

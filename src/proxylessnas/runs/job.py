@@ -249,8 +249,8 @@ def _check(config: RunConfig, ranks: Ranks, brought: Brought) -> None:
         )
     if config.data == "":
         raise ConfigError(
-            "--data is missing: mnist5k, digits, a folder of images, a Hugging Face data set "
-            "or torchvision:NAME"
+            "--data is missing: a folder of images, a Hugging Face data set, torchvision:NAME, "
+            "mnist5k, digits or surfaces"
         )
     _check_one_precision(config)
     limits = all_limits(config.limits, config.target_latency)
