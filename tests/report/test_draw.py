@@ -55,12 +55,13 @@ def test_macro_and_small_networks() -> None:
     for space, settings in (
         ("macro", {"widths": [8, 8, 16], "head": 8}),
         ("mobile", {"input_shape": [1, 28, 28], "depths": [2], "widths": [16], "first": 8}),
+        ("cell", {}),
         ("tree", {"blocks": [1, 1], "depth": 1, "branching": 3, "branches": 1}),
     ):
         supernet = build_supernet(space, settings)
         for seed in range(3):
             svg = draw(supernet.sample(torch.Generator().manual_seed(seed)))
-            assert f"{space} network" in texts(svg)
+            assert {f"{space} network", f"network of {space}"} & set(texts(svg))
 
 
 @given(

@@ -7,6 +7,7 @@ every choice and its candidate.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -50,16 +51,31 @@ def draw(architecture: Architecture, milliseconds: Mapping[str, float] | None = 
         ArchitectureError: the choices do not fit the space.
         ConfigError: its settings do not.
     """
-    if architecture.space not in SPACES:
+    network = _network(architecture)
+    if network is None:
         return _choices(architecture)
+    image = Shape(*architecture.settings["input_shape"])
+    if isinstance(network.blocks[0], TreeBlock):
+        return _grid(architecture, network, image)
+    if not _is_row(architecture, network):
+        return _choices(architecture)
+    return _row(architecture, network, image, milliseconds or {})
+
+
+def _network(architecture: Architecture) -> Network | None:
+    """The network of a space here, without weights; None of a user's model."""
+    if architecture.space not in SPACES:
+        return None
     with torch.device("meta"):  # only shapes are wanted
         network = build(architecture).eval()
     assert isinstance(network, Network)
-    image = Shape(*architecture.settings["input_shape"])
-    tree = isinstance(network.blocks[0], TreeBlock)
-    if tree:
-        return _grid(architecture, network, image)
-    return _row(architecture, network, image, milliseconds or {})
+    return network
+
+
+def _is_row(architecture: Architecture, network: Network) -> bool:
+    """Whether every choice is one of the blocks, and the head begins with a convolution."""
+    chosen = all(re.fullmatch(r"blocks\.\d+(\.branch)?", name) for name in architecture.choices)
+    return chosen and bool(_convolutions(network.head))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +95,8 @@ class Layer:
 
 def layers(architecture: Architecture) -> list[Layer]:
     """The searched inverted bottlenecks in order; none of other kinds of networks."""
-    if architecture.space not in SPACES:
-        return []
-    with torch.device("meta"):
-        network = build(architecture).eval()
-    assert isinstance(network, Network)
-    if isinstance(network.blocks[0], TreeBlock):
+    network = _network(architecture)
+    if network is None or not _is_row(architecture, network):
         return []
     image = Shape(*architecture.settings["input_shape"])
     before, *after = _output_shapes(network, image, [network.stem, *network.blocks])
