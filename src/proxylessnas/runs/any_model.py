@@ -41,6 +41,7 @@ from proxylessnas.runs.specialised import (
 from proxylessnas.session.finishing import STEADY_NORM
 from proxylessnas.session.session import Session
 from proxylessnas.surgery.around import Found, find, uniform_network
+from proxylessnas.surgery.attention import opened
 from proxylessnas.surgery.brought import Trained, inputs_of
 from proxylessnas.surgery.saved import network_of
 from proxylessnas.training.copying import copied
@@ -169,7 +170,7 @@ class ModelProblem(SpecialisedProblem):
     def brought(self, session: Session, model: nn.Module) -> Trained:
         """The model with the run's data and records."""
         return Trained(
-            model=model.cpu().to(memory_format=torch.contiguous_format).eval(),
+            model=opened(model).cpu().to(memory_format=torch.contiguous_format).eval(),
             inputs=session.inputs,
             task=self.task,
             train=self.plain_images(session.config),

@@ -113,10 +113,10 @@ class Coupling:
         return True
 
     def _bind_fold(self, fold: Fold, chosen: int | None) -> None:
-        if chosen is None:
-            self.fix(fold.whole, APART, fold.node)
-        else:
-            self.bind(fold.whole, fold.of_part(chosen))
+        sizes = [len(part) for part in fold.parts]
+        # Where all parts are fixed, so is the whole, for the reasons of the largest.
+        kept = sizes.index(max(sizes)) if chosen is None else chosen
+        self.bind(fold.whole, fold.of_part(kept))
         for k, part in enumerate(fold.parts):
             if k != chosen:
                 self.fix(part, APART, fold.node)

@@ -70,6 +70,12 @@ def _permute(coupling: Coupling, node: Node) -> None:
     assert isinstance(x, Node)
     if operation(node) == "permute":
         dims = [d % count for d in argument(node, 1, "dims")]
+    elif operation(node) == "movedim":
+        both = (argument(node, 1, "source"), argument(node, 2, "destination"))
+        source, target = ([d] if isinstance(d, int) else list(d) for d in both)
+        rest = iter(d for d in range(count) if d not in [s % count for s in source])
+        moved = {t % count: s % count for s, t in zip(source, target, strict=True)}
+        dims = [moved[d] if d in moved else next(rest) for d in range(count)]
     else:
         dims = list(range(count))
         i, j = (argument(node, k, f"dim{k - 1}", k - 1) % max(count, 1) for k in (1, 2))
@@ -253,7 +259,7 @@ MOVES: dict[str, Callable[[Coupling, Node], None]] = {
     **{name: _reshape for name in RESHAPES},
     **{name: _reduction for name in REDUCTIONS},
     **{name: _along for name in ALONG},
-    **{name: _permute for name in ("permute", "transpose", "swapaxes", "t")},
+    **{name: _permute for name in ("permute", "transpose", "swapaxes", "t", "movedim")},
     **{name: _new for name in ("zeros", "ones", "full", "arange", "empty", "rand", "randn")},
     **{name: _new for name in ("new_zeros", "new_ones", "new_full", "linspace", "scalar_tensor")},
     **{"cat": _cat, "concat": _cat, "stack": _stack, "slice": _slice, "select": _select},

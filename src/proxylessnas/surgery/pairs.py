@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from proxylessnas.hardware.fingerprint import Convolution
-from proxylessnas.surgery.coupling import Coupling, Elements
+from proxylessnas.surgery.coupling import APART, Coupling, Elements
 from proxylessnas.surgery.graph import Graph, channel_axis, groups, operation, shape, weight_axes
 from proxylessnas.surgery.moves import RESHAPES, SPLITS
 from proxylessnas.surgery.relations import relate
@@ -344,8 +344,8 @@ def _why_fixed(coupling: Coupling, layer: Node) -> str:
     """Of the reasons the one that the layer comes to first."""
     order = coupling.graph.order
     reasons = [
-        (order[node] < order[layer], abs(order[node] - order[layer]), reason)
+        (reason == APART, order[node] < order[layer], abs(order[node] - order[layer]), reason)
         for number in np.unique(coupling.of(layer, channel_axis(layer))).tolist()
         for node, reason in coupling.reasons.get(number, [])
     ]
-    return min(reasons)[2] if reasons else "its channels go with others"
+    return min(reasons)[3] if reasons else "its channels go with others"

@@ -18,6 +18,7 @@ from proxylessnas.core.costs import Costs
 from proxylessnas.core.derive import Choice, Proposal
 from proxylessnas.errors import RunError, foreign
 from proxylessnas.io.files import write_atomic
+from proxylessnas.surgery.attention import opened
 from proxylessnas.surgery.brought import Trained
 from proxylessnas.surgery.narrow import Narrowed, matched, replace_tensor, set_attribute
 from proxylessnas.surgery.pairs import Pair
@@ -81,7 +82,7 @@ def network_of(
     choices: the candidate that was chosen, by the name of the block or the layer. attributes: of
     its modules, by their paths, as `blocks.0.attn.num_heads`.
     """
-    network = copied(model)
+    network = opened(copied(model))
     for name, candidate in choices.items():
         if candidate == LEFT_OUT:
             network.set_submodule(name, nn.Identity())

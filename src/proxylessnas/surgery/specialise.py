@@ -16,6 +16,7 @@ from proxylessnas.core.derive import Choice, Proposal
 from proxylessnas.limits import parse_latency
 from proxylessnas.pretrained.distil import TEMPERATURE, distilled
 from proxylessnas.surgery.around import Around, around, find, limit_of, measured
+from proxylessnas.surgery.attention import opened
 from proxylessnas.surgery.brought import Trained, try_batches, unwrapped
 from proxylessnas.surgery.choosing import chosen_within, recorded_choice
 from proxylessnas.surgery.saved import check_same_call, files_of, save_network
@@ -158,7 +159,7 @@ def specialise_model(brought: Trained, target_latency: str, blocks: Any = "auto"
     What the stages leave is in the store of `brought.records`; one that is done is not done again.
     """
     parse_latency(target_latency)
-    brought = replace(brought, model=copied(unwrapped(brought.model)).cpu().eval())
+    brought = replace(brought, model=opened(copied(unwrapped(brought.model))).cpu().eval())
     try_batches(brought)
     check_same_call(brought, target_latency, blocks)
     found = find(brought, blocks)
