@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from proxylessnas.core.supernet import Residual
-from proxylessnas.errors import ExportError, MissingDependency, one_line
+from proxylessnas.errors import ConfigError, ExportError, MissingDependency, one_line
 from proxylessnas.export import tflite
 from proxylessnas.export.compare import difference
+from proxylessnas.export.coreml import export_coreml
+from proxylessnas.export.executorch import export_executorch
 from proxylessnas.export.fold import fold
 from proxylessnas.export.onnx import compare, to_onnx
 from proxylessnas.export.quiet import one_thread
@@ -182,3 +187,54 @@ def test_one_line() -> None:
     assert one_line(RuntimeError("a\n  b\tc")) == "a b c"
     assert one_line(AssertionError()) == "AssertionError"
     assert len(one_line(RuntimeError("x" * 999))) == 200
+
+
+# --- extras ---
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "suffix"),
+    [("executorch", "executorch", ".pte"), ("coremltools", "coreml", ".mlpackage")],
+)
+def test_formats_without_their_packages(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, package: str, extra: str, suffix: str
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    export = {".pte": export_executorch, ".mlpackage": export_coreml}[suffix]
+    with pytest.raises(MissingDependency, match=rf"{package}.*proxylessnas\[{extra}\]"):
+        export(network(), (X,), tmp_path / f"net{suffix}")
+
+
+def test_core_ml_is_given_the_names_and_shapes_of_the_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a module in coremltools' place: what it is called with, and what is kept of it."""
+
+    class Model:
+        def save(self, path: str) -> None:
+            Path(path).mkdir()
+            Path(path, "Manifest.json").write_text("{}")
+
+    given: dict[str, Any] = {}
+
+    def convert(model: Any, **options: Any) -> Model:
+        given.update(options, output=model(X))
+        return Model()
+
+    fake = SimpleNamespace(
+        convert=convert,
+        TensorType=lambda **of_tensor: of_tensor,
+        precision=SimpleNamespace(FLOAT32="float32"),
+    )
+    monkeypatch.setitem(sys.modules, "coremltools", fake)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    path, module = tmp_path / "net.mlpackage", network().eval()
+    for _ in range(2):  # one that is there is replaced
+        export_coreml(module, (X,), path)
+    assert given["inputs"] == [{"name": "input", "shape": tuple(X.shape)}]
+    assert given["outputs"] == [{"name": "output"}] and given["convert_to"] == "mlprogram"
+    torch.testing.assert_close(given["output"], module(X), rtol=1e-4, atol=1e-5)
+    assert [p.name for p in tmp_path.iterdir()] == ["net.mlpackage"]
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ConfigError, match=r"exists and is no \.mlpackage"):
+        export_coreml(module, (X,), tmp_path / "mine")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from proxylessnas.config import MeasureSettings
 from proxylessnas.core.supernet import MixedOp, Supernet
 from proxylessnas.errors import ExportError, MeasurementError
+from proxylessnas.export.precision import is_quantised
 from proxylessnas.hardware.costs import latency_costs
 from proxylessnas.hardware.kit import CARRIED, export_kit
 from proxylessnas.hardware.kit_results import import_kit
@@ -136,7 +140,7 @@ def test_what_is_in_a_kit(kit: Path) -> None:
 
 
 def test_only_some_runtimes_have_kits(tmp_path: Path) -> None:
-    with pytest.raises(MeasurementError, match="litert, onnxruntime"):
+    with pytest.raises(MeasurementError, match="litert, onnxruntime, tensorrt"):
         export_kit(small(), INPUTS, SETTINGS, tmp_path / "k.zip", seed=0, runtime="torch")
 
 
@@ -280,3 +284,103 @@ def test_a_litert_kit_has_the_android_script(tmp_path: Path) -> None:
     done = run(path, tmp_path / "results.json")
     assert done.returncode == 0, done.stderr
     assert import_kit(tmp_path / "results.json").table.complete
+
+
+# --- int8, and TensorRT ---
+
+FEW = MeasureSettings(rounds=1, network_rounds=1, networks=3, runs=1, warmup=0)
+TINY = {"widths": [8], "depths": [1], "head": 8}
+# As NVIDIA's documentation of trtexec shows its output.
+TRTEXEC = """&&&& RUNNING TensorRT.trtexec [TensorRT v100300] [b30] # trtexec --loadEngine=e
+[01/02/2026-03:04:05] [I] === Device Information ===
+[01/02/2026-03:04:05] [I] Selected Device: Orin
+[01/02/2026-03:04:05] [I] TensorRT version: 10.3.0
+[01/02/2026-03:04:06] [I] === Performance summary ===
+[01/02/2026-03:04:06] [I] Throughput: 1208.83 qps
+[01/02/2026-03:04:06] [I] Latency: min = 0.82 ms, max = 1.07 ms, mean = 0.83 ms, median = 0.82 ms, \
+percentile(90%) = 0.83 ms, percentile(95%) = 0.84 ms, percentile(99%) = 0.85 ms
+[01/02/2026-03:04:06] [I] GPU Compute Time: min = 0.79 ms, max = 1.04 ms, mean = 0.81 ms, \
+median = {median} ms, percentile(90%) = 0.82 ms
+[01/02/2026-03:04:06] [I] === Explanations of the performance metrics ===
+[01/02/2026-03:04:06] [I] GPU Compute Time: the GPU latency to execute the kernels for a query.
+&&&& PASSED TensorRT.trtexec [TensorRT v100300] [b30]
+"""
+
+
+def packed(path: Path, runtime: str, precision: str) -> dict[str, Any]:
+    supernet, inputs = build_supernet("macro", TINY), (torch.zeros(1, 3, 32, 32),)
+    export_kit(supernet, inputs, FEW, path, seed=0, runtime=runtime, precision=precision)
+    with zipfile.ZipFile(path) as archive:
+        manifest: dict[str, Any] = json.loads(archive.read("manifest.json"))
+    return manifest
+
+
+def test_an_int8_kit_comes_back_as_an_int8_table(tmp_path: Path) -> None:
+    manifest = packed(tmp_path / "kit.zip", "onnxruntime", "int8")
+    with zipfile.ZipFile(tmp_path / "kit.zip") as archive:
+        contents = [archive.read(entry["file"]) for entry in manifest["files"].values()]
+    assert any(is_quantised(onnx.load_model_from_string(content)) for content in contents)
+    done = run(tmp_path / "kit.zip", tmp_path / "results.json")
+    assert done.returncode == 0, done.stderr
+    table = import_kit(tmp_path / "results.json").table
+    assert table.complete and table.device["precision"] == "int8"
+    table.check_precision("int8")
+
+
+def test_the_output_of_trtexec_becomes_a_table(tmp_path: Path) -> None:
+    manifest = packed(tmp_path / "kit.zip", "tensorrt", "fp16")
+    with zipfile.ZipFile(tmp_path / "kit.zip") as archive:
+        script = archive.read("trtexec.sh").decode()
+        assert "Untested on a device" in archive.read("README.txt").decode()
+    subprocess.run(["sh", "-n"], input=script, text=True, check=True)
+    assert " --fp16 " in script and script.count("\nvisit '") == len(manifest["files"])
+    log, lines = tmp_path / "results.log", [f"### manifest {json.dumps(manifest)}"]
+    for i, key in enumerate(manifest["files"]):
+        lines += [f"### visit {key}", TRTEXEC.format(median=0.5 + i)]
+    log.write_text("\n".join([*lines[:1], "### system Linux 5.15", *lines[1:]]))
+    table = import_kit(log).table
+    assert table.complete and table.device["device"] == "Orin"
+    assert (table.device["version"], table.device["precision"]) == ("10.3.0", "fp16")
+    found = {k: m.median_ms for k, m in table.entries.items()}
+    assert found == {k: 0.5 + i for i, k in enumerate(manifest["files"]) if k in found}
+    log.write_text("\n".join(lines).replace("median =", "middle ="))
+    with pytest.raises(MeasurementError, match="trtexec did not finish on"):
+        import_kit(log)
+    log.write_text(f"{lines[0]}\n### failed networks/0001.onnx\n")
+    with pytest.raises(MeasurementError, match=r"not build an engine of 'networks/0001\.onnx"):
+        import_kit(log)
+
+
+def test_the_script_runs_trtexec_in_rounds(tmp_path: Path) -> None:
+    """With a trtexec that prints what the documentation shows, and builds what it is asked for."""
+    packed(tmp_path / "kit.zip", "tensorrt", "int8")
+    with zipfile.ZipFile(tmp_path / "kit.zip") as archive:
+        archive.extractall(tmp_path / "kit")
+    trtexec = tmp_path / "trtexec"
+    text = TRTEXEC.format(median=1.5)
+    trtexec.write_text(
+        '#!/bin/sh\nfor word; do case "$word" in --saveEngine=*) touch "${word#*=}";; '
+        f"esac; done\ncat <<'END'\n{text}END\n"
+    )
+    trtexec.chmod(0o755)
+    done = subprocess.run(
+        ["sh", str(tmp_path / "kit/trtexec.sh")],
+        env={**os.environ, "TRTEXEC": str(trtexec)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "results.log").write_text(done.stdout)
+    table = import_kit(tmp_path / "results.log").table
+    assert table.complete and {m.median_ms for m in table.entries.values()} == {1.5}
+    trtexec.write_text("#!/bin/sh\nexit 1\n")
+    shutil.rmtree(tmp_path / "kit/engines")
+    words = ["sh", str(tmp_path / "kit/trtexec.sh")]
+    environment = {**os.environ, "TRTEXEC": str(trtexec)}
+    failed = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert failed.returncode == 1 and "### failed networks/" in failed.stdout
+
+
+def test_a_kit_in_a_precision_that_there_is_not(tmp_path: Path) -> None:
+    with pytest.raises(MeasurementError, match="a kit for onnxruntime is in f32 or int8, not fp16"):
+        packed(tmp_path / "kit.zip", "onnxruntime", "fp16")

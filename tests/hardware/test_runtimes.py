@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from proxylessnas.core.supernet import Residual
 from proxylessnas.errors import MeasurementError, MissingDependency, UserError
 from proxylessnas.export.compare import eager_outputs
+from proxylessnas.export.executorch import to_executorch
 from proxylessnas.export.onnx import compare, to_onnx
 from proxylessnas.export.tflite import to_tflite
 from proxylessnas.hardware import kit_main, runtimes
@@ -26,9 +27,14 @@ from proxylessnas.hardware.runtimes import Runtime, make
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.spaces.blocks import ConvBN, Head, MBConv
 
-NEEDS = {"litert": ("ai_edge_litert", "litert_torch"), "openvino": ("openvino",)}
+NEEDS = {
+    **{"litert": ("ai_edge_litert", "litert_torch"), "openvino": ("openvino",)},
+    "executorch": ("executorch",),
+}
+SUFFIXES = {"litert": ".tflite", "executorch": ".pte"}
 PLUGIN = "plugin"  # a runtime of another package, by its entry point
 NAMES = ("onnxruntime", "torch", "torch:channels_last", "litert", "openvino", "fake", PLUGIN)
+NAMES += ("executorch",)  # an export takes tens of seconds
 
 
 class PluginRuntime(FakeRuntime):
@@ -143,13 +149,15 @@ def test_says_nothing_on_the_terminal(runtime: Runtime, capfd: pytest.CaptureFix
 
 def test_runs_an_exported_file(runtime: Runtime, tmp_path: Path) -> None:
     module, inputs = network(), (torch.randn(2, 3, 16, 16),)
-    file = tmp_path / ("net.tflite" if runtime.name == "litert" else "net.onnx")
+    file = tmp_path / f"net{SUFFIXES.get(runtime.name, '.onnx')}"
     if runtime.name.startswith("torch"):
         with pytest.raises(MeasurementError, match=r"net\.onnx"):
             runtime.load_file(file)
         return
     if runtime.name == "litert":
         file.write_bytes(to_tflite(module, inputs))
+    elif runtime.name == "executorch":
+        file.write_bytes(to_executorch(module, inputs))
     else:
         model = onnx.load_model_from_string(to_onnx(module, inputs))
         for value in (*model.graph.input, *model.graph.output):
@@ -167,7 +175,7 @@ def test_runs_an_exported_file(runtime: Runtime, tmp_path: Path) -> None:
 def test_a_file_of_something_else_is_an_error(
     runtime: Runtime, content: bytes, tmp_path: Path
 ) -> None:
-    path = tmp_path / ("broken.tflite" if runtime.name == "litert" else "broken.onnx")
+    path = tmp_path / f"broken{SUFFIXES.get(runtime.name, '.onnx')}"
     path.write_bytes(content)
     with pytest.raises(MeasurementError, match="broken"):
         runtime.load_file(path)
@@ -263,6 +271,7 @@ def test_every_session_of_onnxruntime_has_the_same_options(
 
 FIRST = """
 import sys, torch
+from proxylessnas.export.executorch import to_executorch
 from proxylessnas.export.onnx import compare, to_onnx
 from proxylessnas.hardware.runtimes import make
 module, inputs = torch.nn.Linear(2, 2).eval(), (torch.randn(1, 2),)

@@ -155,11 +155,21 @@ def _export_kit(options: Values, settings: Values, reporter: Reporter) -> None:
         seed=seed,
     )
     with reporter.bar("exporting") as update:
-        export_kit(supernet, inputs, measure, path, seed=seed, runtime=runtime, progress=update)
-    say(
-        f"{path}: {path.stat().st_size / 1e6:.0f} MB; on the device: python {path.name} --out "
-        "results.json (README.txt in it says more)"
-    )
+        export_kit(
+            supernet,
+            inputs,
+            measure,
+            path,
+            seed=seed,
+            runtime=runtime,
+            precision=_precision(settings) or "f32",
+            progress=update,
+        )
+    starts = "python {} --out results.json"
+    if runtime == "tensorrt":
+        starts = "unzip {} -d kit; sh kit/trtexec.sh > results.log (untested on a device)"
+    size, words = path.stat().st_size / 1e6, starts.format(path.name)
+    say(f"{path}: {size:.0f} MB; on the device: {words}; README.txt in it says more")
 
 
 def _import_kit(options: Values, settings: Values, reporter: Reporter) -> None:

@@ -183,7 +183,9 @@ def stage_parser(verb: str) -> Parser:
         )
     if verb == "export":
         parser.add_argument(
-            "--format", help="onnx (the default), torch (.pt2), tflite or python (network.py)"
+            "--format",
+            help="onnx (the default), torch (.pt2), tflite, executorch (.pte), coreml (.mlpackage, "
+            "untested on a device) or python (network.py)",
         )
     _add_settings(parser, parser, RunConfig, "")
     return parser
@@ -273,7 +275,7 @@ def add_zoo(parser: Parser) -> None:
     parser.add_argument("name", nargs="*", help="a network; without one, all are listed")
     parser.add_argument("--build", action="store_true", help="print the plain network")
     parser.add_argument("--draw", help="write the network as this SVG file")
-    parser.add_argument("--export", help="write it as this .onnx, .pt2 or .tflite, or .py folder")
+    parser.add_argument("--export", help="write it as this .onnx, .pt2, .tflite or .pte, or folder")
     parser.add_argument(
         "--measure",
         action="store_true",

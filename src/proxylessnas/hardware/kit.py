@@ -3,7 +3,8 @@
 `export_kit` packs every candidate and some whole networks with a script into a zip;
 `python kit.zip` on the device runs `kit_main.py` with the runtime and numpy alone and writes
 `results.json`, of which `kit_results.py` makes the latency table. For Android the kit's
-`android.sh` runs TensorFlow's `benchmark_model` in the same shuffled rounds.
+`android.sh` runs TensorFlow's `benchmark_model` in the same shuffled rounds, and for a Jetson or
+another NVIDIA machine `trtexec.sh` runs TensorRT's `trtexec`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from proxylessnas.config import MeasureSettings
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import ExportError, MeasurementError
 from proxylessnas.export.onnx import to_onnx
+from proxylessnas.export.onnx_session import named_inputs
+from proxylessnas.export.precision import in_precision, noisy_feeds
 from proxylessnas.export.quiet import one_thread
 from proxylessnas.export.tflite import channels_last, to_tflite
 from proxylessnas.hardware.kit_results import SCHEMA
@@ -40,18 +43,24 @@ from proxylessnas.hardware.timing import ProgressCallback
 
 @dataclass(frozen=True)
 class Format:
-    """The files that a runtime reads. package: of the runtime, on the device."""
+    """The files that a runtime reads. package: of the runtime, on the device.
+
+    precisions: that a kit can be in.
+    """
 
     suffix: str
     export: Callable[[nn.Module, tuple[Tensor, ...]], bytes]
     fed: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
     package: str
+    precisions: tuple[str, ...] = ("f32",)
 
 
 FORMATS = {
-    "onnxruntime": Format(".onnx", to_onnx, tuple, "onnxruntime"),
+    "onnxruntime": Format(".onnx", to_onnx, tuple, "onnxruntime", ("f32", "int8")),
     "litert": Format(".tflite", to_tflite, channels_last, "ai-edge-litert"),
+    "tensorrt": Format(".onnx", to_onnx, tuple, "TensorRT", ("f32", "fp16", "int8")),
 }
+TRT_FLAGS = {"f32": "--noTF32", "fp16": "--fp16", "int8": "--int8 --fp16"}
 
 # The kit's script: these files of the package, and no other, under the names that they have here.
 CARRIED = (
@@ -86,6 +95,18 @@ On Android, with TensorFlow's benchmark_model
 TASKSET=f0 before `sh` chooses the cores: adb shell "TASKSET=f0 sh ...".
 """
 
+TENSORRT = """A kit to measure {count} networks with TensorRT's trtexec, made by proxylessnas.
+Untested on a device: written after trtexec's documentation.
+
+On an NVIDIA machine (a Jetson at its maximal clocks: sudo nvpmodel -m 0; sudo jetson_clocks):
+    unzip {name} -d kit
+    sh kit/trtexec.sh > results.log
+    proxylessnas measure --import-kit results.log --out table.json     (where the kit was made)
+TRTEXEC=/usr/src/tensorrt/bin/trtexec before `sh` says where trtexec is. It builds every engine
+once, keeps it in kit/engines, and makes {visits} visits. In int8 trtexec makes up the ranges of
+activations: the times are right, the outputs are not.
+"""
+
 
 def export_kit(
     supernet: Supernet,
@@ -95,11 +116,14 @@ def export_kit(
     *,
     seed: int,
     runtime: str = "onnxruntime",
+    precision: str = "f32",
     progress: ProgressCallback | None = None,
 ) -> None:
     """Write the kit, whole or not at all.
 
-    runtime: onnxruntime (.onnx files) or litert (.tflite files, also for Android).
+    runtime: onnxruntime (.onnx files), litert (.tflite files, also for Android) or tensorrt.
+    precision: f32; of onnxruntime also int8, whose files are quantised on noise with 7 bits of the
+    weights, which costs no time anywhere; of tensorrt also fp16 and int8.
     progress: called with (networks exported, in all).
 
     Raises:
@@ -110,14 +134,18 @@ def export_kit(
         raise MeasurementError(
             f"no kit can be made for {runtime!r}; allowed: {', '.join(sorted(FORMATS))}"
         )
+    if precision not in FORMATS[runtime].precisions:
+        raise MeasurementError(
+            f"a kit for {runtime} is in {' or '.join(FORMATS[runtime].precisions)}, not {precision}"
+        )
     planned = plan_measurement(supernet, example_inputs, settings, seed=seed)
     path = Path(path)
     partial = path.with_name(f".{path.name}.part")
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as kit:
-            networks = _write_networks(kit, planned, runtime, progress)
+            networks = _write_networks(kit, planned, runtime, precision, progress)
             manifest = {
-                **{"schema": SCHEMA, "runtime": runtime, "seed": seed},
+                **{"schema": SCHEMA, "runtime": runtime, "precision": precision, "seed": seed},
                 **{name: getattr(settings, name) for name in ("threads", "runs", "warmup")},
                 **_described(planned),
                 "files": networks,
@@ -134,6 +162,7 @@ def _write_networks(
     kit: zipfile.ZipFile,
     planned: PlannedModules,
     runtime: str,
+    precision: str,
     progress: ProgressCallback | None,
 ) -> dict[str, dict[str, Any]]:
     """Every network as a file, and how the kit is to load and visit it, by the plan's keys."""
@@ -144,7 +173,7 @@ def _write_networks(
             networks[key] = networks[key.removesuffix(REPEAT)]
         else:
             measurable, file = planned.measurable(key), f"networks/{i:04d}{FORMATS[runtime].suffix}"
-            kit.writestr(file, _exported(measurable, runtime))
+            kit.writestr(file, _exported(measurable, runtime, precision))
             fed = FORMATS[runtime].fed(measurable.inputs)
             networks[key] = {
                 "file": file,
@@ -157,11 +186,15 @@ def _write_networks(
     return networks
 
 
-def _exported(measurable: Measurable, runtime: str) -> bytes:
+def _exported(measurable: Measurable, runtime: str, precision: str) -> bytes:
     assert isinstance(measurable.network, nn.Module)
     try:
         with one_thread():
-            return FORMATS[runtime].export(measurable.network, measurable.inputs)
+            content = FORMATS[runtime].export(measurable.network, measurable.inputs)
+            if runtime != "onnxruntime":  # trtexec takes the float file, and converts it itself
+                return content
+            feeds = noisy_feeds(named_inputs([x.numpy() for x in measurable.inputs]))
+            return in_precision(content, precision, feeds, reduce_range=True)
     except ExportError as error:
         raise ExportError(
             f"{measurable.label} cannot be put into a kit for {runtime}: {error}"
@@ -194,7 +227,9 @@ def _write_scripts(kit: zipfile.ZipFile, manifest: Mapping[str, Any], name: str)
     if manifest["runtime"] == "litert":
         kit.writestr("android.sh", _android_script(manifest))
         android = ANDROID.format(name=name)
-    readme = README.format(
+    if manifest["runtime"] == "tensorrt":
+        kit.writestr("trtexec.sh", _tensorrt_script(manifest))
+    readme = (TENSORRT if manifest["runtime"] == "tensorrt" else README).format(
         count=len(manifest["files"]),
         runtime=FORMATS[manifest["runtime"]].package,
         name=name,
@@ -202,6 +237,44 @@ def _write_scripts(kit: zipfile.ZipFile, manifest: Mapping[str, Any], name: str)
         android=android,
     )
     kit.writestr("README.txt", readme)
+
+
+def _tensorrt_script(manifest: Mapping[str, Any]) -> str:
+    """A visit is one start of trtexec on an engine that was built before the first round."""
+    flags = TRT_FLAGS[manifest["precision"]]
+    times = (
+        f"--iterations={manifest['runs']} --duration=0 --warmUp=200 --useSpinWait "
+        "--noDataTransfers --avgRuns=1"
+    )
+    built = dict.fromkeys(entry["file"] for entry in manifest["files"].values())
+    lines = [
+        "#!/bin/sh",
+        "# Runs trtexec on every network of this kit, in shuffled rounds.",
+        'cd "$(dirname "$0")" || exit 1',
+        'mkdir -p engines; trt="${TRTEXEC:-trtexec}"',
+        "printf '### manifest '; cat manifest.json; echo",
+        'echo "### system $(uname -sr)"',
+        'echo "### date $(date -u +%Y-%m-%dT%H:%M:%S+00:00)"',
+        "build() {",
+        f'  [ -f "$2" ] || "$trt" --onnx="$1" --saveEngine="$2" {flags} --skipInference 2>&1 || {{',
+        '    echo "### failed $1"; exit 1; }',
+        "}",
+        "visit() {",
+        '  echo "### visit $1"',
+        f'  "$trt" --loadEngine="$2" {times} 2>&1',
+        "}",
+    ]
+    lines += [f"build {file} {_engine(file)}" for file in built]
+    visits = {key: entry["visits"] for key, entry in manifest["files"].items()}
+    for order in orders(visits, int(manifest["seed"])):
+        lines += [
+            f"visit {shlex.quote(key)} {_engine(manifest['files'][key]['file'])}" for key in order
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _engine(file: str) -> str:
+    return f"engines/{Path(file).stem}.engine"
 
 
 def _android_script(manifest: Mapping[str, Any]) -> str:

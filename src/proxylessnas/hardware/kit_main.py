@@ -84,6 +84,7 @@ def load(root: str, manifest: dict[str, Any], key: str) -> TimedNetwork:
             lambda profile: open_session(content, threads=threads, profile=profile),
             named_inputs(arrays),
             block=entry["block"],
+            integers=manifest["precision"] == "int8",
         )
     try:
         from ai_edge_litert.interpreter import Interpreter
@@ -100,7 +101,7 @@ def describe(manifest: dict[str, Any], device: str) -> dict[str, Any]:
     return {
         **{name: manifest[name] for name in ("runtime", "threads", "batch", "input_shapes")},
         "version": version(manifest["runtime"]),
-        "precision": "f32",
+        "precision": manifest["precision"],
         "device": device,
         "cores": usable_cpus(),
         "system": f"{platform.system()} {platform.release()}",

@@ -1,4 +1,4 @@
-"""A kit's results, as a latency table: `results.json`, or the log of `android.sh`.
+"""A kit's results, as a latency table: `results.json`, or the log of a kit's shell script.
 
 Nothing in the file is trusted on reading.
 """
@@ -76,6 +76,7 @@ class _Manifest:
     model: _Model
     files: dict[str, _File]
     networks: tuple[PlannedNetwork, ...]
+    precision: str = "f32"
 
     def plan(self) -> MeasurementPlan:
         visits = {key: file.visits for key, file in self.files.items()}
@@ -127,7 +128,7 @@ class KitResults:
 
 
 def import_kit(path: str | Path) -> KitResults:
-    """A kit's results: `results.json`, or the log of `android.sh`.
+    """A kit's results: `results.json`, or the log of `android.sh` or `trtexec.sh`.
 
     Raises:
         MeasurementError: the file is missing, too large, or not a kit's results.
@@ -135,39 +136,36 @@ def import_kit(path: str | Path) -> KitResults:
     text = read_bytes(path, MAX_FILE_BYTES, MeasurementError)
     try:
         if b"### manifest " in text:
-            return _android_results(text.decode("utf-8", errors="replace")).results()
+            return _results_of_log(text.decode("utf-8", errors="replace")).results()
         file: _ResultsFile = parse_json(_ResultsFile, text, MeasurementError)
         return file.results()
     except MeasurementError as error:
         raise MeasurementError(f"{path} is not a kit's results: {error}") from None
 
 
-def _android_results(text: str) -> _ResultsFile:
-    """The log of android.sh as a results file.
-
-    benchmark_model prints statistics of its runs in us: their median where it does, else the
-    mean of `Inference (avg)`.
-    """
+def _results_of_log(text: str) -> _ResultsFile:
+    """The log of a kit's shell script as a results file: a part a visit, named by the network."""
     header = {
         name: match[1].strip() if (match := re.search(rf"^### {name} (.*)$", text, re.M)) else ""
-        for name in ("manifest", "device", "system", "date")
+        for name in ("manifest", "device", "system", "date", "failed")
     }
     manifest: _Manifest = parse_json(_Manifest, header["manifest"], MeasurementError)
+    on_nvidia = manifest.runtime == "tensorrt"
+    if header["failed"]:
+        raise MeasurementError(f"trtexec could not build an engine of {header['failed']!r}")
     samples: dict[str, list[float]] = {}
     for part in text.split("### visit ")[1:]:
         key, _, output = part.partition("\n")
-        medians = re.findall(r"count=\d+ .*?median=([\d.e+]+)", output)
-        mean = re.search(r"Inference \(avg\): ([\d.e+]+)", output)
-        if mean is None:
-            raise MeasurementError(f"benchmark_model did not finish on {key.strip()!r}")
-        micros = _number(medians[-1] if len(medians) > 1 else mean[1], key.strip())
-        samples.setdefault(key.strip(), []).append(micros / 1e3)
+        key = key.strip()
+        ms = _trtexec_ms(output, key) if on_nvidia else _benchmark_model_ms(output, key)
+        samples.setdefault(key, []).append(ms)
+    found = _nvidia_device(text) if on_nvidia else ("benchmark_model", header["device"])
     device: dict[str, Scalar] = {
         "runtime": manifest.runtime,
-        "version": "benchmark_model",
-        "precision": "f32",
+        "version": found[0],
+        "precision": manifest.precision,
         "threads": manifest.threads,
-        "device": header["device"] or "Android",
+        "device": found[1] or ("NVIDIA" if on_nvidia else "Android"),
         "batch": manifest.batch,
         "input_shapes": manifest.input_shapes,
         "cores": 0,
@@ -182,8 +180,32 @@ def _android_results(text: str) -> _ResultsFile:
     )
 
 
+def _benchmark_model_ms(output: str, key: str) -> float:
+    """What benchmark_model prints of its runs, in us: their median where it does, else the mean."""
+    medians = re.findall(r"count=\d+ .*?median=([\d.e+]+)", output)
+    mean = re.search(r"Inference \(avg\): ([\d.e+]+)", output)
+    if mean is None:
+        raise MeasurementError(f"benchmark_model did not finish on {key!r}")
+    return _number(medians[-1] if len(medians) > 1 else mean[1], key) / 1e3
+
+
+def _trtexec_ms(output: str, key: str) -> float:
+    """The median of `GPU Compute Time` in trtexec's performance summary."""
+    median = re.search(r"GPU Compute Time: .*?median = ([\d.e+-]+) ms", output)
+    if median is None:
+        raise MeasurementError(f"trtexec did not finish on {key!r}")
+    return _number(median[1], key)
+
+
+def _nvidia_device(text: str) -> tuple[str, str]:
+    """(TensorRT's version, the device) as trtexec prints them."""
+    version = re.search(r"TensorRT version: ([\w.]+)", text)
+    device = re.search(r"Selected Device: (.*)$", text, re.M)
+    return version[1] if version else "unknown", device[1].strip() if device else ""
+
+
 def _number(text: str, key: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise MeasurementError(f"benchmark_model's {text[:40]!r} of {key!r} is no number") from None
+        raise MeasurementError(f"the time {text[:40]!r} of {key!r} is no number") from None

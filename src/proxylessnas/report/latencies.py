@@ -19,7 +19,7 @@ from proxylessnas.hardware.space_table import noise
 from proxylessnas.hardware.timing import ProgressCallback
 from proxylessnas.spaces import build
 
-FILES = (".onnx", ".tflite")
+FILES = {".onnx": DEFAULT, ".tflite": "litert", ".pte": "executorch"}  # and what runs them
 ARCHITECTURE = "architecture.json"  # of a run, the network that it found
 
 
@@ -79,10 +79,9 @@ def named_network(word: str, *, allow: Collection[str] = ()) -> NamedNetwork:
 
 
 def default_runtime(networks: Sequence[NamedNetwork]) -> str:
-    """LiteRT where all are its files, else ONNX Runtime."""
-    files = [n.network for n in networks if isinstance(n.network, Path)]
-    tflite = len(files) == len(networks) and all(f.suffix == ".tflite" for f in files)
-    return "litert" if tflite else DEFAULT
+    """That of the files where all are of one kind, else ONNX Runtime."""
+    kinds = {n.network.suffix if isinstance(n.network, Path) else "" for n in networks}
+    return FILES.get(next(iter(kinds)), DEFAULT) if len(kinds) == 1 else DEFAULT
 
 
 def measure_latencies(

@@ -14,6 +14,8 @@ from proxylessnas.architecture import InputInfo
 from proxylessnas.data.decode import preprocessing
 from proxylessnas.errors import ConfigError, RunError
 from proxylessnas.export.compare import Difference
+from proxylessnas.export.coreml import UNTESTED, export_coreml
+from proxylessnas.export.executorch import export_executorch
 from proxylessnas.export.onnx import compare, to_onnx
 from proxylessnas.export.python import to_python
 from proxylessnas.export.tflite import export_tflite
@@ -27,7 +29,10 @@ from proxylessnas.session.records import BASELINES
 from proxylessnas.session.session import Session
 
 ONNX, ONNX_FORMAT = "model.onnx", "onnx"
-FILES = {"torch": "network.pt2", "tflite": "network.tflite", "python": "python"}
+FILES = {
+    **{"torch": "network.pt2", "tflite": "network.tflite", "executorch": "network.pte"},
+    **{"coreml": "network.mlpackage", "python": "python"},
+}
 FORMATS = (ONNX_FORMAT, *FILES)
 NOT_MEASURED: dict[str, Any] = {
     "measured_ms": None,
@@ -115,7 +120,7 @@ def _measured(session: Session, network: nn.Module) -> dict[str, Any]:
 
 
 def export_as(session: Session, form: str) -> None:
-    """The trained network as `network.pt2` (torch.export), as `network.tflite`, or as `python/`."""
+    """The trained network as `network.pt2` (torch.export), or another one of `FILES`."""
     if form not in FORMATS:
         raise ConfigError(f"there is no export format {form!r}; allowed: {', '.join(FORMATS)}")
     session.records.require("train")
@@ -128,10 +133,16 @@ def _write(session: Session, form: str) -> None:
     network = trained_network(session).cpu()
     path = session.store.file(FILES[form])
     difference: Difference
+    if form == "coreml":
+        export_coreml(network, session.inputs, path)
+        session.reporter.say(f"  {path}: {UNTESTED}")
+        return
     if form == "python":
         difference = to_python(session.load_architecture("architecture.json"), network, path)
     elif form == "tflite":
         difference = export_tflite(network, session.inputs, path)
+    elif form == "executorch":
+        difference = export_executorch(network, session.inputs, path)
     else:
         difference = to_torch_export(network, session.inputs, path)
     session.reporter.say(f"  {path}: differs from eager by {difference.relative:.1e} at most")

@@ -46,6 +46,7 @@ RUNTIMES = {
     "torch": _BuiltIn("torch", "TorchRuntime"),
     "litert": _BuiltIn("litert", "LiteRt", needs="ai_edge_litert"),
     "openvino": _BuiltIn("openvino", "OpenVino", needs="openvino"),
+    "executorch": _BuiltIn("executorch", "ExecuTorch", needs="executorch"),
     "fake": _BuiltIn("fake", "make_fake"),
 }
 

@@ -1,0 +1,89 @@
+"""ExecuTorch with XNNPACK: PyTorch's own runtime for phones, here on this CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from proxylessnas.errors import MeasurementError, foreign
+from proxylessnas.export.executorch import loaded, to_executorch
+from proxylessnas.export.quiet import stderr_away
+from proxylessnas.hardware.host import cpu_model
+from proxylessnas.hardware.networks import stand_in
+from proxylessnas.hardware.runtimes.base import Array, Session, Shape, description, full_name
+from proxylessnas.hardware.runtimes.files import FileInput, checked_file, full_shapes, in_words
+
+
+class ExecuTorch:
+    """executorch: float32 on the CPU. An export of a network takes half a minute."""
+
+    def __init__(self, *options: str, threads: int = 1) -> None:
+        self.name, self.threads = full_name("executorch", options, ()), threads
+
+    def describe(self) -> dict[str, str | int]:
+        return description(self, version=version("executorch"), device=cpu_model())
+
+    def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
+        content = to_executorch(module, inputs)
+        with foreign(MeasurementError, "executorch cannot run the network"), stderr_away():
+            return _Session(loaded(content), inputs, self.threads)
+
+    def load_file(
+        self, path: str | Path, *, batch: int = 1, shapes: Mapping[str, Shape] | None = None
+    ) -> Session:
+        path = checked_file(path, ".pte", "executorch")
+        with foreign(MeasurementError, f"executorch cannot load {path}"), stderr_away():
+            method = loaded(path.read_bytes())
+            inputs = _inputs(method)
+        full = full_shapes(inputs, batch, shapes or {}, str(path))
+        tensors = tuple(torch.from_numpy(stand_in(full[x.name], x.dtype)) for x in inputs)
+        with foreign(MeasurementError, f"executorch cannot run {path}"), stderr_away():
+            session = _Session(method, tensors, self.threads)
+        session.file = in_words(inputs, full, "")
+        return session
+
+
+def _inputs(method: Any) -> list[FileInput]:
+    """The inputs of a file, which has no names for them."""
+    metadata = method.metadata
+    metas = [metadata.input_tensor_meta(i) for i in range(metadata.num_inputs())]
+    kinds = {6: "float32", 3: "int32", 4: "int64", 0: "uint8", 1: "int8", 5: "float16"}
+    return [
+        FileInput(name=f"input_{i}", shape=tuple(meta.sizes()), dtype=kinds[int(meta.dtype())])
+        for i, meta in enumerate(metas)
+    ]
+
+
+class _Session(Session):
+    def __init__(self, method: Any, inputs: tuple[Tensor, ...], threads: int) -> None:
+        self.method, self.threads = method, threads
+        self.inputs = [x.detach().cpu().contiguous() for x in inputs]
+        self()
+
+    def __call__(self) -> None:
+        self.method.execute(self.inputs)
+
+    def timed(self, repeat: int) -> float:
+        _set_threads(self.threads)
+        return super().timed(repeat)
+
+    def run(self, arrays: Mapping[str, Array]) -> tuple[Array, ...]:
+        tensors = [torch.from_numpy(array) for array in arrays.values()]
+        return tuple(value.numpy().copy() for value in self.method.execute(tensors))
+
+    def outputs(self) -> tuple[Array, ...]:
+        return tuple(value.numpy().copy() for value in self.method.execute(self.inputs))
+
+
+def _set_threads(count: int) -> None:
+    """The pool is one for the process, and by default as large as the machine."""
+    from executorch.extension.pybindings import portable_lib
+
+    if portable_lib._threadpool_get_thread_count() != count:
+        with stderr_away():
+            portable_lib._unsafe_reset_threadpool(count)
