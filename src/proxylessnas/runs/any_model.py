@@ -64,6 +64,7 @@ class ModelProblem(SpecialisedProblem):
         name = self.config.model
         assert name is not None
         loaded = load_model(name, self.config.weights)  # refused before the data are read
+        loaded = replace(loaded, model=opened(loaded.model))
         data = super(SpecialisedProblem, self).data
         channels = data.info.shape[0]
         if not loaded.input.mean:

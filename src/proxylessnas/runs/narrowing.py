@@ -36,7 +36,7 @@ def narrow(session: Session, problem: ModelProblem) -> None:
         return
     found = problem.found(session)
     latencies = measured(found)
-    limit = limit_of(_target(session), latencies, found.blank, found.brought)
+    limit = limit_of(_target(session), latencies, found.brought)
     stop_if_asked(session)
     if not session.records.done("teach"):
         teach_model(session, problem)

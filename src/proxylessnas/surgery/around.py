@@ -32,6 +32,7 @@ from proxylessnas.surgery.space import Choice, Space, choices_of, widths_of, wit
 from proxylessnas.training.task import batch_size
 
 LATENCIES, FITS, SCORES = "latencies.json", "fits.safetensors", "scores.json"
+MARGIN = 0.98  # a limit above this share of the smallest network's latency may still be kept
 SCORED, SCORE_BATCHES = 256, 8  # examples of the validation part, and their batches at most
 
 Fits = Mapping[Pair, Mapping[int, Narrowed]]
@@ -106,7 +107,7 @@ class Around:
         Raises:
             ConfigError: it is not understood. LimitError: no network keeps it.
         """
-        return limit_of(latency, self.latencies, self.space, self.brought)
+        return limit_of(latency, self.latencies, self.brought)
 
 
 def find(brought: Trained, blocks: Any = "auto") -> Found:
@@ -159,17 +160,16 @@ def measured(found: Found) -> Latencies:
                     progress=update,
                 )
             brought.records.store.write_json(LATENCIES, latencies.to_json())
-            (low, high), *_ = latencies.costs.range(space.mask)
+            low, high = latencies.least_ms, latencies.model_ms
             brought.reporter.say(found.table(latencies.shares))
             brought.reporter.say(
-                f"  the model takes {latencies.model_ms:.4g} ms, networks around it {low:.4g} to "
-                f"{high:.4g}"
+                f"  the model takes {high:.4g} ms, the smallest network around it {low:.4g}"
             )
             facts |= {"files": [LATENCIES], "range_ms": [low, high]}
     return Latencies.from_json(brought.records.store.read_json(LATENCIES))
 
 
-def limit_of(latency: str, latencies: Latencies, space: Space, brought: Trained) -> float:
+def limit_of(latency: str, latencies: Latencies, brought: Trained) -> float:
     """A limit in milliseconds.
 
     Raises:
@@ -177,9 +177,8 @@ def limit_of(latency: str, latencies: Latencies, space: Space, brought: Trained)
     """
     value, relative = parse_latency(latency)
     limit = value * latencies.model_ms if relative else value
-    (low, _), *_ = latencies.costs.range(space.mask)
-    if limit < low:
-        own = latencies.model_ms
+    low, own = latencies.least_ms, latencies.model_ms
+    if limit < MARGIN * low:
         raise LimitError(
             f"no network around the model keeps {limit:.4g} ms: the reachable range is {low:.4g} "
             f"to {own:.4g} ms ({low / own:.2f}x to 1x); {brought.wider}"

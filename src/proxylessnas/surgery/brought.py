@@ -16,6 +16,8 @@ from proxylessnas.errors import DataError, foreign
 from proxylessnas.hardware.runtimes import Runtime
 from proxylessnas.hardware.trace import check_examples, run_once
 from proxylessnas.io.console import Reporter
+from proxylessnas.surgery.attention import opened
+from proxylessnas.training.copying import copied
 from proxylessnas.training.freezing import evaluating
 from proxylessnas.training.task import Task, call, scalar, split
 
@@ -68,6 +70,18 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = model._orig_mod  # type: ignore[assignment]
         else:
             return model
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A copy of the model on the CPU in evaluation mode, of which no part is wrapped.
+
+    Attention of torch is `attention.Attention` in it.
+    """
+    copy = copied(unwrapped(model))
+    for path, module in list(copy.named_modules()):
+        if path and unwrapped(module) is not module:
+            copy.set_submodule(path, unwrapped(module))
+    return opened(copy).cpu().eval()
 
 
 def inputs_of(batches: Batches, most: int | None = None) -> Iterator[Any]:

@@ -37,13 +37,15 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Latencies:
-    """costs: of every candidate, without a limit. model_ms: of the model.
+    """costs: of every candidate, without a limit. model_ms: of the model; least_ms: of the network
+    of the smallest candidates, whose sum may be far off.
 
     layers: of every layer of the model, by its path; ms alone.
     """
 
     costs: Costs
     model_ms: float
+    least_ms: float
     layers: Mapping[str, float]
 
     @property
@@ -56,6 +58,7 @@ class Latencies:
             "per_candidate_ms": self.costs.per_candidate[0].tolist(),
             "fixed_ms": float(self.costs.fixed[0]),
             "model_ms": self.model_ms,
+            "least_ms": self.least_ms,
             "layers_ms": dict(self.layers),
         }
 
@@ -65,6 +68,7 @@ class Latencies:
         return Latencies(
             costs=Costs.one("latency", costs, fixed=facts["fixed_ms"], unit="ms"),
             model_ms=facts["model_ms"],
+            least_ms=facts["least_ms"],
             layers=facts["layers_ms"],
         )
 
@@ -99,7 +103,8 @@ def latency_costs(
     """
     uniform = {share: space.nearest(share) for share in (1.0, *SHARES)}
     layers = {share: layers_of(space, indices, inputs) for share, indices in uniform.items()}
-    networks = list(dict.fromkeys([*uniform.values(), *_random(space, seed)]))
+    smallest = tuple(len(choice.candidates) - 1 for choice in space.choices)
+    networks = list(dict.fromkeys([*uniform.values(), *_random(space, seed), smallest]))
     # Layers that are built alike and read inputs of one shape take the same time.
     alone = {key: layer for row in layers.values() for key, layer in row.values()}
     modules = {_name(i): space.network(indices) for i, indices in enumerate(networks)}
@@ -119,10 +124,13 @@ def latency_costs(
     }
     costs = _sums(space, ms)
     measured = [report[_name(i)].raw_ms for i in range(len(networks))]
-    slope, fixed = _line(costs, networks, measured)
+    # Of the smallest network hardly a layer is left: it tells the range, and nothing of the layers.
+    told = [k for k, n in enumerate(networks) if n != smallest or n in uniform.values()]
+    slope, fixed = _line(costs, [networks[k] for k in told], [measured[k] for k in told])
     return Latencies(
         costs=Costs.one("latency", slope * costs, fixed=fixed, unit="ms"),
         model_ms=measured[networks.index(space.own)],
+        least_ms=min(measured),
         layers=ms[1.0],
     )
 

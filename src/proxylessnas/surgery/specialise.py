@@ -16,8 +16,7 @@ from proxylessnas.core.derive import Choice, Proposal
 from proxylessnas.limits import parse_latency
 from proxylessnas.pretrained.distil import TEMPERATURE, distilled
 from proxylessnas.surgery.around import Around, around, find, limit_of, measured
-from proxylessnas.surgery.attention import opened
-from proxylessnas.surgery.brought import Trained, try_batches, unwrapped
+from proxylessnas.surgery.brought import Trained, plain_copy, try_batches
 from proxylessnas.surgery.choosing import chosen_within, recorded_choice
 from proxylessnas.surgery.saved import check_same_call, files_of, save_network
 from proxylessnas.surgery.scores import distance_for
@@ -159,12 +158,12 @@ def specialise_model(brought: Trained, target_latency: str, blocks: Any = "auto"
     What the stages leave is in the store of `brought.records`; one that is done is not done again.
     """
     parse_latency(target_latency)
-    brought = replace(brought, model=opened(copied(unwrapped(brought.model))).cpu().eval())
+    brought = replace(brought, model=plain_copy(brought.model))
     try_batches(brought)
     check_same_call(brought, target_latency, blocks)
     found = find(brought, blocks)
     latencies = measured(found)
-    limit_of(target_latency, latencies, found.blank, brought)  # before anything is fitted
+    limit_of(target_latency, latencies, brought)  # before anything is fitted
     space = around(found, latencies)
     limit = space.limit_of(target_latency)
     made: list[Specialised] = []

@@ -1,0 +1,364 @@
+"""Any trained model under a latency limit: the network that is chosen beside what one would do.
+
+    python benchmarks/specialise.py [--models resnet18 vit] [--targets 0.7 0.5 0.35]
+        [--seeds 0 1 2] [--epochs 2] [--out runs/specialise]
+
+Every model is trained here first. Then, for every limit: the network that `specialise` chooses; the
+model with all its choices narrowed alike and refitted by least squares; and, where torch-pruning is
+installed (`pip install torch-pruning`), its uniform and its global pruning by group magnitude. The
+rivals are as large as keeps the measured latency of the chosen network, in the same rounds. A cell
+is the accuracy on the test part before -> after an equal fine-tuning with the model as teacher, and
+the share of the model's latency, all networks of a line measured together. A model that is trained,
+measured and scored is read again from `--out`; `cells.json` there has all figures.
+
+CIFAR-10 (5,000 images, 32 px) and flowers (64 px) are looked for under PROXYLESSNAS_DATA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import importlib.util
+import json
+import os
+import runpy
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from proxylessnas.config import DataSettings, MeasureSettings, TrainSettings
+from proxylessnas.core.derive import Choice
+from proxylessnas.data import Batches, LoaderBatches, load_data
+from proxylessnas.errors import LimitError
+from proxylessnas.hardware.measure import measure_networks
+from proxylessnas.hardware.runtimes import make
+from proxylessnas.io.console import Reporter, output
+from proxylessnas.pretrained.space import largest_within
+from proxylessnas.runs.directory import RunDirectory
+from proxylessnas.session.records import Records
+from proxylessnas.surgery.around import Around, Found, around, find, measured, uniform_network
+from proxylessnas.surgery.brought import Trained, inputs_of
+from proxylessnas.surgery.choosing import chosen_within
+from proxylessnas.surgery.specialise import Specialised
+from proxylessnas.training.device import Machine
+from proxylessnas.training.evaluate import evaluate
+from proxylessnas.training.loop import run_loop
+from proxylessnas.training.ranks import ALONE
+from proxylessnas.training.task import Task
+from proxylessnas.training.train import Training
+
+WAYS = ("chosen", "uniform", "pruning uniform", "pruning global")
+SHARES = [share / 48 for share in range(4, 48)]  # of the channels, of the rivals
+ROUNDS = 8  # of the search for a rival as fast; a line's figures take all
+BATCH, LEARN = 64, TrainSettings(optimizer="adamw", learning_rate=2e-3, warmup_epochs=0.5)
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+Parts = Mapping[str, Batches]  # search, valid, test
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be trained and narrowed. data: of a seed. epochs: of its training."""
+
+    make: Callable[[], nn.Module]
+    data: Callable[[int], Parts]
+    inputs: tuple[int, ...]
+    epochs: int
+    task: Task = dataclasses.field(default_factory=Task.classification)
+
+
+# --- what is narrowed ---
+
+
+def photos(name: str, size: int, limit: int | None, seed: int) -> Parts:
+    spec = str(Path(os.environ.get("PROXYLESSNAS_DATA", ".")) / name)
+    data = load_data(spec, DataSettings(limit=limit), image_size=size, seed=seed)
+    learned = data.batches("search", BATCH, augment=True, shuffle=True, seed=seed)
+    plain = {part: data.batches(part, BATCH) for part in ("valid", "test")}  # type: ignore[arg-type]
+    return {"search": learned, **plain}
+
+
+def tensors(make: Callable[..., TensorDataset], seed: int) -> Parts:
+    sizes = {"search": 2048, "valid": 512, "test": 1024}
+    return {
+        part: LoaderBatches(
+            DataLoader(make(size, seed=3 * seed + k), BATCH, shuffle=part == "search"), name=part
+        )
+        for k, (part, size) in enumerate(sizes.items())
+    }
+
+
+def transformer() -> nn.Module:
+    vit = importlib.import_module("timm.models.vision_transformer").VisionTransformer
+    model: nn.Module = vit(
+        img_size=32, patch_size=4, embed_dim=96, depth=6, num_heads=3, num_classes=10
+    )
+    return model
+
+
+def convnext() -> nn.Module:
+    model: nn.Module = importlib.import_module("timm").create_model(
+        "convnext_atto", num_classes=5, depths=(2, 2, 4, 2), dims=(24, 48, 96, 192)
+    )
+    return model
+
+
+class Segmenter(nn.Module):
+    """An encoder of residual blocks and a decoder with a skip, pixel by pixel."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        block = torchvision.models.resnet.BasicBlock
+        conv = torchvision.ops.Conv2dNormActivation
+        self.stem = conv(1, width, 3)
+        self.down = conv(width, 2 * width, 3, stride=2)
+        self.deep = nn.Sequential(*(block(2 * width, 2 * width) for _ in range(3)))
+        self.up = nn.Sequential(nn.Upsample(scale_factor=2.0), conv(2 * width, width, 3))
+        self.head = nn.Sequential(conv(2 * width, width, 3), nn.Conv2d(width, 3, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shallow = self.stem(x)
+        out: Tensor = self.head(torch.cat((self.up(self.deep(self.down(shallow))), shallow), 1))
+        return out
+
+
+def _of_example(file: str, name: str) -> Any:
+    return runpy.run_path(str(EXAMPLES / file))[name]
+
+
+PIXELS = Task(
+    loss=nn.functional.cross_entropy,
+    correct=lambda output, target: (output.argmax(1) == target).float().mean((1, 2)).sum(),
+)
+CIFAR, FLOWERS = (3, 32, 32), (3, 64, 64)
+SUBJECTS: dict[str, Subject] = {
+    "resnet18": Subject(
+        partial(torchvision.models.resnet18, num_classes=10),
+        partial(photos, "cifar10", 32, 5000),
+        CIFAR,
+        8,
+    ),
+    "mobilenet_v3_small": Subject(
+        partial(torchvision.models.mobilenet_v3_small, num_classes=5),
+        partial(photos, "flowers", 64, None),
+        FLOWERS,
+        20,
+    ),
+    "vit": Subject(transformer, partial(photos, "cifar10", 32, 5000), CIFAR, 15),
+    "convnext": Subject(convnext, partial(photos, "flowers", 64, None), FLOWERS, 20),
+    "audio": Subject(
+        lambda: _of_example("specialise.py", "network")(),
+        partial(tensors, lambda *a, **k: _of_example("audio1d.py", "waveforms")(*a, **k)),
+        (1, 512),
+        4,
+    ),
+    "segmentation": Subject(
+        Segmenter,
+        partial(tensors, lambda *a, **k: _of_example("segmentation.py", "scenes")(*a, **k)),
+        (1, 32, 32),
+        3,
+        PIXELS,
+    ),
+}
+
+
+def trained(subject: Subject, parts: Parts, seed: int, path: Path) -> nn.Module:
+    """The model with its weights, learned where `path` does not hold them."""
+    torch.manual_seed(seed)
+    model = subject.make()
+    if path.exists():
+        model.load_state_dict(torch.load(path, weights_only=True))
+        return model.eval()
+    job = Training(
+        network=model,
+        task=subject.task,
+        train=parts["search"],
+        settings=dataclasses.replace(LEARN, epochs=subject.epochs, batch_size=BATCH),
+        seed=seed,
+    )
+    run_loop(job)
+    torch.save(model.state_dict(), path)
+    return model.eval()
+
+
+# --- what one would do ---
+
+
+def pruned(model: nn.Module, inputs: tuple[Tensor, ...], everywhere: bool, share: float) -> Any:
+    """By torch-pruning at its defaults, of widths in eights. everywhere: rank all layers as one."""
+    tp: Any = importlib.import_module("torch_pruning")
+    network = copy.deepcopy(model)
+    last = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    pruner = tp.pruner.BasePruner(
+        network,
+        inputs,
+        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        global_pruning=everywhere,
+        pruning_ratio=1 - share,
+        max_pruning_ratio=0.9,
+        round_to=8,
+        ignored_layers=[last],
+    )
+    pruner.step()
+    return network.eval()
+
+
+class Rivals:
+    """Networks of a share of the channels, by the way that makes them."""
+
+    def __init__(self, found: Found) -> None:
+        self.found, brought = found, found.brought
+        self.sizes: dict[str, Callable[[float], nn.Module]] = {
+            "uniform": partial(uniform_network, found)
+        }
+        if importlib.util.find_spec("torch_pruning") is not None:
+            for way, everywhere in (("pruning uniform", False), ("pruning global", True)):
+                self.sizes[way] = partial(pruned, brought.model, brought.inputs, everywhere)
+
+    def largest(self, way: str, keeps: Callable[[nn.Module], bool]) -> nn.Module | None:
+        """The largest network that keeps the latency."""
+        try:
+            share = largest_within(SHARES, lambda share: keeps(self.sizes[way](share)))
+        except Exception as error:  # whatever the other library raises on a model
+            output().print(f"  {way}: {type(error).__name__}: {str(error)[:100]}")
+            return None
+        if share is None:
+            return None
+        if way == "uniform":
+            return uniform_network(self.found, share, inputs_of(self.found.brought.train))
+        return self.sizes[way](share)
+
+
+# --- a line of the table ---
+
+
+def line(space: Around, rivals: Rivals, target: float, test: Batches, epochs: float) -> Any:
+    """Of every way (accuracy before, after, share of the latency); None: not reachable."""
+    brought = space.brought
+
+    def ms(networks: Mapping[str, nn.Module], rounds: int) -> dict[str, float]:
+        settings = dataclasses.replace(brought.measure, network_rounds=rounds)
+        both = {**networks, "model": brought.model}
+        report = measure_networks(both, brought.runtime, brought.inputs, settings, seed=0)
+        return {name: report[name].raw_ms for name in both}
+
+    networks: dict[str, nn.Module | None] = dict.fromkeys(WAYS)
+    choice: Choice | None = None
+    try:
+        choice = chosen_within(space, space.limit_of(f"{target}x"))
+        networks["chosen"] = space.space.network(choice.chosen.indices)
+    except LimitError as error:
+        output().print(f"  {error}")
+    chosen = networks["chosen"]
+
+    def keeps(network: nn.Module) -> bool:
+        both = {"one": network} if chosen is None else {"one": network, "chosen": chosen}
+        now = ms(both, ROUNDS)
+        return now["one"] <= (now["chosen"] if chosen is not None else target * now["model"])
+
+    for way in rivals.sizes:
+        networks[way] = rivals.largest(way, keeps)
+    made = {way: network for way, network in networks.items() if network is not None}
+    shares = ms(made, brought.measure.network_rounds)
+    cells: dict[str, Any] = dict.fromkeys(WAYS)
+    for way, network in made.items():
+        before = _accuracy(network, brought, test)
+        result = Specialised(
+            around=space,
+            limit_ms=target * space.model_ms,
+            network=network,
+            choice=choice,  # type: ignore[arg-type]
+            before=evaluate(network, brought.task, brought.valid, Machine()),
+        )
+        result.finetune(epochs=epochs)
+        after = _accuracy(result.network, brought, test)
+        cells[way] = (before, after, shares[way] / shares["model"])
+    return cells
+
+
+def _accuracy(network: nn.Module, brought: Trained, test: Batches) -> float:
+    return evaluate(network, brought.task, test, Machine()).accuracy or 0.0
+
+
+def run(name: str, seed: int, args: argparse.Namespace, cells: list[dict[str, Any]]) -> None:
+    subject, out = SUBJECTS[name], args.out / f"{name}-{seed}"
+    out.mkdir(parents=True, exist_ok=True)
+    parts, start = subject.data(seed), time.monotonic()
+    model = trained(subject, parts, seed, out / "model.pth")
+    reporter = Reporter()
+    brought = Trained(
+        model=model,
+        inputs=(torch.zeros(1, *subject.inputs),),
+        task=subject.task,
+        train=parts["search"],
+        valid=parts["valid"],
+        runtime=make("onnxruntime", threads=1),
+        measure=MeasureSettings(),
+        seed=seed,
+        reporter=reporter,
+        records=Records(RunDirectory(out), ALONE, reporter),
+    )
+    found = find(brought)
+    space = around(found, measured(found))
+    teacher, rivals = _accuracy(model, brought, parts["test"]), Rivals(found)
+    output().print(f"{name}, seed {seed}: {100 * teacher:.1f} %, {time.monotonic() - start:.0f} s")
+    for target in args.targets:
+        start = time.monotonic()
+        ways = line(space, rivals, target, parts["test"], args.epochs)
+        seconds = time.monotonic() - start
+        cells.append({"model": name, "seed": seed, "target": target, "own": teacher, "ways": ways})
+        output().print(f"{name} at {target:g}x: {seconds:.0f} s")
+        (args.out / "cells.json").write_text(json.dumps(cells, indent=1))
+
+
+def show(cells: list[dict[str, Any]]) -> None:
+    """Means over the seeds, with the standard deviation where there are several."""
+    table = Table("model", "limit", "the model", *WAYS)
+    for name, target in dict.fromkeys((c["model"], c["target"]) for c in cells):
+        same = [c for c in cells if (c["model"], c["target"]) == (name, target)]
+        columns = []
+        for way in WAYS:
+            rows = [c["ways"][way] for c in same if c["ways"][way] is not None]
+            if not rows:
+                columns.append("-")
+                continue
+            before, after, share = zip(*rows, strict=True)
+            columns.append(f"{percent(before)} -> {percent(after)} ({statistics.mean(share):.2f})")
+        table.add_row(name, f"{target:g}x", percent(c["own"] for c in same), *columns)
+    output().print(table)
+
+
+def percent(values: Iterable[float]) -> str:
+    several = [100 * value for value in values]
+    spread = f" ± {statistics.stdev(several):.1f}" if len(several) > 1 else ""
+    return f"{statistics.mean(several):.1f}{spread}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(SUBJECTS), choices=SUBJECTS)
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.7, 0.5, 0.35])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--epochs", type=float, default=2.0, help="of every fine-tuning")
+    parser.add_argument("--out", type=Path, default=Path("runs/specialise"))
+    args = parser.parse_args()
+    cells: list[dict[str, Any]] = []
+    for seed in args.seeds:
+        for name in args.models:
+            run(name, seed, args, cells)
+    show(cells)
+
+
+if __name__ == "__main__":
+    main()
