@@ -45,7 +45,7 @@ def test_the_summary_has_what_a_pretrained_run_has(run: Path) -> None:
         test_images training_accuracy parameters macs limits alpha_mean_entropy largest_network_ms
         export_largest_difference blocks seconds seed versions pretrained majority_accuracy
         linear_accuracy teacher_accuracy baselines found_ms paid verdict"""
-    assert summary.keys() == set(keys.split())
+    assert summary.keys() >= set(keys.split())
     assert summary["pretrained"] == "small_models:residual"
     assert summary["measured_latency_ms"] <= 1.02 * summary["target_latency_ms"]
     assert summary["target_latency_ms"] == pytest.approx(0.8 * summary["largest_network_ms"])
