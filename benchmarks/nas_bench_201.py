@@ -41,7 +41,7 @@ from shared_weights import BATCH, Halved, SharedWeights
 
 from proxylessnas.config import DataSettings, MachineSettings
 from proxylessnas.core.decode import Indices
-from proxylessnas.core.explore import Score, explore, known, predictor_of
+from proxylessnas.core.explore import Score, explore, hopes, known, predictor_of
 from proxylessnas.core.predictor import Networks, Predictor
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data import Batches, load_data
@@ -266,8 +266,7 @@ class Search:
         """The network within the limit, after `count` more scores."""
 
         def pool(predictor: Predictor, *_: object) -> Networks:
-            mean, deviation = predictor(self.networks)
-            worth = mean + deviation
+            worth = hopes(*predictor(self.networks))
             worth[[n in self.scores for n in self.networks]] = -np.inf
             promising = itertools.islice(device.within(limit, worth[self.rows]), PROMISING)
             return np.array([self.function[n] for n in promising], np.int64).reshape(-1, 6)
@@ -368,7 +367,7 @@ def _print(results: list[dict[str, Any]]) -> None:
     )
 
 
-def _listed(kind: Callable[[str], Any], text: str) -> list[Any]:
+def listed(kind: Callable[[str], Any], text: str) -> list[Any]:
     return [kind(part) for part in text.split(",") if part]
 
 
@@ -377,8 +376,8 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--table", type=Path, default=DATA / "nas-bench-201" / "cifar10.csv")
     add("--data", type=Path, default=DATA / "cifar10")
-    add("--devices", type=partial(_listed, str), default=[], help="names, a,b; default: all")
-    add("--quantiles", type=partial(_listed, float), default=[0.2, 0.4, 0.6, 0.8])
+    add("--devices", type=partial(listed, str), default=[], help="names, a,b; default: all")
+    add("--quantiles", type=partial(listed, float), default=[0.2, 0.4, 0.6, 0.8])
     add("--weights", type=Path, default=Path("runs/nas_bench_201/weights.safetensors"))
     add("--minutes", type=float, default=40.0, help="of training, where there are no weights")
     add("--cells", type=int, default=2, help="of every stage of the supernet (the table's: 5)")

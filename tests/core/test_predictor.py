@@ -120,4 +120,4 @@ def test_a_prior_counts_as_far_as_the_values_rise_with_it() -> None:
 def test_choices_of_different_sizes_and_a_single_network() -> None:
     rows = [["a", "b"], ["a", "b", "c", "d"], ["z"]]
     mean, deviation = Predictor.fit(rows, [[0, 3, 0]], [5.0])([[1, 2, 0], [0, 3, 0]])
-    assert mean.tolist() == [5.0, 5.0] and np.isfinite(deviation).all()
+    assert mean.tolist() == [5.0, 5.0] and np.isinf(deviation[0])

@@ -74,10 +74,15 @@ def explore(
             break
         mean, deviation = predictor(left, _prior(prior, left))
         # What is promising, or not known: one deviation above what is expected.
-        order = np.argsort(-(mean + deviation), kind="stable")
+        order = np.argsort(-hopes(mean, deviation), kind="stable")
         for i in order[: min(batch_of(count), count - len(taken))].tolist():
             take(left[i])
     return taken
+
+
+def hopes(mean: Array, deviation: Array) -> Array:
+    """What networks may well be worth; the mean alone where nothing is known of the deviation."""
+    return mean + np.where(np.isfinite(deviation), deviation, 0.0)
 
 
 def known(scores: dict[Indices, Score]) -> list[Indices]:

@@ -84,7 +84,10 @@ class Predictor:
     def __call__(
         self, networks: Sequence[Sequence[int]] | Networks, prior: Array | None = None
     ) -> tuple[Array, Array]:
-        """(mean, standard deviation) of what each network is truly worth."""
+        """(mean, standard deviation) of what each network is truly worth.
+
+        The deviation is infinite with three values or fewer: from so few nobody knows it.
+        """
         asked = np.asarray(networks, np.int64).reshape(-1, self.networks.shape[1])
         before = np.zeros(len(asked)) if prior is None else np.array(prior, float)
         weights, inverse = self._solved
@@ -95,7 +98,11 @@ class Predictor:
         mean = _basis(before) @ self.line + cross @ weights
         own = _own_kernel(self.names, asked, self.degree, self.by_name)
         rest = (1 - self.own) * own + true_own - (cross @ inverse * cross).sum(1)
-        variance: Array = self.scale * np.maximum(rest, 0.0)
+        # The scale is known from as many values only: Student's t, of a degree less than there are.
+        freedom = len(self.values) - 1
+        if freedom <= 2:
+            return mean, np.full(len(mean), np.inf)
+        variance: Array = freedom / (freedom - 2) * self.scale * np.maximum(rest, 0.0)
         return mean, variance**0.5
 
     @cached_property
@@ -125,8 +132,9 @@ def _tried(
         variance = (1 - own) * np.maximum(values, 0.0) + own
         line = _line(basis, target, variance)
         rest = target - basis @ line
-        scale = float(np.mean(rest**2 / variance))
-        likelihood = -len(y) * math.log(max(scale, 1e-30)) - float(np.log(variance).sum())
+        squares = float(np.sum(rest**2 / variance))
+        scale = squares / max(1, len(y) - 1)  # the mean is fitted too
+        likelihood = -len(y) * math.log(max(squares, 1e-30)) - float(np.log(variance).sum())
         if own < OWN[-1] and own * scale < noise:
             continue
         if best is None or likelihood > best[0]:
