@@ -1,7 +1,7 @@
 """The same search by this library, by others and at random: cost a step, limit, accuracy.
 
     python benchmarks/peers.py [--data mnist5k] [--space macro] [--widths 16,32] [--depths 2,2]
-        [--side 32] [--batch 64] [--share 0.5] [--epochs 6] [--train-epochs 6] [--seed 0]
+        [--side 16] [--batch 64] [--share 0.5] [--epochs 4] [--train-epochs 4] [--seed 0]
         [--device cpu] [--autocast] [--compile] [--steps-alone]
 
 Everyone is given the same model (a space of these widths), the same images, the same number
@@ -363,10 +363,10 @@ def _arguments() -> argparse.Namespace:
     add("--batch", type=int, default=64)
     add("--widths", type=partial(listed, int), default=[16, 32])
     add("--depths", type=partial(listed, int), default=[2, 2])
-    add("--side", type=int, default=32, help="of the images, in pixels")
+    add("--side", type=int, default=16, help="of the images, in pixels")
     add("--share", type=float, default=0.5, help="of the largest network's MACs: the limit")
-    add("--epochs", type=int, default=6, help="of the search")
-    add("--train-epochs", type=int, default=6, help="of the network found")
+    add("--epochs", type=int, default=4, help="of the search")
+    add("--train-epochs", type=int, default=4, help="of the network found")
     add("--seed", type=int, default=0)
     add("--device", default="cpu")
     add("--autocast", action="store_true", help="bfloat16")
