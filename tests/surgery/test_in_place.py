@@ -21,7 +21,7 @@ from proxylessnas.surgery.space import Space, choices_of, widths_of, with_candid
 def space_of(model: nn.Module, x: Tensor) -> Space:
     """Unfitted candidates: what is compared are two ways to the same numbers."""
     pairs, _ = find_pairs(model, Graph(model, (x[:1],)))
-    choices = choices_of(model, pairs, (x[:1],))
+    choices = choices_of(model, pairs, Graph(model, (x[:1],)), (x[:1],))
     fits = {
         pair: {w: Narrowed(torch.arange(w), {}) for w in several}
         for pair, several in widths_of(choices).items()

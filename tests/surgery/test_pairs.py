@@ -8,6 +8,7 @@ import torchvision
 from torch import Tensor, nn
 
 from proxylessnas.errors import SupernetError
+from proxylessnas.surgery.attention import opened
 from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.narrow import Narrowed, narrowed, proven
 from proxylessnas.surgery.pairs import Pair, Refused, find_pairs
@@ -171,11 +172,21 @@ def test_blocks_are_left_out_with_their_shortcut() -> None:
         torch.randn(1, 3, 32, 32),
     )
     pairs, _ = found(model, x)
-    choices = {choice.name: choice for choice in choices_of(model, pairs, (x,))}
+    choices = {choice.name: choice for choice in choices_of(model, pairs, Graph(model, (x,)), (x,))}
     blocks = [name for name, choice in choices.items() if choice.can_leave_out]
     assert blocks == [f"features.{i}" for i in (3, 5, 6, 8, 10, 11)]
     assert len(choices["features.5"].pairs) == 2  # the hidden channels, and those of the gate
     assert "features.4.block.0.0" in choices
+
+
+def test_a_transformers_block_is_left_out_whole() -> None:
+    """Its attention and its hidden layers are beside shortcuts."""
+    model = torchvision.models.VisionTransformer(16, 4, 3, 4, 24, 32, num_classes=3)
+    model, x = opened(model).eval(), torch.randn(1, 3, 16, 16)
+    pairs, _ = found(model, x)
+    choices = choices_of(model, pairs, Graph(model, (x,)), (x,))
+    blocks = {choice.name: len(choice.pairs) for choice in choices if choice.can_leave_out}
+    assert blocks == {f"encoder.layers.encoder_layer_{k}": 2 for k in range(3)}
 
 
 class Written(nn.Module):

@@ -121,9 +121,10 @@ def find(brought: Trained, blocks: Any = "auto") -> Found:
     wanted = wanted_by(model, blocks)
     brought.reporter.say("find: layers that can be narrowed")
     with brought.reporter.warnings_as_lines():
-        pairs, refused = find_pairs(model, Graph(model, inputs), wanted)
+        graph = Graph(model, inputs)
+        pairs, refused = find_pairs(model, graph, wanted)
         pairs, unproven = proven(model, pairs, inputs)
-        choices = choices_of(model, pairs, inputs, wanted)
+        choices = choices_of(model, pairs, graph, inputs, wanted)
     found = Found(brought=brought, choices=tuple(choices), refused=(*refused, *unproven))
     if not any(found.widths.values()):
         stays = [*found.refused, *map(too_narrow, found.widths)][:5]

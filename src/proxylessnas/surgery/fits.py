@@ -19,7 +19,7 @@ from proxylessnas.surgery.moments import is_transposed, moments_of_readers, mome
 from proxylessnas.surgery.narrow import Narrowed
 from proxylessnas.surgery.pairs import LARGEST, Cut, Pair
 
-BATCHES = 32  # that moments are taken of, at most
+BATCHES, WITHIN = 32, 8  # that moments are taken of, at most; and of norms over fewer channels
 # Rows are fewer than in a layer of one pixel a channel, and neighbouring pixels alike.
 RIDGE = 1e-2
 
@@ -58,7 +58,7 @@ def narrow_fits(
     normalised = [pair for pair in widths if pair.norms]
     for k in range(max(map(len, widths.values()), default=0)):
         narrower = {pair: remaining[pair][k] for pair in normalised if k < len(remaining[pair])}
-        renewed = moments_within(model, narrower, batches) if narrower else {}
+        renewed = moments_within(model, narrower, batches[:WITHIN]) if narrower else {}
         for pair in widths:
             if k < len(remaining[pair]):
                 moments, channels = renewed.get(pair, readers[pair]), remaining[pair][k]

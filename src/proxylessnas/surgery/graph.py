@@ -66,13 +66,23 @@ class Graph:
 
     def is_gate(self, layer: Node) -> bool:
         """Whether what a layer makes is multiplied with what it was made of."""
-        node = layer
+        return self._joins(layer) == "mul"
+
+    def is_branch(self, path: str) -> bool:
+        """Whether a shortcut is beside a module: what it makes is added to what it was made of."""
+        inside = [n for n in self.nodes if f"{self.module(n)}.".startswith(f"{path}.")]
+        ends = [n for n in inside if not all(user in inside for user in n.users)]
+        return any(self._joins(end) == "add" for end in ends)
+
+    def _joins(self, node: Node) -> str:
+        """The operation that joins a tensor with one that it was made of, if that is the next."""
+        first = node
         while len(node.users) == 1:
             source, node = node, next(iter(node.users))
             others = [x for x in node.all_input_nodes if x is not source and not self.weight(x)]
             if others:
-                return operation(node) == "mul" and others[0] in _before(layer)
-        return False
+                return operation(node) if others[0] in _before(first) else ""
+        return ""
 
     @property
     def layers(self) -> list[Node]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from proxylessnas.data.arguments import arguments_of
 from proxylessnas.pretrained.candidates import SHARES, rounded_width
+from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.in_place import put_back
 from proxylessnas.surgery.narrow import Narrowed, narrow, sizes_of
 from proxylessnas.surgery.pairs import Pair
@@ -141,14 +142,18 @@ class Space:
 def choices_of(
     model: nn.Module,
     pairs: Sequence[Pair],
+    graph: Graph,
     inputs: tuple[Any, ...],
     wanted: Callable[[str], bool] = lambda path: True,
 ) -> list[Choice]:
     """The pairs grouped by the innermost block around them that can be left out; the others alone.
 
-    inputs: example inputs, which tell the blocks. wanted: whether a block may be left out.
+    graph: of this model, for these inputs. wanted: whether a block may be left out.
     """
-    equal = filter(wanted, _blocks_with_equal_ends(model, inputs))
+    # Not the branch beside a shortcut: in its place the identity would double the shortcut.
+    equal = [
+        b for b in filter(wanted, _blocks_with_equal_ends(model, inputs)) if not graph.is_branch(b)
+    ]
     counts = {
         b: sum(any(_within(x, b) for x in p.layers) and not _runs_through(p, b) for p in pairs)
         for b in equal
@@ -157,8 +162,7 @@ def choices_of(
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
         inside = [b for b in blocks if all(_within(path, b) for path in pair.layers)]
-        # Of several around the same pairs the outermost: the block, with its shortcut, and not the
-        # branch beside the shortcut, whose input would be added to itself.
+        # Of several around the same pairs the outermost.
         block = min(inside, key=lambda b: (blocks[b], len(b)), default="")
         across = [
             p
