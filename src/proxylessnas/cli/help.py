@@ -25,7 +25,10 @@ BASIC: dict[str, tuple[str, str, dict[str, tuple[str, ...]]]] = {
                 "--weights",
                 "--space",
             ),
-            "what it may cost": ("--target-latency", "--limit", "--runtime", "--table"),
+            "what it may cost": (
+                *("--target-latency", "--limit", "--runtime", "--precision", "--table"),
+                "--device",
+            ),
             "how long it may take": ("--budget", "--search.epochs", "--train.epochs"),
             "the run": (*RUN, "--memory"),
         },
@@ -36,7 +39,10 @@ BASIC: dict[str, tuple[str, str, dict[str, tuple[str, ...]]]] = {
         "proxylessnas measure model.onnx --runtime onnxruntime,litert",
         {
             "what is measured": ("directory", "--data", "--space", "--shape", "--limit"),
-            "on what": ("--runtime", "--measure.threads", "--measure.batch", "--measure.rounds"),
+            "on what": (
+                *("--runtime", "--precision", "--batch", "--threads", "--sustained"),
+                "--measure.rounds",
+            ),
             "other devices": ("--export-kit", "--import-kit", "--merge"),
             "the run": (*RUN[1:], "--plot", "--force"),
         },

@@ -27,6 +27,7 @@ usage: proxylessnas VERB [options]          proxylessnas VERB --help for the opt
   predict    classify images with the result
   report     one HTML file about a run, or about several side by side
   watch      progress and curves of a run that goes on, in the terminal
+  tables     latency tables of a folder: devices, precisions, dates, errors
   zoo        the published networks: list, build, export, measure, draw
   completion a script for bash or zsh: eval "$(proxylessnas completion bash)"
 
@@ -34,7 +35,7 @@ usage: proxylessnas VERB [options]          proxylessnas VERB --help for the opt
   proxylessnas run --data ~/photos --target-latency 12ms --budget 2h
   proxylessnas predict runs/demo image.png
 """
-VERBS = ("run", *STAGES, "predict", "report", "watch", "zoo", "completion")
+VERBS = ("run", *STAGES, "predict", "report", "watch", "tables", "zoo", "completion")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from proxylessnas.config import HUB_NAME
 from proxylessnas.errors import ConfigError, did_you_mean
 
 SPACES = ("mobile", "macro", "cell", "tree")
-RUNTIMES = ("onnxruntime", "torch", "litert", "openvino", "fake")
+RUNTIMES = ("onnxruntime", "torch", "litert", "openvino", "executorch", "fake")
 DATA = ("mnist5k", "digits", "surfaces")
 PRETRAINED = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 OTHER_SPACES = ("inverted", "custom", "model")  # that files name: trained ones, Python calls

@@ -271,6 +271,15 @@ def add_watching(parser: Parser) -> None:
     parser.add_argument("--once", action="store_true", help="look once")
 
 
+def add_tables(parser: Parser) -> None:
+    parser.add_argument(
+        "folder", nargs="?", help="of tables; default: $PROXYLESSNAS_TABLES, or the user's own"
+    )
+    parser.add_argument("--device", help="print the path of this device's table, as pixel1")
+    parser.add_argument("--precision", help="that it is in: f32, fp16, bf16 or int8")
+    parser.add_argument("--runtime", help="that it is of")
+
+
 def add_zoo(parser: Parser) -> None:
     parser.add_argument("name", nargs="*", help="a network; without one, all are listed")
     parser.add_argument("--build", action="store_true", help="print the plain network")
@@ -304,6 +313,7 @@ ADDERS: Mapping[str, Callable[[Parser], None]] = {
     "predict": add_predicting,
     "report": add_reporting,
     "watch": add_watching,
+    "tables": add_tables,
     "zoo": add_zoo,
     "completion": add_completing,
 }

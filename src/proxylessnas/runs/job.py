@@ -19,6 +19,7 @@ from proxylessnas.errors import ConfigError, RunError
 from proxylessnas.hardware.costs import CostFunction, check_names
 from proxylessnas.hardware.published_table import check_suits, is_published, read_published_table
 from proxylessnas.hardware.runtimes import Runtime, make
+from proxylessnas.hardware.shared_tables import default_folder, table_of_device
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.io.console import Reporter, duration, say
 from proxylessnas.io.stopping import Signal
@@ -112,7 +113,7 @@ def open_run(
     if stored is None:
         if ranks.is_main:
             directory.check_free()
-        config = parse_settings(RunConfig, with_defaults(settings))
+        config = _of_device(parse_settings(RunConfig, with_defaults(settings)), settings)
     else:
         config = _with(stored, undecided(directory, settings), reporter)
     if stored is None and resume and config.data == "":
@@ -269,6 +270,27 @@ def _check(config: RunConfig, ranks: Ranks, brought: Brought) -> None:
     ranks.check_divides("search.batch_size", s.batch_size)
     ranks.check_divides("search.valid_batch_size", s.valid_batch_size or s.batch_size)
     ranks.check_divides("train.batch_size", config.train.batch_size)
+
+
+def _of_device(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
+    """The settings with the table of the device that they name.
+
+    Raises:
+        ConfigError: a table is named too. MeasurementError: the folder has no such table.
+    """
+    if config.device is None:
+        if config.tables is not None:
+            raise ConfigError("tables is a folder to find a device's table in: give --device too")
+        return config
+    if config.table is not None:
+        raise ConfigError(f"device is {config.device} and table is {config.table}: give one")
+    path = table_of_device(
+        config.device,
+        config.tables or default_folder(),
+        precision=config.precision,
+        runtime=config.runtime if "runtime" in given else None,
+    )
+    return dataclasses.replace(config, table=str(path))
 
 
 def _check_one_precision(config: RunConfig) -> None:

@@ -1,0 +1,148 @@
+"""A folder of latency tables of several devices: what is there, and the one of a device."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxylessnas.errors import MeasurementError, UserError, did_you_mean
+from proxylessnas.hardware.published_table import is_published, read_published_table
+from proxylessnas.hardware.table import LatencyTable
+
+FOLDER_VARIABLE = "PROXYLESSNAS_TABLES"
+DEFAULT_FOLDER = Path("~/.local/share/proxylessnas/tables")
+SUFFIXES = (".json", ".yaml", ".yml")
+PUBLISHED_AT = "github.com/han-cai/files publishes mobile_trim.yaml for the Pixel 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedTable:
+    """A table of the folder, as far as it is described.
+
+    date: of the last measurement, ISO 8601. validation: mean error on unseen networks in %; None
+    where there is none. problem: why it cannot be used; empty where it can.
+    """
+
+    path: Path
+    device: str = ""
+    runtime: str = ""
+    version: str = ""
+    precision: str = ""
+    date: str = ""
+    shapes: str = ""
+    validation: float | None = None
+    problem: str = ""
+
+    def is_of(self, device: str) -> bool:
+        """Whether a user's name of a device is this one: `pixel1` for `Pixel 1`."""
+        return _plain(device) in _plain(self.device)
+
+
+def tables_in(folder: str | Path) -> list[SharedTable]:
+    """The tables of a folder, by their names; one that is damaged says so.
+
+    Raises:
+        MeasurementError: there is no such folder.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise MeasurementError(
+            f"there is no folder of tables {folder}: make it and put tables into it, or name "
+            f"another one (--tables FOLDER, or {FOLDER_VARIABLE})"
+        )
+    paths = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    return [_described(path) for path in paths]
+
+
+def default_folder() -> Path:
+    """The folder of the environment variable, or of the user."""
+    return Path(os.environ.get(FOLDER_VARIABLE) or DEFAULT_FOLDER).expanduser()
+
+
+def table_of_device(
+    device: str,
+    folder: str | Path,
+    *,
+    precision: str | None = None,
+    runtime: str | None = None,
+) -> Path:
+    """The one table of a device, in a precision (None: float) and of a runtime (None: any).
+
+    Raises:
+        MeasurementError: there is none, or there are several; they are named.
+    """
+    tables = tables_in(folder)
+    usable = [table for table in tables if not table.problem]
+    of_device = [table for table in usable if table.is_of(device)]
+    if not of_device:
+        devices = {table.device for table in usable}
+        near = did_you_mean(device, devices) if devices else "the folder has no table"
+        pixel = f"; {PUBLISHED_AT}" if _plain(device).startswith("pixel") else ""
+        raise MeasurementError(f"{folder} has no table of the device {device!r}; {near}{pixel}")
+    fitting = [
+        table
+        for table in of_device
+        if (table.precision == precision if precision else table.precision != "int8")
+        and runtime in (None, table.runtime)
+    ]
+    if len(fitting) != 1:
+        what = f"{precision or 'float'}{f' on {runtime}' if runtime else ''}"
+        there = "; ".join(map(_words, fitting or of_device))
+        how = "give --runtime, or --table with one of them" if fitting else "it has"
+        many = "several tables" if fitting else "no table"
+        raise MeasurementError(
+            f"{folder} has {many} of the device {device!r} in {what}: {how}: {there}"
+        )
+    return fitting[0].path
+
+
+def _described(path: Path) -> SharedTable:
+    try:
+        return _published(path) if is_published(path) else _ours(path)
+    except UserError as error:
+        return SharedTable(path=path, problem=str(error))
+
+
+def _published(path: Path) -> SharedTable:
+    table = read_published_table(path)
+    return SharedTable(path=path, device=table.device, runtime="published", precision="f32")
+
+
+def _ours(path: Path) -> SharedTable:
+    table = LatencyTable.load(path)
+    validation = (table.validation or {}).get("mean_abs_error_pct")
+    described = {name: str(table.device.get(name, "")) for name in ("device", "runtime")}
+    return SharedTable(
+        path=path,
+        **described,
+        version=str(table.device.get("version", "")),
+        precision=str(table.device.get("precision", "")),
+        date=max(_dates(table), default=""),
+        shapes=str(table.device.get("input_shapes", "")),
+        validation=validation if isinstance(validation, int | float) else None,
+        problem="" if table.complete else "its measurement was broken off",
+    )
+
+
+def _dates(table: LatencyTable) -> Iterator[str]:
+    for measurement in (*table.entries.values(), *(n.measurement for n in table.networks)):
+        yield str(measurement.environment.get("date", ""))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _words(table: SharedTable) -> str:
+    return f"{table.path} ({table.runtime}, {table.precision})"
+
+
+def columns_of(tables: Sequence[SharedTable]) -> Iterator[tuple[str, ...]]:
+    """Rows for people: file, device, runtime with version, precision, input, date, validation."""
+    for t in tables:
+        error = "-" if t.validation is None else f"{t.validation:.1f} %"
+        words = (f"{t.runtime} {t.version}".strip(), t.precision, t.shapes, t.date[:10], error)
+        yield (t.path.name, t.device, *(word or "-" for word in words))

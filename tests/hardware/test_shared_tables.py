@@ -1,0 +1,106 @@
+"""A folder of tables: what is in it, and the right one for a device that the user names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_run import TINY_RUN
+
+from proxylessnas.cli.main import main
+from proxylessnas.errors import MeasurementError
+from proxylessnas.hardware.runtimes.fake import FakeRuntime
+from proxylessnas.hardware.shared_tables import table_of_device, tables_in
+from proxylessnas.hardware.table import LatencyTable
+from proxylessnas.hardware.timing import Measurement
+from proxylessnas.runs.directory import RunDirectory
+
+PIXEL = """\
+Conv-input:224x224x3-output:112x112x32: {count: 10, mean: 1.5, var: 0.1}
+expanded_conv-input:56x56x24-output:56x56x24-expand:3-kernel:5-stride:1-idskip:1: \
+{count: 10, mean: 2.5, var: 0.1}
+"""
+
+
+def saved(folder: Path, name: str, device: str, precision: str, runtime: str = "fake") -> None:
+    measured = Measurement(samples_ms=(1.0,), environment={"date": f"2026-0{len(name)}-01T00:00"})
+    described = FakeRuntime(device=device, precision=precision).describe()
+    table = LatencyTable(
+        device={**described, "runtime": runtime, "batch": 1, "input_shapes": "1x3x96x96"},
+        entries={"Conv": measured},
+        validation={"mean_abs_error_pct": 1.25},
+    )
+    table.save(folder / name)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "tables"
+    path.mkdir()
+    saved(path, "a.json", "Board 3000", "f32")
+    saved(path, "b.json", "Board 3000", "int8")
+    saved(path, "c.json", "Phone X", "f32", "litert")
+    saved(path, "d.json", "Phone X", "f32", "onnxruntime")
+    (path / "mobile_trim.yaml").write_text(PIXEL)
+    (path / "bad.json").write_text("{}")
+    (path / "notes.txt").write_text("not a table")
+    return path
+
+
+def test_what_is_in_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tables = {t.path.name: t for t in tables_in(folder)}
+    ours = ["a.json", "b.json", "bad.json", "c.json", "d.json"]
+    assert list(tables) == [*ours, "mobile_trim.yaml"]
+    b = tables["b.json"]
+    assert (b.device, b.precision, b.validation, b.date[:4]) == ("Board 3000", "int8", 1.25, "2026")
+    assert tables["bad.json"].problem and not b.problem
+    assert tables["mobile_trim.yaml"].device == "Pixel 1"
+    assert main(["tables", str(folder)]) == 0
+    said = capsys.readouterr().out
+    for words in ("Board 3000", "1x3x96x96", "1.2 %", "not usable: bad.json", "Pixel 1"):
+        assert words in said
+
+
+def test_the_table_of_a_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def name(device: str, **how: str) -> str:
+        return table_of_device(device, folder, **how).name
+
+    assert name("board3000") == "a.json"
+    assert name("Board 3000", precision="int8") == "b.json"
+    assert name("pixel1") == "mobile_trim.yaml"
+    assert name("phone-x", runtime="litert") == "c.json"
+    with pytest.raises(MeasurementError, match=r"several tables .* give --runtime.*c\.js.*d\.js"):
+        name("phonex")
+    with pytest.raises(MeasurementError, match=r"no table of the device 'phonex' in int8"):
+        name("phonex", precision="int8")
+    with pytest.raises(MeasurementError, match="did you mean Board 3000"):
+        name("Board 300x")
+    (folder / "mobile_trim.yaml").unlink()
+    with pytest.raises(MeasurementError, match="publishes mobile_trim"):
+        name("pixel1")
+    with pytest.raises(MeasurementError, match="there is no folder of tables"):
+        table_of_device("x", folder / "missing")
+
+
+def test_a_run_takes_the_table_of_its_device(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["measure", *TINY_RUN, f"--out={tmp_path / 'first'}"]) == 0
+    table = LatencyTable.load(tmp_path / "first" / "latency_table.json")
+    table = LatencyTable(**{**vars(table), "device": {**table.device, "device": "My Board"}})
+    table.save(folder / "mine.json")
+    words = [*TINY_RUN, f"--tables={folder}", f"--out={tmp_path / 'run'}"]
+    assert main(["measure", *words, "--device=myboard"]) == 0
+    config = RunDirectory(tmp_path / "run").read_config()
+    assert config.table == str(folder / "mine.json")
+    capsys.readouterr()
+    for more, expected in (
+        (["--device=nothing"], "no table of the device 'nothing'"),
+        ([], "give --device too"),
+        (["--device=myboard", "--table=t.json"], "give one"),
+        (["--device=myboard", "--precision=int8"], "no table of the device 'myboard' in int8"),
+    ):
+        out = f"--out={tmp_path / 'other'}"
+        assert main(["run", *TINY_RUN, f"--tables={folder}", *more, out]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert expected in line
