@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from proxylessnas import zoo
+from proxylessnas.cli.main import main
 from proxylessnas.cli.options import ADDERS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "proxylessnas"
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/paper.md", "docs/results.md", "docs/scale.md"]
+PAGES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").glob("*.md"))
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(p for p in PAGES if p != "docs/log.md")]
+OF_A_RUN = ("runs/", "stages/", "checkpoints/")
 TEXTS = {name: (ROOT / name).read_text() for name in [*DOCUMENTS, "docs/log.md"]}
 CODE = [
     p
@@ -29,7 +36,7 @@ CODE = [
 def test_named_files_exist(name: str) -> None:
     """Paths in backticks: from the root, from the package, or what a run makes."""
     paths = re.findall(r"`((?:[\w.-]+/)+(?:[\w.-]+\.(?:py|md|yaml))?)`", TEXTS[name])
-    paths = [path for path in paths if not path.startswith(("runs/demo", "published/"))]
+    paths = [path for path in paths if not path.startswith((*OF_A_RUN, "published/"))]
     assert [p for p in paths if not (ROOT / p).exists() and not (PACKAGE / p).exists()] == []
 
 
@@ -77,9 +84,77 @@ def test_commands_have_options_that_exist(name: str) -> None:
         assert options <= known, (verb, options - known)
 
 
-def test_the_readme_has_commands() -> None:
-    verbs = {verb for verb, *_ in commands(TEXTS["README.md"])}
-    assert {"run", "predict", "derive", "measure", "zoo"} <= verbs
+def test_every_verb_is_shown() -> None:
+    shown = {verb for text in TEXTS.values() for verb, *_ in commands(text)}
+    assert {"run", "measure", "evaluate", "derive", "predict", "report", "watch", "zoo"} <= shown
+
+
+def test_commands_that_are_cheap_run(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the pages that look at a run, on a finished one; and the zoo's table."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "photos", "photos-mobile", "other", "other-limit"):
+        shutil.copytree(finished_run, tmp_path / "runs" / name)
+    for name in ("image.png", "image.jpg"):
+        Image.new("L", (8, 8), 90).save(tmp_path / name)
+    done = set()
+    for text in TEXTS.values():
+        for verb, *words in commands(text):
+            looks = verb in ("report", "watch", "predict") or [verb, *words] == ["zoo"]
+            if looks and (verb, *words) not in done:
+                assert main([verb, *words]) == 0, (verb, words)
+                done.add((verb, *words))
+    assert {verb for verb, *_ in done} == {"report", "watch", "zoo", "predict"}
+
+
+def test_messages_that_are_explained_exist() -> None:
+    """Every heading of the page of messages is written in some file of the package."""
+    said = "\n".join(
+        "".join(
+            part.value if isinstance(part, ast.Constant) else "…"
+            for part in (node.values if isinstance(node, ast.JoinedStr) else [node])
+        )
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.JoinedStr)
+        or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+    )
+    headings = re.findall(r"^### `(.*)`$", TEXTS["docs/troubleshooting.md"], re.M)
+    assert len(headings) > 12
+    assert [heading for heading in headings if heading not in said] == []
+
+
+def test_pages_link_to_pages_and_are_in_the_site() -> None:
+    site = (ROOT / "mkdocs.yml").read_text()
+    for name in PAGES:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", TEXTS[name]):
+            assert (ROOT / "docs" / link).exists(), (name, link)
+        assert name.removeprefix("docs/") in site
+    for link in re.findall(r"\]\(([^)#:]+)\)", TEXTS["README.md"]):
+        assert (ROOT / link).exists(), link
+
+
+def test_the_pages_of_settings_are_generated() -> None:
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        hooks = importlib.import_module("hooks")
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+    page = hooks.on_page_markdown(TEXTS["docs/settings.md"])
+    named = set(re.findall(r"^\| `([\w.]+)` \|", page, re.M))
+    options = {o.replace("-", "_") for o in re.findall(r"--(\w[\w.-]+)", help_of("run"))}
+    assert len(named) > 60 and named - {"limits"} <= options
+    assert '"choices"' in hooks.on_page_markdown(TEXTS["docs/files.md"])
+
+
+def test_the_figure_is_what_the_tool_draws() -> None:
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        figure = importlib.import_module("figure").figure()
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+    assert (ROOT / "docs" / "networks.svg").read_text() == figure
 
 
 def test_named_settings_exist() -> None:
@@ -110,6 +185,6 @@ def test_golden_figures_are_those_of_the_zoo() -> None:
     assert figures == published
 
 
-def test_recipes_of_the_readme_are_those_of_the_package() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|", TEXTS["README.md"], re.M)
+def test_recipes_of_the_guide_are_those_of_the_package() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", TEXTS["docs/recipes.md"], re.M)
     assert set(rows) == {path.stem for path in (PACKAGE / "recipes").glob("*.yaml")}

@@ -111,6 +111,19 @@ def test_an_unfinished_run_says_what_is_not_there(run: Path, done: int) -> None:
     assert f"Not finished: {', '.join(STAGES[done:])}." in html
 
 
+def test_a_road_without_prices_shows_what_its_blocks_cost(run: Path) -> None:
+    """As `run --model` leaves it."""
+    priced = facts_of_run(run)
+    (run / "prices.json").unlink()
+    facts = facts_of_run(run)
+    chosen = [(c.name, c.chosen, c.cost("latency")) for c in facts.choices]
+    assert chosen == [(c.name, c.chosen, c.cost("latency")) for c in priced.choices]
+    assert facts.fixed["latency"] == pytest.approx(priced.fixed["latency"])
+    html = write_report([run]).read_text()
+    Tags(html)
+    assert "Block by block" in html and "Click a block" not in html
+
+
 def test_names_are_text_wherever_they_come_from(run: Path) -> None:
     confusion = json.loads((run / "confusion.json").read_text())
     confusion["classes"][0] = HOSTILE

@@ -84,7 +84,8 @@ class Latency:
 class Choice:
     """One searched position: its candidates with their costs and what became of them.
 
-    costs: by name, a number a candidate. history: [moment][candidate], probabilities.
+    probabilities: empty where the road that found the network has none. costs: by
+    name, a number a candidate. history: [moment][candidate], probabilities.
     """
 
     name: str
@@ -149,7 +150,7 @@ def facts_of(records: Records) -> Facts:
     """All facts of a run. Of damaged records it raises KeyError, TypeError, ValueError and such."""
     stages, summary = records.stages, records.summary
     measure, search = stages.get("measure", {}), stages.get("search", {})
-    table = records.table
+    table, runtime = records.table, summary.get("runtime")
     road = (("teach", "candidates") if records.settings.get("pretrained") else ()) + ROAD
     return Facts(
         name=records.directory.rstrip("/").rpartition("/")[2] or records.directory,
@@ -163,13 +164,13 @@ def facts_of(records: Records) -> Facts:
         layers=() if records.architecture is None else tuple(layers(records.architecture)),
         choices=tuple(_choices(records)),
         moments=tuple(int(line["step"]) for line in _moments(records)),
-        fixed=records.prices.get("fixed", {}),
+        fixed=_fixed(records),
         curves=_curves(records.metrics),
         scored=tuple(_scored(records)),
         networks=measure.get("networks", ()),
         validation=measure.get("validation"),
         disturbance=measure.get("disturbance", ""),
-        device=table.get("device", {}),
+        device=table.get("device") or (runtime if isinstance(runtime, Mapping) else {}),
         environments=table.get("environments", ()),
         entropy=search.get("entropy"),
         verdict=summary.get("verdict"),
@@ -210,8 +211,8 @@ def _rows(records: Records, accuracy: float | None) -> Iterator[Row]:
         name="found",
         accuracy=accuracy,
         ms=by_hand.get("found_ms") or export.get("measured_ms"),
-        parameters=_whole(predicted.get("parameters")),
-        macs=predicted.get("macs"),
+        parameters=_whole(predicted.get("parameters", records.summary.get("parameters"))),
+        macs=predicted.get("macs", records.summary.get("macs")),
     )
     rows = by_hand.get("baselines") or records.summary.get("baselines", {})
     for name, row in rows.items():
@@ -252,6 +253,9 @@ def _whole(value: float | None) -> int | None:
 
 def _choices(records: Records) -> Iterator[Choice]:
     prices, architecture = records.prices, records.architecture
+    if not prices:
+        yield from _blocks(records)
+        return
     chosen = {} if architecture is None else architecture.choices
     moments = _moments(records)
     for index, (name, row) in enumerate(prices.get("choices", {}).items()):
@@ -263,6 +267,28 @@ def _choices(records: Records) -> Iterator[Choice]:
             costs={cost: tuple(map(float, row[cost])) for cost in prices["costs"]},
             history=tuple(tuple(line["probabilities"][index]) for line in moments),
         )
+
+
+def _blocks(records: Records) -> Iterator[Choice]:
+    """Of a road that keeps no prices: what was chosen, and what that costs."""
+    for block in records.summary.get("blocks", ()):
+        if block["choice"]:
+            costs = {"latency": (float(block["ms"]),)}
+            candidates = (block["choice"],)
+            yield Choice(
+                name=block["name"],
+                chosen=block["choice"],
+                candidates=candidates,
+                probabilities=(),
+                costs=costs,
+            )
+
+
+def _fixed(records: Records) -> Mapping[str, float]:
+    """The costs that all networks share."""
+    rest = [b["ms"] for b in records.summary.get("blocks", ()) if not b["choice"]]
+    fixed: Mapping[str, float] = records.prices.get("fixed", {"latency": rest[0]} if rest else {})
+    return fixed
 
 
 def _moments(records: Records) -> list[Mapping[str, Any]]:

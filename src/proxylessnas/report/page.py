@@ -97,6 +97,7 @@ def _run(facts: Facts, name: str) -> dict[str, Any]:
         "mistakes": _mistakes(facts),
         "drawing": _drawing(facts),
         "blocks": _blocks(facts),
+        "explained": any(c.probabilities for c in facts.choices),
         "curves": [c for c in _curves(facts) if c[1]],
         "trade_off": _trade_off(
             {"networks of this run": facts}, facts.outcome.limit_ms if facts.outcome else None
@@ -216,7 +217,7 @@ def _blocks(facts: Facts) -> list[dict[str, Any]]:
     rows = []
     for choice in facts.choices:
         cost = choice.cost(LATENCY)
-        known = choice.chosen in choice.candidates
+        known = choice.chosen in choice.candidates and choice.probabilities
         rows.append(
             {
                 "name": choice.name,
@@ -252,8 +253,9 @@ def _data(facts: Facts) -> Markup:
             "history": [[round(p, 3) for p in row] for row in c.history[::stride]],
         }
         for c in facts.choices
+        if c.probabilities
     }
-    priced = [c for c in facts.choices if c.cost(LATENCY) is not None]
+    priced = [c for c in facts.choices if c.name in choices and c.cost(LATENCY) is not None]
     first = max(priced, key=lambda c: c.cost(LATENCY) or 0.0).name if priced else ""
     value = {
         "choices": choices,
