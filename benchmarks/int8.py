@@ -81,7 +81,8 @@ def sessions_of(
     name: str, size: int, runtimes: list[str], recipes: bool, stack: ExitStack
 ) -> dict[str, Session]:
     """The network in all ways that are compared: `RUNTIME f32`, `RUNTIME int8`, and recipes."""
-    network, inputs = build(zoo.load(name)).eval(), (torch.randn(1, 3, size, size),)
+    side = min(size, zoo.NETWORKS[name].input_shape[1])  # CIFAR's network has a size of its own
+    network, inputs = build(zoo.load(name)).eval(), (torch.randn(1, 3, side, side),)
     sessions = {
         f"{runtime} {precision}": make(runtime, precision=precision).load(network, inputs)
         for runtime in runtimes
@@ -125,6 +126,7 @@ def main() -> None:
             str(paired_ratio(measured[recipe], measured["onnxruntime f32"])) for recipe in recipes
         ]
         table.add_row(name, *plain, *ratios, *others)
+        reporter.say(f"{name}: {' | '.join([*plain, *ratios, *others])}")
         measurements += list(measured.values())
     output().print(table)
     words = ", ".join(integer_instructions()) or "no integer instructions"

@@ -202,6 +202,30 @@ def test_unknown_names_and_options() -> None:
             make("torch:cuda")
 
 
+@pytest.mark.parametrize("name", ["cuda", "tensorrt", "coreml", "qnn", "xnnpack"])
+def test_a_known_provider_that_is_not_here_says_where_it_is(name: str) -> None:
+    import onnxruntime as ort
+
+    if any(name in provider.lower() for provider in ort.get_available_providers()):
+        pytest.skip("this onnxruntime has it")
+    with pytest.raises(MeasurementError, match=f"built without the execution provider {name}.*cpu"):
+        make(f"onnxruntime:{name}")
+
+
+def test_openvino_refuses_a_device_that_is_not_here() -> None:
+    pytest.importorskip("openvino")
+    for device in ("gpu", "NPU"):
+        with contextlib.suppress(MeasurementError):
+            assert make(f"openvino:{device}").name == f"openvino:{device.lower()}"
+            continue
+        with pytest.raises(MeasurementError, match=f"finds no {device.upper()} here; .*CPU"):
+            make(f"openvino:{device}")
+    with pytest.raises(MeasurementError, match="one precision and one device"):
+        make("openvino:gpu,npu")
+    with pytest.raises(MeasurementError, match="has no option 'tpu'"):
+        make("openvino:tpu")
+
+
 def test_a_provider_that_does_not_start_is_not_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime as ort
 

@@ -42,6 +42,19 @@ _DTYPES = {
 }
 
 
+# Providers by name, and where they are to be had; all but the CPU's untested on their devices.
+_INSTEAD = "comes with the package {} in the place of onnxruntime"
+PACKAGES = {
+    "cuda": _INSTEAD.format("onnxruntime-gpu"),
+    "tensorrt": _INSTEAD.format("onnxruntime-gpu"),
+    "qnn": _INSTEAD.format("onnxruntime-qnn"),
+    "openvino": _INSTEAD.format("onnxruntime-openvino"),
+    "dml": _INSTEAD.format("onnxruntime-directml"),
+    "coreml": "comes with onnxruntime on macOS",
+    "xnnpack": "comes with a build of onnxruntime with --use_xnnpack",
+}
+
+
 class OnnxRuntime:
     """onnxruntime, or onnxruntime:PROVIDER such as `onnxruntime:cuda`; all graph optimisations.
 
@@ -156,13 +169,18 @@ def _precision(name: str, provider: str) -> str:
 
 def _provider(option: str) -> str:
     """`cuda` -> CUDAExecutionProvider, of those that are installed."""
+    name = option.lower()
     installed: dict[str, str] = {
-        name.removesuffix("ExecutionProvider").lower(): name
-        for name in ort.get_available_providers()
+        full.removesuffix("ExecutionProvider").lower(): full
+        for full in ort.get_available_providers()
     }
-    if option.lower() not in installed:
+    if name in installed:
+        return installed[name]
+    if name in PACKAGES:
         raise MeasurementError(
-            f"this onnxruntime has no execution provider {option!r}; "
-            f"{did_you_mean(option.lower(), installed)}"
+            f"this onnxruntime {ort.__version__} is built without the execution provider {name}, "
+            f"which {PACKAGES[name]}; it has: {', '.join(installed)}"
         )
-    return installed[option.lower()]
+    raise MeasurementError(
+        f"this onnxruntime has no execution provider {option!r}; {did_you_mean(name, installed)}"
+    )

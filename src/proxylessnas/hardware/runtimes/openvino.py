@@ -42,25 +42,41 @@ sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
 import openvino  # noqa: E402
 
 _HINTS = {"bf16": "bf16", "fp16": "f16"}
+DEVICES = ("cpu", "gpu", "npu")
 PRECISIONS = ("f32", "bf16", "fp16", "int8")
 
 
 class OpenVino:
     """openvino (float32), or openvino:bf16 on a processor that computes in bfloat16.
 
-    precision: the same as an option; int8 runs the file that ONNX Runtime runs.
+    openvino:gpu and openvino:npu are Intel's other devices, `openvino:gpu,fp16` in float16 there;
+    they are untested on a device. precision: the same as an option; int8 runs the file that ONNX
+    Runtime runs.
     """
 
     def __init__(self, *options: str, threads: int = 1, precision: str | None = None) -> None:
-        options = tuple(dict.fromkeys([*options, *([precision] if precision else [])]))
-        if len(options) > 1:
-            raise MeasurementError(f"openvino takes one precision, not {list(options)}")
-        name = full_name("openvino", options, PRECISIONS)
-        self.precision = options[0] if options else "f32"
-        self.name = name if self.precision == "bf16" else "openvino"
+        wanted = dict.fromkeys([*map(str.lower, options), *([precision] if precision else [])])
+        devices = [option.upper() for option in wanted if option in DEVICES]
+        precisions = [option for option in wanted if option not in DEVICES]
+        if len(precisions) > 1 or len(devices) > 1:
+            raise MeasurementError(
+                f"openvino takes one precision and one device, not {list(wanted)}"
+            )
+        full_name("openvino", tuple(precisions), (*PRECISIONS, *DEVICES))
+        self.precision = precisions[0] if precisions else "f32"
+        self.device = devices[0] if devices else "CPU"
+        parts = [device.lower() for device in devices if device != "CPU"]
+        parts += [self.precision] if self.precision in _HINTS else []
+        self.name = ":".join(["openvino", ",".join(parts)]) if parts else "openvino"
         self.threads, self._core = threads, openvino.Core()
-        able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if self.precision in ("bf16", "fp16") and self.precision.upper() not in able:
+        present = [name.partition(".")[0] for name in self._core.available_devices]
+        if self.device not in present:
+            raise MeasurementError(
+                f"openvino:{self.device.lower()}: OpenVINO finds no {self.device} here; it finds: "
+                f"{', '.join(present)}"
+            )
+        able = self._core.get_property(self.device, "OPTIMIZATION_CAPABILITIES")
+        if self.precision in _HINTS and self.precision.upper() not in able:
             raise MeasurementError(
                 f"openvino:{self.precision}: this processor ({cpu_model()}) does not compute in "
                 f"{self.precision}, and OpenVINO would silently use f32; it can: {', '.join(able)}"
@@ -68,11 +84,14 @@ class OpenVino:
 
     def describe(self) -> dict[str, str | int]:
         version = str(openvino.__version__).partition("-")[0]
-        return description(self, version=version, device=cpu_model(), precision=self.precision)
+        device = cpu_model()
+        if self.device != "CPU":
+            device = str(self._core.get_property(self.device, "FULL_DEVICE_NAME"))
+        return description(self, version=version, device=device, precision=self.precision)
 
     def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
         arrays = named_inputs([x.detach().cpu().numpy() for x in inputs])
-        block = is_block(inputs)
+        block = is_block(inputs) and self.device == "CPU"
         with foreign(MeasurementError, "openvino cannot load the network"):
             content = in_precision(
                 to_onnx(module, inputs),
@@ -105,14 +124,15 @@ class OpenVino:
         return session
 
     def _compiled(self, model: Any, *, block: bool = False) -> Any:
-        settings = {
+        settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS.get(self.precision, "f32"),
-            "INFERENCE_NUM_THREADS": self.threads,
             "NUM_STREAMS": 1,
-            "ENABLE_CPU_PINNING": False,  # measure.py pins, and all sessions to one core
             "PERF_COUNT": block,
         }
-        return self._core.compile_model(model, "CPU", settings).create_infer_request()
+        if self.device == "CPU":
+            # measure.py pins, and all sessions to one core.
+            settings |= {"INFERENCE_NUM_THREADS": self.threads, "ENABLE_CPU_PINNING": False}
+        return self._core.compile_model(model, self.device, settings).create_infer_request()
 
 
 def _file_input(node: Any) -> FileInput:
