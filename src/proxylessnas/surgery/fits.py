@@ -9,12 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxylessnas.pretrained.least_squares import (
-    Moments,
-    elimination_order,
-    fit_projection,
-    rows_of,
-)
+from proxylessnas.pretrained.least_squares import Moments, elimination_order, fit_projection
 from proxylessnas.surgery.moments import is_transposed, moments_of_readers, moments_within
 from proxylessnas.surgery.narrow import Narrowed
 from proxylessnas.surgery.pairs import LARGEST, Cut, Pair
@@ -43,11 +38,9 @@ def narrow_fits(
         DataError: there is no batch.
     """
     batches = [batch for batch, _ in zip(inputs, range(BATCHES), strict=False)]
-    names = dict.fromkeys(cut.tensor for pair in widths for cut in pair.consumers)
-    read = moments_of_readers(model, names, batches)
-    readers = {
-        pair: {c: _of_channels(read[c.tensor], c) for c in pair.consumers} for pair in widths
-    }
+    cuts = [cut for pair in widths for cut in pair.consumers]
+    read = moments_of_readers(model, cuts, batches)
+    readers = {pair: {cut: read[cut] for cut in pair.consumers} for pair in widths}
     fits: dict[Pair, dict[int, Narrowed]] = {pair: {} for pair in widths}
     remaining: dict[Pair, list[Tensor]] = {}
     for done, (pair, wanted) in enumerate(widths.items(), 1):
@@ -73,19 +66,6 @@ def _thinned(readers: Sequence[Moments]) -> Sequence[Moments]:
     while sum(len(m.gram) ** 2 for m in readers[::step]) > LARGEST**2 and step < len(readers):
         step += 1
     return readers[::step]
-
-
-def _of_channels(moments: Moments, cut: Cut) -> Moments:
-    """The moments of a pair's channels alone, of what a layer reads."""
-    inputs = rows_of(cut.places.flatten(), moments.rows)
-    return Moments(
-        gram=moments.gram[inputs][:, inputs],
-        mean=moments.mean[inputs],
-        weight=moments.weight[inputs],
-        residual=moments.residual[inputs],
-        target=moments.mean[inputs] @ moments.weight[inputs],
-        rows=cut.places.shape[1] * moments.rows,
-    )
 
 
 def refit(model: nn.Module, cut: Cut, moments: Moments, channels: Tensor) -> tuple[Tensor, Tensor]:

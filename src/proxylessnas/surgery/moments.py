@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,9 +23,11 @@ ROWS, ROWS_AN_INPUT = 8192, 4  # that moments are taken of: at least, and times 
 
 
 def moments_of_readers(
-    model: nn.Module, names: Iterable[str], inputs: Iterable[Any]
-) -> dict[str, Moments]:
-    """The moments of what layers read, by the name of their weight; a channel is one of its inputs.
+    model: nn.Module, cuts: Iterable[Cut], inputs: Iterable[Any]
+) -> dict[Cut, Moments]:
+    """The moments of what layers read of pairs' channels, and of what they make of those.
+
+    cuts: of the layers' weights.
 
     Raises:
         DataError: there is no batch.
@@ -32,53 +35,54 @@ def moments_of_readers(
     batches = list(inputs)
     if not batches:
         raise DataError("train gives no batch that channels could be chosen on")
-    sums = {name: _Sums(model, name, len(batches)) for name in names}
+    sums = {cut: _Sums(model, cut, len(batches)) for cut in cuts}
     with ExitStack() as stack:
-        for reader in sums.values():
-            handle = reader.layer.register_forward_pre_hook(reader.add)
-            stack.callback(handle.remove)
+        for each in sums.values():
+            stack.callback(each.layer.register_forward_pre_hook(each.add).remove)
         with evaluating(model):
             for batch in batches:
                 call(model, batch)
-    return {name: reader.moments() for name, reader in sums.items()}
+    return {cut: each.moments() for cut, each in sums.items()}
 
 
 class _Sums:
     """Sums over rows of what a layer reads; products in float32, sums over batches in float64."""
 
-    def __init__(self, model: nn.Module, name: str, batches: int) -> None:
-        self.layer: Any = model.get_submodule(name.rpartition(".")[0])
-        weight = model.get_parameter(name).detach()
-        self.weight = weight.flatten(1) if is_transposed(self.layer) else weight.flatten(1).T
-        inputs = len(self.weight)
-        self.rows = -(-max(ROWS, ROWS_AN_INPUT * inputs) // batches)
-        self.gram = torch.zeros(inputs, inputs, dtype=torch.float64)
-        self.total = torch.zeros(inputs, dtype=torch.float64)
+    def __init__(self, model: nn.Module, cut: Cut, batches: int) -> None:
+        self.layer: Any = model.get_submodule(cut.module)
+        transposed, weight = is_transposed(self.layer), model.get_parameter(cut.tensor).detach()
+        kernel = 1 if transposed else weight[0, 0].numel()  # numbers of a row, of each input
+        self.inputs = rows_of(cut.places.flatten(), kernel)
+        self.weight = (weight.flatten(1) if transposed else weight.flatten(1).T)[self.inputs]
+        self.rows = cut.places.shape[1] * kernel
+        size = len(self.inputs)
+        self.most = -(-max(ROWS, ROWS_AN_INPUT * size) // batches)
+        self.gram = torch.zeros(size, size, dtype=torch.float64)
+        self.total = torch.zeros(size, dtype=torch.float64)
         self.count = 0
         self.generator = torch.Generator().manual_seed(0)
 
     def add(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        h = read_rows(layer, args[0].float(), self.rows, self.generator)
+        self.add_rows(self.read(args[0], self.generator))
+
+    def read(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return read_rows(self.layer, x.float(), self.most, generator)[:, self.inputs]
+
+    def add_rows(self, h: Tensor) -> None:
         self.gram += (h.T @ h).double()
         self.total += h.double().sum(0)
         self.count += len(h)
 
     def moments(self) -> Moments:
-        mean = self.total / self.count
-        weight = self.weight.double()
+        mean, weight = self.total / self.count, self.weight.double()
         return Moments(
             gram=self.gram / self.count - torch.outer(mean, mean),
             mean=mean,
             weight=weight,
             residual=torch.zeros_like(weight),
             target=mean @ weight,
-            rows=self.moments_rows,
+            rows=self.rows,
         )
-
-    @property
-    def moments_rows(self) -> int:
-        """Numbers of a row that one of the layer's inputs owns: the places of the kernel."""
-        return 1 if is_transposed(self.layer) else int(self.layer.weight[0, 0].numel())
 
 
 @torch.no_grad()
@@ -110,53 +114,34 @@ def moments_within(
     return within
 
 
-class _Targets:
-    """Sums over rows of what a layer reads now, and of what it made of a pair's channels before."""
+class _Targets(_Sums):
+    """Sums of what a layer reads now, and of what it made of a pair's channels before."""
 
     def __init__(self, model: nn.Module, cut: Cut, batches: int) -> None:
-        self.plain = _Sums(model, cut.tensor, batches)
-        self.layer, rows = self.plain.layer, self.plain.moments_rows
-        self.inputs = rows_of(cut.places.flatten(), rows)
-        self.rows = cut.places.shape[1] * rows
-        self.weight = self.plain.weight[self.inputs]
-        size, out = self.weight.shape
-        self.gram = torch.zeros(size, size, dtype=torch.float64)
-        self.cross = torch.zeros(size, out, dtype=torch.float64)
-        self.sums = torch.zeros(size, dtype=torch.float64), torch.zeros(out, dtype=torch.float64)
-        self.count, self.batch = 0, 0
-        self.made: Tensor = self.cross
-        self.output: Any = None
+        super().__init__(model, cut, batches)
+        self.cross = torch.zeros(self.weight.shape, dtype=torch.float64)
+        self.target = torch.zeros(self.weight.shape[1], dtype=torch.float64)
+        self.batch, self.made, self.output = 0, self.cross, None
 
     def remember(self, layer: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
-        self.made, self.output = self._rows(args[0]) @ self.weight, output
+        self.made, self.output = self._now(args[0]) @ self.weight, output
 
     def compare(self, layer: nn.Module, args: tuple[Tensor, ...], output: Any) -> Any:
-        h = self._rows(args[0])
-        self.gram += (h.T @ h).double()
+        h = self._now(args[0])
+        self.add_rows(h)
         self.cross += (h.T @ self.made).double()
-        for total, values in zip(self.sums, (h, self.made), strict=True):
-            total += values.double().sum(0)
-        self.count, self.batch = self.count + len(h), self.batch + 1
+        self.target += self.made.double().sum(0)
+        self.batch += 1
         return self.output
 
-    def _rows(self, x: Tensor) -> Tensor:
+    def _now(self, x: Tensor) -> Tensor:
         """The same places in both passes."""
-        generator = torch.Generator().manual_seed(self.batch)
-        return read_rows(self.layer, x.float(), self.plain.rows, generator)[:, self.inputs]
+        return self.read(x, torch.Generator().manual_seed(self.batch))
 
     def moments(self) -> Moments:
-        mean, target = (total / self.count for total in self.sums)
-        gram = self.gram / self.count - torch.outer(mean, mean)
-        cross = self.cross / self.count - torch.outer(mean, target)
-        weight = self.weight.double()
-        return Moments(
-            gram=gram,
-            mean=mean,
-            weight=weight,
-            residual=cross - gram @ weight,
-            target=target,
-            rows=self.rows,
-        )
+        own, target = super().moments(), self.target / self.count
+        cross = self.cross / self.count - torch.outer(own.mean, target)
+        return replace(own, residual=cross - own.gram @ own.weight, target=target)
 
 
 def is_transposed(layer: nn.Module) -> bool:

@@ -12,7 +12,7 @@ whose weight is used once; all other tensors are cut alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -129,7 +129,7 @@ def find_pairs(
     sized = _attributes(coupling)
     for axes, own in _groups(coupling, _axes(coupling)):
         pair = _pair(coupling, axes, own, sized)
-        reason = _why_not(pair, wanted)
+        reason = _why_not(model, pair, wanted)
         if not reason:
             pairs.append(pair)
         elif wanted(pair.name):
@@ -185,9 +185,6 @@ def _why_not_fitted(model: nn.Module, name: str) -> str:
         return f"the weight {name} is of no nn.Linear or nn.Conv module"
     if isinstance(model.get_submodule(path.rpartition(".")[0]), nn.MultiheadAttention):
         return "nn.MultiheadAttention has as many numbers in its heads as it reads"
-    inputs = owner.weight[0].numel()
-    if inputs > LARGEST:
-        return f"{path} reads {inputs} numbers, and fits are of {LARGEST} at most"
     return ""
 
 
@@ -323,20 +320,24 @@ def _named_apart(pairs: Sequence[Pair]) -> list[Pair]:
     for pair in pairs:
         number = seen[pair.name] = seen.get(pair.name, 0) + 1
         name = pair.name if number == 1 else f"{pair.name}#{number}"
-        named.append(Pair(**{**vars(pair), "name": name}))
+        named.append(replace(pair, name=name))
     return named
 
 
 # --- why not ---
 
 
-def _why_not(pair: Pair, wanted: Callable[[str], bool]) -> str:
+def _why_not(model: nn.Module, pair: Pair, wanted: Callable[[str], bool]) -> str:
     if not pair.consumers:
         return "no layer reads its channels"
     if pair.width == 1:
         return "all its channels go together"
     if other := next((path for path in pair.producers if not wanted(path)), None):
         return f"its channels go with those of {other}, which `blocks` leaves out"
+    for cut in pair.consumers:
+        kernel = model.get_parameter(cut.tensor)[0, 0].numel() if cut.axis == 1 else 1
+        if (numbers := cut.places.numel() * kernel) > LARGEST:
+            return f"{cut.module} reads {numbers} numbers of it, and fits are of {LARGEST} at most"
     return ""
 
 
