@@ -513,6 +513,8 @@ class RunConfig:
             "pretrained": self.pretrained not in (None, "none"),
             "table": self.table is not None,
             "costs": bool(self.costs),
+            "precision": self.precision == "int8",
+            "space_settings": bool(self.space_settings),
             "budget": self.budget is not None,
             "from_scratch": self.from_scratch,
             "limits": bool(set(self.limits) - {"latency"}),

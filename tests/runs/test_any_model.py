@@ -95,6 +95,14 @@ def test_killed_before_a_stage_is_recorded_and_resumed(
         assert (out / name).read_bytes() == (run / name).read_bytes(), name
 
 
+def test_its_settings_begin_the_same_run_again(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"--config={run / 'config.yaml'}", MODEL, "--quiet", "--target-latency=0.01x"]
+    assert main(["run", *words, f"--out={tmp_path / 'run'}"]) == 2
+    assert "the reachable range is" in capsys.readouterr().err  # and nothing before
+
+
 def test_predict_names_the_code_that_it_imports(
     run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -166,6 +174,11 @@ def other(path: Path) -> Path:
         (["--model=small_models:residual", "--budget=5m"], "budget is 5m, which --model"),
         (["--model=small_models:residual", "--limit=macs=1M"], "limits is .*, which --model"),
         (["--model=small_models:residual", "--table=x.json"], "table is x.json, which --model"),
+        (
+            ["--model=small_models:residual", "--search.epochs=3"],
+            "search.epochs is 3.*scores alone",
+        ),
+        (["--model=small_models:residual", "--precision=int8"], "precision is int8, which --model"),
         (["--weights=x.pth"], "there is no model to take them"),
         (
             ["--model=small_models:residual", "--target-latency=0.01x"],

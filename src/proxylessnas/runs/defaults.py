@@ -9,10 +9,11 @@ is the best one already, a high rate goes down first and has no time to come bac
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from proxylessnas.config import RunConfig
+from proxylessnas.config import RunConfig, parse_settings
+from proxylessnas.errors import ConfigError
 
 SPACE, MODEL = "inverted", "model"  # of networks of bottlenecks, and narrowed from any model
 DEFAULTS: dict[str, Any] = {
@@ -26,6 +27,28 @@ DEFAULTS: dict[str, Any] = {
         "inherit": True,
     },
 }
+
+
+UNUSED = ("search", "candidates", "derive")  # by a model of any kind, which has no gates
+
+
+def check_used(config: RunConfig) -> None:
+    """Refuse settings of stages that a run of --model does not have.
+
+    Raises:
+        ConfigError: one is not its default.
+    """
+    if config.model is None:
+        return
+    usual = parse_settings(RunConfig, with_defaults({"model": config.model}))
+    for group in UNUSED:
+        for field in fields(getattr(config, group)):
+            value, default = (getattr(getattr(c, group), field.name) for c in (config, usual))
+            if value != default:
+                raise ConfigError(
+                    f"{group}.{field.name} is {value}, which --model {config.model} does not take: "
+                    "its networks are chosen by scores alone; leave it out"
+                )
 
 
 @dataclass(frozen=True)

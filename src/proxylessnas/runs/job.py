@@ -31,7 +31,7 @@ from proxylessnas.runs.by_hand import STAGE as BY_HAND
 from proxylessnas.runs.by_hand import by_hand
 from proxylessnas.runs.changes import check_data, record_data
 from proxylessnas.runs.configured import ConfiguredProblem
-from proxylessnas.runs.defaults import with_defaults
+from proxylessnas.runs.defaults import check_used, with_defaults
 from proxylessnas.runs.narrowing import STAGES as NARROWING
 from proxylessnas.runs.narrowing import narrow
 from proxylessnas.runs.opening import opened
@@ -114,6 +114,7 @@ def open_run(
         if ranks.is_main:
             directory.check_free()
         config = _of_device(parse_settings(RunConfig, with_defaults(settings)), settings)
+        check_used(config)
     else:
         config = _with(stored, undecided(directory, settings), reporter)
     if stored is None and resume and config.data == "":
@@ -187,7 +188,8 @@ def _open(
     if isinstance(problem, SpecialisedProblem):
         session = begin_specialised(session, problem, given)
         if isinstance(problem, ModelProblem):
-            session = session.configured(problem.suited(session.config, given))
+            suited = problem.suited(session.config, given)
+            session = session.configured(dataclasses.replace(suited, search=config.search))
             problem.found(session)  # refused before anything is kept
         else:
             check_reach(session, problem)

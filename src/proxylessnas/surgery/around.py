@@ -120,10 +120,13 @@ def find(brought: Trained, blocks: Any = "auto") -> Found:
     model, inputs = brought.model, brought.inputs
     wanted = wanted_by(model, blocks)
     brought.reporter.say("find: layers that can be narrowed")
-    with brought.reporter.warnings_as_lines():
+    with brought.reporter.warnings_as_lines(), brought.reporter.bar("finding") as update:
         graph = Graph(model, inputs)
+        update(1, 4, "channels that go together")
         pairs, refused = find_pairs(model, graph, wanted)
+        update(2, 4, "trying that nothing else changes")
         pairs, unproven = proven(model, pairs, inputs)
+        update(3, 4, "blocks")
         choices = choices_of(model, pairs, graph, inputs, wanted)
     found = Found(brought=brought, choices=tuple(choices), refused=(*refused, *unproven))
     if not any(found.widths.values()):
