@@ -175,6 +175,9 @@ class MeasureSettings:
     """Whole networks that the cost model is fitted to."""
     validation: CountOrZero = 0
     """Further networks, predicted and measured, that tell the cost model's error."""
+    energy: str | None = None
+    """Meter of the energy of an inference, a column energy_mj of the table: rapl, nvml, or the .csv
+    that a power meter goes on writing (time, watts); null measures none."""
 
 
 @checked(place="search", renamed=RENAMED)

@@ -81,6 +81,12 @@ def check_limit_names(names: Iterable[str], further: Iterable[str]) -> None:
     """
     known = [*UNITS, *(name for name in further if name not in UNITS)]
     for name in names:
+        if name not in known and name.startswith("energy"):
+            raise ConfigError(
+                f"{name} has a limit, and nothing has measured it: without a meter there is no "
+                "number; with one: proxylessnas measure --out table.json --measure.energy rapl (or "
+                "nvml, or a power meter's .csv), and give --table table.json"
+            )
         if name not in known:
             raise ConfigError(
                 f"there is no cost {name!r} to limit; there are {', '.join(known)}; another one "

@@ -17,8 +17,10 @@ from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import MeasurementError, UserError
 from proxylessnas.export.quiet import one_thread
 from proxylessnas.hardware.costs import batch_of, indices_of
+from proxylessnas.hardware.energy import COLUMN, measure_energy, meter_of
 from proxylessnas.hardware.plan import (
     Measurable,
+    MeasurementPlan,
     assemble,
     describe_inputs,
     known_samples,
@@ -26,7 +28,14 @@ from proxylessnas.hardware.plan import (
     plan_measurement,
 )
 from proxylessnas.hardware.runtimes.base import Runtime, Session
-from proxylessnas.hardware.table import ALIKE, LatencyTable, Scalar, differing
+from proxylessnas.hardware.table import (
+    ALIKE,
+    Column,
+    LatencyTable,
+    NetworkValue,
+    Scalar,
+    differing,
+)
 from proxylessnas.hardware.timing import Measurement, ProgressCallback, measure_sessions
 from proxylessnas.hardware.trace import Trace, plain_call
 from proxylessnas.io.process import usable_cpus
@@ -62,9 +71,11 @@ def measure_table(
     before = earlier_table(path, device, force=force)
     known = known_samples(before, plan)
     missing = [key for key, n in plan.visits.items() if len(known.get(key, ())) < n]
-    if before is not None and not missing:
+    metered = settings.energy is not None and COLUMN not in (before.columns if before else {})
+    meter = meter_of(settings.energy) if metered and settings.energy else None
+    if before is not None and not missing and meter is None:
         return replace(before, complete=True)
-    keys = list(dict.fromkeys([*missing, plan.canary]))
+    keys = list(dict.fromkeys([*(plan.visits if meter else missing), plan.canary]))
 
     def save(measured: Mapping[str, Measurement]) -> None:
         if path is not None:
@@ -82,7 +93,26 @@ def measure_table(
             progress=progress,
             save=save,
         )
-    return assemble(plan, device, measured, before)
+        energies = measure_energy(sessions, meter, progress=progress or _quiet) if meter else {}
+    return _with_energy(assemble(plan, device, measured, before), plan, energies)
+
+
+def _quiet(done: int, total: int) -> None: ...
+
+
+def _with_energy(
+    table: LatencyTable, plan: MeasurementPlan, energies: Mapping[str, float]
+) -> LatencyTable:
+    """The table with a column of the energy of every candidate and network, in mJ."""
+    if not energies:
+        return table
+    networks = tuple(
+        NetworkValue(choices=n.choices, space=plan.space, value=energies[n.name])
+        for n in plan.networks
+    )
+    entries = {key: energies[key] for key in plan.units}
+    column = Column(unit="mJ", entries=entries, networks=networks)
+    return replace(table, columns={**table.columns, COLUMN: column})
 
 
 @contextmanager
