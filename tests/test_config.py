@@ -23,6 +23,7 @@ from proxylessnas.config import (
     DeriveSettings,
     MachineSettings,
     MeasureSettings,
+    QuantiseSettings,
     RunConfig,
     SearchSettings,
     TeachSettings,
@@ -46,6 +47,7 @@ GROUPS: dict[str, type[Any]] = {
     "teach": TeachSettings,
     "machine": MachineSettings,
     "candidates": CandidateSettings,
+    "quantise": QuantiseSettings,
 }
 CLASSES = (*GROUPS.values(), RunConfig, *(space.settings for space in SPACES.values()))
 
