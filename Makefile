@@ -19,7 +19,7 @@ CPU_TORCH := $(if $(shell command -v nvidia-smi),,$(PIP) install --quiet --retri
 demo: env
 	rm -rf runs/demo
 	$(BIN)/proxylessnas run --data surfaces --image-size 64 --pretrained efficientnet_lite0 \
-		--target-latency 0.35x --out runs/demo
+		--target-latency 0.5x --out runs/demo
 
 env: $(VENV)/.complete
 
