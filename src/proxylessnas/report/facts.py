@@ -236,7 +236,8 @@ def _latency(records: Records) -> Latency:
     drift = export.get("canary_drift")
     return Latency(
         target=summary.get("target_latency_ms", derive.get("target_ms")),
-        predicted=export.get("predicted_ms", derive.get("predicted", {}).get("latency")),
+        # The table's, before measurements of the last candidates corrected it.
+        predicted=summary.get("predicted_latency_ms", derive.get("predicted", {}).get("latency")),
         measured=measured if done else derive.get("measured_ms"),
         noise_pct=export.get("noise_pct") if done else derive.get("noise_pct"),
         drift_pct=None if drift is None else 100 * (drift - 1),
