@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from proxylessnas import zoo
 from proxylessnas.cli.main import main
@@ -152,6 +153,13 @@ def test_several_runs_stand_side_by_side(
     assert "both.html" in capsys.readouterr().out
     assert main(["report", str(run), str(run)]) == 2
     assert "given twice" in capsys.readouterr().err
+
+
+def test_a_run_of_an_earlier_version_has_a_report(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    del config["measure"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    Tags(write_report([run]).read_text())
 
 
 def test_what_is_no_run_is_refused(

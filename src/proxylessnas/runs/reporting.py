@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from proxylessnas.architecture import Architecture
+from proxylessnas.config import read_config
 from proxylessnas.errors import ConfigError, RunError, one_line
 from proxylessnas.io.files import write_atomic
 from proxylessnas.report.facts import Facts, Records, facts_of
@@ -88,7 +89,8 @@ def _read(directory: RunDirectory) -> Records:
         architecture = Architecture.load(directory.file("architecture.json"))
     return Records(
         directory=str(directory.path),
-        settings=dataclasses.asdict(directory.read_config()),
+        # A run of an earlier version lacks settings that came later.
+        settings=dataclasses.asdict(read_config(directory.file(CONFIG))),
         stages={name[len("stages/") : -len(".json")]: plain(name) for name in stages},
         metrics=_metrics(directory),
         architecture=architecture,
