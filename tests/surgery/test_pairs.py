@@ -60,7 +60,7 @@ def test_all_that_goes_together_is_found() -> None:
     by_name = {pair.name: pair for pair in pairs}
     assert names(pairs) == [
         *(("stem", "outer"), ("inner",), ("up", "gate"), ("down",)),
-        *(("before", "grouped"), ("left",), ("right",), ("back",)),
+        *(("before",), ("left",), ("right",), ("back",)),
     ]
     assert reasons == {"classify": "its channels are an output of the model"}
     groups = by_name["before"]

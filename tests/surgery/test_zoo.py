@@ -10,6 +10,7 @@ from amounts import THOROUGH
 from torch import Tensor, nn
 from trained_zoo import NAMES, trained
 
+from proxylessnas.surgery.attention import opened
 from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.narrow import Narrowed, narrowed, proven
 from proxylessnas.surgery.norms import over_some
@@ -22,6 +23,7 @@ FEW = ("resnet18", "mobilenet_v3_small", "squeezenet1_1", "timm:convnext_atto", 
 def test_narrowed_networks_compute_what_zeroed_ones_do(name: str) -> None:
     """Of all pairs at once, in float64, by random channels."""
     model, x = trained(name)
+    model = opened(model)
     every, unproven = proven(model, find_pairs(model, Graph(model, (x,)))[0], (x,))
     model, x = model.double(), x.double()
     cuts = [(pair, Narrowed(_some(pair), {})) for pair in every]

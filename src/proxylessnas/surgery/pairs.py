@@ -258,6 +258,8 @@ def _pair(
         for axis in axes
     }
     made = [(axis, axis.maker) for axis in axes if axis.maker is not None]
+    # A depthwise or grouped convolution is only cut with what it reads.
+    made = [each for each in made if groups(each[1]) == 1] or made
     made.sort(key=lambda each: graph.order[each[1]])
     axis, first = made[0]
     return Pair(
