@@ -18,9 +18,9 @@ random: uniform paths train the weights; the best of as many random networks wit
 nni: ProxylessMixedLayer of NNI 3.0 with its penalty |E[cost] / limit − 1| (weight 1), where it is
     installed; `export` of its strategy draws a network from α, and so does this.
 
-PLiNIO is not on PyPI. As its documentation says (github.com/eml-eda/plinio, SuperNet), a mixture of
-all candidates runs, as in DARTS, and a cost joins the loss with a strength that the user finds by
-hand: a limit is not an input.
+PLiNIO is not on PyPI. In its SuperNet (github.com/eml-eda/plinio, `plinio/methods/supernet`, the
+README and `nn/combiner.py`) the outputs of all candidates are weighted and added, as in DARTS, and
+a cost joins the loss times a strength that the user finds by hand: a limit is not an input.
 """
 
 from __future__ import annotations
