@@ -21,7 +21,7 @@ from proxylessnas.cli.main import main
 from proxylessnas.report.charts import Mark, lines, pareto, scatter, ticks
 from proxylessnas.report.draw import Layer, layers
 from proxylessnas.report.facts import Choice
-from proxylessnas.report.findings import _dear_but_few_macs, _shape
+from proxylessnas.report.findings import _dear_but_few_macs, _shape, limited_by
 from proxylessnas.report.page import SECTIONS, page
 from proxylessnas.runs.reporting import facts_of_run, write_report
 
@@ -243,3 +243,15 @@ def test_charts_of_nothing_and_of_one() -> None:
     for value in (0.0, -1.0, 1e-12, 5e9):
         Tags(lines({HOSTILE: [(0, value)]}, HOSTILE, "y", level=value))
         Tags(scatter({HOSTILE: [Mark(x=value, y=value, words=HOSTILE, label=HOSTILE)]}, "x", "y"))
+
+
+def test_a_network_that_is_no_better_than_chance_is_not_said_to_lack_data(
+    finished_run: Path,
+) -> None:
+    facts = facts_of_run(finished_run)
+    assert facts.verdict is not None and facts.verdict["problems"]
+    assert not any("Data limit it" in line for line in limited_by(facts))
+    assert facts.outcome is not None and facts.outcome.accuracy is not None
+    learned = replace(facts.outcome, training_accuracy=facts.outcome.accuracy + 0.3)
+    better = replace(facts, outcome=learned, verdict={**facts.verdict, "problems": ()})
+    assert any("Data limit it" in line for line in limited_by(better))

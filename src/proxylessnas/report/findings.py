@@ -156,7 +156,8 @@ def _accuracy(facts: Facts) -> Iterator[str]:
         return
     if facts.paid:
         yield facts.paid[0].upper() + facts.paid[1:] + "."
-    training = outcome.training_accuracy
+    useless = bool((facts.verdict or {}).get("problems"))  # which says its cause itself
+    training = None if useless else outcome.training_accuracy
     low, high = outcome.interval
     if training is not None and training - outcome.accuracy > GAP:
         yield (
