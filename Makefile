@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -q -n auto
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 CPU_TORCH := $(if $(shell command -v nvidia-smi),,$(PIP) install --quiet --retries 0 --timeout 10 \
-	--index-url $(TORCH_INDEX) $$(grep -E '^torch(vision)?==' requirements.txt) \
+	--index-url $(TORCH_INDEX) $$(grep -E '^torch(vision)?==' requirements.txt) 2>/dev/null \
 	|| echo 'the CPU build of torch is not to be had here: the one of PyPI follows')
 
 .PHONY: demo docs env test test-fast test-all check bench clean

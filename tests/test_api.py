@@ -223,7 +223,7 @@ def test_own_costs_and_columns_are_limited_by_name() -> None:
     assert result.session.costs.limits.tolist()[1:] == [1000.0, math.inf, 2.5, 6.0]
     for limits, problem in (
         ({"layers": 0.5, "power": 1}, "there are latency, macs, parameters, peak_memory, layers"),
-        ({"layers": "1x", "energy_mj": 6}, "no cost 'energy_mj' to limit"),
+        ({"layers": "1x", "energy_mj": 6}, "energy_mj has a limit, and nothing has measured it"),
     ):
         with pytest.raises(ConfigError, match=problem):
             called(costs={"layers": lambda module, _: 1.0}, limits=limits)

@@ -463,7 +463,8 @@ class RunConfig:
     """Latency table of a device that is not here: one of ours, or a published one
     (mobile_trim.yaml, note10_*.yaml); null measures here."""
     device: str | None = None
-    """Device that latencies are of, as pixel1: its table is looked for in the folder `tables`."""
+    """Device that latencies are of, as pixel1: its table is looked for in the folder `tables`;
+    null is this one."""
     tables: str | None = None
     """Folder of latency tables; null is $PROXYLESSNAS_TABLES, or the user's own."""
     seed: Seed = 0

@@ -30,9 +30,9 @@ def black(root: Path) -> Path:
     return root
 
 
-def phone_photos(root: Path) -> Path:
+def raw_photos(root: Path) -> Path:
     make_folder(root)
-    (root / "cat" / "IMG_0001.HEIC").write_bytes(b"")
+    (root / "cat" / "IMG_0001.DNG").write_bytes(b"")
     return root
 
 
@@ -65,7 +65,7 @@ def too_large(root: Path) -> Path:
     [
         (unknown_parts, "the folders a, b hold the same folders (cat, dog)"),
         (black, "practically constant"),
-        (phone_photos, "1 of 21 images in"),
+        (raw_photos, "1 of 21 images in"),
         (several_labels, "stands there twice, as 'x' in train and as 'y' in train"),
         (damaged_parquet, "cannot be loaded: "),
         (damaged_zip, "is no whole zip file"),

@@ -279,7 +279,8 @@ def test_every_session_of_onnxruntime_has_the_same_options(
     make("onnxruntime", threads=threads).load_file(tmp_path / "net.onnx")
     where = "kit"
     entry = {"file": "net.onnx", "inputs": [[[1, 3, 16, 16], "float32"]], "block": False}
-    manifest = {"runtime": "onnxruntime", "threads": threads, "files": {"net": entry}}
+    manifest = {"runtime": "onnxruntime", "threads": threads, "precision": "f32"}
+    manifest["files"] = {"net": entry}
     kit_main.load(str(tmp_path), manifest, "net")
     if threads == 1:
         where = "compare"

@@ -47,7 +47,10 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def test_what_is_in_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_in_a_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     tables = {t.path.name: t for t in tables_in(folder)}
     ours = ["a.json", "b.json", "bad.json", "c.json", "d.json"]
     assert list(tables) == [*ours, "mobile_trim.yaml"]

@@ -88,7 +88,8 @@ def test_a_share_of_the_teachers_latency_out_of_reach(
         ("macs=1000", "no network of this space keeps a macs of 1000: the reachable range is"),
         ("parameters=0.01x", "no network of this space keeps a parameters of"),
         ("peak_memory=1e-6", "all need more than 1e-06 MiB at their peak"),
-        ("energy=3", "no cost 'energy' to limit"),
+        ("energy=3", "energy has a limit, and nothing has measured it"),
+        ("flash=3", "no cost 'flash' to limit"),
     ],
 )
 def test_other_limits_out_of_reach(

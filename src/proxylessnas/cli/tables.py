@@ -26,6 +26,8 @@ def main(options: Any) -> None:
     table = table_of("table", COLUMNS)
     for row in columns_of([t for t in tables if not t.problem]):
         table.add_row(*row)
+    for column in table.columns:
+        column.overflow = "fold"  # a name that is cut short cannot be given to --device
     output().print(table)
     for t in tables:
         if t.problem:
