@@ -1,6 +1,6 @@
 # The tool on a CPU. Photos and runs are brought by a volume:
 #   docker build -t proxylessnas .
-#   docker run --rm -v "$PWD:/work" proxylessnas run --data photos --pretrained efficientnet_lite0 --target-latency 0.6x
+#   docker run --rm -v "$PWD:/data" proxylessnas run --data photos --pretrained efficientnet_lite0 --target-latency 0.6x
 FROM python:3.12-slim
 
 # The build of torch without CUDA: a tenth of the size.
@@ -14,6 +14,6 @@ RUN pip install --no-cache-dir '.[pretrained]'
 # Nobody needs to be root to train a network.
 RUN useradd --create-home user
 USER user
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["proxylessnas"]
 CMD ["--help"]
