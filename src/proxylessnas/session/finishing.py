@@ -95,7 +95,8 @@ def _steadied(session: Session, network: nn.Module, seconds: float) -> bool:
     seconds: that the fine-tuning took.
     """
     begin = new_network(session)
-    if not _led_away(session, begin, network):
+    least = _least_score(session, begin)
+    if not _score(session, network).value[0] < least:
         return False
     config = session.config
     cut = replace(config.train, clip_norm=STEADY_NORM)
@@ -108,23 +109,25 @@ def _steadied(session: Session, network: nn.Module, seconds: float) -> bool:
         network.load_state_dict(begin.state_dict())
         session.drive("train-steady", new_training(session, "train", network), "training")
         session.store.write_config(session.config)
-        if not _led_away(session, begin, network):
+        if not _score(session, network).value[0] < least:
             return True
     session.reporter.say("  fine-tuning led away from the weights that it began with: those stay")
     network.load_state_dict(begin.state_dict())
     return True
 
 
-def _led_away(session: Session, begin: nn.Module, network: nn.Module) -> bool:
-    """Whether fewer validation images are right than before, by more than the noise of them.
+def _least_score(session: Session, begin: nn.Module) -> float:
+    """The validation score under which a network is worse than `begin` by more than the noise.
 
-    The trained network has learned these images, and the one before it has not.
+    A trained network has learned these images, and the one before it has not.
     """
-    scores = [
-        _scored(session, session.machine.place(each).eval(), "scoring") for each in (begin, network)
-    ]
-    before, after = (float(score.value[0]) for score in scores)
-    return after < before - math.sqrt(max(0.0, before * (1 - before)) / max(1, scores[0].examples))
+    score = _score(session, begin)
+    value = float(score.value[0])
+    return value - math.sqrt(max(0.0, value * (1 - value)) / max(1, score.examples))
+
+
+def _score(session: Session, network: nn.Module) -> Score:
+    return _scored(session, session.machine.place(network).eval(), "scoring")
 
 
 def has_time(session: Session, seconds: float) -> bool:
