@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import small_models
 import torch
+from killed import killed_before_record
 from PIL import Image
 from torch import nn
 
@@ -77,17 +78,10 @@ def test_the_stages_end_in_the_network_that_was_chosen(run: Path) -> None:
 def test_killed_before_a_stage_is_recorded_and_resumed(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, write = tmp_path / "run", RunDirectory.write
+    out = tmp_path / "run"
     words = ["run", *WORDS, MODEL, f"--out={out}"]
     for count, stage in enumerate(("teach", "search", "train", "by-hand")):
-
-        def dying(self: RunDirectory, name: str, data: bytes, stage: str = stage) -> None:
-            if name == f"stages/{stage}.json":
-                raise KeyboardInterrupt
-            write(self, name, data)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(RunDirectory, "write", dying)
+        with killed_before_record(monkeypatch, stage):
             more = ["--resume"] if count else ["--target-latency=0.8x"]
             assert main([*words, *more]) == 130
     assert main([*words, "--resume"]) == 0

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from small_models import Block
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -14,17 +15,6 @@ from proxylessnas.config import MeasureSettings
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
 
 MEASURE = MeasureSettings(network_rounds=2, runs=2, warmup=1)
-
-
-class Block(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(width)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(self.norm(self.first(x)).relu())
 
 
 def batches(seed: int, count: int = 4) -> list[tuple[Tensor, Tensor]]:

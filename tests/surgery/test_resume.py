@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from killed import killed_before_record
 from trained_model import MEASURE, batches, latency, specialised, trained
 
 from proxylessnas.errors import RunError
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
-from proxylessnas.runs.directory import RunDirectory
 
 STAGES = ("measure", "candidates", "scores", "search", "derive")
 FILES = ("weights.safetensors", "summary.json", "layers.txt", "choice.json", "scores_within.json")
@@ -31,18 +31,10 @@ def test_killed_again_and_again_before_a_stage_is_recorded(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process dies when all that the stage leaves is there but for its record."""
-    out, write = tmp_path / "run", RunDirectory.write
+    out = tmp_path / "run"
     for count, stage in enumerate(STAGES):
-
-        def dying(self: RunDirectory, name: str, data: bytes, stage: str = stage) -> None:
-            if name == f"stages/{stage}.json":
-                raise KeyboardInterrupt
-            write(self, name, data)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(RunDirectory, "write", dying)
-            with pytest.raises(KeyboardInterrupt):
-                specialised(out=out)
+        with killed_before_record(monkeypatch, stage), pytest.raises(KeyboardInterrupt):
+            specialised(out=out)
         assert {path.stem for path in (out / "stages").glob("*.json")} == set(STAGES[:count])
     found = specialised(out=out)
     for name in FILES:
