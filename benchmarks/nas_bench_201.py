@@ -41,12 +41,12 @@ from shared_weights import BATCH, Halved, SharedWeights
 
 from proxylessnas.config import DataSettings, MachineSettings
 from proxylessnas.core.decode import Indices
-from proxylessnas.core.explore import Score, explore, hopes, known, predictor_of
-from proxylessnas.core.predictor import Networks, Predictor
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data import Batches, load_data
 from proxylessnas.io.console import Reporter, output
 from proxylessnas.seeds import derive_seed
+from proxylessnas.selection.explore import Score, explore, hopes, known, predictor_of
+from proxylessnas.selection.predictor import Networks, Predictor
 from proxylessnas.spaces import build_supernet
 from proxylessnas.spaces.cell import CANDIDATES, CHOICES, code, contributing, from_code, function
 from proxylessnas.training.device import make_machine

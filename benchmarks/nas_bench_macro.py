@@ -50,7 +50,6 @@ from scipy.stats import kendalltau
 
 from proxylessnas.config import DataSettings, DeriveSettings, MachineSettings, SearchSettings
 from proxylessnas.core.adapt import adapt
-from proxylessnas.core.derive import choose
 from proxylessnas.core.objective import Constraint
 from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.search import Search
@@ -58,6 +57,7 @@ from proxylessnas.data import load_data
 from proxylessnas.hardware.costs import count_costs
 from proxylessnas.hardware.trace import trace
 from proxylessnas.io.console import Reporter, output
+from proxylessnas.selection.choose import choose
 from proxylessnas.spaces import build_supernet
 from proxylessnas.spaces.macro import code
 from proxylessnas.training.callbacks import ProgressBar

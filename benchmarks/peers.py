@@ -48,8 +48,7 @@ from proxylessnas.config import (
     TrainSettings,
 )
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.decode import Indices, sample_within
-from proxylessnas.core.derive import choose
+from proxylessnas.core.decode import Indices
 from proxylessnas.core.gates import Mixture
 from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.search import Search
@@ -58,6 +57,8 @@ from proxylessnas.data import BatchStream, load_data
 from proxylessnas.hardware.costs import count_costs
 from proxylessnas.hardware.trace import trace
 from proxylessnas.io.console import output
+from proxylessnas.selection.choose import choose
+from proxylessnas.selection.propose import sample_within
 from proxylessnas.spaces import build_supernet
 from proxylessnas.training.device import make_machine, wait
 from proxylessnas.training.evaluate import evaluate, recalibrate

@@ -5,7 +5,7 @@
 
 For each device of a table as `nas_bench_201.py` takes it: so many random networks are taken as
 measured, and the latency of 2,000 others is predicted, by a sum over the candidates and by a sum
-with pairs where those are likelier (`core/predictor.py`). Printed: the mean error in %, and of
+with pairs where those are likelier (`selection/predictor.py`). Printed: the mean error in %, and of
 the second how often the truth lies within two of the predicted standard deviations, and which
 share of the networks it is sure enough of (two deviations within 10 %) not to have them measured.
 """
@@ -20,8 +20,8 @@ import numpy as np
 from nas_bench_201 import DATA, NAMES, Truth, as_they_run, code_of, listed
 from rich.table import Table as Printed
 
-from proxylessnas.core.predictor import Predictor
 from proxylessnas.io.console import output
+from proxylessnas.selection.predictor import Predictor
 
 OTHERS = 2000  # networks that are predicted
 SURE = 0.1  # two standard deviations, as a share of the latency

@@ -38,7 +38,6 @@ from torch import Tensor
 from proxylessnas.config import DeriveSettings, MeasureSettings
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import decode
-from proxylessnas.core.derive import choose
 from proxylessnas.core.supernet import Supernet, softmax
 from proxylessnas.errors import MeasurementError, UserError
 from proxylessnas.hardware.costs import count_costs, latency_costs
@@ -48,6 +47,7 @@ from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.hardware.timing import disturbance
 from proxylessnas.hardware.trace import Trace, trace
 from proxylessnas.io.console import Reporter, duration, output
+from proxylessnas.selection.choose import choose
 from proxylessnas.session.measuring import mobilenet_v2_like
 from proxylessnas.spaces import build_supernet
 

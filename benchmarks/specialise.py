@@ -38,7 +38,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from proxylessnas.config import DataSettings, MeasureSettings, TrainSettings
-from proxylessnas.core.derive import Choice
 from proxylessnas.data import Batches, LoaderBatches, load_data
 from proxylessnas.errors import LimitError
 from proxylessnas.hardware.measure import measure_networks
@@ -46,6 +45,7 @@ from proxylessnas.hardware.runtimes import make
 from proxylessnas.io.console import Reporter, output
 from proxylessnas.pretrained.space import largest_within
 from proxylessnas.runs.directory import RunDirectory
+from proxylessnas.selection.choose import Choice
 from proxylessnas.session.records import Records
 from proxylessnas.surgery.around import Around, Found, around, find, measured, uniform_network
 from proxylessnas.surgery.brought import Trained, inputs_of

@@ -19,7 +19,8 @@ from proxylessnas.core.decode import decode, sample_within
 from proxylessnas.core.gates import Path
 from proxylessnas.core.gradients import binary_gates, draw_pair, eq4
 from proxylessnas.core.objective import Constraint
-from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, collect_tensors, softmax
+from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, softmax
+from proxylessnas.core.tensors import collect_tensors
 from proxylessnas.training.freezing import frozen
 
 WARMUP, STEPS = 150, 300  # steps; the paper takes 40 and 120 epochs of ImageNet

@@ -19,6 +19,7 @@ ORDER = [
     "data",
     "training",
     "core",
+    "selection",
     "spaces",
     "export",
     "hardware",

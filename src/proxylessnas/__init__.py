@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from proxylessnas.api import Result, Specialised, load, search, specialise
     from proxylessnas.architecture import Architecture
     from proxylessnas.config import DeriveSettings, MachineSettings, MeasureSettings, SearchSettings
-    from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero
+    from proxylessnas.core.mixed import MixedOp, Residual, Zero
+    from proxylessnas.core.supernet import Supernet
     from proxylessnas.hardware.space_table import measure_space
     from proxylessnas.report.latencies import measure_latencies
     from proxylessnas.spaces import build, build_supernet
@@ -29,15 +30,15 @@ SETTINGS = ("SearchSettings", "MeasureSettings", "DeriveSettings", "MachineSetti
 _HOME = {
     **dict.fromkeys(SETTINGS, "config"),
     "Architecture": "architecture",
-    "MixedOp": "core.supernet",
-    "Residual": "core.supernet",
+    "MixedOp": "core.mixed",
+    "Residual": "core.mixed",
     "Callback": "training.callbacks",
     "EarlyStopping": "training.callbacks",
     **dict.fromkeys(("MLflow", "TensorBoard", "WandB"), "training.loggers"),
     "Result": "api",
     "Specialised": "api",
     "Supernet": "core.supernet",
-    "Zero": "core.supernet",
+    "Zero": "core.mixed",
     "build": "spaces",
     "build_supernet": "spaces",
     "load": "api",

@@ -114,10 +114,12 @@ def in_words(error: BaseException) -> str:
 
 
 @contextmanager
-def foreign(error: type[UserError], failure: str, most: int = 200) -> Iterator[None]:
+def foreign(
+    error: type[UserError], failure: str, most: int = 200, *, kind: bool = False
+) -> Iterator[None]:
     """Whatever other libraries and users' modules raise within, as one line that begins so.
 
-    most: characters of what they say.
+    most: characters of what they say. kind: whether the exception's class is named, too.
 
     Raises:
         error: anything but a `UserError`, which passes as it is, was raised within.
@@ -127,4 +129,5 @@ def foreign(error: type[UserError], failure: str, most: int = 200) -> Iterator[N
     except UserError:
         raise
     except Exception as problem:
-        raise error(f"{failure}: {one_line(problem, most)}") from problem
+        name = f"{type(problem).__name__}: " if kind else ""
+        raise error(f"{failure}: {name}{one_line(problem, most)}") from problem

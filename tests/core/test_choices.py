@@ -20,7 +20,8 @@ from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import decode
 from proxylessnas.core.gates import Binary, Path
 from proxylessnas.core.search import fair_gates
-from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, collect_tensors, softmax
+from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, softmax
+from proxylessnas.core.tensors import collect_tensors
 from proxylessnas.errors import SupernetError
 from proxylessnas.export.python import python_source
 from proxylessnas.hardware.costs import count_costs, latency_costs

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.decode import decode, sample_within
+from proxylessnas.core.decode import decode
 from proxylessnas.core.objective import AddLinear, Constraint, Linear, MulLog, reward
 from proxylessnas.errors import ConfigError
+from proxylessnas.selection.propose import sample_within
 
 INF = math.inf
 

@@ -30,12 +30,12 @@ from toys import (
 )
 
 from proxylessnas.config import DeriveSettings
-from proxylessnas.core.decode import propose
-from proxylessnas.core.derive import choose
 from proxylessnas.core.estimators import FullPath, Reinforce, TwoPath
 from proxylessnas.core.objective import Constraint, Linear
 from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import MixedOp, Supernet, Zero
+from proxylessnas.selection.choose import choose
+from proxylessnas.selection.propose import propose
 from proxylessnas.training.loop import run_loop
 
 Log = list[tuple[Any, bool]]

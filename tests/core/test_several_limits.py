@@ -15,11 +15,12 @@ from toys import Scale, problem, seeded, supernet_with
 
 from proxylessnas.config import DeriveSettings
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.decode import decode, propose
+from proxylessnas.core.decode import decode
 from proxylessnas.core.estimators import make_estimator
 from proxylessnas.core.objective import Constraint
 from proxylessnas.core.supernet import MixedOp, Supernet, softmax
 from proxylessnas.errors import LimitError
+from proxylessnas.selection.propose import propose
 
 NAMES = ("latency", "energy_mj", "flash_kib")
 NETWORKS = list(itertools.product(range(3), repeat=3))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from image_folders import load
 from PIL import Image
-from pretrained import SMALL, small_teacher
+from pretrained import SMALL, small_teacher, teach
 from toys import snapshot
 
 from proxylessnas.architecture import InputInfo
@@ -18,7 +18,7 @@ from proxylessnas.data import ImageData
 from proxylessnas.data.decode import normalised
 from proxylessnas.errors import DataError
 from proxylessnas.pretrained.networks import Pretrained, for_gray
-from proxylessnas.pretrained.teach import matched, teach
+from proxylessnas.pretrained.teach import matched
 from proxylessnas.training.evaluate import evaluate
 from proxylessnas.training.task import Task
 

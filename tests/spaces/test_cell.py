@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from proxylessnas.architecture import Architecture
 from proxylessnas.config import DeriveSettings
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.decode import propose
 from proxylessnas.core.supernet import Supernet, Zero
 from proxylessnas.errors import ArchitectureError, ConfigError
 from proxylessnas.hardware.costs import count_costs, indices_of
 from proxylessnas.hardware.trace import trace
+from proxylessnas.selection.propose import propose
 from proxylessnas.spaces import build, build_supernet
 from proxylessnas.spaces.cell import CHOICES, EDGES, Cell, code, contributing, from_code, function
 

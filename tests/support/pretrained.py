@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from proxylessnas.architecture import Architecture, InputInfo
-from proxylessnas.pretrained.networks import BlockShape, NetworkShape, build_network
+from proxylessnas.config import TeachSettings
+from proxylessnas.data import Images
+from proxylessnas.pretrained.networks import Pretrained
+from proxylessnas.pretrained.teach import (
+    Teacher,
+    gentle,
+    matched,
+    taught,
+    teaching,
+    with_linear_classifier,
+)
 from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.spaces import build, build_supernet
 from proxylessnas.spaces.blocks import MBConv, Network, initialise
+from proxylessnas.spaces.inverted import BlockShape, InvertedSettings, build_network
+from proxylessnas.training.device import Machine
+from proxylessnas.training.loop import run_loop
 
 
 def settled(module: nn.Module, generator: torch.Generator) -> None:
@@ -43,13 +59,13 @@ def trained_block(
     return block.eval(), torch.randn(20, channels, size, size, generator=generator)
 
 
-SMALL = NetworkShape(
+SMALL = InvertedSettings(
     stem=8,
     blocks=(
-        BlockShape(kernel=3, stride=1, out=8, inner=None, shortcut=False),
-        BlockShape(kernel=5, stride=2, out=16, inner=48, shortcut=False),
-        BlockShape(kernel=3, stride=1, out=16, inner=96, shortcut=True),
-        BlockShape(kernel=5, stride=1, out=16, inner=96, shortcut=True),
+        BlockShape(kernel=3, stride=1, out=8, inner=0, shortcut=0),
+        BlockShape(kernel=5, stride=2, out=16, inner=48, shortcut=0),
+        BlockShape(kernel=3, stride=1, out=16, inner=96, shortcut=1),
+        BlockShape(kernel=5, stride=1, out=16, inner=96, shortcut=1),
     ),
     head=32,
     classes=5,
@@ -65,6 +81,40 @@ def small_teacher() -> Network:
     nn.init.normal_(network.classifier.weight)  # outputs that tell images apart
     settled(network, torch.Generator().manual_seed(1))
     return network.eval()
+
+
+def teach(
+    pretrained: Pretrained,
+    data: Images,
+    settings: TeachSettings | None = None,
+    *,
+    seed: int = 0,
+    machine: Machine | None = None,
+    callbacks: Sequence[Any] = (),
+) -> Teacher:
+    """A pretrained network taught a data set, in memory; its own network is left as it is.
+
+    Raises:
+        DataError: the images do not suit the network, or are too few.
+    """
+    settings = TeachSettings() if settings is None else settings
+    (pretrained, data), machine = matched(pretrained, data), machine or Machine()
+    network = machine.place(copy.deepcopy(pretrained.network))
+    size = min(settings.batch_size, data.size("search"))
+    fit = with_linear_classifier(
+        network,
+        data.batches("search", size),
+        len(data.info.classes),
+        machine,
+        images=data.size("search"),
+    )
+    train = data.batches(
+        "search", size, augment=settings.augment or gentle(data), shuffle=True, seed=seed
+    )
+    valid = data.batches("valid", size)
+    job = teaching(network, fit, train, valid, settings, seed=seed, machine=machine)
+    run_loop(job, callbacks=callbacks)
+    return taught(job, fit)
 
 
 TINY = {

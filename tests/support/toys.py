@@ -17,7 +17,8 @@ from proxylessnas.core.gradients import StepContext
 from proxylessnas.core.objective import Alone, Constraint, Linear, Objective
 from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.search import Search
-from proxylessnas.core.supernet import MixedOp, Supernet, collect_tensors
+from proxylessnas.core.supernet import MixedOp, Supernet
+from proxylessnas.core.tensors import collect_tensors
 from proxylessnas.data.batches import LoaderBatches
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.training.callbacks import Callback, StepMetrics

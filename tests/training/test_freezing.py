@@ -10,7 +10,8 @@ from torch.nn.utils import spectral_norm
 from torch.nn.utils.parametrizations import spectral_norm as parametrized_spectral_norm
 from toys import changed, snapshot
 
-from proxylessnas.core.supernet import MixedOp, Supernet, collect_tensors
+from proxylessnas.core.supernet import MixedOp, Supernet
+from proxylessnas.core.tensors import collect_tensors
 from proxylessnas.training.freezing import frozen
 
 

@@ -31,14 +31,10 @@ def stepped(
         else:
             optimizer.step()
         if i == 1:  # through a file, where every tensor is contiguous
-            names = {id(p): n for n, p in layer.named_parameters()}
-            saved = optimizer_tensors("o", optimizer, names)
-            load_optimizer(
-                "o",
-                optimizer,
-                dict(layer.named_parameters()),
-                {k: v.contiguous() for k, v in saved.items()},
-            )
+            named = dict(layer.named_parameters())
+            saved = optimizer_tensors("o", optimizer, named)
+            saved = {k: v.contiguous() for k, v in saved.items()}
+            load_optimizer("o", optimizer, named, saved)
     return layer
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -12,10 +13,10 @@ from proxylessnas.errors import ConfigError
 from proxylessnas.hardware.measure import NetworkResult, opened
 from proxylessnas.hardware.plan import Measurable
 from proxylessnas.hardware.precisions import compare_precisions
-from proxylessnas.hardware.runtimes import make
+from proxylessnas.hardware.runtimes import Runtime, make
 from proxylessnas.hardware.space_table import noise
 from proxylessnas.hardware.sustained import sustain
-from proxylessnas.hardware.timing import disturbance
+from proxylessnas.hardware.timing import Measurement, disturbance
 from proxylessnas.io.console import Reporter, output, say, table_of
 from proxylessnas.report.latencies import NamedNetwork, measure_latencies
 from proxylessnas.report.precisions import precision_table, verdicts
@@ -36,6 +37,10 @@ class How:
     seed: int = 0
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
+    def made(self, runtime: str, settings: MeasureSettings, precision: str | None) -> Runtime:
+        """A runtime by its name, for these settings."""
+        return make(runtime, threads=settings.threads, precision=precision)
+
 
 def show_latencies(
     networks: Sequence[NamedNetwork], how: How, *, precision: str | None = None
@@ -44,10 +49,7 @@ def show_latencies(
 
     precision: of all. All runtimes are made before anything is measured.
     """
-    made = [
-        (settings, [make(n, threads=settings.threads, precision=precision) for n in how.runtimes])
-        for settings in how.settings
-    ]
+    made = [(s, [how.made(n, s, precision) for n in how.runtimes]) for s in how.settings]
     table, results = table_of("network", how.runtimes), {}
     for settings, runtimes in made:
         columns: dict[str, dict[str, NetworkResult]] = {}
@@ -69,8 +71,12 @@ def show_latencies(
             words = {"precision": " and ".join(sorted(kinds)), "batch": settings.batch}
             say(in_words({**runtime.describe(), **words}))
     measured = [r.raw for columns in results.values() for c in columns.values() for r in c.values()]
-    if disturbed := disturbance(measured):
-        say(f"meanwhile {disturbed}: measure again when the machine is at rest")
+    _say_disturbance(measured)
+
+
+def _say_disturbance(measured: Iterable[Measurement]) -> None:
+    if words := disturbance(measured):
+        say(f"meanwhile {words}: measure again when the machine is at rest")
 
 
 def _row_name(network: NamedNetwork, settings: MeasureSettings, how: How) -> str:
@@ -99,37 +105,26 @@ def _say_files(
 
 def show_precisions(networks: Sequence[NamedNetwork], precisions: Sequence[str], how: How) -> None:
     """Every network in every precision, whole and block by block, and whether they pay."""
-    made = [
-        (
-            s,
-            [
-                {p: make(n, threads=s.threads, precision=p) for p in precisions}
-                for n in how.runtimes
-            ],
-        )
-        for s in how.settings
-    ]
-    for settings, runtimes in made:
-        for of_precision in runtimes:
-            base = of_precision[precisions[0]]
-            for network in networks:
-                with how.reporter.bar(f"measuring {network.name} on {base.name}") as update:
-                    compared = compare_precisions(
-                        network.network,
-                        (noise((settings.batch, *network.input_shape)),),
-                        of_precision,
-                        settings,
-                        seed=how.seed,
-                        progress=update,
-                        shapes=how.shapes,
-                    )
-                output().print(precision_table(network.name, compared))
-                for line in verdicts(compared):
-                    say(line)
-                kinds = {"precision": " and ".join(precisions), "batch": settings.batch}
-                say(in_words({**base.describe(), **kinds}))
-                if words := disturbance(m for row in compared for m in row.measured.values()):
-                    say(f"meanwhile {words}: measure again when the machine is at rest")
+    pairs = itertools.product(how.settings, how.runtimes)
+    made = [(s, {p: how.made(n, s, p) for p in precisions}) for s, n in pairs]
+    for (settings, runtimes), network in itertools.product(made, networks):
+        base = runtimes[precisions[0]]
+        with how.reporter.bar(f"measuring {network.name} on {base.name}") as update:
+            compared = compare_precisions(
+                network.network,
+                (noise((settings.batch, *network.input_shape)),),
+                runtimes,
+                settings,
+                seed=how.seed,
+                progress=update,
+                shapes=how.shapes,
+            )
+        output().print(precision_table(network.name, compared))
+        for line in verdicts(compared):
+            say(line)
+        kinds = {"precision": " and ".join(precisions), "batch": settings.batch}
+        say(in_words({**base.describe(), **kinds}))
+        _say_disturbance(m for row in compared for m in row.measured.values())
 
 
 def show_sustained(
@@ -139,7 +134,7 @@ def show_sustained(
     if len(how.runtimes) > 1 or len(how.settings) > 1:
         raise ConfigError("--sustained is on one runtime, at one batch and number of threads")
     (settings,) = how.settings
-    runtime = make(how.runtimes[0], threads=settings.threads, precision=precision)
+    runtime = how.made(how.runtimes[0], settings, precision)
     subjects = {
         n.name: Measurable(
             f"the network {n.name!r}",

@@ -16,7 +16,8 @@ from torch import Tensor
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.gates import Binary, Gate
 from proxylessnas.core.objective import Objective
-from proxylessnas.core.supernet import Supernet, SupernetTensors, softmax
+from proxylessnas.core.supernet import Supernet, softmax
+from proxylessnas.core.tensors import SupernetTensors
 from proxylessnas.training.freezing import frozen
 
 # --- equations ---

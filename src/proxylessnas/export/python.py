@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import nn
 
 from proxylessnas.architecture import Architecture
-from proxylessnas.core.supernet import Residual
+from proxylessnas.core.mixed import Residual
 from proxylessnas.errors import ExportError
 from proxylessnas.export.compare import Difference, difference, eager_outputs
 from proxylessnas.io.files import write_atomic

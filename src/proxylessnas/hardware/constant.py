@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from proxylessnas.core.supernet import MixedOp, Supernet, Zero
+from proxylessnas.core.mixed import MixedOp, Zero
+from proxylessnas.core.supernet import Supernet
 from proxylessnas.data.arguments import arguments_of
 from proxylessnas.errors import SupernetError
 from proxylessnas.training.freezing import evaluating

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from proxylessnas.architecture import Architecture
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.supernet import Supernet
-from proxylessnas.errors import ConfigError, LimitError, MeasurementError, one_line
+from proxylessnas.errors import ConfigError, LimitError, MeasurementError, foreign
 from proxylessnas.hardware import fit as calibrate
 from proxylessnas.hardware.count import count_macs, count_parameters, peak_memory
 from proxylessnas.hardware.fingerprint import fingerprint
@@ -279,12 +279,9 @@ def function_costs(supernet: Supernet, trace: Trace, name: str, function: CostFu
 def _value(
     name: str, function: CostFunction, subject: str, module: nn.Module, inputs: tuple[Any, ...]
 ) -> float:
-    try:
-        with torch.no_grad():
-            value = function(module, inputs)
-    except Exception as error:  # whatever the user's code raises
-        problem = f"{type(error).__name__}: {one_line(error)}"
-        raise ConfigError(f"the cost {name} fails on {subject}: {problem}") from error
+    failure = f"the cost {name} fails on {subject}"
+    with foreign(ConfigError, failure, kind=True), torch.no_grad():
+        value = function(module, inputs)
     number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
         raise ConfigError(f"the cost {name} of {subject} is {number!r}, not a finite number")

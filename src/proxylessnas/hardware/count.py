@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data.arguments import arguments_of, register_dataclasses
-from proxylessnas.errors import SupernetError, one_line
+from proxylessnas.errors import SupernetError, foreign
 from proxylessnas.hardware.trace import Trace, Unit
 from proxylessnas.training.freezing import evaluating
 
@@ -88,14 +88,9 @@ def _output_shapes(unit: Unit, what: str) -> Any:
     try:
         return _on_meta(unit.module, (unit.inputs, dict(unit.kwargs)), _shapes)
     except Exception:  # as in `count_macs`
-        try:
-            with evaluating(unit.module):
-                return _shapes(unit.module(*unit.inputs, **unit.kwargs))
-        except Exception as error:
-            raise SupernetError(
-                f"the candidate {what} fails on its input {_shapes(unit.inputs)}: "
-                f"{one_line(error, 160)}"
-            ) from error
+        failure = f"the candidate {what} fails on its input {_shapes(unit.inputs)}"
+        with foreign(SupernetError, failure, 160), evaluating(unit.module):
+            return _shapes(unit.module(*unit.inputs, **unit.kwargs))
 
 
 def _shapes(values: Any) -> list[tuple[int, ...]]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
-from proxylessnas.core.supernet import Residual
+from proxylessnas.core.mixed import Residual
 from proxylessnas.hardware.description import SCALARS, Description
 
 Convolution = nn.modules.conv._ConvNd

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shlex
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -248,29 +248,16 @@ def _tensorrt_script(manifest: Mapping[str, Any]) -> str:
     )
     built = dict.fromkeys(entry["file"] for entry in manifest["files"].values())
     lines = [
-        "#!/bin/sh",
-        "# Runs trtexec on every network of this kit, in shuffled rounds.",
-        'cd "$(dirname "$0")" || exit 1',
         'mkdir -p engines; trt="${TRTEXEC:-trtexec}"',
-        "printf '### manifest '; cat manifest.json; echo",
         'echo "### system $(uname -sr)"',
-        'echo "### date $(date -u +%Y-%m-%dT%H:%M:%S+00:00)"',
         "build() {",
         f'  [ -f "$2" ] || "$trt" --onnx="$1" --saveEngine="$2" {flags} --skipInference 2>&1 || {{',
         '    echo "### failed $1"; exit 1; }',
         "}",
-        "visit() {",
-        '  echo "### visit $1"',
-        f'  "$trt" --loadEngine="$2" {times} 2>&1',
-        "}",
+        *(f"build {file} {_engine(file)}" for file in built),
     ]
-    lines += [f"build {file} {_engine(file)}" for file in built]
-    visits = {key: entry["visits"] for key, entry in manifest["files"].items()}
-    for order in orders(visits, int(manifest["seed"])):
-        lines += [
-            f"visit {shlex.quote(key)} {_engine(manifest['files'][key]['file'])}" for key in order
-        ]
-    return "\n".join(lines) + "\n"
+    run = f'"$trt" --loadEngine="$2" {times}'
+    return _script("/bin/sh", "trtexec", manifest, lines, run, _engine)
 
 
 def _engine(file: str) -> str:
@@ -278,27 +265,45 @@ def _engine(file: str) -> str:
 
 
 def _android_script(manifest: Mapping[str, Any]) -> str:
-    """A visit is one start of benchmark_model; the log names the network before its output."""
-    visits = {key: f["visits"] for key, f in manifest["files"].items()}
+    """A visit is one start of benchmark_model."""
     options = (
         f"--num_threads={manifest['threads']} --num_runs={manifest['runs']} "
         f"--warmup_runs={max(1, manifest['warmup'])} --warmup_min_secs=0 --min_secs=0 "
         "--use_xnnpack=true"
     )
     lines = [
-        "#!/system/bin/sh",
-        "# Runs benchmark_model on every network of this kit, in shuffled rounds.",
-        'cd "$(dirname "$0")" || exit 1',
-        "printf '### manifest '; cat manifest.json; echo",
         'echo "### device $(getprop ro.product.manufacturer) $(getprop ro.product.model)"',
         'echo "### system Android $(getprop ro.build.version.release)"',
-        'echo "### date $(date -u +%Y-%m-%dT%H:%M:%S+00:00)"',
-        "visit() {",
-        '  echo "### visit $1"',
-        f'  ${{TASKSET:+taskset $TASKSET}} ./benchmark_model --graph="$2" {options} 2>&1',
-        "}",
     ]
-    for order in orders(visits, int(manifest["seed"])):
-        for key in order:
-            lines.append(f"visit {shlex.quote(key)} {manifest['files'][key]['file']}")
-    return "\n".join(lines) + "\n"
+    run = f'${{TASKSET:+taskset $TASKSET}} ./benchmark_model --graph="$2" {options}'
+    return _script("/system/bin/sh", "benchmark_model", manifest, lines, run, str)
+
+
+def _script(
+    shell: str,
+    program: str,
+    manifest: Mapping[str, Any],
+    lines: Sequence[str],
+    run: str,
+    file_of: Callable[[str], str],
+) -> str:
+    """A script of shuffled rounds; its log names the network before the program's output.
+
+    run: the command of a visit to `$2`, which `file_of` makes of a network's file.
+    """
+    files = manifest["files"]
+    visits = {key: entry["visits"] for key, entry in files.items()}
+    rounds = [
+        f"visit {shlex.quote(key)} {file_of(files[key]['file'])}"
+        for order in orders(visits, int(manifest["seed"]))
+        for key in order
+    ]
+    head = [
+        f"#!{shell}",
+        f"# Runs {program} on every network of this kit, in shuffled rounds.",
+        'cd "$(dirname "$0")" || exit 1',
+        "printf '### manifest '; cat manifest.json; echo",
+        'echo "### date $(date -u +%Y-%m-%dT%H:%M:%S+00:00)"',
+    ]
+    visit = ["visit() {", '  echo "### visit $1"', f"  {run} 2>&1", "}"]
+    return "\n".join([*head, *lines, *visit, *rounds]) + "\n"

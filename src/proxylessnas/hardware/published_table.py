@@ -27,7 +27,8 @@ from annotated_types import Ge, Gt
 from torch import nn
 
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero
+from proxylessnas.core.mixed import MixedOp, Residual, Zero
+from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import ConfigError, MeasurementError, MissingEntry
 from proxylessnas.io.files import read_bytes
 from proxylessnas.io.yaml_files import decode_yaml

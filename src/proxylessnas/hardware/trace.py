@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, derive
+from proxylessnas.core.mixed import MixedOp, Residual, Zero, derive
+from proxylessnas.core.supernet import Supernet
 from proxylessnas.data.arguments import arguments_of, register_dataclasses
-from proxylessnas.errors import SupernetError, UserError, one_line
+from proxylessnas.errors import SupernetError, foreign
 from proxylessnas.hardware.description import tensor_label
 from proxylessnas.hardware.fingerprint import argument_label, fingerprint, label
 from proxylessnas.seeds import derive_seed
@@ -122,17 +123,10 @@ def check_examples(inputs: tuple[Any, ...]) -> None:
 
 def run_once(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     """One forward pass in eval mode; what it raises as one line."""
-    try:
-        args, kwargs = arguments_of(inputs)
-        with evaluating(model):
-            model(*args, **kwargs)
-    except UserError:
-        raise
-    except Exception as error:  # whatever the model's own code raises
-        raise SupernetError(
-            f"the model fails on the example inputs ({_shapes(inputs, {})}): "
-            f"{type(error).__name__}: {one_line(error, 160)}"
-        ) from error
+    args, kwargs = arguments_of(inputs)
+    failure = f"the model fails on the example inputs ({_shapes(inputs, {})})"
+    with foreign(SupernetError, failure, 160, kind=True), evaluating(model):
+        model(*args, **kwargs)
 
 
 def initialise_lazy(supernet: Supernet, inputs: tuple[Any, ...]) -> None:

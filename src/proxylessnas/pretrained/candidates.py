@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from proxylessnas.core.supernet import Residual, Zero
+from proxylessnas.core.mixed import Residual, Zero
 from proxylessnas.pretrained.least_squares import (
     RIDGE,
     Moments,

@@ -23,16 +23,12 @@ from torch import Tensor, nn
 
 from proxylessnas import zoo
 from proxylessnas.architecture import Architecture, InputInfo
-from proxylessnas.errors import (
-    ArchitectureError,
-    ConfigError,
-    one_line,
-)
+from proxylessnas.errors import ArchitectureError, ConfigError, one_line
 from proxylessnas.io.importing import optional
 from proxylessnas.pretrained.networks import Pretrained, bottleneck, convert, shape_of
 from proxylessnas.spaces import build
 from proxylessnas.spaces.blocks import ConvBN, Head, Network, round_channels
-from proxylessnas.spaces.inverted import BlockShape, NetworkShape, build_network
+from proxylessnas.spaces.inverted import BlockShape, InvertedSettings, build_network
 from proxylessnas.zoo.weights import copy_weights, differences, published_keys, read_weights
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -120,8 +116,8 @@ def _nearest(name: str, allowed: list[str]) -> str:
 # --- EfficientNet-Lite ---
 
 
-def lite_shape(lite: _Lite) -> NetworkShape:
-    """The shape of an EfficientNet-Lite of ImageNet's 1,000 classes."""
+def lite_shape(lite: _Lite) -> InvertedSettings:
+    """The settings of an EfficientNet-Lite of ImageNet's 1,000 classes."""
     blocks: list[BlockShape] = []
     channels, last = 32, len(LITE_STAGES) - 1
     for stage, (depth, kernel, stride, expansion, width) in enumerate(LITE_STAGES):
@@ -133,12 +129,12 @@ def lite_shape(lite: _Lite) -> NetworkShape:
                     kernel=kernel,
                     stride=stride if index == 0 else 1,
                     out=out,
-                    inner=channels * expansion if expansion > 1 else None,
-                    shortcut=index > 0,
+                    inner=channels * expansion if expansion > 1 else 0,
+                    shortcut=int(index > 0),
                 )
             )
             channels = out
-    return NetworkShape(stem=32, blocks=tuple(blocks), head=1280, same=True)
+    return InvertedSettings(stem=32, blocks=tuple(blocks), head=1280, same=True)
 
 
 def _lite(name: str, path: Path | None) -> Pretrained:

@@ -1,6 +1,6 @@
 """Trained networks of inverted bottlenecks, in blocks of ours.
 
-`shape_of` reads a `NetworkShape` off a network (`spaces.inverted`), and `convert` brings another
+`shape_of` reads the settings of `spaces.inverted` off a network, and `convert` brings another
 library's module into blocks of ours, weights included.
 """
 
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from proxylessnas.architecture import InputInfo
-from proxylessnas.core.supernet import Residual
+from proxylessnas.core.mixed import Residual
 from proxylessnas.errors import ArchitectureError
 from proxylessnas.spaces.blocks import ConvBN, Head, MBConv, Network
-from proxylessnas.spaces.inverted import ACTIVATIONS, BlockShape, NetworkShape, build_network
+from proxylessnas.spaces.inverted import ACTIVATIONS, BlockShape, InvertedSettings, build_network
 
 TOLERANCE = 1e-5  # of the largest output, between a library's module and ours
+SIZE = (224, 224)  # of images, which weights do not tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +60,8 @@ def bottleneck(block: nn.Module) -> MBConv | None:
     return inner
 
 
-def shape_of(network: Network) -> NetworkShape:
-    """The inverse of `build_network`.
+def shape_of(network: Network) -> InvertedSettings:
+    """The inverse of `build_network`, but for the size of images.
 
     Raises:
         ArchitectureError: the network has layers of another kind.
@@ -72,8 +73,8 @@ def shape_of(network: Network) -> NetworkShape:
             "the network is not one of inverted bottlenecks: other stem or head"
         )
     names = {kind: name for name, kind in ACTIVATIONS.items()}
-    return NetworkShape(
-        channels=stem.conv.in_channels,
+    return InvertedSettings(
+        input_shape=(stem.conv.in_channels, *SIZE),
         stem=stem.conv.out_channels,
         stem_kernel=stem.conv.kernel_size[0],
         stem_stride=stem.conv.stride[0],
@@ -86,17 +87,17 @@ def shape_of(network: Network) -> NetworkShape:
     )
 
 
-def _block_shape(block: nn.Module) -> BlockShape | None:
+def _block_shape(block: nn.Module) -> tuple[int, ...]:
     layers = bottleneck(block)
     if layers is None:
-        return None
+        return ()
     conv = layers.depthwise.conv
     return BlockShape(
         kernel=conv.kernel_size[0],
         stride=conv.stride[0],
         out=layers.project.conv.out_channels,
-        inner=None if layers.expand is None else conv.out_channels,
-        shortcut=isinstance(block, Residual),
+        inner=0 if layers.expand is None else conv.out_channels,
+        shortcut=int(isinstance(block, Residual)),
     )
 
 
@@ -183,15 +184,15 @@ def _pads_as_tensorflow(layers: Sequence[_Layer]) -> bool:
     return any(conv.padding != tuple(k // 2 for k in conv.kernel_size) for conv in strided)
 
 
-def _shape(layers: Sequence[_Layer], classifier: nn.Linear, name: str) -> NetworkShape:
+def _shape(layers: Sequence[_Layer], classifier: nn.Linear, name: str) -> InvertedSettings:
     stem, *middle, head = layers
     activations = {type(layer.activation) for layer in layers if layer.activation is not None}
     epsilons = {layer.norm.eps for layer in layers if layer.norm is not None}
     if len(activations) != 1 or len(epsilons) != 1:
         raise _other_family(name, "activations or BN epsilons are not the same everywhere")
     names = {kind: word for word, kind in ACTIVATIONS.items()}
-    return NetworkShape(
-        channels=stem.conv.in_channels,
+    return InvertedSettings(
+        input_shape=(stem.conv.in_channels, *SIZE),
         stem=stem.conv.out_channels,
         stem_kernel=stem.conv.kernel_size[0],
         stem_stride=stem.conv.stride[0],
@@ -220,8 +221,8 @@ def _blocks(layers: Sequence[_Layer], name: str) -> Iterator[BlockShape]:
             kernel=conv.kernel_size[0],
             stride=conv.stride[0],
             out=ends[1],
-            inner=conv.out_channels if count == 3 else None,
-            shortcut=conv.stride[0] == 1 and ends[0] == ends[1],
+            inner=conv.out_channels if count == 3 else 0,
+            shortcut=int(conv.stride[0] == 1 and ends[0] == ends[1]),
         )
 
 

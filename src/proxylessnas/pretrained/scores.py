@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
-from proxylessnas.core.supernet import Residual, Zero
+from proxylessnas.core.mixed import Residual, Zero
 from proxylessnas.export.fold import fold
 from proxylessnas.spaces.blocks import Network
 

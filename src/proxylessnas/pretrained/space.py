@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import Choices, Indices, decode
-from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, softmax
+from proxylessnas.core.mixed import MixedOp, Residual, Zero
+from proxylessnas.core.supernet import Supernet, softmax
 from proxylessnas.pretrained.candidates import BlockFits, blank, rounded_width
 from proxylessnas.pretrained.networks import bottleneck
 from proxylessnas.pretrained.scores import (

@@ -8,19 +8,16 @@ them, so that a wrong rate leaves the linear classifier and never less.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
-from proxylessnas.config import TeachSettings, TrainSettings
+from proxylessnas.config import TrainSettings
 from proxylessnas.data import Batches, Images
 from proxylessnas.errors import DataError
 from proxylessnas.pretrained.classifier import LinearFit, collect_moments, fit_classifier
 from proxylessnas.pretrained.networks import Pretrained, for_gray
 from proxylessnas.spaces.blocks import WithClassifier
 from proxylessnas.training.device import Machine
-from proxylessnas.training.loop import run_loop
 from proxylessnas.training.ranks import ALONE, Ranks
 from proxylessnas.training.task import Task, balanced_weights
 from proxylessnas.training.train import Training
@@ -144,38 +141,3 @@ def taught(training: Training, fit: LinearFit) -> Teacher:
         accuracy=best.score[0],
         best_step=best.step,
     )
-
-
-def teach(
-    pretrained: Pretrained,
-    data: Images,
-    settings: TeachSettings | None = None,
-    *,
-    seed: int = 0,
-    machine: Machine | None = None,
-    callbacks: Sequence[Any] = (),
-) -> Teacher:
-    """A pretrained network taught a data set, in memory; its own network is left as it is.
-
-    Raises:
-        DataError: the images do not suit the network, or are too few.
-    """
-    settings = TeachSettings() if settings is None else settings
-    (pretrained, data), machine = matched(pretrained, data), machine or Machine()
-    network = machine.place(copy.deepcopy(pretrained.network))
-    assert isinstance(network, WithClassifier)
-    size = min(settings.batch_size, data.size("search"))
-    fit = with_linear_classifier(
-        network,
-        data.batches("search", size),
-        len(data.info.classes),
-        machine,
-        images=data.size("search"),
-    )
-    train = data.batches(
-        "search", size, augment=settings.augment or gentle(data), shuffle=True, seed=seed
-    )
-    valid = data.batches("valid", size)
-    job = teaching(network, fit, train, valid, settings, seed=seed, machine=machine)
-    run_loop(job, callbacks=callbacks)
-    return taught(job, fit)

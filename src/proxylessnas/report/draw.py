@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from proxylessnas.architecture import Architecture
-from proxylessnas.core.supernet import Residual
+from proxylessnas.core.mixed import Residual
 from proxylessnas.spaces import SPACES, build
 from proxylessnas.spaces.blocks import MBConv, Network
 from proxylessnas.spaces.tree_layers import Cell, TreeBlock

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from proxylessnas.core.derive import Choice
 from proxylessnas.hardware.costs import batch_of
 from proxylessnas.hardware.count import count_macs, count_parameters
 from proxylessnas.hardware.measure import describe
 from proxylessnas.runs.any_model import INHERITED, ModelProblem
 from proxylessnas.runs.specialised import LINEAR, TEACHER
 from proxylessnas.runs.teaching import linear_classifier, teach
+from proxylessnas.selection.choose import Choice
 from proxylessnas.session.finishing import trained_network
 from proxylessnas.session.pipeline import stop_if_asked
 from proxylessnas.session.session import Session

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from proxylessnas.config import RunConfig
-from proxylessnas.core.supernet import Supernet, Zero
+from proxylessnas.core.mixed import Zero
+from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import LimitError
 from proxylessnas.limits import parse_limit
 from proxylessnas.pretrained.candidates import candidate_names

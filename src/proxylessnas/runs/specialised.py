@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -44,7 +44,6 @@ from proxylessnas.session.session import Session
 from proxylessnas.session.store import Store
 from proxylessnas.spaces import build
 from proxylessnas.spaces.blocks import Network
-from proxylessnas.spaces.inverted import settings_of
 from proxylessnas.training.task import Task
 
 TEACHER, LINEAR = "teacher.safetensors", "linear.safetensors"
@@ -131,9 +130,10 @@ class SpecialisedProblem(ConfiguredProblem):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The teacher's shape, as the settings of an architecture."""
-        shape = replace(shape_of(self.trained.network), classes=len(self.data.info.classes))
-        return settings_of(shape, self.data.info.shape)
+        """Those of the teacher as an architecture."""
+        settings, info = shape_of(self.trained.network), self.data.info
+        own = {"input_shape": list(info.shape), "classes": len(info.classes)}
+        return {**asdict(settings), **own}
 
     def new_teacher(self) -> Network:
         """The trained network with a classifier of the user's classes, which knows nothing yet."""

@@ -22,7 +22,7 @@ from proxylessnas.errors import RunError
 from proxylessnas.schema import from_plain
 from proxylessnas.session.store import Store
 from proxylessnas.training.callbacks import Callback, StepMetrics
-from proxylessnas.training.loop import Job
+from proxylessnas.training.job import Job
 
 FILE = "budget.json"
 FROM_SCRATCH = {"search": 0.42, "derive": 0.12, "train": 0.46}

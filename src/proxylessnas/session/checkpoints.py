@@ -13,7 +13,7 @@ from proxylessnas.io.console import Reporter
 from proxylessnas.io.stopping import Signal, Stopped
 from proxylessnas.session.store import MALFORMED, Store, checkpoint_name
 from proxylessnas.training.faults import State
-from proxylessnas.training.loop import Job
+from proxylessnas.training.job import Job
 
 CHECKPOINT_SECONDS = 30.0
 

@@ -14,11 +14,11 @@ from proxylessnas.config import DeriveSettings
 from proxylessnas.core.adapt import adapt
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import Indices
-from proxylessnas.core.derive import Choice, choose
 from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.report.draw import draw
 from proxylessnas.seeds import derive_seed
+from proxylessnas.selection.choose import Choice, choose
 from proxylessnas.session.deploying import as_deployed
 from proxylessnas.session.session import Session
 from proxylessnas.training.callbacks import ProgressBar

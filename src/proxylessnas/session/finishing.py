@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from proxylessnas.architecture import Architecture
-from proxylessnas.core.decode import Indices, binding_cost, sample_within
+from proxylessnas.core.decode import Indices
 from proxylessnas.errors import RunError
 from proxylessnas.hardware.costs import largest_network
 from proxylessnas.report.verdict import accuracy_words
 from proxylessnas.seeds import derive_seed
+from proxylessnas.selection.propose import binding_cost, sample_within
 from proxylessnas.session.budget import Pace
 from proxylessnas.session.deploying import INT8, as_deployed, int8_file, reduces_range, running
 from proxylessnas.session.mistakes import MISTAKES, Mistakes

@@ -19,7 +19,7 @@ from proxylessnas.core.search import Search
 from proxylessnas.data import ImageBatches
 from proxylessnas.errors import UserError
 from proxylessnas.io.memory import free_bytes, peak_bytes, resident_bytes
-from proxylessnas.training.loop import Job
+from proxylessnas.training.job import Job
 from proxylessnas.training.train import Training
 
 PROBE_PIXELS = 2**18  # of the larger small batch: steps of a fraction of a second

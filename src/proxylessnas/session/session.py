@@ -53,7 +53,8 @@ from proxylessnas.session.records import Records
 from proxylessnas.session.store import BROUGHT_TABLE, Store
 from proxylessnas.training.callbacks import Callback, Callbacks, MetricsLog, ProgressBar
 from proxylessnas.training.device import Machine, make_machine
-from proxylessnas.training.loop import Job, run_loop
+from proxylessnas.training.job import Job
+from proxylessnas.training.loop import run_loop
 from proxylessnas.training.optimizers import load_model
 from proxylessnas.training.ranks import ALONE, Ranks
 

@@ -17,7 +17,8 @@ from torch import nn
 
 from proxylessnas.architecture import Architecture, InputInfo
 from proxylessnas.config import parse_settings
-from proxylessnas.core.supernet import Supernet, collapse_residuals
+from proxylessnas.core.mixed import collapse_residuals
+from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import ArchitectureError, ConfigError, did_you_mean
 from proxylessnas.io.importing import imported
 from proxylessnas.spaces import cell, inverted, macro, mobile, tree

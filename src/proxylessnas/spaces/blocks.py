@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from proxylessnas.core.supernet import MixedOp, Residual
+from proxylessnas.core.mixed import MixedOp, Residual
 from proxylessnas.errors import ArchitectureError, did_you_mean
 
 Candidates = Mapping[str, Callable[[], nn.Module]]

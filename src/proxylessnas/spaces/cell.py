@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from proxylessnas.core.supernet import Zero, runs_zero
+from proxylessnas.core.mixed import Zero, runs_zero
 from proxylessnas.errors import ArchitectureError, ConfigError
 from proxylessnas.schema import checked
 from proxylessnas.spaces.blocks import ConvBN, Network, choose, initialise

@@ -9,98 +9,36 @@ built, measured and exported as any other. A choice says a block's kernel and hi
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, get_args
 
 from torch import nn
 
-from proxylessnas.core.supernet import Residual
+from proxylessnas.core.mixed import Residual
 from proxylessnas.errors import ArchitectureError, ConfigError
 from proxylessnas.schema import checked
 from proxylessnas.spaces.blocks import ConvBN, Head, MBConv, Network
 from proxylessnas.spaces.bounds import InputShape, Size, check
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu6": nn.ReLU6,
-    "relu": nn.ReLU,
-    "hardswish": nn.Hardswish,
-    "silu": nn.SiLU,
-}
+Activation = Literal["relu6", "relu", "hardswish", "silu"]
+ACTIVATIONS: dict[Activation, type[nn.Module]] = dict(
+    zip(get_args(Activation), (nn.ReLU6, nn.ReLU, nn.Hardswish, nn.SiLU), strict=True)
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class BlockShape:
+class BlockShape(NamedTuple):
     """One inverted bottleneck.
 
     kernel, stride: of the depthwise convolution. out: channels of the output.
-    inner: hidden channels; None: no expanding convolution, as many as the input has.
-    shortcut: whether the input is added to the output.
+    inner: hidden channels; 0: no expanding convolution, as many as the input has.
+    shortcut: 1 where the input is added to the output.
     """
 
     kernel: int
     stride: int
     out: int
-    inner: int | None
-    shortcut: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkShape:
-    """A network of the family; plain values.
-
-    stem: channels after the first convolution, of `stem_kernel` and `stem_stride`.
-    blocks: None where a block is left out. head: width of the last convolution.
-    same: TensorFlow's padding, see `spaces.blocks.SamePadding`. eps: of batch normalisation.
-    """
-
-    channels: int = 3
-    stem: int = 32
-    stem_kernel: int = 3
-    stem_stride: int = 2
-    blocks: tuple[BlockShape | None, ...] = ()
-    head: int = 1280
-    classes: int = 1000
-    same: bool = False
-    eps: float = 1e-3
-    activation: str = "relu6"
-
-
-def build_network(shape: NetworkShape) -> Network:
-    """The network of a shape, with PyTorch's initial weights."""
-    activation = ACTIVATIONS[shape.activation]
-    stem = ConvBN(
-        shape.channels,
-        shape.stem,
-        shape.stem_kernel,
-        shape.stem_stride,
-        activation=activation,
-        eps=shape.eps,
-        same=shape.same,
-    )
-    blocks: list[nn.Module] = []
-    channels = shape.stem
-    for block in shape.blocks:
-        if block is None:
-            blocks.append(nn.Identity())
-            continue
-        layers = MBConv(
-            channels,
-            block.out,
-            kernel=block.kernel,
-            inner=block.inner,
-            stride=block.stride,
-            activation=activation,
-            eps=shape.eps,
-            same=shape.same,
-        )
-        blocks.append(Residual(layers) if block.shortcut else layers)
-        channels = block.out
-    head = Head(channels, shape.head, shape.classes, activation=activation, eps=shape.eps)
-    return Network(stem, blocks, head)
-
-
-# --- as the settings of an architecture ---
+    inner: int
+    shortcut: int
 
 
 @checked()
@@ -124,17 +62,15 @@ class InvertedSettings:
     head: Size = 1280
     """Channels of the head."""
     same: bool = False
-    """Padding as TensorFlow's."""
+    """Padding as TensorFlow's, see `spaces.blocks.SamePadding`."""
     eps: float = 1e-3
     """The constant of batch normalisation."""
-    activation: Literal["relu6", "relu", "hardswish", "silu"] = "relu6"
+    activation: Activation = "relu6"
     """The activation."""
 
     def __post_init__(self) -> None:
         parameters, channels = float(self.head * self.classes), self.stem
-        for block in self.blocks:
-            if not block:
-                continue
+        for block in filter(None, self.blocks):
             if len(block) != 5 or min(block) < 0 or max(block) > 1 << 16 or not all(block[:3]):
                 raise ConfigError(f"blocks has {list(block)}, not the five numbers of a block")
             hidden = block[3] or channels
@@ -142,36 +78,40 @@ class InvertedSettings:
             channels = block[2]
         check(self.input_shape, len(self.blocks), parameters + channels * self.head)
 
-    @property
-    def shape(self) -> NetworkShape:
-        """The network that is cut from."""
-        values = {k: getattr(self, k) for k in asdict(NetworkShape()) if k not in ("channels",)}
-        return NetworkShape(
-            **{
-                **values,
-                "channels": self.input_shape[0],
-                "blocks": tuple(
-                    None
-                    if not b
-                    else BlockShape(
-                        kernel=b[0], stride=b[1], out=b[2], inner=b[3] or None, shortcut=bool(b[4])
-                    )
-                    for b in self.blocks
-                ),
-            }
+
+def build_network(settings: InvertedSettings) -> Network:
+    """The network of the settings, with PyTorch's initial weights."""
+    s, activation = settings, ACTIVATIONS[settings.activation]
+    stem = ConvBN(
+        s.input_shape[0],
+        s.stem,
+        s.stem_kernel,
+        s.stem_stride,
+        activation=activation,
+        eps=s.eps,
+        same=s.same,
+    )
+    blocks: list[nn.Module] = []
+    channels = s.stem
+    for numbers in s.blocks:
+        if not numbers:
+            blocks.append(nn.Identity())
+            continue
+        block = BlockShape(*numbers)
+        layers = MBConv(
+            channels,
+            block.out,
+            kernel=block.kernel,
+            inner=block.inner or None,
+            stride=block.stride,
+            activation=activation,
+            eps=s.eps,
+            same=s.same,
         )
-
-
-def settings_of(shape: NetworkShape, input_shape: Sequence[int]) -> dict[str, Any]:
-    """The settings of a shape, as an architecture keeps them."""
-    values = asdict(shape)
-    del values["channels"]
-    values["input_shape"] = list(input_shape)
-    values["blocks"] = [
-        [] if b is None else [b.kernel, b.stride, b.out, b.inner or 0, int(b.shortcut)]
-        for b in shape.blocks
-    ]
-    return values
+        blocks.append(Residual(layers) if block.shortcut else layers)
+        channels = block.out
+    head = Head(channels, s.head, s.classes, activation=activation, eps=s.eps)
+    return Network(stem, blocks, head)
 
 
 def build(settings: InvertedSettings, choices: dict[str, str] | None = None) -> Network:
@@ -185,26 +125,21 @@ def build(settings: InvertedSettings, choices: dict[str, str] | None = None) -> 
         raise ConfigError(
             "the space inverted is made around a trained network: proxylessnas run --pretrained"
         )
-    shape = settings.shape
-    blocks = [
+    blocks = tuple(
         _chosen(block, choices.pop(f"blocks.{i}.branch", choices.pop(f"blocks.{i}", None)))
-        for i, block in enumerate(shape.blocks)
-    ]
-    return build_network(
-        NetworkShape(**{**{k: getattr(shape, k) for k in asdict(shape)}, "blocks": tuple(blocks)})
+        for i, block in enumerate(settings.blocks)
     )
+    return build_network(replace(settings, blocks=blocks))
 
 
-def _chosen(block: BlockShape | None, choice: str | None) -> BlockShape | None:
-    if choice is None or block is None:
-        return block
+def _chosen(numbers: tuple[int, ...], choice: str | None) -> tuple[int, ...]:
+    if choice is None or not numbers:
+        return numbers
+    block = BlockShape(*numbers)
     if choice == "zero" and block.shortcut:
-        return None
+        return ()
     kernel, width = parse_choice(choice)
-    inner = None if block.inner is None else width
-    return BlockShape(
-        kernel=kernel, stride=block.stride, out=block.out, inner=inner, shortcut=block.shortcut
-    )
+    return block._replace(kernel=kernel, inner=width if block.inner else 0)
 
 
 def parse_choice(choice: str) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from proxylessnas.config import ShareBelowOne
-from proxylessnas.core.supernet import Residual
+from proxylessnas.core.mixed import Residual
 from proxylessnas.errors import ArchitectureError, ConfigError
 from proxylessnas.schema import checked
 from proxylessnas.spaces.blocks import (

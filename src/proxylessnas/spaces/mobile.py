@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from proxylessnas.config import Positive, ShareBelowOne
-from proxylessnas.core.supernet import Residual, Zero
+from proxylessnas.core.mixed import Residual, Zero
 from proxylessnas.errors import ConfigError
 from proxylessnas.schema import checked
 from proxylessnas.spaces.blocks import (

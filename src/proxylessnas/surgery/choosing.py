@@ -15,13 +15,13 @@ from typing import Any
 from proxylessnas.config import DeriveSettings
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import Indices
-from proxylessnas.core.derive import TOLERANCE, Choice, MeasureFunction, ScoreFunction, choose
 from proxylessnas.core.supernet import softmax
 from proxylessnas.errors import LimitError
 from proxylessnas.hardware.measure import Canary, measure_networks
 from proxylessnas.pretrained.scores import Scores, tempered
 from proxylessnas.pretrained.space import prior, rescored
 from proxylessnas.seeds import derive_seed
+from proxylessnas.selection.choose import TOLERANCE, Choice, MeasureFunction, ScoreFunction, choose
 from proxylessnas.surgery.around import Around
 from proxylessnas.surgery.latency import patient
 from proxylessnas.surgery.saved import choice_of, plain_choice

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.derive import Choice, Proposal
 from proxylessnas.errors import RunError, foreign
 from proxylessnas.io.files import write_atomic
+from proxylessnas.selection.choose import Choice, Proposal
 from proxylessnas.surgery.attention import opened
 from proxylessnas.surgery.brought import Trained
 from proxylessnas.surgery.narrow import Narrowed, matched, replace_tensor, set_attribute

@@ -12,9 +12,9 @@ from typing import Any
 from torch import nn
 
 from proxylessnas.config import TrainSettings
-from proxylessnas.core.derive import Choice, Proposal
 from proxylessnas.limits import parse_latency
 from proxylessnas.pretrained.distil import TEMPERATURE, distilled
+from proxylessnas.selection.choose import Choice, Proposal
 from proxylessnas.surgery.around import Around, around, find, limit_of, measured
 from proxylessnas.surgery.brought import Trained, plain_copy, try_batches
 from proxylessnas.surgery.choosing import chosen_within, recorded_choice

@@ -11,57 +11,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from torch import Tensor
-
-from proxylessnas.training.callbacks import (
-    ArchitectureMetrics,
-    Callbacks,
-    StepMetrics,
-    StopStage,
-)
-from proxylessnas.training.faults import MAX_BAD_STEPS, Diverged, Recovery, State, explained
-from proxylessnas.training.ranks import Ranks
-
-
-class Job(Protocol):
-    """What takes steps: a search, or a training.
-
-    step: steps taken, of `total`. batch: the latest step's; None before the first.
-    rate: the setting that every learning rate is in proportion to, in words.
-    """
-
-    step: int
-    total: int
-    batch: Any
-    recovery: Recovery
-    ranks: Ranks
-
-    @property
-    def rate(self) -> str: ...
-
-    def prepare(self) -> Callable[[], None]:
-        """Put the model into the state in which it takes steps; returns what undoes that."""
-
-    def take_step(self) -> None: ...
-
-    def retry(self, batch: Any) -> Any:
-        """The latest step's computation on another batch; what it leaves behind is of no use."""
-
-    def stop(self) -> None:
-        """The latest step was the last one."""
-
-    def give_up(self) -> bool:
-        """End although the latest steps came to nothing; False where the job has no result then."""
-
-    def metrics(self) -> StepMetrics | None:
-        """Of the latest weight step; None where the schedule has none."""
-
-    def architecture_metrics(self) -> ArchitectureMetrics | None:
-        """Of the latest step's architecture step, if it had one."""
-
-    def state(self) -> State: ...
-
-    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None: ...
+from proxylessnas.training.callbacks import Callbacks, StopStage
+from proxylessnas.training.faults import MAX_BAD_STEPS, Diverged, State, explained
+from proxylessnas.training.job import Job
 
 
 class Checkpoints(Protocol):

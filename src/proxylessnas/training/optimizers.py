@@ -165,9 +165,10 @@ def load_beside(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor])
 
 
 def optimizer_tensors(
-    prefix: str, optimizer: torch.optim.Optimizer, names: dict[int, str]
+    prefix: str, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """`prefix.parameter:key` -> tensor, for every parameter that has a state."""
+    names = {id(parameter): name for name, parameter in parameters.items()}
     return {
         f"{prefix}.{names[id(parameter)]}:{key}": value
         for parameter, entries in optimizer.state.items()
@@ -179,8 +180,8 @@ def optimizer_tensors(
 def load_optimizer(
     prefix: str,
     optimizer: torch.optim.Optimizer,
-    parameters: dict[str, Any],
-    tensors: dict[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
 ) -> None:
     """The inverse: states that the tensors do not name are empty."""
     optimizer.state.clear()

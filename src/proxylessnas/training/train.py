@@ -19,30 +19,17 @@ from proxylessnas.training.averages import BestWeights, WeightAverage
 from proxylessnas.training.callbacks import StepMetrics
 from proxylessnas.training.device import Machine
 from proxylessnas.training.evaluate import batch_norms, evaluate
-from proxylessnas.training.faults import Recovery, guarded
+from proxylessnas.training.faults import State, guarded
 from proxylessnas.training.freezing import BufferSnapshot, undisturbed
+from proxylessnas.training.job import Job, Optimizers
 from proxylessnas.training.mixing import make_mix
-from proxylessnas.training.optimizers import (
-    adamw,
-    beside_parameters,
-    beside_tensors,
-    gradients,
-    load_beside,
-    load_model,
-    load_optimizer,
-    model_tensors,
-    optimizer_tensors,
-    scheduled,
-    sgd,
-    unshared,
-    whole_batch,
-)
+from proxylessnas.training.optimizers import adamw, gradients, scheduled, sgd, whole_batch
 from proxylessnas.training.ranks import ALONE, Ranks, running_statistics
 from proxylessnas.training.task import Task, not_numbers
 
 
 @dataclass
-class Training:
+class Training(Job):
     """One network's training; `training.loop.run_loop` takes its steps.
 
     valid: what the network is scored on after every epoch, where the settings keep the best.
@@ -66,27 +53,19 @@ class Training:
         s = self.settings
         if s.sync_batch_norm:
             self.network = synchronised(self.network, self.machine)
-        self.model = self.machine.place(self.network)
-        self.beside = self.task.modules_beside(self.model)  # as in a search
-        for module in self.beside.values():
-            self.machine.place(module)
+        self.begin(self.network, max(1, round(s.epochs * len(self.train))))
         self.replica = self.ranks.replicate(self.model, may_skip=self.may_skip)
         self.statistics = running_statistics(batch_norms(self.model))
-        self.total, self.stopped = max(1, round(s.epochs * len(self.train))), False
-        self.step, self.recovery = 0, Recovery()
         self.loss: Tensor | None = None
-        self.at_once: int | None = None  # examples that memory is there for; None: a whole batch
-        self.batch: Any = None
         self.stream = BatchStream(self.train, share=self.ranks.share)
-        self.losses = unshared(beside_parameters(self.beside).values(), self.model.parameters())
-        self.optimizer = make_optimizer(self.model, s, self.losses)
+        self.optimizer = make_optimizer(self.model, s, self.loss_parameters())
         self.mix = make_mix(s.mix, s.mix_share, self.model)
         self.average = WeightAverage(self.model, s.average_decay) if s.average_decay else None
         self.best = BestWeights() if s.keeps_best else None
         if self.best is not None and self.valid is None:
             raise ConfigError("train.keep_best needs a validation part, and there is none")
 
-    # --- what the loop asks for, see `training.loop.Job` ---
+    # --- what the loop asks for, see `training.job.Job` ---
 
     @property
     def rate(self) -> str:
@@ -106,10 +85,6 @@ class Training:
 
         return undo
 
-    def stop(self) -> None:
-        """The latest step was the last one."""
-        self.total, self.stopped = self.step, True
-
     def give_up(self) -> bool:
         if self.best is None:
             return False
@@ -121,7 +96,7 @@ class Training:
 
     def probe(self, batch: Any) -> None:
         """Take the memory of a step on a batch; nothing is left of it."""
-        with undisturbed([*self.model.modules(), *self.beside.values()]):
+        with undisturbed([*self.model.modules(), *self.losses.values()]):
             gradients(self.model, self.task, self.machine, self.machine.put(batch))
 
     @property
@@ -140,9 +115,6 @@ class Training:
             rate_factor=self.recovery.factor,
         )
 
-    def architecture_metrics(self) -> None:
-        return None
-
     def take_step(self) -> None:
         warmup = self.settings.warmup_epochs * len(self.train)
         rate = self.recovery.factor * self.settings.learning_rate
@@ -153,13 +125,14 @@ class Training:
         self.machine.seed(dropout)
         if self.mix is not None:
             self.batch = self.mix(self.batch)
-        modules = [*self.model.modules(), *self.beside.values()]
+        modules = [*self.model.modules(), *self.losses.values()]
         kept = [BufferSnapshot(m._buffers) for m in modules if m._buffers]
         self.loss = self.retry(self.batch)
         # The network's gradients are averaged already.
-        losses = [p.grad for p in self.losses if p.grad is not None]
-        self.ranks.average([self.loss, *self.statistics, *losses])
-        parameters, later = [*self.model.parameters(), *self.losses], self.machine.is_apart
+        losses = self.loss_parameters()
+        averaged = [p.grad for p in losses if p.grad is not None]
+        self.ranks.average([self.loss, *self.statistics, *averaged])
+        parameters, later = [*self.model.parameters(), *losses], self.machine.is_apart
         if self.settings.clip_norm:
             nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
         taken = guarded(self.optimizer, parameters, self.loss, kept, later=later)
@@ -194,17 +167,12 @@ class Training:
         elif self.average is not None:
             self.average.finish()
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors, plain values): all that changes while it trains."""
-        tensors = model_tensors(self.model) | beside_tensors(self.beside)
-        names = {id(p): n for n, p in self._parameters().items()}
-        tensors |= optimizer_tensors("optimizer", self.optimizer, names)
-        values = {
-            "step": self.step,
-            "stopped": self.stopped,
-            "recovery": self.recovery.state(),
-            "batches": self.stream.drawn,
-        }
+    def optimizers(self) -> Optimizers:
+        return {"optimizer": (self.optimizer, self.parameters())}
+
+    def state(self) -> State:
+        tensors, values = super().state()
+        values["batches"] = self.stream.drawn
         if self.average is not None:
             tensors |= self.average.tensors()
         if self.best is not None:
@@ -212,16 +180,8 @@ class Training:
             values["best"] = self.best.values()
         return tensors, values
 
-    def _parameters(self) -> dict[str, nn.Parameter]:
-        return beside_parameters(self.beside) | dict(self.model.named_parameters())
-
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        load_model(self.model, tensors)
-        load_beside(self.beside, tensors)
-        load_optimizer("optimizer", self.optimizer, self._parameters(), tensors)
-        self.step, self.recovery = int(values["step"]), Recovery.of(values["recovery"])
-        if values["stopped"]:
-            self.stop()
+        super().load(tensors, values)
         if self.average is not None:
             self.average.load(tensors)
         if self.best is not None:

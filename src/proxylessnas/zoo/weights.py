@@ -28,8 +28,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from proxylessnas.core.supernet import MixedOp, Residual
-from proxylessnas.errors import ArchitectureError
+from proxylessnas.core.mixed import MixedOp, Residual
+from proxylessnas.errors import ArchitectureError, one_line
 from proxylessnas.spaces.blocks import MBConv, Network
 from proxylessnas.spaces.tree_layers import Cell, Depthwise, Node, PreConv, TreeBlock
 
@@ -108,7 +108,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ArchitectureError(
-            f"cannot read the weights {path}: {error.strerror or _line(error)}"
+            f"cannot read the weights {path}: {error.strerror or one_line(error)}"
         ) from None
     except Exception as error:  # on a damaged file torch raises whatever it stumbles over
         raise ArchitectureError(f"cannot read the weights {path}: {_reason(error)}") from None
@@ -138,7 +138,7 @@ def _check_size(path: Path) -> None:
 def _reason(error: Exception) -> str:
     """Why torch did not read a file; without its advice to run what the file holds."""
     if isinstance(error, ValueError):  # ours
-        return _line(error)
+        return one_line(error)
     if match := re.search(r"(?:GLOBAL|global:?) (?:GLOBAL )?([\w.]+)", str(error)):
         return (
             f"beside tensors it holds Python objects ({match[1]}), which may run code, so that it "
@@ -146,11 +146,7 @@ def _reason(error: Exception) -> str:
         )
     if isinstance(error, pickle.UnpicklingError):
         return "it is damaged, or a pickle of something else than named tensors, and is refused"
-    return f"it is no checkpoint ({_line(error)})"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:200]
+    return f"it is no checkpoint ({one_line(error)})"
 
 
 def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

@@ -82,10 +82,8 @@ class FakeSession(Session):
         file: Path | None = None,
     ) -> None:
         self.content = None if file is None else file.read_bytes()
-        self.runtime, self.latency_ms = (
-            runtime,
-            latency_ms * runtime.slowdown * SPEED[runtime.precision],
-        )
+        self.latency_ms = latency_ms * runtime.slowdown * SPEED[runtime.precision]
+        self.runtime = runtime
         self.module, self.inputs = module, inputs
         runtime.loaded += 1
         stream = derive_seed(runtime.seed, "fake noise", runtime.loaded)

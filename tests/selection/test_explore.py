@@ -14,9 +14,9 @@ from toys import Scale, free, priced, supernet_with
 from proxylessnas.config import DeriveSettings
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import Indices, decode
-from proxylessnas.core.derive import choose
-from proxylessnas.core.explore import Score, explore, pool_of
 from proxylessnas.core.supernet import MixedOp, Supernet
+from proxylessnas.selection.choose import choose
+from proxylessnas.selection.explore import Score, explore, pool_of
 
 
 def space(choices: int, candidates: int) -> Supernet:

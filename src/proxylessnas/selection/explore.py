@@ -17,7 +17,7 @@ from torch import Tensor
 
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import Choices, Indices, decode
-from proxylessnas.core.predictor import Array, Networks, Predictor
+from proxylessnas.selection.predictor import Array, Networks, Predictor
 
 ENUMERATED = 50_000  # networks of a space that are all looked at; of a larger one, those decoded
 REFITS = 16  # how many times the predictor is fitted on the way, about

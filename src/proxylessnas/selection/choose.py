@@ -17,10 +17,11 @@ import numpy as np
 
 from proxylessnas.config import DeriveSettings
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.decode import Choices, Indices, propose, used_costs
-from proxylessnas.core.explore import Score, batch_of, explore, pool_of, predictor_of, sum_of
-from proxylessnas.core.predictor import Array, Networks
+from proxylessnas.core.decode import Choices, Indices
 from proxylessnas.errors import LimitError
+from proxylessnas.selection.explore import Score, batch_of, explore, pool_of, predictor_of, sum_of
+from proxylessnas.selection.predictor import Array, Networks
+from proxylessnas.selection.propose import propose, used_costs
 
 TOLERANCE = 0.02  # share of a latency limit that counts as measuring's inaccuracy
 

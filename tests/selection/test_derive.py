@@ -15,16 +15,16 @@ from toys import Scale, free, priced, supernet_with
 
 from proxylessnas.config import DeriveSettings
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.decode import SPREAD, propose
-from proxylessnas.core.derive import (
+from proxylessnas.core.supernet import MixedOp, Supernet
+from proxylessnas.errors import LimitError
+from proxylessnas.selection.choose import (
     TOLERANCE,
     Indices,
     Proposal,
     beliefs,
     choose,
 )
-from proxylessnas.core.supernet import MixedOp, Supernet
-from proxylessnas.errors import LimitError
+from proxylessnas.selection.propose import SPREAD, propose
 
 Scored = tuple[float, tuple[float, ...]]
 Measured = list[tuple[float, float]]

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from proxylessnas.core.predictor import Array, Networks, Predictor
+from proxylessnas.selection.predictor import Array, Networks, Predictor
 
 ROWS = [[f"{m}{j}" for j in range(3)] for m in range(5)]  # every name of one choice alone
 ALL: Networks = np.array(list(itertools.product(range(3), repeat=5)), np.int64)
