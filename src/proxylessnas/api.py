@@ -62,6 +62,7 @@ from proxylessnas.session.deriving import derive_within, inherited_network
 from proxylessnas.session.finishing import trained_network
 from proxylessnas.session.identity import check_identity, save_identity
 from proxylessnas.session.inputs import flatten, unflatten
+from proxylessnas.session.loaders import blamed
 from proxylessnas.session.pipeline import find_network, told
 from proxylessnas.session.problem import ModelProblem, Problem
 from proxylessnas.session.records import Records
@@ -179,7 +180,8 @@ class Result:
             )
         name = "-".join(f"{k}-{v}" if k != "latency" else str(v) for k, v in others.items())
         if not self.session.records.done(f"derive-{name}"):
-            with held(self.session.store):
+            loaders = getattr(self.session.problem, "batches_of", {}).values()
+            with held(self.session.store), blamed(loaders):
                 derive_within(self.session, {**self.limits, **others}, name)
         return inherited_network(self.session, f"-{name}")
 
@@ -236,6 +238,7 @@ def search(
     machine: MachineSettings | None = None,
     seed: int = 0,
     out: str | Path | None = None,
+    accept_changed_data: bool = False,
     callbacks: Sequence[Callback] = (),
     quiet: bool = False,
     ranks: Ranks = ALONE,
@@ -290,6 +293,7 @@ def search(
         scoring: validation batches that networks are scored on; default: `valid`.
     out: a run directory. The search is saved there every half minute, and the same call goes on
         from where it was, to the bit, whatever ended it; `load` reads it later.
+    accept_changed_data: go on there although files of `data` were added, removed or replaced.
     callbacks: see `training.callbacks`.
     ranks: of `with open_ranks() as ranks`, in a script that torchrun starts. All ranks give the
         same batches, of which each takes its slice; rank 0's weights are what counts.
@@ -310,8 +314,8 @@ def search(
 
 def _search_model(arguments: Mapping[str, Any], batches: Mapping[str, Batches]) -> Result:
     """The search of a model of the user's own."""
-    for name in ("pretrained", "data", "image_size", "test"):
-        if name in arguments:
+    for name in ("pretrained", "data", "image_size", "test", "accept_changed_data"):
+        if arguments.get(name, False) is not False:
             raise ConfigError(f"{name} is for trained weights: leave it out, or the model")
     _check(arguments, "model", "loss", "example_inputs", "runtime")
     given, get = arguments.__getitem__, arguments.get
@@ -322,7 +326,7 @@ def _search_model(arguments: Mapping[str, Any], batches: Mapping[str, Batches]) 
         space=CUSTOM,
         precision=_precision(arguments),
         target_latency=get("target_latency"),
-        limits=dict(get("limits", {})),
+        limits={k: v.item() if hasattr(v, "item") else v for k, v in get("limits", {}).items()},
         runtime=runtime if isinstance(runtime, str) else runtime.name,
         table=BROUGHT_TABLE if isinstance(table, LatencyTable) else table and str(table),
         seed=given("seed"),
@@ -406,7 +410,7 @@ def _searched(session: Session, problem: ModelProblem, directory: RunDirectory |
     if stored is None:
         save_identity(session.store, problem)
         _save_inputs(session.store, session.inputs)
-    with told(session) as facts:
+    with told(session) as facts, blamed(problem.batches_of.values()):
         find_network(session)
         facts |= session.records.require("derive")
     return Result(session=session)
@@ -477,7 +481,8 @@ def specialise(
             reporter=reporter,
             records=Records(store, ALONE, reporter),
         )
-        return specialise_model(brought, target_latency, blocks)
+        with blamed(batches.values()):
+            return specialise_model(brought, target_latency, blocks)
 
 
 def load(
@@ -631,6 +636,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "measure": (_is(MeasureSettings), "MeasureSettings"),
     "derive": (_is(DeriveSettings), "DeriveSettings"),
     "machine": (_is(MachineSettings), "MachineSettings"),
+    "accept_changed_data": (_is(bool), "True or False"),
     "callbacks": (
         lambda callbacks: (
             isinstance(callbacks, tuple | list)

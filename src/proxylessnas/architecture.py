@@ -46,6 +46,8 @@ class InputInfo:
     """Share of an image's shorter side that is seen, centred."""
     value_range: tuple[float, float] | None = None
     """Values of images of more than 8 bits that become 0 and 255; null where there are none."""
+    background: Literal["white", "black"] = "white"
+    """What transparent pixels lie on: black where all that is drawn is white."""
 
     def __post_init__(self) -> None:
         if math.prod(self.shape) > LARGEST_INPUT:

@@ -253,6 +253,56 @@ def test_many_classes_are_said_in_short(tmp_path: Path) -> None:
     assert "30 classes: 3-11 images each, c00 3 ... c05 11" in str(load(tmp_path).summary)
 
 
+# --- what is there twice, or means something else ---
+
+
+def test_parts_below_folders_that_hold_nothing_else(tmp_path: Path) -> None:
+    make_folder(tmp_path / "pets" / "archive" / "train", count=10)
+    make_folder(tmp_path / "pets" / "archive" / "test", count=3, first=100)
+    data = load(tmp_path)
+    assert sizes(data) == [20, 18, 2, 6] and "test from pets/archive/test" in str(data.summary)
+
+
+def test_classes_below_one_folder_may_be_parts_of_a_class(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a" / "cat", classes=("2020", "2021"))
+    assert f"holds 1 class (a), at least 2 are needed; did you mean {tmp_path}/a" in refusal(
+        tmp_path
+    )
+
+
+@pytest.mark.parametrize("names", [("images", "masks"), ("Images", "labels"), ("img", "gt")])
+def test_layouts_of_other_tasks(tmp_path: Path, names: tuple[str, str]) -> None:
+    make_folder(tmp_path / "train", classes=(names[0],))
+    (tmp_path / "train" / names[1]).mkdir()
+    assert "as for detection or segmentation" in refusal(tmp_path)
+
+
+def test_folders_within_classes_are_said(tmp_path: Path) -> None:
+    make_folder(tmp_path / "animal", classes=("cat", "dog"))
+    make_folder(tmp_path, classes=("car",))
+    data = load(tmp_path)
+    assert data.summary.classes == {"animal": 20, "car": 10}
+    words = "folders within classes are read as part of them: animal/cat, animal/dog"
+    assert words in str(data.summary)
+
+
+def test_the_table_beside_one_folder_of_images_is_named(tmp_path: Path) -> None:
+    make_folder(tmp_path, classes=("images",))
+    (tmp_path / "labels.csv").write_text("")
+    assert f"did you mean {tmp_path}/labels.csv?" in refusal(tmp_path)
+
+
+def test_images_that_are_there_twice_are_said(tmp_path: Path) -> None:
+    make_folder(tmp_path / "train", count=10)
+    make_folder(tmp_path / "test", count=4, first=100)
+    assert "pixel for pixel" not in str(load(tmp_path).summary)
+    shutil.copy(tmp_path / "train/cat/00001.png", tmp_path / "test/cat/again.png")
+    shutil.copy(tmp_path / "train/cat/00002.png", tmp_path / "test/dog/again.png")
+    said = str(load(tmp_path).summary)
+    assert "2 of 10 test images are in the training part as well, pixel for pixel" in said
+    assert "1 test images have another label in the training part" in said
+
+
 # --- zip files ---
 
 

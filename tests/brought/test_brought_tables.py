@@ -235,9 +235,68 @@ def test_a_csv_with_a_column_of_parts(tmp_path: Path) -> None:
 
 
 def test_columns_of_folds_are_not_used_and_said(tmp_path: Path) -> None:
-    path = csv_of(tmp_path, "{name},{label},{i},{part}", "file,label,fold,is_train")
-    path.write_text(path.read_text().replace("test", "no").replace(",train", ",yes"))
-    assert "columns not used: fold, is_train" in str(load(path).summary)
+    path = csv_of(tmp_path, "{name},{label},{i},{i}", "file,label,fold,")
+    assert "columns not used: fold, (without a name)" in str(load(path).summary)
+
+
+@pytest.mark.parametrize(
+    ("header", "train", "test"),
+    [
+        ("is_train", "yes", "no"),
+        ("is_train", "1", "0"),
+        ("is_test", "False", "True"),
+        ("is_valid", "FALSE", "TRUE"),
+        ("Usage", "Training", "PublicTest"),
+        ("subset", "my_train", "my_dev"),
+    ],
+)
+def test_columns_that_say_the_part_in_their_name(
+    tmp_path: Path, header: str, train: str, test: str
+) -> None:
+    path = csv_of(tmp_path, "{name},{label},<{part}>", f"file,label,{header}")
+    path.write_text(path.read_text().replace("<train>", train).replace("<test>", test))
+    data = load(path)
+    assert sizes(data) == [16, 14, 2, 4] and f"parts from column {header}" in str(data.summary)
+
+
+# --- a column a class ---
+
+
+@pytest.mark.parametrize(("one", "zero"), [("1", "0"), ("1.0", "0.0")])
+def test_one_hot_columns_of_a_csv(tmp_path: Path, one: str, zero: str) -> None:
+    path = csv_of(tmp_path, "{stem},<{label}>,7", "id,dog,cat,weight")
+    text = path.read_text().replace("<cat>", f"{zero},{one}").replace("<dog>", f"{one},{zero}")
+    path.write_text(text)
+    data = load(path)
+    assert data.info.classes == ("dog", "cat")  # in the order of the columns
+    assert data.summary.classes == {"dog": 10, "cat": 10}
+    assert "a column a class: dog, cat; columns not used: weight" in str(data.summary)
+
+
+@pytest.mark.parametrize("kind", [int, float, bool])
+def test_one_hot_columns_of_parquet(tmp_path: Path, kind: type) -> None:
+    rows = [i % 3 for i in range(30)]
+    columns = {name: [kind(row == c) for row in rows] for c, name in enumerate("bac")}
+    data = load(parquet(tmp_path / "x", **columns))
+    assert data.info.classes == ("b", "a", "c") and set(data.summary.classes.values()) == {10}
+
+
+def test_columns_of_0_and_1_that_are_no_class(tmp_path: Path) -> None:
+    path = csv_of(tmp_path, "{name},1,<{label}>", "file,male,cat,dog")
+    path.write_text(path.read_text().replace("<cat>", "1,0").replace("<dog>", "0,1"))
+    message = refusal(path)
+    assert "(male, cat, dog) are no classes: row 1 has 2 of 1" in message
+    path.write_text(path.read_text().replace("male", "label"))
+    assert "training images of 1 class (1)" in refusal(path)
+
+
+def test_numbers_as_tables_with_empty_cells_write_them(tmp_path: Path) -> None:
+    path = csv_of(tmp_path, "{name},<{label}>", "file,label")
+    text = path.read_text().replace("<cat>", "0.0").replace("<dog>", "1.0")
+    path.write_text(text.replace("1.0", "nan", 1))
+    data = load(path)
+    assert data.summary.classes == {"0": 10, "1": 9}
+    assert data.summary.left_out == {"train image without a label": 1}
 
 
 def test_numbers_as_names_of_files_beside_numbers_as_labels(tmp_path: Path) -> None:
@@ -276,16 +335,35 @@ def test_a_csv_and_its_folder_do_not_agree(tmp_path: Path) -> None:
     [
         ("file,label", "{path}", "row 2 has 1 cells, the first has 2"),
         ("file", "{path}", "expected columns of file names and of labels"),
-        ("file,a,b", "{path},1,0", "no label column (expected: label, or --loading.label-column)"),
+        ("file,a,b", "{path},x,0", "no label column (expected: label, or --loading.label-column)"),
+        ("file,a,b", "{path},1,0", "training images of 1 class (a)"),
+        ("file,a,b", "{path},0,0", "are no classes: row 1 has 0 of 1"),
         ("file,label,class_id", "{path},x,1", "training images of 1 class"),
         ("file,class,species", "{path},x,y", "has 2 label columns: class, species; choose"),
-        ("file,label", "{path},{i}", "class '0' has 1 training images"),
+        ("file,label", "{path},{i}", "has 20 different labels for 20 training images (0, 1, 2"),
+        ("file,age", "{path},{i}.5", "numbers to predict or names of images"),
+        ("file,label,split", "{path},{label},{i}", "split is called like one of parts, and holds"),
+        ("file,label,subset", "{path},{label},{label}", "and holds cat, dog: call the parts train"),
         ("file,label", "gone/{i}.png,{label}", "20 of 20 rows name no image file"),
         ("file,label", "images/cat/00001.png,{label}", "stands there twice"),
     ],
 )
 def test_tables_that_are_refused(tmp_path: Path, header: str, row: str, message: str) -> None:
     assert message in refusal(csv_of(tmp_path, row, header))
+
+
+def test_labels_that_are_several_in_one_text(tmp_path: Path) -> None:
+    path = csv_of(tmp_path, "{path},{label}", "file,label")
+    path.write_text(path.read_text().replace(",dog", ",cat|dog"))
+    assert "not several ('cat|dog')" in refusal(path)
+
+
+def test_names_that_differ_in_case_alone_are_said(tmp_path: Path) -> None:
+    path = csv_of(tmp_path, "{path},{label}", "file,label")
+    path.write_text(path.read_text().replace(",dog", ",CAT"))
+    assert "names differ in case alone: CAT, cat" in str(load(path).summary)
+    path.write_text(path.read_text().replace(",CAT", ",C").replace(",cat", ",c"))
+    assert "case" not in str(load(path).summary)  # letters
 
 
 def test_a_name_that_several_files_have(tmp_path: Path) -> None:

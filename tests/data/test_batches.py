@@ -62,7 +62,7 @@ def test_data_that_end_early_are_named() -> None:
 
     stream = BatchStream(LoaderBatches(Short(), name="train"))
     stream.draw()
-    with pytest.raises(DataError, match="ended after 1 of 3 batches"):
+    with pytest.raises(DataError, match="train ended after 1 of the 3 batches"):
         stream.draw()
 
 

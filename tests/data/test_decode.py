@@ -21,7 +21,7 @@ from proxylessnas.errors import DataError
 
 def test_16_bit_gray_keeps_its_upper_bits() -> None:
     deep = Image.fromarray(np.array([[0, 256, 65535]], dtype=np.uint16))
-    assert decode(deep, ImageShape(1, 1, 3)).tolist() == [[[0, 1, 255]]]
+    assert decode(deep, InputInfo(shape=(1, 1, 3))).tolist() == [[[0, 1, 255]]]
 
 
 def test_rotated_photo_is_set_upright(tmp_path: Path) -> None:
@@ -74,9 +74,9 @@ def test_a_large_jpeg_is_shrunk_while_decoding() -> None:
     Image.fromarray(gradient).save(buffer, "jpeg", quality=95)
     whole = Image.open(io.BytesIO(buffer.getvalue()))
     whole.load()  # now it cannot be shrunk any more
-    frame = ImageShape(1, 32, 32)
-    fast = decode(Image.open(buffer), frame, central_share=0.875).astype(int)
-    assert abs(fast - decode(whole, frame, central_share=0.875).astype(int)).max() <= 3
+    info = InputInfo(shape=(1, 32, 32), central_share=0.875)
+    fast = decode(Image.open(buffer), info).astype(int)
+    assert abs(fast - decode(whole, info).astype(int)).max() <= 3
 
 
 def test_normalised_is_what_it_says() -> None:

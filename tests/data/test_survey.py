@@ -88,6 +88,6 @@ def test_a_colour_image_that_no_sample_promised_makes_streamed_images_rgb(
 ) -> None:
     make_folder(tmp_path, mode="L", size=mixed_size)
     picture(5, (20, 30)).save(tmp_path / "cat" / "00005.png")
-    gray = [Header(ImageShape(1, side, 20), False, 1) for side in (29, 30)]
+    gray = [Header(ImageShape(1, side, 20), False, False, 1) for side in (29, 30)]
     monkeypatch.setattr(survey, "read_headers", lambda reader, numbers, progress: gray)
     assert load(tmp_path, image_size=8, workers=0).info.shape == (3, 8, 8)

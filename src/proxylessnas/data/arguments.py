@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
@@ -110,6 +111,33 @@ def _kind(value: Any) -> type | None:
 
 def _is_dataclass(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def describe(value: Any) -> str:
+    """A value's tensors by shape and dtype, for messages; other values by their type.
+
+    >>> import torch
+    >>> describe((torch.zeros(8, 3), [torch.zeros(2, dtype=torch.int64), None]))
+    '(float32[8, 3], [int64[2], None])'
+    """
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{k}: {describe(v)}' for k, v in list(value.items())[:8])}}}"
+    if isinstance(value, tuple | list):
+        words = [describe(v) for v in value[:4]] + ["..."] * (len(value) > 4)
+        return f"[{', '.join(words)}]" if isinstance(value, list) else f"({', '.join(words)})"
+    if value is None or isinstance(value, bool | int | float):
+        return repr(value)
+    shape = getattr(value, "shape", None)  # a numpy array, say
+    return type(value).__name__ + (f"{list(shape)}" if isinstance(shape, tuple) else "")
+
+
+def in_words(batch: Any) -> str:
+    """`inputs float32[8, 4], target int64[8]`; what is no pair by itself."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        return describe(batch)
+    return f"inputs {describe(batch[0])}, target {describe(batch[1])}"
 
 
 def register_dataclasses(value: Any) -> None:

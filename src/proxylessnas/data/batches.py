@@ -6,7 +6,9 @@ loader a user brings; search and training see only `Batches`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from proxylessnas.data.arguments import as_pair
+from proxylessnas.data.arguments import as_pair, in_words
 from proxylessnas.errors import DataError
 from proxylessnas.seeds import derive_seed, seed_generators, undisturbed_generators
 
@@ -50,6 +52,18 @@ def portion(size: int, share: Share) -> slice:
     return slice(0, size) if whole else slice(index * each, (index + 1) * each)
 
 
+@dataclass(eq=False)
+class Drawn:
+    """The latest batch of a loader: which one, and itself; None where drawing it did not end.
+
+    order: of all loaders, the latest is the highest.
+    """
+
+    name: str
+    batch: Any
+    order: int = field(default_factory=itertools.count().__next__)
+
+
 class LoaderBatches:
     """Any sized iterable of (inputs, target), such as a DataLoader, as `Batches`.
 
@@ -58,6 +72,8 @@ class LoaderBatches:
     batches by drawing them.
 
     example: the model's example inputs: how it takes a batch's, see `arguments.py`.
+
+    first: the first batch in words. latest: the latest one, see `Drawn`.
 
     Raises:
         DataError: the loader has no length, is empty, or gives examples and not batches.
@@ -73,7 +89,7 @@ class LoaderBatches:
             )
         try:
             self._length = len(loader)
-        except TypeError:
+        except (TypeError, OverflowError):
             raise DataError(
                 f"the {name} loader has no length: give a DataLoader over a sized data set, or "
                 "a list of batches"
@@ -81,6 +97,7 @@ class LoaderBatches:
         if self._length == 0:
             raise DataError(f"the {name} loader is empty")
         self.loader, self.name, self.seed, self.example = loader, name, seed, example
+        self.first, self.latest = "", Drawn("", None)
 
     def __len__(self) -> int:
         return self._length
@@ -98,10 +115,18 @@ class LoaderBatches:
                     for generator in self._generators():  # their state is how often they drew
                         generator.manual_seed(seed)
                     iterator = iter(self.loader)
+                self.latest = Drawn(f"batch {index} of {self.name} (epoch {epoch})", None)
                 try:
                     batch = next(iterator)
                 except StopIteration:
-                    return
+                    if index == 0:  # who calls says what an iterator at its end means
+                        return
+                    raise DataError(
+                        f"{self.name} ended after {index} of the {self._length} batches that its "
+                        "length says: let both agree"
+                    ) from None
+                self.latest.batch = batch
+                self.first = self.first or in_words(batch)
             if index >= start and (index - start) % step == 0:
                 batch = as_pair(batch, self.example)
                 yield batch if share == WHOLE else _cut(batch, share)

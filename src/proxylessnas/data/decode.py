@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import re
 import struct
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -91,34 +94,29 @@ def shape_of(image: Image.Image) -> ImageShape:
 
 def decode(
     image: Image.Image,
-    shape: ImageShape,
+    info: InputInfo,
     *,
-    central_share: float = 1.0,
-    value_range: tuple[float, float] | None = None,
     uniforms: NDArray[np.float32] | None = None,
     smallest_area: float = 1.0,
 ) -> Pixels:
-    """A central box (or a random one, with `uniforms`) resized to `shape`, uint8 [C, H, W].
+    """A central box (or a random one, with `uniforms`) as the input's shape, uint8 [C, H, W].
 
-    value_range: of images of more than 8 bits, see `InputInfo`.
     A large JPEG is decoded at the smallest scale that still has the pixels asked for.
     """
     shape_of(image)  # refuses what must not be decoded
-    orientation = _orientation(image)
+    orientation, shape = _orientation(image), ImageShape(*info.shape)
     # The box is cut from the file as it lies, and only the small result is set upright.
     lying = ImageShape(shape.channels, shape.width, shape.height) if orientation >= 5 else shape
     width, height = image.size
     if uniforms is None:
-        box = central_box(width, height, lying, central_share)
+        box = central_box(width, height, lying, info.central_share)
     else:
         box = random_box(width, height, lying, uniforms, smallest_area)
     shrink = min((box[2] - box[0]) / lying.width, (box[3] - box[1]) / lying.height)
     if shrink >= 2:
         image.draft(None, (int(width / shrink), int(height / shrink)))  # a no-op but for JPEG
     box = _scaled(box, image.size[0] / width, image.size[1] / height, image.size)
-    image = _resized(
-        _converted(image, shape.channels, value_range), (lying.width, lying.height), box
-    )
+    image = _resized(_converted(image, info), (lying.width, lying.height), box)
     if orientation in _TRANSPOSITIONS:
         image = image.transpose(_TRANSPOSITIONS[orientation])
     array = np.array(image, dtype=np.uint8)
@@ -172,12 +170,7 @@ def read_image(path: str | Path, info: InputInfo) -> Tensor:
         raise DataError(f"there is no image {path}")
     try:
         with opened(ImageFiles((str(path),)), 0) as image:
-            pixels = decode(
-                image,
-                ImageShape(*info.shape),
-                central_share=info.central_share,
-                value_range=info.value_range,
-            )
+            pixels = decode(image, info)
     except DamagedImage as damage:
         raise DataError(f"an image cannot be decoded: {damage}") from damage
     return normalised(torch.from_numpy(pixels)[None], info.mean, info.std)
@@ -207,13 +200,14 @@ def _resized(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether values are no bytes but floats, or whole numbers of 16 or 32 bits."""
-    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+    """Whether values are no bytes but floats, or whole numbers of 16 or 32 bits; of an image that
+    is not decoded yet."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16") or bool(_wide(image))
 
 
 def deep_range(image: Image.Image) -> tuple[float, float]:
     """The least and the greatest value, but for one pixel in 10,000 at either end."""
-    values = np.asarray(image, dtype=np.float64)
+    values = _values(image)[..., :3]
     values = values[np.isfinite(values)]
     if not len(values):
         raise ValueError("no value is finite")
@@ -221,30 +215,63 @@ def deep_range(image: Image.Image) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _converted(
-    image: Image.Image, channels: int, value_range: tuple[float, float] | None
-) -> Image.Image:
-    """Decoded and in mode L or RGB, on white where it is transparent.
+def _wide(image: Image.Image) -> str:
+    """How 16 bits a channel lie in a colour file, as `RGB;16B`; of any other file empty."""
+    tiles: Any = getattr(image, "tile", None)
+    args = tiles[0][3] if tiles else ""
+    mode = str(args[0] if isinstance(args, tuple) and args else args)
+    return mode if re.fullmatch(r"RGB[AX]?;16[LBN]", mode) else ""
+
+
+def _values(image: Image.Image) -> NDArray[np.float64]:
+    """All values [H, W] or [H, W, C] of an image of more than 8 bits.
+
+    Pillow keeps the upper byte of colours; read in the other order of bytes, it is the lower one.
+    """
+    mode = _wide(image)
+    if not mode:
+        return np.asarray(image, dtype=np.float64)
+    file: Any = image.fp  # type: ignore[attr-defined]
+    file.seek(0)
+    data, native = file.read(), "L" if sys.byteorder == "little" else "B"
+    swapped = mode[:-1] + ("L" if mode[-1].replace("N", native) == "B" else "B")
+    upper, lower = (_read_as(data, mode, order) for order in (mode, swapped))
+    return 256 * upper + lower
+
+
+def _read_as(data: bytes, mode: str, order: str) -> NDArray[np.float64]:
+    with Image.open(io.BytesIO(data)) as image:
+        tiles: Any = image.tile
+        for place, (codec, box, offset, args) in enumerate(tiles):
+            other = order if args == mode else (order, *args[1:])
+            tiles[place] = type(tiles[place])(codec, box, offset, other)
+        return np.asarray(image, dtype=np.float64)
+
+
+def _converted(image: Image.Image, info: InputInfo) -> Image.Image:
+    """Decoded and in mode L or RGB, on the input's background where it is transparent.
 
     Values of more than 8 bits are scaled by the range of the data set; where there is none, 16 bits
     by their own.
     """
     if is_deep(image):
-        if value_range is None and not image.mode.startswith("I;16"):
+        if info.value_range is None and image.mode in ("I", "F"):
             raise ValueError(f"values of mode {image.mode}, but the network was made for bytes")
-        image = _scaled_to_bytes(image, *(value_range or (0.0, 65535.0)))
-    elif image.has_transparency_data:
+        image = _scaled_to_bytes(image, *(info.value_range or (0.0, 65535.0)))
+    if image.has_transparency_data:
         if image.mode != "RGBA":
             image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image)
-        image = white
-    return image.convert("L" if channels == 1 else "RGB")
+        under = Image.new("RGBA", image.size, info.background)
+        under.alpha_composite(image)
+        image = under
+    return image.convert("L" if info.shape[0] == 1 else "RGB")
 
 
 def _scaled_to_bytes(image: Image.Image, low: float, high: float) -> Image.Image:
-    values = np.asarray(image, dtype=np.float64)
+    values, has_alpha = _values(image), _wide(image).startswith("RGBA")
     scaled = (values - low) * (255 / max(high - low, 1e-300))
+    if has_alpha:
+        scaled[..., 3] = values[..., 3] / 257
     return Image.fromarray(np.nan_to_num(scaled).round().clip(0, 255).astype(np.uint8))
 
 
@@ -260,8 +287,9 @@ def preprocessing(info: InputInfo) -> dict[str, str]:
         "normalise": "(pixel - mean) / std, a channel",
         "resize_filter": "bilinear, antialiased",
         "preprocessing": (
-            f"1. set upright by EXIF; 2. to {color}, transparent pixels on white; 3. crop the "
-            f"centre: the largest box of {width}:{height}, each side times {info.central_share:g} "
-            f"(central_share); 4. resize the box to {width} x {height}; 5. normalise"
+            f"1. set upright by EXIF; 2. to {color}, transparent pixels on {info.background}; "
+            f"3. crop the centre: the largest box of {width}:{height}, each side times "
+            f"{info.central_share:g} (central_share); 4. resize the box to {width} x "
+            f"{height}; 5. normalise"
         ),
     }

@@ -32,6 +32,9 @@ from proxylessnas.errors import DataError, did_you_mean
 # What is no class beside two others; "valid" may be one, and "train" as well.
 LEFT_FOR_LATER = {"test", "testing", "val", "validation", "dev", "eval", "evaluation", "holdout"}
 
+OF_OTHER_TASKS = {"images", "image", "imgs", "img", "labels", "annotations", "bboxes"}
+OF_OTHER_TASKS |= {"masks", "mask", "segmentations", "groundtruth", "ground_truth", "gt"}
+
 Images = dict[str, Stamp]  # path under the root -> stamp
 
 
@@ -59,8 +62,8 @@ def zip_source(path: Path, progress: Progress = silent) -> Source:
 
 
 def _source(tree: Folder, scan: Scan, reader: Callable[[tuple[str, ...]], ImageReader]) -> Source:
-    left_out, layout = scan.facts(), _Layout(scan.root)
-    folders = layout.parts(tree)
+    left_out, layout, inner = scan.facts(), _Layout(scan.root), unwrapped(tree)
+    folders = layout.parts(inner if "train" in parts_among(inner.folders) else tree)
     files = {role: layout.classes(folder, role) for role, folder in folders.items()}
     classes = sorted(files["train"])
     for role, folder in folders.items():
@@ -87,7 +90,8 @@ def _source(tree: Folder, scan: Scan, reader: Callable[[tuple[str, ...]], ImageR
             f"{role} from {folder.path}"
             for role, folder in folders.items()
             if folder.path and files[role]
-        ],
+        ]
+        + layout.notes(folders["train"]),
         digests=digests,
     )
 
@@ -151,6 +155,11 @@ class _Layout:
                 f"folder {self.name(folder)} holds {holds}; expected one folder of images a class"
                 " (or a CSV file of file names and labels as --data)"
             )
+        if set(map(str.lower, folder.folders)) <= OF_OTHER_TASKS and len(folder.folders) > 1:
+            raise DataError(
+                f"{self.name(folder)} holds {' beside '.join(folder.folders)}, as for detection or "
+                "segmentation: expected one folder of images a class"
+            )
         self._leave("image in no class folder", len(folder.images))
         files: dict[str, Images] = {}
         for name, inner in folder.folders.items():
@@ -163,15 +172,26 @@ class _Layout:
             files.setdefault(_class_name(name), {}).update(images)
         self._refuse_parts_as_classes(folder)
         if len(files) == 1 and role == "train":
-            only = next(iter(folder.folders.values()))
+            only = unwrapped(next(iter(folder.folders.values())))
             hint = "one folder a class is expected"
             if len(only.folders) > 1:
                 hint = f"did you mean {self.name(only)}?"
+            tables = [] if os.path.isfile(self.root) else sorted(Path(self.root).glob("*.csv"))
+            if tables:
+                hint = f"did you mean {tables[0]}?"
             raise DataError(
                 f"folder {self.name(folder)} holds 1 class ({next(iter(files))}), at least 2 are "
                 f"needed; {hint}"
             )
         return files
+
+    def notes(self, train: Folder) -> list[str]:
+        """Folders within classes, whose images are the class's: they may be meant as classes."""
+        inner = [f.path for c in train.folders.values() for f in c.folders.values() if f.has_images]
+        if not inner:
+            return []
+        more = f" and {len(inner) - 3} more" if len(inner) > 3 else ""
+        return [f"folders within classes are read as part of them: {', '.join(inner[:3])}{more}"]
 
     def _refuse_parts_as_classes(self, folder: Folder) -> None:
         """Folders that hold the same folders are parts of a name that is not known, or hold

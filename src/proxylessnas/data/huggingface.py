@@ -25,6 +25,7 @@ from proxylessnas.data.labels import (
     choose_column,
     class_numbers,
     not_used,
+    one_hot_columns,
 )
 from proxylessnas.data.parts import parts_among
 from proxylessnas.data.source import Source, SplitPart, assemble, digest
@@ -32,6 +33,12 @@ from proxylessnas.data.watching import Progress, silent, watched
 from proxylessnas.errors import DataError, foreign
 from proxylessnas.io.importing import optional
 
+_NUMBERS = (
+    "bool",
+    *(f"{k}int{n}" for k in ("", "u") for n in (8, 16, 32, 64)),
+    "float32",
+    "float64",
+)
 MAX_FOLDERS = 20_000  # that are looked into for parquet
 
 
@@ -207,9 +214,14 @@ def _from_splits(
     used = {role: splits[split] for role, split in roles.items()}
     features = used["train"].features
     image, images_said = _image_column(name, features, settings)
-    label, labels_said = _label_column(name, features, settings)
-    names = _names(features[label])
-    values = {role: _label_values(split, label, names) for role, split in used.items()}
+    hot = _one_hot(name, used, image, settings)
+    if hot is None:
+        label, labels_said = _label_column(name, features, settings)
+        columns, names = [label], _names(features[label])
+        values = {role: _label_values(split, label, names) for role, split in used.items()}
+    else:
+        columns, values = hot
+        names, labels_said = columns, f"a column a class: {', '.join(columns)}"
     classes, labels = class_numbers(name, values, names)
     parts = {}
     for role, split in used.items():
@@ -227,7 +239,7 @@ def _from_splits(
             ", ".join(f"{role} from split {split}" for role, split in roles.items()),
             images_said,
             labels_said,
-            *not_used(features, (image, label)),
+            *not_used(features, (image, *columns)),
         ],
         digests=of_files or {role: (split._fingerprint, "") for role, split in used.items()},
     )
@@ -265,10 +277,32 @@ def _label_column(
     name: str, features: Mapping[str, Any], settings: DataSettings
 ) -> tuple[str, str]:
     """The column of labels, by type or by name; and what is said of it."""
-    likely = [
-        column for column in features if _names(features[column]) or column.lower() in LABEL_COLUMNS
-    ]
-    return choose_column(name, "label", features, likely, settings.label_column)
+    return choose_column(name, "label", features, _like_labels(features), settings.label_column)
+
+
+def _like_labels(features: Mapping[str, Any]) -> list[str]:
+    return [c for c in features if _names(features[c]) or c.lower() in LABEL_COLUMNS]
+
+
+def _one_hot(
+    name: str, splits: Mapping[str, Any], image: str, settings: DataSettings
+) -> tuple[list[str], dict[str, list[Any]]] | None:
+    """Columns that are a class each, and part -> labels; None where a column holds the labels."""
+    features = splits["train"].features
+    if settings.label_column is not None or _like_labels(features):
+        return None
+    plain = [c for c in features if c != image and getattr(features[c], "dtype", "") in _NUMBERS]
+    read = {
+        role: {c: _label_values(split, c, None) for c in plain} for role, split in splits.items()
+    }
+    hot = {role: one_hot_columns(f"{name} {role}", columns) for role, columns in read.items()}
+    found = hot["train"]
+    if found is None:
+        return None
+    return found[0], {
+        role: [None] * len(splits[role]) if pair is None else list(pair[1])
+        for role, pair in hot.items()
+    }
 
 
 def _names(feature: Any) -> list[str] | None:

@@ -55,11 +55,44 @@ def choose_column(
     return chosen, f"{meaning} column {chosen}"
 
 
+def one_hot_columns(
+    name: str, columns: Mapping[str, Sequence[Any]]
+) -> tuple[list[str], list[str]] | None:
+    """Columns that are a class each, 1 in one of them and 0 in the others, and each row's class.
+
+    None where there are no two columns of 0 and 1.
+
+    Raises:
+        DataError: a row has another number of 1 than one.
+    """
+    bits = {column: [_bit(value) for value in values] for column, values in columns.items()}
+    hot = [column for column, values in bits.items() if None not in values]
+    if len(hot) < 2:
+        return None
+    rows = list(zip(*(bits[column] for column in hot), strict=True))
+    for number, row in enumerate(rows, 1):
+        if sum(filter(None, row)) != 1:
+            raise DataError(
+                f"{name} has no label column, and its columns of 0 and 1 ({', '.join(hot[:6])}) "
+                f"are no classes: row {number} has {row.count(1)} of 1, and an image has one class;"
+                " choose a column with --loading.label-column, or leave out what is no class"
+            )
+    return hot, [hot[row.index(1)] for row in rows]
+
+
+def _bit(value: Any) -> int | None:
+    try:
+        return {0.0: 0, 1.0: 1}.get(float(value))
+    except (TypeError, ValueError):
+        return None
+
+
 def not_used(columns: Iterable[str], used: Collection[str | None]) -> list[str]:
     """What is said of the columns that are of no use here, split and fold numbers among them."""
     names = [column for column in columns if column not in used]
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return [f"columns not used: {', '.join(names[:8])}{more}"] if names else []
+    shown = ", ".join(column or "(without a name)" for column in names[:8])
+    return [f"columns not used: {shown}{more}"] if names else []
 
 
 def class_numbers(
@@ -74,6 +107,8 @@ def class_numbers(
         DataError: a label is none of these, or not one of the training part.
     """
     plain = {part: _plain_labels(name, labels, names) for part, labels in values.items()}
+    if not names:
+        _refuse_what_is_no_class(name, plain["train"])
     ordered: Sequence[Any] = names or _ordered(set(plain["train"]))
     written = [_composed(str(label)) for label in ordered]
     classes = list(dict.fromkeys(written))  # names that Unicode writes in two ways are one class
@@ -93,6 +128,25 @@ def class_numbers(
         part: np.array([numbers[label] for label in labels], dtype=np.int64)
         for part, labels in plain.items()
     }
+
+
+def _refuse_what_is_no_class(name: str, labels: Sequence[int | str | None]) -> None:
+    """DataError where labels are numbers to predict, names of images, or several in one text."""
+    values = {label for label in labels if label is not None}
+    if len(values) > max(2, len(labels) / 2):
+        some = ", ".join(map(str, list(dict.fromkeys(labels))[:3]))
+        raise DataError(
+            f"{name} has {len(values):,} different labels for {len(labels):,} training images "
+            f"({some}, ...): these are no classes, but numbers to predict or names of images; "
+            "choose a column with --loading.label-column"
+        )
+    for label in values:
+        pieces = re.split(r"[|;]", label) if isinstance(label, str) else []
+        if len(pieces) > 1 and any(piece.strip() in values for piece in pieces):
+            raise DataError(
+                f"{name}: one label an image is expected, not several ({label!r:.80}); choose a "
+                "column with --loading.label-column"
+            )
 
 
 def _ordered(labels: set[Any]) -> list[Any]:
@@ -139,7 +193,7 @@ def _plain(name: str, value: Any) -> int | str | None:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "backslashreplace")
     if isinstance(value, str):
-        return _composed(value) or None
+        return None if value.strip().lower() == "nan" else _composed(value) or None
     if isinstance(value, float) and math.isnan(value):
         return None
     if isinstance(value, float) and value.is_integer():

@@ -104,6 +104,9 @@ def assemble(
     if "test" not in numbers and "valid" in numbers:
         numbers["test"] = numbers.pop("valid")
         notes = [*notes, "the validation part is the test part"]
+    alike = _alike(classes)
+    if alike:
+        notes = [*notes, f"classes whose names differ in case alone: {', '.join(alike[:6])}"]
     if "train" not in numbers:
         raise DataError(f"{name} has no labelled training images (its parts: {sorted(parts)})")
     _check_classes(name, classes, {role: labels[chosen] for role, chosen in numbers.items()})
@@ -122,6 +125,14 @@ def assemble(
             if role in parts
         },
     )
+
+
+def _alike(classes: Sequence[str]) -> list[str]:
+    """Words that are the same but for their case; letters and signs are classes of their own."""
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        groups.setdefault(name.casefold(), []).append(name)
+    return [n for names in groups.values() if len(names) > 1 for n in names if len(n) > 1]
 
 
 def _with_labels(names: str, labels: Indices) -> str:

@@ -23,7 +23,6 @@ from proxylessnas.data import augment
 from proxylessnas.data.augment import Augmentation
 from proxylessnas.data.decode import (
     DamagedImage,
-    ImageShape,
     Pixels,
     allow_pixels,
     decode,
@@ -160,9 +159,7 @@ class _BatchDecoder(Dataset[_DecodedBatch]):
         with opened(self.store.reader, int(self.store.numbers[row])) as image:
             return decode(
                 image,
-                ImageShape(*info.shape),
-                central_share=info.central_share,
-                value_range=info.value_range,
+                info,
                 uniforms=uniforms[augment.BOX_COLUMNS] if moved else None,
                 smallest_area=self.augmentation.smallest_area,
             )

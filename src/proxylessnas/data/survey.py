@@ -7,6 +7,7 @@ they are needed.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -86,19 +87,24 @@ def survey_images(
     numbers = np.concatenate(list(parts.values()))
     headers, sample = read_headers(source.reader, numbers, progress), evenly(parts["train"], SAMPLE)
     file_shapes = frozenset(header.shape for header in headers)
-    has_deep = any(header.is_deep for header in headers)
+    has_deep, background = any(header.is_deep for header in headers), InputInfo.background
     while True:
         info, only_size = choose_format(file_shapes, len(numbers), image_size)
         examined = numbers if only_size or len(numbers) <= SAMPLE else sample
         values = _deep_range(source.reader, sample, examined) if has_deep else None
-        info = replace(info, classes=source.classes, value_range=values)
+        info = replace(info, classes=source.classes, value_range=values, background=background)
         accept(info)
         survey = _Survey(source.reader, info, only_size, has_deep)
         try:
             pixels, damaged, statistics = survey.decode_all(
                 examined, frozenset(sample.tolist()), progress
             )
-            break
+            nothing = _nothing_to_see(source, statistics)
+            if not nothing:
+                break
+            if background == "black" or not any(header.is_transparent for header in headers):
+                raise DataError(nothing)
+            background = "black"  # a drawing in white
         except UnexpectedShape as unexpected:  # not all files are as the sample promised
             file_shapes |= set(unexpected.args)
         except UnexpectedDepth:
@@ -114,7 +120,11 @@ def survey_images(
         numbers=numbers[intact],
         rows={part: np.flatnonzero(roles == part).astype(np.int64) for part in parts},
         pixels=torch.from_numpy(pixels[intact] if damaged else pixels) if only_size else None,
-        notes=[*_depth(info), *_content(source, headers, statistics)],
+        notes=[
+            *_depth(info),
+            *_content(headers, statistics),
+            *_twins(source, parts, statistics.hashes),
+        ],
     )
 
 
@@ -123,6 +133,7 @@ class Header(NamedTuple):
 
     shape: ImageShape
     is_deep: bool
+    is_transparent: bool
     frames: int
 
 
@@ -146,7 +157,8 @@ def _header(reader: ImageReader, number: int) -> Header | DamagedImage:
         with opened(reader, number) as image:
             # A photo's further frame is its preview.
             frames = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
-            return Header(shape_of(image), is_deep(image), frames)
+            is_transparent = image.has_transparency_data
+            return Header(shape_of(image), is_deep(image), is_transparent, frames)
     except DamagedImage as damage:
         return damage
 
@@ -205,7 +217,7 @@ def damaged_among(
         for number in numbers[block.start : block.stop].tolist():
             try:
                 with opened(reader, number) as image:
-                    decode(image, ImageShape(*info.shape), value_range=info.value_range)
+                    decode(image, info)
             except DamagedImage as damage:
                 damaged.append((number, str(damage)))
         return damaged
@@ -233,11 +245,13 @@ class Blank(NamedTuple):
 @dataclass(frozen=True)
 class Statistics:
     """Over the training images that were counted: how often each value of a pixel occurs, int64
-    [channels, 256]; how many images there are; and those of one colour."""
+    [channels, 256]; how many images there are; and those of one colour. Over all that were decoded:
+    number -> a hash of the pixels, but for images of one colour."""
 
     counts: NDArray[np.int64]
     images: int
     blanks: tuple[Blank, ...]
+    hashes: Mapping[int, bytes]
 
 
 @dataclass(frozen=True)
@@ -263,6 +277,7 @@ class _Survey:
         def decode_block(block: range) -> tuple[dict[int, str], Statistics]:
             damaged: dict[int, str] = {}
             counts, blanks, images = np.zeros((info.shape[0], 256), np.int64), [], 0
+            hashes: dict[int, bytes] = {}
             for row in block:
                 number = int(examined[row])
                 try:
@@ -272,12 +287,15 @@ class _Survey:
                     continue
                 if in_memory:
                     pixels[row] = image
+                is_blank = max(int(c.max()) - int(c.min()) for c in image) <= BLANK
+                if not is_blank:
+                    hashes[number] = hashlib.blake2b(image.tobytes(), digest_size=12).digest()
                 if number in counted:
                     images += 1
                     counts += np.stack([np.bincount(c.ravel(), minlength=256) for c in image])
-                    if max(int(c.max()) - int(c.min()) for c in image) <= BLANK:
+                    if is_blank:
                         blanks.append(Blank(number, tuple(image.mean((1, 2)).tolist())))
-            return damaged, Statistics(counts, images, tuple(blanks))
+            return damaged, Statistics(counts, images, tuple(blanks), hashes)
 
         blocks = _in_blocks(len(examined), decode_block, progress, "images")
         return (
@@ -287,6 +305,7 @@ class _Survey:
                 np.sum([block.counts for _, block in blocks], axis=0),
                 sum(block.images for _, block in blocks),
                 tuple(blank for _, block in blocks for blank in block.blanks),
+                {n: pixels for _, block in blocks for n, pixels in block.hashes.items()},
             ),
         )
 
@@ -299,46 +318,66 @@ class _Survey:
                 raise UnexpectedShape(shape)
             if is_deep(image) and not self.has_deep:
                 raise UnexpectedDepth
-            return decode(
-                image,
-                ImageShape(*info.shape),
-                central_share=info.central_share,
-                value_range=info.value_range,
-            )
+            return decode(image, info)
 
 
 def _depth(info: InputInfo) -> list[str]:
-    if info.value_range is None:
-        return []
-    low, high = info.value_range
-    return [f"images of more than 8 bits: values from {low:g} to {high:g} become 0 to 255"]
+    notes = []
+    if info.value_range is not None:
+        low, high = info.value_range
+        notes += [f"images of more than 8 bits: values from {low:g} to {high:g} become 0 to 255"]
+    if info.background == "black":
+        notes += ["transparent pixels are put on black: on white there is nothing to see"]
+    return notes
 
 
-def _content(source: Source, headers: Sequence[Header], statistics: Statistics) -> list[str]:
-    """What is to be said of the content of the images.
-
-    Raises:
-        DataError: there is practically none.
-    """
+def _nothing_to_see(source: Source, statistics: Statistics) -> str:
+    """Why the images have practically no content; empty where they have."""
     counts, blanks = statistics.counts, statistics.blanks
     remedy = "look at the files: is their content in another range, channel or frame?"
     if statistics.images and max(mean_and_std(counts)[1]) * 255 < FAINT:
         used = np.flatnonzero(counts.sum(0))
-        raise DataError(
+        return (
             f"the images of {source.name} are practically constant: their pixels are from "
             f"{used[0]} to {used[-1]} of 0 to 255, with a deviation under {FAINT}; {remedy}"
         )
     same = bool(blanks) and np.ptp([blank.means for blank in blanks], axis=0).max() <= ALIKE
     if same and 2 * len(blanks) > statistics.images:
-        raise DataError(
+        return (
             f"{len(blanks):,} of {statistics.images:,} images of {source.name} are of one and the "
             f"same colour, such as {source.reader.describe(blanks[0].number)}; {remedy}"
         )
+    return ""
+
+
+def _content(headers: Sequence[Header], statistics: Statistics) -> list[str]:
+    """What is to be said of the content of the images."""
+    blanks = statistics.blanks
     moving = sum(header.frames > 1 for header in headers)
     of_sample = f" of {len(headers):,} looked at" if len(headers) == SAMPLE else ""
     notes = [f"{len(blanks):,} training images of one colour"] if blanks else []
     if moving:
         notes.append(f"{moving:,}{of_sample} animated or of several pages: the first is read")
+    return notes
+
+
+def _twins(source: Source, parts: Mapping[str, Indices], hashes: Mapping[int, bytes]) -> list[str]:
+    """What is to be said of images that are there more than once, as far as all were looked at."""
+    notes, first = [], {hashes[n]: n for n in parts["train"].tolist() if n in hashes}
+    for role, numbers in ((role, part.tolist()) for role, part in parts.items()):
+        twins = [(n, first[hashes[n]]) for n in numbers if hashes.get(n) in first]
+        if role != "train" and twins:
+            notes.append(
+                f"{len(twins):,} of {len(numbers):,} {role} images are in the training part as "
+                "well, pixel for pixel: what they score is learned by heart"
+            )
+        unlike = [pair for pair in twins if source.labels[pair[0]] != source.labels[pair[1]]]
+        if unlike:
+            one, other = map(source.reader.describe, unlike[0])
+            notes.append(
+                f"{len(unlike):,} {role} images have another label in the training part, such as "
+                f"{one} and {other}"
+            )
     return notes
 
 

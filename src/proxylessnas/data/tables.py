@@ -18,6 +18,7 @@ from proxylessnas.data.labels import (
     choose_column,
     class_numbers,
     not_used,
+    one_hot_columns,
 )
 from proxylessnas.data.parts import part_of
 from proxylessnas.data.source import ImageFiles, Source, SplitPart, assemble, digest
@@ -30,6 +31,8 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
 MAX_BYTES = 1 << 30
 MISSING_SHARE = 0.01  # of the rows; more files than this must not be missing
 _DELIMITERS = (",", ";", "\t", "|", " ")
+PART_COLUMNS = ("split", "subset", "partition", "usage")
+_FLAGS = ({"0", "1"}, {"false", "true"}, {"no", "yes"})
 _SAMPLE = 50  # rows that tell which column holds files
 
 
@@ -49,13 +52,12 @@ def table_source(
     tree = watched(lambda: read_folder(path.parent, scan), scan.tell)
     files = _Files(str(path.parent), tree.all_images())
     table = _columns(path, _rows(path), files)
-    image, label, part, notes = _roles(str(path), table, files, settings)
+    image, label, names, part, notes = _roles(str(path), table, files, settings)
     rows = _Rows(str(path), files)
-    for cell, text, word in zip(image, label, part or ["train"] * len(image), strict=True):
-        meaning = part_of(word)
-        rows.add(meaning[0] if meaning else "train", cell, text)
+    for cell, text, role in zip(image, label, part or ["train"] * len(image), strict=True):
+        rows.add(role, cell, text)
     rows.check()
-    classes, labels = class_numbers(str(path), rows.labels, None)
+    classes, labels = class_numbers(str(path), rows.labels, names)
     parts = {
         role: SplitPart(labels[role], ImageFiles(tuple(files.full(p) for p in images)))
         for role, images in rows.images.items()
@@ -173,8 +175,9 @@ def _columns(path: Path, rows: list[list[str]], files: _Files) -> dict[str, list
 
 def _roles(
     name: str, table: dict[str, list[str]], files: _Files, settings: DataSettings
-) -> tuple[list[str], list[str], list[str] | None, list[str]]:
-    """The cells of files, of labels and of parts (None: all train), and what is said of them."""
+) -> tuple[list[str], list[str], list[str] | None, list[str] | None, list[str]]:
+    """The cells of files and of labels, the classes where columns are classes, each row's part
+    (None: all train), and what is said of them."""
     named = [column for column in table if _key(column) in IMAGE_COLUMNS]
     holding: dict[tuple[str | None, ...], str] = {}  # of two names of the same file, the first
     for column in [*named, *(c for c in table if _key(c) not in LABEL_COLUMNS)]:
@@ -183,26 +186,61 @@ def _roles(
             holding.setdefault(sample, column)
     likely = list(holding.values()) or named[:1]
     image, image_said = choose_column(name, "image", table, likely, settings.image_column)
-    parts = next((column for column in table if _is_part_column(table[column])), None)
+    roles = {column: _parts_of_rows(name, column, table[column]) for column in table}
+    parts = next((column for column in table if roles[column]), None)
     rest = [column for column in table if column not in (image, parts)]
     likely = [column for column in rest if _key(column) in LABEL_COLUMNS]
     if not likely and len(rest) == 1:
         likely = rest
+    notes = [image_said, *([f"parts from column {parts}"] if parts else [])]
+    hot = None
+    if not likely and settings.label_column is None:
+        hot = one_hot_columns(name, {column: table[column] for column in rest})
+    if hot is not None:
+        classes, labels = hot
+        notes += [f"a column a class: {', '.join(classes[:8])}{', ...' * (len(classes) > 8)}"]
+        notes += not_used(table, (image, parts, *classes))
+        return table[image], labels, classes, roles[parts] if parts else None, notes
     label, label_said = choose_column(name, "label", table, likely, settings.label_column)
-    notes = [image_said, label_said, *([f"parts from column {parts}"] if parts else [])]
+    notes[1:1] = [label_said]
     notes += not_used(table, (image, label, parts))
-    return table[image], table[label], table[parts] if parts else None, notes
+    return table[image], _whole(table[label]), None, roles[parts] if parts else None, notes
+
+
+def _whole(cells: list[str]) -> list[str]:
+    """`3` for `3.0`, as tables with empty cells are written, where all are such numbers."""
+    if all(re.fullmatch(r"\d+\.0+|nan|", cell, re.IGNORECASE) for cell in cells):
+        return [cell.partition(".")[0] for cell in cells]
+    return cells
 
 
 def _key(column: str) -> str:
     return re.sub(r"[\s_-]+", "_", column.lower())
 
 
-def _is_part_column(cells: Sequence[str]) -> bool:
-    """Whether all cells are names of parts, and not all of the same."""
-    meanings = {part_of(cell) for cell in set(cells)} if len(set(cells)) < 9 else {None}
-    parts = {meaning[0] if meaning and not meaning[1] else None for meaning in meanings}
-    return None not in parts and "train" in parts and len(parts) > 1
+def _parts_of_rows(name: str, column: str, cells: Sequence[str]) -> list[str] | None:
+    """The part of each row, where a column says it; None where it says something else.
+
+    Raises:
+        DataError: it is called like a column of parts, and its cells are no parts.
+    """
+    key, values = _key(column), sorted(set(cells)) if len(set(cells)) < 9 else []
+    meanings = {value: part_of(value) for value in values}
+    named = key in PART_COLUMNS
+    parts = {v: m[0] for v, m in meanings.items() if m is not None and (named or not m[1])}
+    flag = part_of(key[3:]) if key.startswith("is_") else None
+    if flag is not None and {value.lower() for value in values} in _FLAGS:
+        other = "test" if flag[0] == "train" else "train"
+        parts = {v: flag[0] if v.lower() in ("1", "true", "yes") else other for v in values}
+    if values and len(parts) == len(values) and "train" in parts.values():
+        return [parts[cell] for cell in cells] if len(values) > 1 else None
+    if named:
+        raise DataError(
+            f"{name}: the column {column} is called like one of parts, and holds "
+            f"{', '.join(values[:4]) or 'many values'}: call the parts train, val and test, or the "
+            "column by what it says"
+        )
+    return None
 
 
 @dataclass

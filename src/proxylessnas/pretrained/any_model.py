@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from proxylessnas.architecture import InputInfo
+from proxylessnas.data.arguments import describe
 from proxylessnas.errors import ConfigError, SupernetError, did_you_mean, in_words, one_line
 from proxylessnas.io.importing import imported, optional
 from proxylessnas.pretrained.loading import IMAGENET_MEAN, IMAGENET_STD, NEEDED_BY
 from proxylessnas.spaces.blocks import WithClassifier
 from proxylessnas.training.freezing import evaluating, undisturbed
-from proxylessnas.training.task import describe
 from proxylessnas.zoo.weights import copy_weights, read_weights
 
 LIBRARIES = ("timm", "torchvision")

@@ -19,6 +19,7 @@ from proxylessnas.runs.configured import LOADERS
 from proxylessnas.runs.defaults import with_defaults
 from proxylessnas.runs.directory import RunDirectory, begun
 from proxylessnas.runs.job import Brought, open_run, run_all
+from proxylessnas.session.loaders import blamed
 from proxylessnas.session.session import Session
 from proxylessnas.session.store import BROUGHT_TABLE, MemoryStore
 from proxylessnas.training.callbacks import Callbacks
@@ -61,16 +62,18 @@ def run_whole_job(
     )
     reporter = Reporter(quiet=arguments["quiet"] or not ranks.is_main)
     with contextlib.nullcontext(MemoryStore()) if directory is None else begun(directory) as store:
-        session = open_run(
-            store,
-            settings,
-            resume=True,
-            reporter=reporter,
-            ranks=ranks,
-            started=started,
-            brought=brought,
-        )
-        run_all(session, started)
+        with blamed(loaders.values()):
+            session = open_run(
+                store,
+                settings,
+                resume=True,
+                reporter=reporter,
+                ranks=ranks,
+                started=started,
+                brought=brought,
+                accept_changed_data=arguments["accept_changed_data"],
+            )
+            run_all(session, started)
         return session
 
 

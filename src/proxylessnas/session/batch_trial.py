@@ -14,11 +14,12 @@ from torch.utils import _pytree as pytree
 
 from proxylessnas.core.gates import Path
 from proxylessnas.core.search import Search
+from proxylessnas.data.arguments import describe, in_words
 from proxylessnas.errors import DataError, UserError, one_line
 from proxylessnas.training.faults import out_of_memory
 from proxylessnas.training.freezing import evaluating
 from proxylessnas.training.optimizers import beside_parameters
-from proxylessnas.training.task import call, describe, is_integer, not_numbers, scalar, split
+from proxylessnas.training.task import batch_size, call, is_integer, not_numbers, scalar, split
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,7 +85,10 @@ class Trial:
     def other(self, words: str, batch: Any) -> Trial:
         """Another batch of the same loader."""
         words, batch = words.format(name=self.name), self.job.machine.put(batch)
-        return dataclasses.replace(self, batch=batch, size=1, words=words)
+        size = batch_size(*reversed(split(batch)))
+        if not size:
+            raise DataError(f"{words} is empty: {describe(batch)}")
+        return dataclasses.replace(self, batch=batch, size=size, words=words)
 
     def labels(self, low: int, high: int) -> None:
         """The loss takes every label that the loader gives, of which a batch has only some."""
@@ -236,8 +240,7 @@ class Trial:
         except Exception as error:
             if out_of_memory(error):
                 raise
-            inputs, target = split(self.batch)
-            shapes = f"inputs {describe(inputs)}, target {describe(target)}"
+            shapes = in_words(self.batch)
             shapes += "" if output is None else f", output {describe(output)}"
             reason = f"{type(error).__name__}: {one_line(error, 200)}"
             raise UserError(

@@ -20,13 +20,15 @@ from proxylessnas.core.objective import Alone
 from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.search import Search
 from proxylessnas.data import WHOLE, Batches, ImageBatches, LoaderBatches
-from proxylessnas.data.arguments import register_dataclasses
-from proxylessnas.errors import DataError, UserError, foreign, one_line
+from proxylessnas.data.arguments import describe, register_dataclasses
+from proxylessnas.errors import DataError, UserError, foreign
 from proxylessnas.session.batch_trial import Trial
 from proxylessnas.session.loaders import (
     check_repeats,
     label_range,
+    last_line,
     single_example,
+    unlike_the_first,
     warn_of_sharing,
 )
 from proxylessnas.session.memory import fit_memory
@@ -36,7 +38,7 @@ from proxylessnas.training.evaluate import batch_norms
 from proxylessnas.training.faults import explained
 from proxylessnas.training.freezing import undisturbed
 from proxylessnas.training.optimizers import beside_parameters, unshared
-from proxylessnas.training.task import batch_size, describe, own_tensors, split
+from proxylessnas.training.task import batch_size, own_tensors, split
 
 NAMES: dict[Part, str] = {
     "search": "train",  # as the argument is called
@@ -163,6 +165,20 @@ def _try_loader(
         batch = job.machine.put(batch)
     trial = Trial(job=job, name=name, words=words, batch=batch, size=size)
     other_size = trial.other_size(session.inputs)
+    _run(trial, part)
+    for words, other in unlike_the_first(batches):
+        _run(trial.other(words, other), part)
+    single = single_example(batches, trial.batch, size) if batch_norms(job.model) else None
+    if part != "scoring" and single is not None:
+        trial.other("a batch of one example, as there is in {name}", single).calibration()
+    labels = label_range(batches)
+    if part in ("search", "valid") and labels is not None:
+        trial.labels(*labels)
+    return {name: other_size} if other_size else {}
+
+
+def _run(trial: Trial, part: Part) -> None:
+    """Take the batch through all that batches of this part go through."""
     with explained(lambda: trial.batch, trial.retry):
         if part == "search":
             trial.weight_steps()
@@ -172,13 +188,6 @@ def _try_loader(
             trial.score()
         if part == "valid":
             trial.architecture_step()
-    single = single_example(batches, trial.batch, size) if batch_norms(job.model) else None
-    if part != "scoring" and single is not None:
-        trial.other("a batch of one example, as there is in {name}", single).calibration()
-    labels = label_range(batches)
-    if part in ("search", "valid") and labels is not None:
-        trial.labels(*labels)
-    return {name: other_size} if other_size else {}
 
 
 def _first_batch(name: str, batches: Batches) -> Any:
@@ -198,13 +207,5 @@ def _first_batch(name: str, batches: Batches) -> Any:
             "again, epoch after epoch"
         ) from None
     except Exception as error:  # whatever the user's own data set raises
-        raise DataError(f"{name} fails on its first batch: {_last_line(error)}") from error
+        raise DataError(f"{name} fails on its first batch: {last_line(error)}") from error
     return batch
-
-
-def _last_line(error: Exception) -> str:
-    """An error in one line; of a worker's, which comes with its traceback, the last one."""
-    text = str(error)
-    if "Original Traceback" in text:
-        return text.strip().splitlines()[-1]
-    return f"{type(error).__name__}: {one_line(error)}"

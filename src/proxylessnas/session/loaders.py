@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ from torch.utils.data import (
 from torch.utils.data import SubsetRandomSampler as SubsetSampler
 
 from proxylessnas.data import Batches, ImageBatches, LoaderBatches
-from proxylessnas.data.arguments import as_pair
-from proxylessnas.errors import DataError
+from proxylessnas.data.arguments import as_pair, in_words
+from proxylessnas.errors import DataError, UserError, one_line
 from proxylessnas.training.faults import first_examples
-from proxylessnas.training.task import batch_size, is_integer, split
+from proxylessnas.training.task import is_integer, split
+
+MOST_UNLIKE = 3  # batches of other shapes that are tried
 
 
 def counts(batches: Batches) -> tuple[int, ...]:
@@ -49,15 +52,70 @@ def single_example(batches: Batches, first: Any, size: int) -> Any:
         examples, each = len(batches.rows), batches.batch_size
     elif not isinstance(batches, LoaderBatches):
         return None
-    elif isinstance(batches.loader, list | tuple):
-        pairs = (as_pair(batch, batches.example) for batch in batches.loader)
-        return next((pair for pair in pairs if batch_size(*reversed(split(pair))) == 1), None)
     else:
         sampler = _batch_sampler(batches.loader)
         if sampler is None or sampler.drop_last:
             return None
         examples, each = counts(batches)[-1], sampler.batch_size
     return first_examples(1, first) if examples % each == 1 < size else None
+
+
+def unlike_the_first(batches: Batches) -> Iterator[tuple[str, Any]]:
+    """Of a list of batches a few of other shapes or types than the first one, and their names."""
+    loader = batches.loader if isinstance(batches, LoaderBatches) else None
+    if not isinstance(batches, LoaderBatches) or not isinstance(loader, list | tuple):
+        return
+    known = {in_words(loader[0])}
+    for number, batch in enumerate(loader[1:], 1):
+        if len(known) <= MOST_UNLIKE and in_words(batch) not in known:
+            known.add(in_words(batch))
+            yield f"batch {number} of {{name}}", as_pair(batch, batches.example)
+
+
+@contextmanager
+def blamed(loaders: Iterable[Batches]) -> Iterator[None]:
+    """What fails on a later batch than the one that was tried, as a line that names the batch.
+
+    It does if the loader fails, or its batch is of other shapes, types or labels than its first
+    one. Whatever else is raised is a bug, of the user's code or of ours, and stays as it is.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        own = [loader for loader in loaders if isinstance(loader, LoaderBatches)]
+        latest = max(own, key=lambda loader: loader.latest.order, default=None)
+        words = "" if latest is None else _blame(latest, error)
+        if not words:
+            raise
+        raise DataError(f"{words}: {last_line(error)}") from error
+
+
+def _blame(loader: LoaderBatches, error: Exception) -> str:
+    drawn = loader.latest
+    if not drawn.name:
+        return ""
+    if drawn.batch is None:
+        return f"the loader fails on {drawn.name}"
+    now = in_words(drawn.batch)
+    if now != loader.first:
+        return f"{drawn.name} is of {now}, where the first one was of {loader.first}"
+    pair = as_pair(drawn.batch)
+    target = pair[1] if isinstance(pair, tuple) and len(pair) == 2 else None
+    if not isinstance(error, IndexError) or not isinstance(target, Tensor):
+        return ""
+    if target.numel() and is_integer(target):
+        return f"{drawn.name} has labels from {int(target.min())} to {int(target.max())}"
+    return ""
+
+
+def last_line(error: Exception) -> str:
+    """An error in one line; of a worker's, which comes with its traceback, the last one."""
+    text = str(error)
+    if "Original Traceback" in text:
+        return text.strip().splitlines()[-1]
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def label_range(batches: Batches) -> tuple[int, int] | None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from proxylessnas.core.costs import Costs
+from proxylessnas.data.arguments import describe
 from proxylessnas.errors import RunError, foreign
 from proxylessnas.io.files import write_atomic
 from proxylessnas.selection.choose import Choice, Proposal
@@ -24,7 +25,6 @@ from proxylessnas.surgery.narrow import Narrowed, matched, replace_tensor, set_a
 from proxylessnas.surgery.pairs import Pair
 from proxylessnas.surgery.space import LEFT_OUT
 from proxylessnas.training.copying import copied
-from proxylessnas.training.task import describe
 
 SUMMARY, LAYERS, WEIGHTS = "summary.json", "layers.txt", "weights.safetensors"
 CALL = "call.json"  # of the Python call that a directory is of

@@ -217,25 +217,6 @@ def is_integer(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not any(others)
 
 
-def describe(value: Any) -> str:
-    """A value's tensors by shape and dtype, for messages; other values by their type.
-
-    >>> describe((torch.zeros(8, 3), [torch.zeros(2, dtype=torch.int64), None]))
-    '(float32[8, 3], [int64[2], None])'
-    """
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{k}: {describe(v)}' for k, v in list(value.items())[:8])}}}"
-    if isinstance(value, tuple | list):
-        words = [describe(v) for v in value[:4]] + ["..."] * (len(value) > 4)
-        return f"[{', '.join(words)}]" if isinstance(value, list) else f"({', '.join(words)})"
-    if value is None or isinstance(value, bool | int | float):
-        return repr(value)
-    shape = getattr(value, "shape", None)  # a numpy array, say
-    return type(value).__name__ + (f"{list(shape)}" if isinstance(shape, tuple) else "")
-
-
 def not_numbers(batch: Any, name: str) -> str:
     """Which tensors of a batch (inputs, target) hold NaN, and how many; empty where none does.
 

@@ -1,0 +1,146 @@
+"""K7. A later batch than the one that was tried: tried early where it is at hand, else named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from small_search import CLASSES, Net, changed, images, refused, searched
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Dataset
+
+from proxylessnas import specialise
+from proxylessnas.errors import DataError
+from proxylessnas.hardware.runtimes.fake import FakeRuntime
+
+Change = Callable[[Tensor, Tensor], Any]
+
+
+class Opaque:
+    """A loader whose batches are known when they are drawn."""
+
+    def __init__(self, batches: list[Any], says: int | None = None) -> None:
+        self.batches, self.says = batches, len(batches) if says is None else says
+
+    def __len__(self) -> int:
+        return self.says
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+def later(change: Change) -> list[Any]:
+    """The batch of the number 1 is another one."""
+    batches: list[Any] = images()
+    batches[1] = change(*batches[1])
+    return batches
+
+
+KINDS: dict[str, tuple[Change, str]] = {
+    "shape": (lambda x, y: (x[:, :, 0], y), r"float32\[8, 1, 6\]"),
+    "dtype": (lambda x, y: (x.double(), y), r"float64\[8, 1, 6, 6\]"),
+    "channels": (lambda x, y: (x.repeat(1, 3, 1, 1), y), r"float32\[8, 3, 6, 6\]"),
+    "target": (lambda x, y: (x, y.float()), r"target float32\[8\]"),
+    "lengths": (lambda x, y: (x, y[:4]), r"target int64\[4\]"),
+    "one example": (lambda x, y: (x[:1], y[:1]), r"float32\[1, 1, 6, 6\]"),
+}
+
+
+HARMLESS = {("scoring", "one example"), ("calibration", "target"), ("calibration", "lengths")}
+
+
+@pytest.mark.parametrize("part", ["train", "valid", "calibration", "scoring"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_a_list_a_later_batch_is_tried_early(part: str, kind: str) -> None:
+    change, words = KINDS[kind]
+    if (part, kind) in HARMLESS:  # no normalisation by the batch there, or no look at targets
+        assert searched(**{part: later(change)}).architecture.choices
+        return
+    message = refused(**{part: later(change)})
+    assert f"batch 1 of {part} " in message and re.search(words, message)
+
+
+def test_an_empty_batch_in_a_list() -> None:
+    assert "batch 1 of train is empty" in refused(train=later(lambda x, y: (x[:0], y[:0])))
+
+
+@pytest.mark.parametrize("part", ["train", "valid"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_another_loader_the_line_names_the_batch_and_what_differs(part: str, kind: str) -> None:
+    with pytest.raises(DataError, match=KINDS[kind][1]) as error:
+        searched(**{part: Opaque(later(KINDS[kind][0]))})
+    message = str(error.value)
+    assert message.startswith(f"batch 1 of {part} (epoch 0) is of inputs ") and "\n" not in message
+    assert "the first one was of inputs float32[8, 1, 6, 6], target int64[8]: " in message
+    assert isinstance(error.value.__cause__, Exception)  # the traceback is to be had
+
+
+def test_a_label_that_only_a_later_batch_of_another_loader_has() -> None:
+    with pytest.raises(DataError, match=r"batch 1 of train \(epoch 0\) has labels from 7 to 7"):
+        searched(train=Opaque(later(lambda x, y: (x, torch.full_like(y, 7)))))
+
+
+class Broken(Dataset[Any]):
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 20:
+            raise ValueError("no picture 20")
+        return torch.zeros(1, 6, 6), index % CLASSES
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_example_that_cannot_be_loaded(workers: int) -> None:
+    loader = DataLoader(Broken(), batch_size=8, num_workers=workers)
+    line = r"^the loader fails on batch 2 of train \(epoch 0\): ValueError: no picture 20$"
+    with pytest.raises(DataError, match=line):
+        searched(train=loader)
+
+
+def test_specialise_names_the_batch_as_well() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 64), nn.ReLU(), nn.Linear(64, CLASSES))
+    loader = DataLoader(Broken(), batch_size=8)
+    with pytest.raises(DataError, match=r"the loader fails on batch 2 of (train|valid) .*no pic"):
+        specialise(
+            model,
+            train=loader,
+            valid=loader,
+            loss=cross_entropy,
+            target_latency="1x",
+            example_inputs=(torch.zeros(1, 1, 6, 6),),
+            runtime=FakeRuntime(),
+            quiet=True,
+        )
+
+
+def test_a_length_that_is_too_long() -> None:
+    with pytest.raises(DataError, match="train ended after 3 of the 5 batches that its length"):
+        searched(train=Opaque(images(), says=5))
+
+
+class Failing(Net):
+    """A bug in the user's own code, whatever the batch."""
+
+    steps = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += self.training
+        if self.steps > 12:
+            raise ZeroDivisionError
+        return super().forward(x)
+
+
+def test_an_error_that_the_data_do_not_cause_stays_as_it_is() -> None:
+    with pytest.raises(ZeroDivisionError):
+        searched(Failing(), train=Opaque(images()), valid=Opaque(images(seed=2)))
+
+
+def test_batches_of_several_shapes_that_do_no_harm() -> None:
+    """A network takes images of any size; the last batch is smaller."""
+    batches = changed(images(), lambda x, y: (x[:5], y[:5]))
+    assert searched(train=[*images(), *batches]).architecture.choices
