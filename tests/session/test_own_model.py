@@ -379,16 +379,16 @@ def test_weights_alone_and_alpha_alone_are_ways_to_run_the_loop() -> None:
 def test_example_inputs_of_plain_kinds_are_kept(
     inputs: Callable[[], Any], restored: bool, tmp_path: Path
 ) -> None:
-    from proxylessnas.api import _load_inputs, _save_inputs
+    from proxylessnas.api.result import load_inputs, save_inputs
     from proxylessnas.session.store import MemoryStore
 
     store = MemoryStore()
-    _save_inputs(store, inputs())
+    save_inputs(store, inputs())
     if not restored:
         with pytest.raises(RunError, match="has no example inputs"):
-            _load_inputs(store)
+            load_inputs(store)
         return
-    assert str(_load_inputs(store)) == str(inputs())
+    assert str(load_inputs(store)) == str(inputs())
 
 
 def test_other_limits_need_the_loss(tmp_path: Path) -> None:

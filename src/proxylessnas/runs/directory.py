@@ -30,7 +30,7 @@ from typing import IO, TypeVar
 from proxylessnas.config import RunConfig, read_config
 from proxylessnas.errors import RunError
 from proxylessnas.io.files import TEMPORARY, read_bytes, write_atomic
-from proxylessnas.session.store import BROUGHT_TABLE, CONFIG, Store
+from proxylessnas.session.store import BROUGHT_TABLE, CONFIG, MemoryStore, Store
 
 AnyStore = TypeVar("AnyStore", bound=Store)
 
@@ -193,8 +193,11 @@ def held(store: AnyStore) -> Iterator[AnyStore]:
 
 
 @contextlib.contextmanager
-def begun(directory: RunDirectory) -> Iterator[RunDirectory]:
-    """`held`, and a directory that was made for nothing goes again."""
+def begun(directory: RunDirectory | None) -> Iterator[Store]:
+    """`held`, and a directory made for nothing goes again; without one, a store in memory."""
+    if directory is None:
+        yield MemoryStore()
+        return
     existed = os.path.exists(directory.path)
     try:
         with held(directory):

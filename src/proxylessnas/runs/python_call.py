@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Iterable, Mapping
@@ -21,7 +20,7 @@ from proxylessnas.runs.directory import RunDirectory, begun
 from proxylessnas.runs.job import Brought, open_run, run_all
 from proxylessnas.session.loaders import blamed
 from proxylessnas.session.session import Session
-from proxylessnas.session.store import BROUGHT_TABLE, MemoryStore
+from proxylessnas.session.store import BROUGHT_TABLE
 from proxylessnas.training.callbacks import Callbacks
 from proxylessnas.training.ranks import Ranks
 
@@ -61,19 +60,18 @@ def run_whole_job(
         callbacks=Callbacks(arguments.get("callbacks", ())),
     )
     reporter = Reporter(quiet=arguments["quiet"] or not ranks.is_main)
-    with contextlib.nullcontext(MemoryStore()) if directory is None else begun(directory) as store:
-        with blamed(loaders.values()):
-            session = open_run(
-                store,
-                settings,
-                resume=True,
-                reporter=reporter,
-                ranks=ranks,
-                started=started,
-                brought=brought,
-                accept_changed_data=arguments["accept_changed_data"],
-            )
-            run_all(session, started)
+    with begun(directory) as store, blamed(loaders.values()):
+        session = open_run(
+            store,
+            settings,
+            resume=True,
+            reporter=reporter,
+            ranks=ranks,
+            started=started,
+            brought=brought,
+            accept_changed_data=arguments["accept_changed_data"],
+        )
+        run_all(session, started)
         return session
 
 

@@ -25,7 +25,7 @@ Read in this order:
     inputs.py       example inputs as plain values
     identity.py     whether a model is the one that was searched
 
-The Python call (`api.py`) and the command line (`runs/`, `cli/`) are thin doors to it.
+The Python call (`api/`) and the command line (`runs/`, `cli/`) are thin doors to it.
 """
 
 # In the order in which they follow from one another; evaluation and export follow from training.
