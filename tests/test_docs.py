@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from proxylessnas import zoo
+from proxylessnas.cli.flags import OPTIONS
 from proxylessnas.cli.main import main
-from proxylessnas.cli.options import ADDERS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "proxylessnas"
@@ -68,7 +68,7 @@ def commands(text: str) -> list[list[str]]:
 
 @cache
 def help_of(verb: str) -> str:
-    word = "--help" if verb in ADDERS else "--help-all"
+    word = "--help" if verb in OPTIONS else "--help-all"
     done = subprocess.run(
         [sys.executable, "-m", "proxylessnas", verb, word], capture_output=True, text=True
     )

@@ -201,8 +201,8 @@ def load(
     config = directory.read_config()
     reporter = Reporter(quiet=quiet)
     problem: Problem
-    inputs = given({"example_inputs": example_inputs, "example_kwargs": example_kwargs})
-    example_inputs = inputs.get("example_inputs")
+    named = given({"example_inputs": example_inputs, "example_kwargs": example_kwargs})
+    example_inputs = named.get("example_inputs")
     batches = batches_of(config.seed, example_inputs, search=train, valid=valid)
     if config.space != CUSTOM:
         if model is not None:

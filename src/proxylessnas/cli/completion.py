@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from proxylessnas.cli.options import ADDERS, Parser, stage_parser
+from proxylessnas.cli.flags import OPTIONS
+from proxylessnas.cli.options import stage_parser, verb_parser
 from proxylessnas.session import STAGES
 
 BASH = """\
@@ -45,7 +46,5 @@ def script(verbs: Mapping[str, list[str]]) -> str:
 def options_of_verbs() -> dict[str, list[str]]:
     """Every verb's options, as its parser has them."""
     parsers = {verb: stage_parser(verb) for verb in ("run", *STAGES)}
-    for verb, add in ADDERS.items():
-        parsers[verb] = Parser(verb)
-        add(parsers[verb])
+    parsers |= {verb: verb_parser(verb) for verb in OPTIONS}
     return {verb: sorted(parser._option_string_actions) for verb, parser in parsers.items()}

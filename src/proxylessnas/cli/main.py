@@ -73,11 +73,11 @@ def _verb(words: list[str], signal: Signal) -> int:
         return 0
     if verb not in VERBS:
         raise ConfigError(f"there is no verb {verb!r}; {did_you_mean(verb, VERBS)}")
-    from proxylessnas.cli import options, stages  # only now: the help above is instant
+    from proxylessnas.cli import flags, options, stages  # only now: the help above is instant
 
-    if verb not in options.ADDERS:
+    if verb not in flags.OPTIONS:
         return stages.main(verb, signal, rest)
-    chosen = options.parsed(verb, options.ADDERS[verb], rest)
+    chosen = options.parsed(verb, rest)
     if chosen is not None:  # torch, too, only where there is something to do
         return importlib.import_module(f"proxylessnas.cli.{verb}").main(chosen) or 0
     return 0

@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, Literal, NoReturn
 
 from proxylessnas import schema
+from proxylessnas.cli.flags import OF_RUNS, OF_STAGE, OPTIONS, Option
 from proxylessnas.config import RENAMED, RunConfig
 from proxylessnas.errors import ConfigError
 
@@ -61,6 +62,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
+
+    def add(self, *options: Option) -> None:
+        for name, how in options:
+            self.add_argument(name, **how)
 
     def parse(self, words: Sequence[str]) -> dict[str, Any]:
         """The options that were given, by their names, as argparse decodes them."""
@@ -127,14 +132,20 @@ def _option(name: str) -> str:
     return f"--{name}".replace("_", "-")
 
 
-def parsed(verb: str, add: Callable[[Parser], None], words: Sequence[str]) -> Any:
+def parsed(verb: str, words: Sequence[str]) -> Any:
     """The options of a verb without settings as attributes; None where they were explained."""
-    parser = Parser(verb)
-    add(parser)
+    parser = verb_parser(verb)
     if "-h" in words or "--help" in words:
         parser.print_help()
         return None
     return SimpleNamespace(**parser.parse(words))
+
+
+def verb_parser(verb: str) -> Parser:
+    """The parser of a verb without settings."""
+    parser = Parser(verb)
+    parser.add(*OPTIONS[verb])
+    return parser
 
 
 # --- the stages ---
@@ -144,49 +155,9 @@ def stage_parser(verb: str) -> Parser:
     """The parser of `run` and of the verbs of its stages."""
     usage = MEASURE if verb == "measure" else f"proxylessnas {verb} [RUN_DIR] [options]"
     parser = Parser(verb, usage, argparse.SUPPRESS)
-    if verb == "measure":
-        add_measuring(parser)
-    else:
+    if verb != "measure":
         parser.add_argument("directory", nargs="?", help="the run directory; the same as --out")
-    parser.add_argument("--help-all", action="store_true", help="show every setting of every stage")
-    parser.add_argument("--config", help="settings from a YAML file; options go over them")
-    parser.add_argument("--out", help="the run directory; default: runs/DATA-SPACE")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the directory")
-    parser.add_argument(
-        "--accept-changed-data",
-        action="store_true",
-        help="go on although images were added, removed or replaced since the run began",
-    )
-    parser.add_argument(
-        "--keep-checkpoints",
-        action="store_true",
-        help="keep the checkpoints of stages that are done; without it only the search's last "
-        "one stays, which derive --latencies needs",
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="use a latency table of another device, runtime or batch all the same; "
-        "measure --out table.json replaces it",
-    )
-    if verb == "run":
-        parser.add_argument(
-            "--log",
-            metavar="NAMES",
-            help="trackers that are told every step's numbers: tensorboard, mlflow or wandb, or "
-            "several with commas; they write into the run directory",
-        )
-    if verb == "derive":
-        parser.add_argument(
-            "--latencies", help="one network for each of these latencies, as 8ms,10ms,12ms"
-        )
-    if verb == "export":
-        parser.add_argument(
-            "--format",
-            help="onnx (the default), torch (.pt2), tflite, executorch (.pte), coreml (.mlpackage, "
-            "untested on a device) or python (network.py)",
-        )
+    parser.add(*OF_STAGE.get(verb, ()), *OF_RUNS)
     _add_settings(parser, parser, RunConfig, "")
     return parser
 
@@ -217,103 +188,3 @@ def _allowed(hint: schema.Hint, field: dataclasses.Field[Any]) -> str:
     plain = default if isinstance(default, str) else schema.shown(default)
     default_words = f"default {plain}" if plain else "no default"
     return default_words if words in ("a text", "a mapping") else f"{words}; {default_words}"
-
-
-# --- the other verbs, and what measure takes besides ---
-
-
-def add_measuring(parser: Parser) -> None:
-    parser.add_argument("directory", nargs="*", help="the run directory, or networks to measure")
-    parser.add_argument(
-        "--plot", help="write predicted against measured latency as this .svg, .png or .pdf file"
-    )
-    parser.add_argument(
-        "--shape",
-        metavar="NAME=SIZES",
-        action="append",
-        help="the shape of an input that an .onnx or .tflite file leaves open, once for each "
-        "input: --shape images=1x3x224x224",
-    )
-    for name, words in (("batch", "images an inference"), ("threads", "threads of the runtime")):
-        parser.add_argument(
-            f"--{name}", metavar="N,N", help=f"{words} of networks, several in one table: 1,8,32"
-        )
-    parser.add_argument(
-        "--sustained",
-        metavar="TIME",
-        help="run networks without a pause for this long, as 10m: median a minute, drift, clocks",
-    )
-    parser.add_argument("--export-kit", help="write a zip that measures --space on another device")
-    parser.add_argument("--import-kit", help="what a kit wrote there, to become the table --out")
-    parser.add_argument("--merge", nargs="+", help="tables of one device, to become one in --out")
-
-
-def add_predicting(parser: Parser) -> None:
-    parser.add_argument("directory", help="the run directory")
-    parser.add_argument("images", nargs="+", help="image files")
-    parser.add_argument("--top", type=int, default=3, help="classes to print")
-    parser.add_argument("--space", help="module:factory, where the network is built by one")
-    parser.add_argument("--json", action="store_true", help="one JSON object an image")
-
-
-def add_reporting(parser: Parser) -> None:
-    parser.add_argument("directory", nargs="+", help="a run directory; several side by side")
-    parser.add_argument(
-        "--out",
-        help="the HTML file; default: report.html in the run directory, of several "
-        "comparison.html in the first one's",
-    )
-
-
-def add_watching(parser: Parser) -> None:
-    parser.add_argument("directory", help="the run directory")
-    parser.add_argument("--every", type=float, default=2.0, help="seconds between two looks")
-    parser.add_argument("--once", action="store_true", help="look once")
-
-
-def add_tables(parser: Parser) -> None:
-    parser.add_argument(
-        "folder", nargs="?", help="of tables; default: $PROXYLESSNAS_TABLES, or the user's own"
-    )
-    parser.add_argument("--device", help="print the path of this device's table, as pixel1")
-    parser.add_argument("--precision", help="that it is in: f32, fp16, bf16 or int8")
-    parser.add_argument("--runtime", help="that it is of")
-
-
-def add_zoo(parser: Parser) -> None:
-    parser.add_argument("name", nargs="*", help="a network; without one, all are listed")
-    parser.add_argument("--build", action="store_true", help="print the plain network")
-    parser.add_argument("--draw", help="write the network as this SVG file")
-    parser.add_argument("--export", help="write it as this .onnx, .pt2, .tflite or .pte, or folder")
-    parser.add_argument(
-        "--measure",
-        action="store_true",
-        help="its latency on --runtime; of several networks, or without a name of the GPU, the "
-        "CPU and the mobile one",
-    )
-    parser.add_argument(
-        "--runtime", default="", help="what --measure uses, as onnxruntime,openvino:bf16,litert"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="of the runtime")
-    parser.add_argument("--batch", type=int, default=1, help="images an inference")
-    parser.add_argument("--weights", help="the authors' state dict, to be loaded")
-    parser.add_argument(
-        "--random-weights",
-        action="store_true",
-        help="export the network without trained weights",
-    )
-
-
-def add_completing(parser: Parser) -> None:
-    parser.add_argument("shell", choices=("bash", "zsh"), help="the shell")
-
-
-# The verbs beside those of a run, with what adds their options.
-ADDERS: Mapping[str, Callable[[Parser], None]] = {
-    "predict": add_predicting,
-    "report": add_reporting,
-    "watch": add_watching,
-    "tables": add_tables,
-    "zoo": add_zoo,
-    "completion": add_completing,
-}

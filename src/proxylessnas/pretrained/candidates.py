@@ -129,16 +129,14 @@ class BlockFits:
     """One trained block with the moments of its kernels, from which candidates are cut.
 
     block: of the teacher, in evaluation mode. inputs: see `block_inputs`.
-    least: the narrowest hidden width that will be asked for.
+    least: the narrowest hidden width that is asked for.
     """
 
-    def __init__(
-        self, block: nn.Module, inputs: Tensor, *, least: int = LEAST, ridge: float = RIDGE
-    ) -> None:
+    def __init__(self, block: nn.Module, inputs: Tensor, *, ridge: float = RIDGE) -> None:
         teacher = bottleneck(block)
         assert teacher is not None
         self.block, self.teacher, self.ridge = block, teacher, ridge
-        self.least = min(least, self.hidden_channels)
+        self.least = min(LEAST, self.hidden_channels)
         self.whole: dict[int, MBConv] = {teacher.kernel: teacher}
         self.moments: dict[int, Moments] = {teacher.kernel: moments_of(teacher, inputs)}
         for kernel in range(teacher.kernel - 2, 1, -2):

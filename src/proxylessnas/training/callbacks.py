@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+EVERY = 20  # steps from one record of the log to the next
 MOMENTS = 60  # of a stage, whose probabilities are kept: enough for a curve
 
 
@@ -187,20 +188,20 @@ class EarlyStopping(Callback):
 
 
 class MetricsLog(Callback):
-    """One record at least every `every` steps, and at a stage's last, for `write(fields)`.
+    """One record at least every `EVERY` steps, and at a stage's last, for `write(fields)`.
 
     About `MOMENTS` of them hold the probabilities of every choice's candidates.
     """
 
-    def __init__(self, write: Callable[..., object], *, every: int = 20) -> None:
-        self.write, self.every = write, every
+    def __init__(self, write: Callable[..., object]) -> None:
+        self.write = write
         self.architecture: ArchitectureMetrics | None = None
 
     def on_architecture_step(self, metrics: ArchitectureMetrics) -> None:
         self.architecture = metrics
 
     def on_step(self, metrics: StepMetrics) -> None:
-        every = max(1, min(self.every, metrics.total // MOMENTS))  # of a short stage, more often
+        every = max(1, min(EVERY, metrics.total // MOMENTS))  # of a short stage, more often
         if metrics.step % every and metrics.step != metrics.total:
             return
         fields: dict[str, Any] = {"stage": metrics.stage, "step": metrics.step}

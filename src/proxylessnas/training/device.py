@@ -16,7 +16,7 @@ from proxylessnas.config import MachineSettings
 from proxylessnas.errors import ConfigError
 from proxylessnas.io.process import keep_freed_memory
 from proxylessnas.training.kernels import speed_up
-from proxylessnas.training.kernels.compiling import apart
+from proxylessnas.training.kernels.fitting import apart
 
 CPU = torch.device("cpu")
 

@@ -26,8 +26,8 @@ Scalars = Mapping[str, float]
 class Tracker(MetricsLog):
     """A tracker is three methods: `begin`, `record` and `finish`."""
 
-    def __init__(self, *, every: int = 20) -> None:
-        super().__init__(self._line, every=every)
+    def __init__(self) -> None:
+        super().__init__(self._line)
         self.begun = False  # trials before the run's first stage are not told
 
     @abstractmethod

@@ -1,12 +1,17 @@
-"""Where a call may be stood in for."""
+"""Where a call may be stood in for, and how torch.compile is asked for what stands in."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+
+# Each since some release. Else all functions or modules that share their code would share a
+# handful of graphs too, and the rest be eager.
+APART: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": 64}
 
 
 def hooked(module: nn.Module) -> bool:
@@ -21,3 +26,9 @@ def are_images(x: Any, weight: Tensor) -> TypeGuard[Tensor]:
     if not isinstance(x, Tensor) or torch.is_autocast_enabled("cpu"):
         return False
     return x.device.type == "cpu" and x.dim() == 4 and x.dtype == weight.dtype == torch.float32
+
+
+def apart() -> dict[str, Any]:
+    """The options that this torch.compile knows, for static shapes."""
+    known = inspect.signature(torch.compile).parameters
+    return {"dynamic": False, **{k: v for k, v in APART.items() if k in known}}

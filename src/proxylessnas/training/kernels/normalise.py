@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from proxylessnas.errors import ConfigError
-from proxylessnas.training.kernels.compiling import apart
-from proxylessnas.training.kernels.fitting import are_images, hooked
+from proxylessnas.training.kernels.fitting import apart, are_images, hooked
 
 # What an activation cuts off below and above; ReLU6 is a Hardtanh.
 Bounds = tuple[float, float]
