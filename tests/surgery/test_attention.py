@@ -13,9 +13,9 @@ from torchvision.models import VisionTransformer
 
 from proxylessnas.hardware.runtimes import make
 from proxylessnas.surgery.attention import Attention, opened
+from proxylessnas.surgery.finding import find_pairs
 from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.narrow import Narrowed, narrowed, outputs, proven
-from proxylessnas.surgery.pairs import find_pairs
 
 BATCH, PLACES, OTHERS, WIDE = 3, 5, 7, 12
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from proxylessnas.surgery.finding import find_pairs
 from proxylessnas.surgery.fits import narrow_fits, refit
 from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.moments import moments_of_readers, moments_within
 from proxylessnas.surgery.narrow import Narrowed, narrowed, outputs, proven
 from proxylessnas.surgery.norms import over_some
-from proxylessnas.surgery.pairs import find_pairs
 
 
 class Stream(nn.Module):
@@ -95,3 +95,30 @@ def test_layers_are_fitted_to_what_norms_then_make(norm: str) -> None:
     within = moments_within(model, {stream: torch.arange(24)}, x)[stream]  # norms over all
     naive = {c.tensor: refit(model, c, m, kept.channels) for c, m in within.items()}
     assert error(dict(kept.refits)) < 0.8 * error(naive) < 0.8 * error({})
+
+
+def test_a_layer_that_is_called_twice_is_fitted_to_both_calls() -> None:
+    """Moments of two calls of half of the rows are those of one call of all."""
+    model, x, stream = found("layer")
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.of = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.of(half) for half in x.chunk(2)])
+
+    twice = Twice().eval()
+    pairs, _ = find_pairs(twice, Graph(twice, (x[0],)))
+    both = next(pair for pair in pairs if pair.name == "of.embed")
+    assert both.producers == ("of.embed", "of.second")
+    some = torch.arange(0, 24, 2)
+    once = moments_within(model, {stream: some}, x)[stream]
+    split = moments_within(twice, {both: some}, x)[both]
+    for cut, moments in split.items():
+        plain = next(m for c, m in once.items() if f"of.{c.tensor}" == cut.tensor)
+        for name in ("gram", "mean", "target", "residual"):
+            torch.testing.assert_close(
+                getattr(moments, name), getattr(plain, name), atol=1e-5, rtol=1e-4
+            )

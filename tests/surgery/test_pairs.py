@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torchvision
@@ -9,9 +11,10 @@ from torch import Tensor, nn
 
 from proxylessnas.errors import SupernetError
 from proxylessnas.surgery.attention import opened
+from proxylessnas.surgery.finding import find_pairs
 from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.narrow import Narrowed, narrowed, proven
-from proxylessnas.surgery.pairs import Pair, Refused, find_pairs
+from proxylessnas.surgery.pairs import Pair, Refused
 from proxylessnas.surgery.space import choices_of
 
 
@@ -158,11 +161,11 @@ class Twice(nn.Module):
         return out
 
 
-def test_weights_that_are_used_several_times_stay() -> None:
+def test_weights_of_several_names_stay() -> None:
     pairs, reasons = found(Twice(), torch.randn(2, 16))
     assert pairs == []
     assert set(reasons) - {"last"} == {"first", "same", "other"}  # torch names a shared weight once
-    assert all("used several times" in reasons[name] for name in ("first", "same", "other"))
+    assert all("has several names" in reasons[name] for name in ("first", "same", "other"))
 
 
 def test_blocks_are_left_out_with_their_shortcut() -> None:
@@ -240,3 +243,54 @@ def test_a_model_that_cannot_be_exported_is_one_line() -> None:
     with pytest.raises(SupernetError, match=r"cannot be read as a graph.*custom autograd") as error:
         Graph(Branching(), (torch.randn(1, 8),))
     assert "\n" not in str(error.value)
+
+
+# --- modules that are called several times ---
+
+
+class Twins(nn.Module):
+    """One encoder for two inputs, and one head for maps of two sizes; attention by einsum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 16, 1))
+        self.norm = nn.GroupNorm(1, 16)
+        self.head = nn.Conv2d(16, 6, 1)
+
+    def forward(self, a: Tensor, b: Tensor) -> list[Tensor]:
+        a, b = self.norm(self.encode(a)), self.norm(self.encode(b))
+        alike = torch.einsum("nchw,ncij->nhwij", a, b).flatten(1).mean(1)
+        return [self.head(a), self.head(b), alike]
+
+
+def test_a_module_that_is_called_several_times_is_one_layer() -> None:
+    torch.manual_seed(0)
+    model, inputs = Twins().double(), (torch.randn(2, 3, 9, 9), torch.randn(2, 3, 6, 6))
+    inputs = tuple(x.double() for x in inputs)
+    pairs, reasons = found(model, *inputs)
+    assert names(pairs) == [("encode.0",)]
+    assert reasons["encode.2"] == "channels are multiplied and summed over it"
+    small = narrowed(model, [(pairs[0], Narrowed(torch.arange(0, 24, 3), {}))])
+    silenced = copy.deepcopy(model)
+    with torch.no_grad():
+        mask = torch.ones(24, dtype=torch.bool)
+        mask[::3] = False
+        silenced.encode[2].weight[:, mask] = 0
+        for actual, expected in zip(small(*inputs), silenced(*inputs), strict=True):
+            torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
+
+
+def test_a_tensor_of_two_uses_stays() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.last = nn.Linear(8, 32), nn.Linear(32, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = nn.functional.linear(self.inner(x).relu(), self.inner.weight.T)
+            out: Tensor = self.last(self.inner(x).relu())
+            return out
+
+    pairs, reasons = found(Tied(), torch.randn(2, 8))
+    assert not pairs
+    assert reasons["inner"] == "inner.weight has several names, or uses of several kinds"

@@ -23,11 +23,11 @@ from proxylessnas.errors import (
     SupernetError,
     UserError,
 )
+from proxylessnas.surgery.finding import find_pairs
 from proxylessnas.surgery.fits import narrow_fits
 from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.moments import moments_of_readers, read_rows
 from proxylessnas.surgery.narrow import Narrowed, narrowed, outputs
-from proxylessnas.surgery.pairs import find_pairs
 from proxylessnas.surgery.saved import restored
 
 

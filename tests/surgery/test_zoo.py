@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from trained_zoo import NAMES, trained
 
 from proxylessnas.surgery.attention import opened
+from proxylessnas.surgery.finding import find_pairs
 from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.narrow import Narrowed, narrowed, proven
 from proxylessnas.surgery.norms import over_some
-from proxylessnas.surgery.pairs import Pair, find_pairs
+from proxylessnas.surgery.pairs import Pair
 
 FEW = ("resnet18", "mobilenet_v3_small", "squeezenet1_1", "timm:convnext_atto", "mnasnet0_5")
 

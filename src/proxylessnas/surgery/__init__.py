@@ -4,6 +4,7 @@ graph.py        the model as a graph of known operations
 coupling.py     elements of tensors that go together, or stay
 relations.py    what each operation binds; moves.py: of those that move dimensions
 pairs.py        channels that can be taken out, and every tensor that is cut then
+finding.py      the pairs of a model
 norms.py        layer normalisation over some of the channels
 narrow.py       a copy of the model with some channels alone
 moments.py      of what layers read

@@ -21,11 +21,12 @@ from proxylessnas.limits import parse_latency
 from proxylessnas.pretrained.scores import Scores
 from proxylessnas.surgery.blocks import table_of_layers, too_narrow, wanted_by
 from proxylessnas.surgery.brought import Trained, inputs_of
+from proxylessnas.surgery.finding import find_pairs
 from proxylessnas.surgery.fits import narrow_fits
 from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.latency import Latencies, latency_costs, patient
 from proxylessnas.surgery.narrow import Narrowed, narrowed, proven
-from proxylessnas.surgery.pairs import Pair, Refused, find_pairs
+from proxylessnas.surgery.pairs import Pair, Refused
 from proxylessnas.surgery.saved import fits_of, tensors_of_fits
 from proxylessnas.surgery.scores import distance_for, replacement_scores
 from proxylessnas.surgery.space import Choice, Space, choices_of, widths_of, with_candidates

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from proxylessnas.pretrained.least_squares import Moments, elimination_order, fit_projection
+from proxylessnas.surgery.finding import LARGEST
 from proxylessnas.surgery.moments import is_transposed, moments_of_readers, moments_within
 from proxylessnas.surgery.narrow import Narrowed
-from proxylessnas.surgery.pairs import LARGEST, Cut, Pair
+from proxylessnas.surgery.pairs import Cut, Pair
 
 BATCHES, WITHIN = 32, 8  # that moments are taken of, at most; and of norms over fewer channels
 # Rows are fewer than in a layer of one pixel a channel, and neighbouring pixels alike.

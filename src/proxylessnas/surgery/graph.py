@@ -56,8 +56,12 @@ class Graph:
         return self._weights.get(node.name) if isinstance(node, Node) else None
 
     def is_shared(self, node: Node) -> bool:
-        """Whether several operations use a tensor of the model."""
-        return len(node.users) > 1 or self.weight(node) in self._shared
+        """Whether a tensor of the model has several names, or uses of several kinds.
+
+        A module that is called several times uses its tensors in one way.
+        """
+        uses = {(x.target, x.args.index(node) if node in x.args else None) for x in node.users}
+        return len(uses) > 1 or self.weight(node) in self._shared
 
     def module(self, node: Node) -> str:
         """The path of the module whose code runs an operation."""

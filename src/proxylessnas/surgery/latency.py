@@ -106,7 +106,7 @@ def latency_costs(
     smallest = tuple(len(choice.candidates) - 1 for choice in space.choices)
     networks = list(dict.fromkeys([*uniform.values(), *_random(space, seed), smallest]))
     # Layers that are built alike and read inputs of one shape take the same time.
-    alone = {key: layer for row in layers.values() for key, layer in row.values()}
+    alone = {key: one for row in layers.values() for calls in row.values() for key, one in calls}
     modules = {_name(i): space.network(indices) for i, indices in enumerate(networks)}
     report = measure_networks(
         {**modules, **{key: layer for key, (layer, _) in alone.items()}},
@@ -119,7 +119,7 @@ def latency_costs(
         rounds_of=dict.fromkeys(alone, min(settings.rounds, settings.network_rounds)),
     )
     ms = {
-        share: {path: report[key].raw_ms for path, (key, _) in row.items()}
+        share: {path: sum(report[key].raw_ms for key, _ in calls) for path, calls in row.items()}
         for share, row in layers.items()
     }
     costs = _sums(space, ms)
@@ -137,8 +137,8 @@ def latency_costs(
 
 def layers_of(
     space: Space, indices: Indices, inputs: tuple[Any, ...]
-) -> dict[str, tuple[str, tuple[nn.Module, Tensor]]]:
-    """The layers of all pairs in one network: path -> (key, (layer, its input)).
+) -> dict[str, list[tuple[str, tuple[nn.Module, Tensor]]]]:
+    """The layers of all pairs in one network: path -> (key, (layer, its input)) of every call.
 
     Of the model itself all its layers. key: the same for layers that take the same time.
     """
@@ -146,10 +146,10 @@ def layers_of(
     paths = {path for c in space.choices for pair in c.pairs for path in pair.layers}
     if tuple(indices) == space.own:
         paths |= {p for p, m in network.named_modules() if isinstance(m, nn.Linear | Convolution)}
-    reads: dict[str, Tensor] = {}
+    reads: dict[str, list[Tensor]] = {}
     handles = [
         network.get_submodule(path).register_forward_pre_hook(
-            lambda _, args, path=path: reads.setdefault(path, args[0].detach())
+            lambda _, args, path=path: reads.setdefault(path, []).append(args[0].detach())
         )
         for path in sorted(paths)
         if getattr(network.get_submodule(path), "weight", None) is not None
@@ -158,12 +158,10 @@ def layers_of(
     outputs(network, inputs)
     for handle in handles:
         handle.remove()
+    layers = {path: network.get_submodule(path) for path in reads}
     return {
-        path: (
-            f"{network.get_submodule(path)} of {list(x.shape)}",
-            (network.get_submodule(path), x),
-        )
-        for path, x in reads.items()
+        path: [(f"{layers[path]} of {list(x.shape)}", (layers[path], x)) for x in several]
+        for path, several in reads.items()
     }
 
 

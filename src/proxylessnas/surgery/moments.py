@@ -121,22 +121,25 @@ class _Targets(_Sums):
         super().__init__(model, cut, batches)
         self.cross = torch.zeros(self.weight.shape, dtype=torch.float64)
         self.target = torch.zeros(self.weight.shape[1], dtype=torch.float64)
-        self.batch, self.made, self.output = 0, self.cross, None
+        self.calls: list[tuple[Tensor, Any]] = []  # of the first pass, compared in their order
+        self.seen = 0  # calls of all first passes, and of all second ones
+        self.compared = 0
 
     def remember(self, layer: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
-        self.made, self.output = self._now(args[0]) @ self.weight, output
+        self.calls.append((self._rows(args[0], self.seen) @ self.weight, output))
+        self.seen += 1
 
     def compare(self, layer: nn.Module, args: tuple[Tensor, ...], output: Any) -> Any:
-        h = self._now(args[0])
+        h, (made, before) = self._rows(args[0], self.compared), self.calls.pop(0)
+        self.compared += 1
         self.add_rows(h)
-        self.cross += (h.T @ self.made).double()
-        self.target += self.made.double().sum(0)
-        self.batch += 1
-        return self.output
+        self.cross += (h.T @ made).double()
+        self.target += made.double().sum(0)
+        return before
 
-    def _now(self, x: Tensor) -> Tensor:
+    def _rows(self, x: Tensor, call: int) -> Tensor:
         """The same places in both passes."""
-        return self.read(x, torch.Generator().manual_seed(self.batch))
+        return self.read(x, torch.Generator().manual_seed(call))
 
     def moments(self) -> Moments:
         own, target = super().moments(), self.target / self.count

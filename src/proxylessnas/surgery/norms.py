@@ -7,7 +7,7 @@ that read the channels leave out the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -41,74 +41,25 @@ class _OverSome(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if func in _MASKED:
-            masked = _MASKED[func](self.masks, *args, **kwargs)
-            if masked is not None:
-                return masked
-        return func(*args, **kwargs)
+        kwargs, axis = kwargs or {}, _AXES.get(func)
+        several = [*args, *kwargs.values()] if axis is not None else []
+        mask = next((self.masks[id(v)] for v in several if id(v) in self.masks), None)
+        if axis is None or mask is None:
+            return func(*args, **kwargs)
+        remaining = mask.nonzero()[:, 0]
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, Tensor):  # the input, or a number a channel
+                return value.index_select(0 if value.dim() == 1 else axis, remaining)
+            return (len(remaining),) if isinstance(value, tuple | list) else value
+
+        some = func(*map(cut, args), **{name: cut(value) for name, value in kwargs.items()})
+        x = next(v for v in several if isinstance(v, Tensor))
+        return torch.zeros_like(x).index_copy(axis, remaining, some.to(x.dtype))
 
 
-def _layer_norm(
-    masks: Mapping[int, Tensor],
-    input: Tensor,
-    normalized_shape: Any,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *_: Any,
-) -> Tensor | None:
-    mask = masks.get(id(weight))
-    if mask is None or weight is None:
-        return None
-    some = F.layer_norm(input[..., mask], (int(mask.sum()),), eps=eps)
-    return _affine(input, -1, mask, some, weight, bias)
-
-
-def _rms_norm(
-    masks: Mapping[int, Tensor],
-    input: Tensor,
-    normalized_shape: Any,
-    weight: Tensor | None = None,
-    eps: float | None = None,
-    *_: Any,
-) -> Tensor | None:
-    mask = masks.get(id(weight))
-    if mask is None or weight is None:
-        return None
-    some = F.rms_norm(input[..., mask], (int(mask.sum()),), eps=eps)
-    return _affine(input, -1, mask, some, weight, None)
-
-
-def _group_norm(
-    masks: Mapping[int, Tensor],
-    input: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *_: Any,
-) -> Tensor | None:
-    mask = masks.get(id(weight))
-    if mask is None or weight is None or num_groups > 1:
-        return None
-    return _affine(input, 1, mask, F.group_norm(input[:, mask], 1, eps=eps), weight, bias)
-
-
-def _affine(
-    x: Tensor, axis: int, mask: Tensor, some: Tensor, weight: Tensor, bias: Tensor | None
-) -> Tensor:
-    """[..., channels, ...] of which some are normalised and the others are zero."""
-    ones = [1] * x.dim()
-    ones[axis] = -1
-    some = some * weight[mask].view(ones)
-    if bias is not None:
-        some = some + bias[mask].view(ones)
-    return torch.zeros_like(x).index_copy(axis, mask.nonzero()[:, 0], some.to(x.dtype))
-
-
-_MASKED: dict[Any, Callable[..., Tensor | None]] = {
-    **{F.layer_norm: _layer_norm, torch.layer_norm: _layer_norm},
-    **{F.rms_norm: _rms_norm, torch.rms_norm: _rms_norm},
-    **{F.group_norm: _group_norm, torch.group_norm: _group_norm},
+# Normalisations over the channels, and the axis that those are on.
+_AXES: dict[Any, int] = {
+    **{F.layer_norm: -1, torch.layer_norm: -1, F.rms_norm: -1, torch.rms_norm: -1},
+    **{F.group_norm: 1, torch.group_norm: 1},
 }

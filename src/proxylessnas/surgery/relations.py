@@ -35,6 +35,7 @@ from proxylessnas.surgery.moves import (
 )
 
 OUTPUT = "its channels are an output of the model"
+SUMMED = "channels are multiplied and summed over it"
 
 # Operations whose output has every number where the input has it, or where it is broadcast to. What
 # torch itself marks as pointwise is not listed.
@@ -208,7 +209,7 @@ def _matmul(coupling: Coupling, node: Node) -> None:
         unknown(coupling, node)
         return
     coupling.bind(coupling.axis(a, -1), coupling.axis(b, -2))
-    coupling.fix(coupling.axis(a, -1), "channels are multiplied and summed over it", node)
+    coupling.fix(coupling.axis(a, -1), SUMMED, node)
     bind_axes(coupling, a, node, [(len(shape(a)) - 2, len(after) - 2)])
     bind_axes(coupling, b, node, [(len(shape(b)) - 1, len(after) - 1)])
     _batches(coupling, node, (a, b))
@@ -222,6 +223,29 @@ def _batches(coupling: Coupling, node: Node, sources: Sequence[Node]) -> None:
                 coupling.bind(coupling.axis(source, -back), coupling.axis(node, -back))
             elif shape(source)[-back] > 1:  # heads that several queries share
                 unknown(coupling, node)
+
+
+def _einsum(coupling: Coupling, node: Node) -> None:
+    """Axes of one letter go together; those that the output has not are summed over."""
+    equation: Any = node.args[0]
+    sources: Any = node.args[1]
+    terms = equation.replace(" ", "").replace("->", ",").split(",")
+    tensors: list[Node] = [*sources, node]
+    if list(map(len, terms)) != [len(shape(x)) for x in tensors]:  # an ellipsis, or no arrow
+        unknown(coupling, node)
+        return
+    axes: dict[str, list[Elements]] = {}
+    for term, tensor in zip(terms, tensors, strict=True):
+        for axis, letter in enumerate(term):
+            axes.setdefault(letter, []).append(coupling.axis(tensor, axis))
+    for letter, (first, *others) in axes.items():
+        if letter not in terms[-1]:
+            coupling.fix(first, SUMMED, node)
+        for other in others:
+            if len(first) == len(other):
+                coupling.bind(first, other)
+            else:  # one number is there for all
+                coupling.fix(np.concatenate((first, other)), SUMMED, node)
 
 
 def _attention(coupling: Coupling, node: Node) -> None:
@@ -245,6 +269,7 @@ HANDLERS: dict[str, Callable[[Coupling, Node], None]] = {
     **MOVES,
     **{name: _convolution for name in (*CONVOLUTIONS, *TRANSPOSED)},
     **{name: _matmul for name in ("matmul", "bmm", "mm")},
+    "einsum": _einsum,
     **{"linear": _linear, "batch_norm": _batch_norm, "instance_norm": _batch_norm},
     **{"group_norm": _group_norm, "layer_norm": _layer_norm, "rms_norm": _layer_norm},
     **{"embedding": _embedding, "scaled_dot_product_attention": _attention, "prelu": _prelu},
