@@ -591,7 +591,9 @@ def _missing(settings: Any, values: Mapping[str, Any], prefix: str = "") -> list
 def read_config(path: Path, *, complete: bool = False) -> RunConfig:
     """A config file.
 
-    complete: no default may stand in for a setting that is missing, as in a file cut short.
+    complete: it is a run's, and must be whole: a file that was cut short lacks the last setting.
+        Others may be missing, of a version before they came: so the default of a new setting is
+        what that version did, and the last one stays the last.
 
     Raises:
         ConfigError: unreadable, not YAML, a setting is unknown or out of range, or missing.
@@ -601,12 +603,22 @@ def read_config(path: Path, *, complete: bool = False) -> RunConfig:
     values = read_yaml(path)
     config = parse_settings(RunConfig, values, str(path))
     missing = _missing(config, values) if complete else []
-    if missing:
+    last = dataclasses.fields(config)[-1].name
+    inner = dataclasses.fields(getattr(config, last))[-1].name
+    if missing and missing[-1] in (last, f"{last}.{inner}"):
         raise ConfigError(
             f"{path} is not whole: {missing[0]} is missing; restore the file, or begin again in "
             "another directory"
         )
     return config
+
+
+def left_to_defaults(path: Path) -> list[str]:
+    """The settings that a run's file does not have, being of an earlier version."""
+    from proxylessnas.io.yaml_files import read_yaml
+
+    values = read_yaml(path)
+    return _missing(parse_settings(RunConfig, values, str(path)), values)
 
 
 def json_schema() -> dict[str, Any]:

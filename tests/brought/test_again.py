@@ -81,3 +81,16 @@ def test_checkpoints_stay_where_that_is_asked(tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert main(["run", *TINY_RUN, "--train.epochs=1", "--keep-checkpoints", f"--out={out}"]) == 0
     assert list((out / "checkpoints").glob("train-*.safetensors"))
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_says_what_it_lacks(
+    run_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = run_copy / "config.yaml"
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if not line.strip().startswith("ridge:")))
+    assert main(["run", "--resume", f"--out={run_copy}"]) == 0
+    assert (
+        "of an earlier version, without candidates.ridge: as that version"
+        in capsys.readouterr().err
+    )

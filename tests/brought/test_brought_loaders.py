@@ -139,16 +139,19 @@ def test_a_last_batch_of_one_example_by_other_samplers() -> None:
 
 
 def test_last_batches_that_do_no_harm() -> None:
-    searched(train=DataLoader(data_set(17), batch_size=8, drop_last=True))
-    searched(train=DataLoader(data_set(18), batch_size=8))
+    results = [
+        searched(train=DataLoader(data_set(17), batch_size=8, drop_last=True)),
+        searched(train=DataLoader(data_set(18), batch_size=8)),
+    ]
 
     class Plain(Net):
         def __init__(self) -> None:
             super().__init__()
             self.norm = nn.Identity()  # type: ignore[assignment]
 
-    searched(Plain(), train=DataLoader(data_set(17), batch_size=8))
-    searched(scoring=DataLoader(data_set(17), batch_size=8))  # in evaluation mode
+    results.append(searched(Plain(), train=DataLoader(data_set(17), batch_size=8)))
+    results.append(searched(scoring=DataLoader(data_set(17), batch_size=8)))  # in evaluation mode
+    assert all(result.architecture.choices.keys() == {"op"} for result in results)
 
 
 def test_images_of_another_size() -> None:
@@ -392,10 +395,10 @@ def test_train_and_valid_that_share_examples_are_said() -> None:
 def test_parts_of_one_data_set_are_no_fault() -> None:
     examples = data_set(16)
     one, other = random_split(examples, [8, 8])
-    searched(train=DataLoader(one, batch_size=4), valid=DataLoader(other, batch_size=4))
+    assert searched(train=DataLoader(one, batch_size=4), valid=DataLoader(other, batch_size=4))
     halves = [SubsetRandomSampler(range(8)), SubsetRandomSampler(range(8, 16))]
     first, second = (DataLoader(examples, batch_size=4, sampler=half) for half in halves)
-    searched(train=first, valid=second)
+    assert searched(train=first, valid=second).architecture.choices.keys() == {"op"}
 
 
 # --- the trial is short, and leaves no trace ---

@@ -49,7 +49,8 @@ def test_torch_is_not_imported_for_it() -> None:
         "assert main(['run', '--data=digits', '--runtime=onnx']) == 2; "
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert child.returncode == 0 and "did you mean onnxruntime" in child.stderr
 
 
 @pytest.mark.parametrize(

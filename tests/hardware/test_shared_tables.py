@@ -64,6 +64,14 @@ def test_what_is_in_a_folder(
         assert words in said
 
 
+def test_of_a_run_s_directory_its_table_is_listed_and_no_other_file(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tables", str(finished_run)]) == 0
+    said = capsys.readouterr().out
+    assert "latency_table.json" in said and "not usable" not in said and "1 in " in said
+
+
 def test_the_table_of_a_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def name(device: str, **how: str) -> str:
         return table_of_device(device, folder, **how).name

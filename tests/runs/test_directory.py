@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from proxylessnas.config import RunConfig, read_config
+from proxylessnas.config import RunConfig, left_to_defaults, read_config
 from proxylessnas.errors import ConfigError, RunError
 from proxylessnas.io.files import write_atomic
 from proxylessnas.runs.directory import RunDirectory, held
@@ -174,4 +174,27 @@ def test_settings_that_were_cut_short_are_not_filled_with_defaults(
     lines = whole.splitlines(keepends=True)
     (tmp_path / "config.yaml").write_text("".join(lines[: int(share * len(lines))]))
     with pytest.raises((RunError, ConfigError), match=r"is missing|must be"):
+        directory.read_config()
+
+
+def without(text: str, *keys: str) -> str:
+    """The settings without these lines, of the top level or within a group."""
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if line.strip().partition(":")[0] not in keys)
+
+
+def test_a_setting_that_came_later_is_as_the_version_before_had_it(tmp_path: Path) -> None:
+    """Wherever it stands but at the very end, where a file that was cut ends."""
+    directory, path = RunDirectory(tmp_path), tmp_path / "config.yaml"
+    directory.write_config(RunConfig(data="digits", seed=3))
+    whole = path.read_text()
+    assert left_to_defaults(path) == []
+    path.write_text(without(whole, "ridge", "precision", "quantise", "images", "float_blocks"))
+    assert directory.read_config() == RunConfig(data="digits", seed=3)
+    assert left_to_defaults(path) == ["precision", "candidates.ridge", "quantise"]
+    path.write_text(without(whole, "fused_batch_norm"))
+    with pytest.raises(ConfigError, match=r"is not whole: machine\.fused_batch_norm is missing"):
+        directory.read_config()
+    path.write_text(whole.replace("seed: 3", "sed: 3"))
+    with pytest.raises(ConfigError, match="there is no 'sed'"):
         directory.read_config()

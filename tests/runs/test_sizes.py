@@ -66,6 +66,19 @@ def test_stopped_between_two_sizes_it_goes_on(
     assert (out / "summary.json").exists()
 
 
+def test_a_limit_that_no_size_keeps_leaves_nothing(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [w for w in SEVERAL if not w.startswith("--target-latency")]
+    for limit in ("0.0001x", "0.00001ms"):
+        out = f"--out={tmp_path / 'run'}"
+        assert (
+            main(["run", *words, f"--target-latency={limit}", f"--pretrained={trained}", out]) == 2
+        )
+        assert "no network around" in capsys.readouterr().err.splitlines()[-1]
+        assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "sizes"), [("auto", None), ("96, 128,96", (128, 96)), ("64", (64,))]
 )

@@ -50,6 +50,19 @@ def test_json_and_tensors_come_back(store: Store) -> None:
         store.load_tensors("w.safetensors")
 
 
+@pytest.mark.parametrize("forget", ["drop_checkpoints", "remove_checkpoints"])
+def test_checkpoints_of_what_was_done_once_more_go_with_the_stage_s(
+    store: Store, forget: str
+) -> None:
+    for stage in ("train", "train-steady", "train-largest"):
+        store.save_checkpoint(stage, 4, ({"x": torch.ones(1)}, {"step": 4}))
+    store.drop_checkpoints("train", but=()) if forget[0] == "d" else store.remove_checkpoints(
+        "train"
+    )
+    left = [name for name in store.names() if name.endswith("safetensors")]
+    assert left == ["checkpoints/train-largest-00000004.safetensors"]
+
+
 def test_the_last_two_checkpoints_are_kept_and_anchors(store: Store) -> None:
     for step in range(5):
         store.save_checkpoint("search", step, ({"x": torch.ones(1)}, {"step": step}), keep=[0])

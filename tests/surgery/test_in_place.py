@@ -120,6 +120,29 @@ def test_models_that_keep_things_aside_run_whole() -> None:
     assert model.seen == 2
 
 
+class Alternating(nn.Module):
+    """Computes something else each time; or fails, where it is not run whole."""
+
+    def __init__(self, fails: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.fails, self.seen = nn.Linear(4, 4), nn.Linear(4, 4), fails, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        if self.fails and self.seen > 1:
+            raise ValueError("once")
+        return self.two(self.one(x)) * self.seen
+
+
+@pytest.mark.parametrize(
+    ("fails", "reason"),
+    [(True, r"half a pass fails \(ValueError: once\)"), (False, "computes something else")],
+)
+def test_that_passes_share_nothing_is_said(fails: bool, reason: str) -> None:
+    with pytest.warns(UserWarning, match=f"passes of Alternating share nothing.*{reason}"):
+        Pass(Alternating(fails).eval(), torch.randn(2, 4))
+
+
 def test_what_is_cut_in_place_is_put_back() -> None:
     model, x = model_of("mobilenet_v3_small"), images()
     pairs, _ = find_pairs(model, Graph(model, (x[:1],)))

@@ -44,6 +44,8 @@ class SharedTable:
 def tables_in(folder: str | Path) -> list[SharedTable]:
     """The tables of a folder, by their names; one that is damaged says so.
 
+    Of a run's directory it is the run's table: its other files are none.
+
     Raises:
         MeasurementError: there is no such folder.
     """
@@ -54,6 +56,8 @@ def tables_in(folder: str | Path) -> list[SharedTable]:
             f"another one (--tables FOLDER, or {FOLDER_VARIABLE})"
         )
     paths = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    if folder / "config.yaml" in paths:
+        paths = [path for path in paths if path.name == "latency_table.json"]
     return [_described(path) for path in paths]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from proxylessnas.architecture import Architecture
-from proxylessnas.config import RunConfig, parse_minutes, parse_settings
+from proxylessnas.config import RunConfig, left_to_defaults, parse_minutes, parse_settings
 from proxylessnas.core.objective import check_objective
 from proxylessnas.data import Batches
 from proxylessnas.errors import ConfigError, RunError
@@ -110,6 +110,11 @@ def open_run(
             f"{directory.path} holds a run already: go on with --resume, or choose another --out"
         )
     stored = directory.read_config() if begun else None
+    if stored is not None and (missing := left_to_defaults(directory.file(CONFIG))):
+        reporter.say(
+            f"the run is of an earlier version, without {', '.join(missing[:5])}"
+            f"{', ...' * (len(missing) > 5)}: as that version did it, which is the default"
+        )
     if stored is None:
         if ranks.is_main:
             directory.check_free()

@@ -47,8 +47,7 @@ def decide_size(
     Raises:
         LimitError: the limit is below what any of the sizes reaches.
     """
-    store.write_config(config)  # from here on `--resume` goes on
-    asked = {name: getattr(config, name) for name in ASKED}
+    begun, asked = config, {name: getattr(config, name) for name in ASKED}
     assert isinstance(config.image_size, str)
     sizes, facts, refusals = _sizes(config.image_size, natural_side), {}, []
     reporter.say(f"image sizes: {', '.join(map(str, sizes))}, one run each up to its network")
@@ -60,16 +59,21 @@ def decide_size(
             one = stored or replace(config, image_size=size, baselines=False)
             try:
                 session = opening(place, one, stored)
+                if not store.has(CONFIG):
+                    store.write_config(begun)  # from here on `--resume` goes on
                 facts[size] = _trial(session)
             except LimitError as refusal:
                 if "x" in str(config.target_latency):  # of the largest size's teacher
-                    raise
+                    refusals = [refusal]
+                    break
                 refusals.append(refusal)
                 reporter.say(f"  {refusal}")
                 continue
             if session.target_ms is not None:
                 config = replace(config, target_latency=f"{session.target_ms:.6g}ms")
     if not facts:
+        if not store.has(CONFIG):  # nothing is left of what was refused
+            store.below(FOLDER).clear()
         raise refusals[-1]
     best = min(facts, key=lambda size: facts[size]["loss"])
     reporter.say(

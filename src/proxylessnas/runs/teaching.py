@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -22,13 +21,11 @@ from proxylessnas.runs.specialised import (
     SpecialisedProblem,
     images_of,
 )
-from proxylessnas.session.finishing import STEADY_NORM
+from proxylessnas.session.finishing import once_more
 from proxylessnas.session.fitting import fit
 from proxylessnas.session.pipeline import stop_if_asked
 from proxylessnas.session.session import Session
 from proxylessnas.spaces.blocks import WithClassifier
-
-STEADIED = ("teach", "train")
 
 
 def prepare(session: Session, problem: SpecialisedProblem) -> None:
@@ -103,18 +100,10 @@ def _fine_tuned(
         session.drive(stage, job, "teaching")
         return taught(job, fit)
 
-    teacher, config = learn("teach"), session.config
-    if teacher.best_step > 0 or config.teach.clip_norm:
+    teacher = learn("teach")
+    if teacher.best_step > 0 or session.config.teach.clip_norm:
         return teacher
-    session.reporter.say(
-        "  fine-tuning led away from the linear classifier: once more, with gradients cut to a "
-        f"norm of {STEADY_NORM:g}"
-    )
-    steady = {name: replace(getattr(config, name), clip_norm=STEADY_NORM) for name in STEADIED}
-    session.settle(replace(config, **steady))
-    teacher = learn("teach-steady")
-    session.store.write_config(session.config)
-    return teacher
+    return once_more(session, ("teach", "train"), "the linear classifier", learn)
 
 
 def cut(session: Session, problem: SpecialisedProblem) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,12 @@ from proxylessnas.session.mistakes import MISTAKES, Mistakes
 from proxylessnas.session.problem import Part
 from proxylessnas.session.records import BASELINES
 from proxylessnas.session.session import Session
+from proxylessnas.session.store import STEADY
 from proxylessnas.training.evaluate import Score, recalibrate
 from proxylessnas.training.evaluate import evaluate as evaluate_network
 from proxylessnas.training.train import Training
 
+T = TypeVar("T")
 CONFUSION = "confusion.json"
 MOST_CLASSES = 1000  # whose answers are counted by class
 TRAINING_IMAGES = 2000  # that tell the accuracy on training images, and renew statistics
@@ -99,22 +101,35 @@ def _steadied(session: Session, network: nn.Module, seconds: float) -> bool:
     least = _least_score(session, begin)
     if not _score(session, network).value[0] < least:
         return False
-    config = session.config
-    cut = replace(config.train, clip_norm=STEADY_NORM)
-    if not config.train.clip_norm and has_time(session, seconds):
-        session.reporter.say(
-            "  fine-tuning led away from the weights that it began with: once more, with gradients "
-            f"cut to a norm of {STEADY_NORM:g}"
-        )
-        session.settle(replace(config, train=cut))
+
+    def learn(stage: str) -> None:
         network.load_state_dict(begin.state_dict())
-        session.drive("train-steady", new_training(session, "train", network), "training")
-        session.store.write_config(session.config)
+        session.drive(stage, new_training(session, "train", network), "training")
+
+    if not session.config.train.clip_norm and has_time(session, seconds):
+        once_more(session, ("train",), "the weights that it began with", learn)
         if not _score(session, network).value[0] < least:
             return True
     session.reporter.say("  fine-tuning led away from the weights that it began with: those stay")
     network.load_state_dict(begin.state_dict())
     return True
+
+
+def once_more(session: Session, stages: Sequence[str], origin: str, learn: Callable[[str], T]) -> T:
+    """A fine-tuning that led away, again with gradients cut, which the settings of `stages` say.
+
+    stages: the fine-tuning's, and those that are steadied alike. origin: what it led away from.
+    """
+    session.reporter.say(
+        f"  fine-tuning led away from {origin}: once more, with gradients cut to a norm of "
+        f"{STEADY_NORM:g}"
+    )
+    config = session.config
+    steady = {name: replace(getattr(config, name), clip_norm=STEADY_NORM) for name in stages}
+    session.settle(replace(config, **steady))
+    result = learn(stages[0] + STEADY)
+    session.store.write_config(session.config)
+    return result
 
 
 def _least_score(session: Session, begin: nn.Module) -> float:

@@ -32,6 +32,7 @@ MAX_JSON_BYTES = 64 << 20
 MAX_TENSOR_BYTES = 16 << 30
 KEPT_CHECKPOINTS = 2
 BROUGHT_TABLE = "brought_table.json"  # a table that was given as an object
+STEADY = "-steady"  # of a stage that is done once more with gradients cut: its checkpoints' name
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 # What reading a stranger's values may raise, beside our own errors.
 MALFORMED = (
@@ -226,13 +227,17 @@ class Store(ABC):
         return None
 
     def remove_checkpoints(self, stage: str, after: int = -1) -> None:
-        """Forget the checkpoints of later steps than `after`."""
-        last = checkpoint_name(stage, after) if after >= 0 else ""
+        """Forget the checkpoints of later steps than `after`; by default all of the stage."""
+        if after < 0:
+            self.drop_checkpoints(stage, but=())
+            return
+        last = checkpoint_name(stage, after)
         self._remove_tensors(name for name in self.checkpoints(stage) if name > last)
 
     def drop_checkpoints(self, stage: str, *, but: Collection[str]) -> None:
         """Forget a stage's checkpoints beside those that its record names."""
-        self._remove_tensors(name for name in self.checkpoints(stage) if name not in but)
+        names = [*self.checkpoints(stage), *self.checkpoints(stage + STEADY)]
+        self._remove_tensors(name for name in names if name not in but)
 
     def checkpoints(self, stage: str) -> list[str]:
         """The names of a stage's checkpoints, the oldest first."""

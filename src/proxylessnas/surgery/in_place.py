@@ -7,6 +7,7 @@ layer alone, all that runs before it computes the same in both.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from proxylessnas.errors import in_words
 from proxylessnas.training.freezing import evaluating
 from proxylessnas.training.task import call
 
@@ -73,7 +75,12 @@ class Pass:
         self._calls: dict[str, _Call] = {}
         self._clock, self._repeated, self._storages = 0, set[str](), dict[int, int]()
         self.output = self._recorded()
-        if self._calls and not self._repeats():
+        if self._calls and (reason := self._differs()):
+            warnings.warn(
+                f"passes of {type(network).__name__} share nothing, because {reason}: scores take "
+                "longer",
+                stacklevel=2,
+            )
             self._calls.clear()
 
     def again(self, changed: Collection[str]) -> Any:
@@ -147,16 +154,19 @@ class Pass:
             path = path.rpartition(".")[0]
         return self._calls[path].begin if path else 0
 
-    def _repeats(self) -> bool:
-        """Whether half a pass computes what the whole one did: not where a module keeps something
-        for another one aside."""
+    def _differs(self) -> str:
+        """Why half a pass does not compute what the whole one did; empty where it does.
+
+        It does not where a module keeps something for another one aside.
+        """
         middle = sorted(self._calls, key=lambda path: self._calls[path].begin)
         try:
             output = self.again([middle[len(middle) // 2]])
-        except Exception:  # whatever the model's own code raises
-            return False
+        except Exception as error:  # whatever the model's own code raises
+            return f"half a pass fails ({in_words(error)})"
         both = pytree.tree_leaves(output), pytree.tree_leaves(self.output)
-        return len(both[0]) == len(both[1]) and all(
+        same = len(both[0]) == len(both[1]) and all(
             torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else True
             for a, b in zip(*both, strict=True)
         )
+        return "" if same else "half a pass computes something else"
