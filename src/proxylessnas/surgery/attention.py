@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 
 class Attention(nn.Module):
@@ -120,14 +121,28 @@ def _layer(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def opened(model: nn.Module) -> nn.Module:
-    """The model, its attentions replaced by `Attention` where they can be.
+    """The model, its attentions replaced by `Attention` where they can be, its weights plain.
 
-    Not those with keys and values of their own (`add_bias_kv`, `add_zero_attn`).
+    Not those with keys and values of their own (`add_bias_kv`, `add_zero_attn`). A weight that is
+    computed, as by `weight_norm`, is what it is in evaluation mode from here on.
     """
+    model.eval()
     for path, module in list(model.named_modules()):
+        _take_parametrisations_off(module)
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
         if type(module) is nn.MultiheadAttention and path:
             if module.bias_k is None and not module.add_zero_attn:
                 model.set_submodule(path, Attention(module))
     return model
+
+
+def _take_parametrisations_off(module: nn.Module) -> None:
+    """As torch's own function, which takes them from a class that all copies of a model share."""
+    names = [*getattr(module, "parametrizations", ())]
+    tensors = {name: getattr(module, name).detach() for name in names}
+    if names:
+        module.__class__ = type_before_parametrizations(module)
+        del module.parametrizations
+    for name, tensor in tensors.items():
+        setattr(module, name, nn.Parameter(tensor))

@@ -103,7 +103,7 @@ def latency_costs(
     """
     uniform = {share: space.nearest(share) for share in (1.0, *SHARES)}
     layers = {share: layers_of(space, indices, inputs) for share, indices in uniform.items()}
-    smallest = tuple(len(choice.candidates) - 1 for choice in space.choices)
+    smallest = space.smallest
     networks = list(dict.fromkeys([*uniform.values(), *_random(space, seed), smallest]))
     # Layers that are built alike and read inputs of one shape take the same time.
     alone = {key: one for row in layers.values() for calls in row.values() for key, one in calls}

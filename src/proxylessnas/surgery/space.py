@@ -135,6 +135,11 @@ class Space:
         """The model itself."""
         return (0,) * len(self.choices)
 
+    @property
+    def smallest(self) -> tuple[int, ...]:
+        """The network of the last candidates."""
+        return tuple(len(choice.candidates) - 1 for choice in self.choices)
+
 
 # --- making it ---
 
