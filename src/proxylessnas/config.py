@@ -386,7 +386,11 @@ class QuantiseSettings:
     images: Count = 200
     """Training images that the ranges of activations are taken from."""
     float_blocks: CountOrZero = 0
-    """Blocks that stay in float: those whose quantisation alone changes the outputs most."""
+    """Blocks that stay in float: those whose quantisation alone changes the outputs most; of
+    onnxruntime and openvino."""
+    aware_epochs: EpochsOrZero = 0
+    """Epochs of quantisation-aware fine-tuning before the int8 file is made of the network; what
+    scores higher on validation images is kept, the file with it or without."""
 
 
 @checked(place="machine", renamed=RENAMED)
@@ -466,7 +470,8 @@ class RunConfig:
     """Device that latencies are of, as pixel1: its table is looked for in the folder `tables`;
     null is this one."""
     tables: str | None = None
-    """Folder of latency tables; null is $PROXYLESSNAS_TABLES, or the user's own."""
+    """Folder of latency tables, or a URL with an index.json of their names; null is
+    $PROXYLESSNAS_TABLES, or the user's own."""
     seed: Seed = 0
     """Seed of everything random."""
     budget: Budget | None = None

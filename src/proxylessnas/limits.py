@@ -84,8 +84,8 @@ def check_limit_names(names: Iterable[str], further: Iterable[str]) -> None:
         if name not in known and name.startswith("energy"):
             raise ConfigError(
                 f"{name} has a limit, and nothing has measured it: without a meter there is no "
-                "number; with one: proxylessnas measure --out table.json --measure.energy rapl (or "
-                "nvml, or a power meter's .csv), and give --table table.json"
+                "number; with one: --measure.energy rapl (or nvml, or a power meter's .csv), or "
+                "--table with a table that was measured with it"
             )
         if name not in known:
             raise ConfigError(

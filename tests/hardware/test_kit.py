@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from proxylessnas.config import MeasureSettings
 from proxylessnas.core.supernet import MixedOp, Supernet
 from proxylessnas.errors import ExportError, MeasurementError
+from proxylessnas.export.coreml import zipped_coreml
 from proxylessnas.export.precision import is_quantised
 from proxylessnas.hardware.costs import latency_costs
 from proxylessnas.hardware.kit import CARRIED, export_kit
@@ -140,7 +142,7 @@ def test_what_is_in_a_kit(kit: Path) -> None:
 
 
 def test_only_some_runtimes_have_kits(tmp_path: Path) -> None:
-    with pytest.raises(MeasurementError, match="litert, onnxruntime, tensorrt"):
+    with pytest.raises(MeasurementError, match="coreml, litert, onnxruntime, tensorrt"):
         export_kit(small(), INPUTS, SETTINGS, tmp_path / "k.zip", seed=0, runtime="torch")
 
 
@@ -266,14 +268,16 @@ def test_the_output_of_benchmark_model_becomes_a_table(kit: Path, tmp_path: Path
         import_kit(log)
 
 
-def test_a_litert_kit_has_the_android_script(tmp_path: Path) -> None:
-    for package in ("litert_torch", "ai_edge_litert"):
+@pytest.mark.parametrize("precision", ["f32", "int8"])
+def test_a_litert_kit_has_the_android_script(precision: str, tmp_path: Path) -> None:
+    for package in ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"):
         if importlib.util.find_spec(package) is None:
             pytest.skip("the extra litert is not installed")
     settings = MeasureSettings(rounds=1, network_rounds=1, networks=3, runs=1, warmup=0)
     path = tmp_path / "kit.zip"
     supernet = build_supernet("macro", {"widths": [8], "depths": [1], "head": 8})
-    export_kit(supernet, (torch.zeros(1, 3, 32, 32),), settings, path, seed=0, runtime="litert")
+    inputs, how = (torch.zeros(1, 3, 32, 32),), {"runtime": "litert", "precision": precision}
+    export_kit(supernet, inputs, settings, path, seed=0, **how)
     with zipfile.ZipFile(path) as archive:
         script = archive.read("android.sh").decode()
         manifest = json.loads(archive.read("manifest.json"))
@@ -281,9 +285,70 @@ def test_a_litert_kit_has_the_android_script(tmp_path: Path) -> None:
     assert script.count("\nvisit '") == len(manifest["files"])
     assert "--num_threads=1" in script
     subprocess.run(["sh", "-n"], input=script, text=True, check=True)
+    with zipfile.ZipFile(path) as archive:
+        files = [archive.read(entry["file"]) for entry in manifest["files"].values()]
+    assert any(map(_has_int8, files)) == (precision == "int8")
     done = run(path, tmp_path / "results.json")
     assert done.returncode == 0, done.stderr
-    assert import_kit(tmp_path / "results.json").table.complete
+    table = import_kit(tmp_path / "results.json").table
+    assert table.complete and table.device["precision"] == precision
+
+
+def _has_int8(content: bytes) -> bool:
+    from ai_edge_litert.interpreter import Interpreter
+
+    (tensor, *_) = Interpreter(model_content=content).get_input_details()
+    return tensor["dtype"].__name__ == "int8"
+
+
+# --- a Mac ---
+
+CORE_ML = """
+import os
+class MLModel:
+    def __init__(self, path):
+        assert os.path.isfile(os.path.join(path, "Manifest.json"))
+    def predict(self, inputs):
+        assert {a.shape for a in inputs.values()} and all(n.startswith("input") for n in inputs)
+        return {}
+"""
+
+
+def fake_coreml(module: nn.Module, inputs: object, precision: str = "f32") -> bytes:
+    """As coremltools writes it: a folder with a manifest, zipped."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("network.mlpackage/Manifest.json", json.dumps({"precision": precision}))
+    return content.getvalue()
+
+
+def test_a_kit_for_a_mac_runs_its_packages_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for coremltools, which runs networks on a Mac alone."""
+    monkeypatch.setattr("proxylessnas.hardware.kit.zipped_coreml", fake_coreml)
+    packed(tmp_path / "kit.zip", "coreml", "fp16")
+    with zipfile.ZipFile(tmp_path / "kit.zip") as archive:
+        assert "untested on a device" in archive.read("README.txt").decode()
+    package = tmp_path / "coremltools"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("from coremltools import models")
+    (package / "models/__init__.py").write_text(CORE_ML)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = run(tmp_path / "kit.zip", tmp_path / "results.json", "--device", "MacBook")
+    assert done.returncode == 0, done.stderr
+    table = import_kit(tmp_path / "results.json").table
+    assert table.complete and table.device["device"] == "MacBook"
+    assert (table.device["runtime"], table.device["precision"]) == ("coreml", "fp16")
+    with pytest.raises(MeasurementError, match="a kit for coreml is in f32 or fp16, not int8"):
+        packed(tmp_path / "kit.zip", "coreml", "int8")
+
+
+def test_a_zipped_package_of_core_ml() -> None:
+    pytest.importorskip("coremltools", reason="the extra coreml is not installed")
+    content = zipped_coreml(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), INPUTS, "fp16")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert "network.mlpackage/Manifest.json" in archive.namelist()
 
 
 # --- int8, and TensorRT ---

@@ -12,15 +12,19 @@ from torch import Tensor, nn
 
 from proxylessnas.cli.main import main
 from proxylessnas.config import MeasureSettings
-from proxylessnas.errors import MeasurementError
+from proxylessnas.errors import MeasurementError, UserError
 from proxylessnas.export.compare import eager_outputs
+from proxylessnas.export.executorch import to_executorch
 from proxylessnas.export.onnx import to_onnx
+from proxylessnas.export.precision import noisy_inputs
+from proxylessnas.export.tflite import to_tflite
 from proxylessnas.hardware.measure import earlier_table
 from proxylessnas.hardware.precisions import WHOLE, blocks_of, compare_precisions, paired_ratio
 from proxylessnas.hardware.runtimes import make
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.hardware.timing import Measurement
 from proxylessnas.report.precisions import processor_lines, verdicts
+from proxylessnas.session.deploying import SUFFIXES
 from proxylessnas.spaces.blocks import ConvBN, Head, MBConv, Network
 
 SETTINGS = MeasureSettings(network_rounds=4, runs=1, warmup=0)
@@ -33,20 +37,58 @@ def network() -> Network:
     return Network(ConvBN(3, 8, 3, 2), blocks, Head(8, 16, 5)).eval()
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+NEEDS = {
+    "onnxruntime": (),
+    "openvino": ("openvino",),
+    "litert": ("ai_edge_litert", "litert_torch", "ai_edge_quantizer"),
+    "executorch": ("executorch", "torchao"),
+}
+
+
+@pytest.mark.parametrize("name", NEEDS)
 def test_int8_computes_nearly_what_eager_computes(name: str, tmp_path: Path) -> None:
-    if importlib.util.find_spec(name) is None:
-        pytest.skip(f"the package {name} of an optional extra is not installed")
+    """The contract of every runtime that has int8: of a module and of a file."""
+    for package in NEEDS[name]:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"the package {package} of an optional extra is not installed")
     runtime, module = make(name, precision="int8"), network()
     assert runtime.describe()["precision"] == "int8" and runtime.name == name
     expected = eager_outputs(module, (IMAGE,))[0]
     session = runtime.load(module, (IMAGE,))
-    assert abs(session.outputs()[0] - expected).max() < 0.1 * abs(expected).max()
-    path = tmp_path / "net.onnx"
-    to_onnx(module, (IMAGE,), path)
-    file = runtime.load_file(path)
+    error = abs(session.outputs()[0] - expected).max()
+    assert 0 < error < 0.1 * abs(expected).max() and session.timed(1) > 0
+    plain = tmp_path / f"net{SUFFIXES.get(name, '.onnx')}"
+    if name == "executorch":  # a .pte cannot be quantised afterwards
+        plain.write_bytes(to_executorch(module, (IMAGE,), noisy_inputs((IMAGE,))))
+    elif name == "litert":
+        plain.write_bytes(to_tflite(module, (IMAGE,)))
+    else:
+        to_onnx(module, (IMAGE,), plain)
+    file = runtime.load_file(plain)
     assert file.precision == "int8" or name == "openvino"
     assert "weights int8" in file.file
+    other = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    (got,) = file.run([other.numpy()])
+    wanted = eager_outputs(module, (other,))[0]
+    assert abs(got - wanted).max() < 0.15 * abs(wanted).max()
+
+
+@pytest.mark.parametrize("name", ["litert", "executorch"])
+def test_a_file_of_another_precision_is_refused(name: str, tmp_path: Path) -> None:
+    for package in NEEDS[name]:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"the package {package} of an optional extra is not installed")
+    linear, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.ones(1, 4)
+    path = tmp_path / f"net{SUFFIXES[name]}"
+    if name == "executorch":
+        path.write_bytes(to_executorch(linear, (x,)))
+        with pytest.raises(MeasurementError, match="does not say that it is in int8"):
+            make(name, precision="int8").load_file(path)
+        return
+    path.write_bytes(to_tflite(linear, (x,), noisy_inputs((x,))))
+    runtimes = {p: make(name, precision=p) for p in ("f32", "int8")}
+    with pytest.raises(MeasurementError, match="a file of int8, which cannot be measured in f32"):
+        compare_precisions(path, (x,), runtimes, SETTINGS, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -56,13 +98,19 @@ def test_int8_computes_nearly_what_eager_computes(name: str, tmp_path: Path) -> 
         ("onnxruntime", "bf16", "no bf16 kernels on CPU"),
         ("onnxruntime", "fp16", "no fp16 kernels on CPU"),
         ("fake", "bf16", "f32 and int8, not in bf16"),
+        ("litert", "fp16", "f32 and int8, not in fp16|needs the package"),
+        ("executorch", "bf16", "f32 and int8, not in bf16|needs the package"),
     ],
 )
 def test_a_precision_that_would_be_another_is_refused(
     name: str, precision: str, words: str
 ) -> None:
-    with pytest.raises(MeasurementError, match=words):
+    with pytest.raises(UserError, match=words):
         make(name, precision=precision)
+    if importlib.util.find_spec({"litert": "ai_edge_litert"}.get(name, "torch")) is None:
+        return
+    if name == "executorch" and importlib.util.find_spec(name) is None:
+        return
     assert make(name, precision="f32").describe()["precision"] == "f32"
 
 

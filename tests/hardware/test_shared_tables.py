@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from tiny_run import TINY_RUN
 
 from proxylessnas.cli.main import main
 from proxylessnas.errors import MeasurementError
+from proxylessnas.hardware import shared_tables
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.hardware.shared_tables import table_of_device, tables_in
 from proxylessnas.hardware.table import LatencyTable
@@ -115,3 +121,51 @@ def test_a_run_takes_the_table_of_its_device(
         assert main(["run", *TINY_RUN, f"--tables={folder}", *more, out]) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert expected in line
+
+
+@pytest.fixture
+def url(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The folder, by a server of this machine."""
+    monkeypatch.setattr(shared_tables, "CACHE", tmp_path / "cache")
+    handler = partial(SilentHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+class SilentHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_url_is_a_folder_of_the_tables_that_it_lists(
+    url: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["a.json", "mobile_trim.yaml"]
+    (folder / "index.json").write_text(json.dumps(names))
+    assert [table.path.name for table in tables_in(url)] == names
+    assert table_of_device("pixel1", url).read_bytes() == (folder / names[1]).read_bytes()
+    assert main(["tables", url, "--device=board3000"]) == 0
+    assert capsys.readouterr().out.strip().endswith("a.json")
+    (folder / "index.json").write_text('["a.json"]')  # what is no longer listed is forgotten
+    assert [table.path.name for table in tables_in(url)] == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        (None, "cannot read the tables of http"),
+        ('{"a": 1}', "is no list of names of tables"),
+        ('["../a.json"]', "is no list of names of tables"),
+        ('["a.sh"]', "is no list of names of tables"),
+        ('["missing.json"]', "cannot read the tables of http"),
+    ],
+)
+def test_a_url_that_lists_no_tables_is_one_line(
+    url: str, folder: Path, index: str | None, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if index is not None:
+        (folder / "index.json").write_text(index)
+    assert main(["tables", url]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch import nn
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.cli.main import main
+from proxylessnas.errors import ConfigError
+from proxylessnas.export.fake_int8 import FakeInt8
 from proxylessnas.export.onnx import to_onnx
 from proxylessnas.export.onnx_session import open_session
 from proxylessnas.export.precision import is_quantised
@@ -25,9 +28,21 @@ from proxylessnas.report.precisions import int8_lines
 from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.runs.elsewhere import trained_network
 from proxylessnas.runs.job import open_run
-from proxylessnas.session.deploying import INT8, as_deployed, int8_file, running
+from proxylessnas.session.deploying import (
+    as_deployed,
+    as_scored,
+    check_quantise,
+    int8_file,
+    int8_name,
+    running,
+    scored,
+)
 from proxylessnas.session.finishing import trained_network as network_of
+from proxylessnas.session.quantising import fine_tuned
+from proxylessnas.session.session import Session
+from proxylessnas.session.store import MemoryStore
 
+INT8 = int8_name("onnxruntime")
 INT8_RUN = [*TINY_RUN, "--precision=int8", "--quantise.images=40"]
 
 
@@ -49,7 +64,7 @@ def test_the_file_runs_in_place_of_the_network() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 5)).eval()
     content = to_onnx(network, (torch.zeros(2, 3, 4, 4),))
     images = torch.randn(5, 3, 4, 4)  # two whole inferences of two, and one padded
-    with running(make("onnxruntime"), content) as module:
+    with running(make("onnxruntime"), content, 2) as module:
         torch.testing.assert_close(module(images), network(images), rtol=1e-4, atol=1e-5)
 
 
@@ -134,10 +149,15 @@ def test_a_table_of_float_is_refused_before_anything_else(
 
 def test_a_large_loss_proposes_what_helps() -> None:
     facts = {"test_accuracy": 0.90, "float_test_accuracy": 0.91, "calibration_images": 200}
+    facts |= {"file": "model.int8.onnx"}
     lines = list(int8_lines({**facts, "loss_points": 1.0}, "runs/x"))
     assert "90.00 % of the file, 91.00 % in float (-1.00 points)" in lines[0]
     assert any("evaluate runs/x --quantise.images 1000" in line for line in lines)
     assert any("evaluate runs/x --quantise.float-blocks 2" in line for line in lines)
+    assert any("evaluate runs/x --quantise.aware-epochs 1" in line for line in lines)
+    tried = {"all_images": True, "aware": {"kept": True}, "file": "model.int8.tflite"}
+    lines = list(int8_lines({**facts, **tried, "loss_points": 1.0}, "runs/x"))
+    assert not any("--quantise." in line for line in lines)  # nothing that cannot help
     assert len(list(int8_lines({**facts, "loss_points": 0.2}, ""))) == 1
     assert list(int8_lines(None, "")) == []
 
@@ -149,3 +169,71 @@ def test_the_remedies_are_commands_that_work(run: Path, tmp_path: Path) -> None:
     assert (copy / INT8).read_bytes() != (run / INT8).read_bytes()
     assert main(["run", "--resume", f"--out={copy}", "--quiet"]) == 0
     assert json.loads((copy / "summary.json").read_text())["int8"]["float_blocks"] == 1
+
+
+# --- quantisation-aware fine-tuning, and scores of what is quantised ---
+
+
+def test_fine_tuning_for_int8_is_kept_where_it_scores_higher(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    assert main(["evaluate", str(copy), "--quantise.aware-epochs=1"]) == 0
+    said = "".join(capsys.readouterr())
+    record = json.loads((copy / "stages/evaluate.json").read_text())["aware"]
+    assert record["kept"] == (record["after"] > record["before"])
+    assert f"validation score {record['after']:.4f} after it, {record['before']:.4f}" in said
+    same = (copy / INT8).read_bytes() == (run / INT8).read_bytes()
+    assert same != record["kept"]
+    assert (copy / "weights.safetensors").read_bytes() == (run / "weights.safetensors").read_bytes()
+    assert main(["run", "--resume", f"--out={copy}", "--quiet"]) == 0
+    assert json.loads((copy / "summary.json").read_text())["int8"]["aware"] == record
+
+
+def test_fine_tuning_lowers_the_loss_of_the_int8_file(run: Path) -> None:
+    session = session_of(run)
+    network = network_of(session).cpu()
+    quantisation = dataclasses.replace(session.config.quantise, aware_epochs=4)
+    session.settle(dataclasses.replace(session.config, quantise=quantisation))
+    session.store = MemoryStore()
+    tuned = fine_tuned(session, network)
+    assert tuned is not network and loss_in_int8(session, tuned) < loss_in_int8(session, network)
+
+
+def test_settings_of_int8_that_would_do_nothing_are_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*TINY_RUN, "--quantise.aware-epochs=1", f"--out={tmp_path / 'run'}"]
+    assert main(["run", *words]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "quantise.aware_epochs is 1, and the network is of f32" in line
+    session = session_of(run)
+    quantisation = dataclasses.replace(session.config.quantise, float_blocks=2)
+    session.settle(dataclasses.replace(session.config, quantise=quantisation))
+    check_quantise(session)
+    session.runtime.name = "litert"  # type: ignore[misc]
+    with pytest.raises(ConfigError, match="float_blocks is 2, which litert does not take"):
+        check_quantise(session)
+
+
+def loss_in_int8(session: Session, network: nn.Module) -> float:
+    with as_deployed(session, network) as deployed:
+        return scored(session, deployed, "scoring").loss
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "litert"])
+def test_a_network_is_scored_as_it_is_quantised(run: Path, runtime: str) -> None:
+    """As the file of the runtime, or rounded alike where a conversion takes long."""
+    session = session_of(run)
+    network = network_of(session).cpu()
+    images = next(iter(session.problem.batches("scoring", session.config).epoch(0)))[0]
+    with as_deployed(session, network) as deployed:
+        expected = deployed(images)
+    session.runtime.name = runtime  # type: ignore[misc]
+    with as_scored(session, network) as module:
+        assert isinstance(module, FakeInt8) == (runtime == "litert")
+        with torch.no_grad():
+            answers = module(images)
+    exact = network(images).detach()
+    assert (answers - expected).norm() < 0.4 * (expected - exact).norm()

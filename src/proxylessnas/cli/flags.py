@@ -83,7 +83,7 @@ OF_STAGE: Mapping[str, tuple[Option, ...]] = {
         option(
             "--format",
             "onnx (the default), torch (.pt2), tflite, executorch (.pte), coreml (.mlpackage, "
-            "untested on a device) or python (network.py)",
+            "untested on a device) or python (network.py); onnx-int8, tflite-int8, executorch-int8",
         ),
     ),
 }
@@ -111,7 +111,11 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
         option("--once", "look once", **SWITCH),
     ),
     "tables": (
-        option("folder", "of tables; default: $PROXYLESSNAS_TABLES, or the user's own", nargs="?"),
+        option(
+            "folder",
+            "of tables, or a URL; default: $PROXYLESSNAS_TABLES, or the user's own",
+            nargs="?",
+        ),
         option("--device", "print the path of this device's table, as pixel1"),
         option("--precision", "that it is in: f32, fp16, bf16 or int8"),
         option("--runtime", "that it is of"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import shutil
+import tempfile
+import zipfile
 from pathlib import Path
 
 import torch
@@ -19,10 +22,25 @@ from proxylessnas.training.copying import copied
 UNTESTED = "untested on a device: Core ML runs on Apple's systems alone, compare it there"
 
 
-def export_coreml(module: nn.Module, inputs: tuple[Tensor, ...], path: str | Path) -> None:
-    """Write an `.mlpackage` (an ML program in float32), a folder, in place of one that is there.
+def zipped_coreml(module: nn.Module, inputs: tuple[Tensor, ...], precision: str = "f32") -> bytes:
+    """The `.mlpackage` of a network as a zip, see `export_coreml`."""
+    with tempfile.TemporaryDirectory() as folder:
+        export_coreml(module, inputs, Path(folder, "network.mlpackage"), precision)
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w") as archive:
+            for file in sorted(Path(folder).rglob("*")):
+                archive.write(file, file.relative_to(folder))
+    return content.getvalue()
+
+
+def export_coreml(
+    module: nn.Module, inputs: tuple[Tensor, ...], path: str | Path, precision: str = "f32"
+) -> None:
+    """Write an `.mlpackage` (an ML program), a folder, in place of one that is there.
 
     What it computes cannot be compared with eager except on a Mac.
+
+    precision: f32, or fp16, without which Apple's neural engine does not run it.
 
     Raises:
         MissingDependency: the extra `coreml` is not installed.
@@ -49,7 +67,9 @@ def export_coreml(module: nn.Module, inputs: tuple[Tensor, ...], path: str | Pat
                 for name, x in zip(names, inputs, strict=True)
             ],
             outputs=[coremltools.TensorType(name=name) for name in names_of("output", count)],
-            compute_precision=coremltools.precision.FLOAT32,
+            compute_precision=getattr(
+                coremltools.precision, {"f32": "FLOAT32", "fp16": "FLOAT16"}[precision]
+            ),
             skip_model_load=True,
         )
         part = path.with_suffix(".part.mlpackage")

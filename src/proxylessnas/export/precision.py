@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from proxylessnas.errors import ExportError, foreign
 from proxylessnas.export.onnx_session import open_session
@@ -42,13 +44,19 @@ def in_precision(
 
 
 def quantised(
-    content: bytes, feeds: Iterable[Feed], *, reduce_range: bool, float_blocks: Collection[str] = ()
+    content: bytes,
+    feeds: Iterable[Feed],
+    *,
+    reduce_range: bool,
+    float_blocks: Collection[str] = (),
+    symmetric: bool = False,
 ) -> bytes:
     """The file in int8, after post-training quantisation (static, QDQ, U8 and S8 a channel).
 
     feeds: inputs by name, of the shapes of the file, which the ranges of activations are of.
     reduce_range: take 7 bits of the weights, without which pairs of products overflow 16 bits on
     x86 processors that have no VNNI. float_blocks: blocks that stay as they are, see `costliest`.
+    symmetric: activations signed and without zero points, biases in float, as TensorRT wants them.
 
     Raises:
         ExportError: the file is of int8 already, or cannot be quantised.
@@ -56,7 +64,7 @@ def quantised(
     with _prepared(content) as plain:
         nodes = _nodes_by_block(plain)
         kept = [node for block in float_blocks for node in nodes[block]]
-        return _quantised(plain, feeds, reduce_range, nodes_to_exclude=kept)
+        return _quantised(plain, feeds, reduce_range, symmetric, nodes_to_exclude=kept)
 
 
 def costliest(
@@ -100,7 +108,13 @@ def _prepared(content: bytes) -> Iterator[Path]:
         yield plain
 
 
-def _quantised(plain: Path, feeds: Iterable[Feed], reduce_range: bool, **nodes: list[str]) -> bytes:
+def _quantised(
+    plain: Path,
+    feeds: Iterable[Feed],
+    reduce_range: bool,
+    symmetric: bool = False,
+    **nodes: list[str],
+) -> bytes:
     """nodes: `nodes_to_quantize` or `nodes_to_exclude`."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
@@ -110,10 +124,11 @@ def _quantised(plain: Path, feeds: Iterable[Feed], reduce_range: bool, **nodes: 
         path,
         _reader(feeds),
         quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QUInt8,
+        activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         per_channel=True,
         reduce_range=reduce_range,
+        extra_options={"ActivationSymmetric": symmetric, "QuantizeBias": not symmetric},
         **nodes,
     )
     return path.read_bytes()
@@ -158,6 +173,12 @@ def halved(content: bytes) -> bytes:
 def is_quantised(model: Any) -> bool:
     """Whether an ONNX model has scales of integers in it."""
     return any(node.op_type in QUANTISING for node in model.graph.node)
+
+
+def noisy_inputs(inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+    """As `noisy_feeds`, of a module's inputs."""
+    named = {str(i): x.detach().cpu().numpy() for i, x in enumerate(inputs)}
+    return [tuple(map(torch.from_numpy, feed.values())) for feed in noisy_feeds(named)]
 
 
 def noisy_feeds(arrays: Feed) -> Iterator[Feed]:

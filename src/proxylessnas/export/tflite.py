@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from proxylessnas.errors import MissingDependency
+from proxylessnas.errors import ExportError, MissingDependency, foreign
 from proxylessnas.export.compare import (
     Difference,
     eager_outputs,
@@ -17,17 +18,23 @@ from proxylessnas.export.compare import (
 )
 from proxylessnas.export.compare import difference as compared
 from proxylessnas.export.fold import fold
-from proxylessnas.export.lite_names import lite_inputs, lite_name
+from proxylessnas.export.lite_names import computed, feed, lite_inputs
 from proxylessnas.export.quiet import exporting, quietly
 from proxylessnas.io.files import write_atomic
 from proxylessnas.training.copying import copied
 
 
-def to_tflite(module: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
-    """The network as one `.tflite` file for LiteRT, in float32.
+def to_tflite(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    calibration: Iterable[tuple[Tensor, ...]] | None = None,
+) -> bytes:
+    """The network as one `.tflite` file for LiteRT, in float32 or int8.
 
     Images, that is every input and output of four dimensions, are [batch, height, width,
     channels] there, as the runtime's kernels want them: `channels_last` of the inputs.
+
+    calibration: inputs of the same shapes, whose ranges the int8 file has; see `quantised_tflite`.
 
     Raises:
         MissingDependency: the extra `litert` is not installed.
@@ -44,7 +51,37 @@ def to_tflite(module: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
             args=[i for i, x in enumerate(inputs) if x.dim() == 4],
             outputs=[i for i, x in enumerate(outputs) if x.dim() == 4],
         ).eval()
-        return bytes(litert_torch.convert(wrapped, channels_last(inputs)).model_content())
+        content = bytes(litert_torch.convert(wrapped, channels_last(inputs)).model_content())
+    if calibration is None:
+        return content
+    return quantised_tflite(content, (lite_feed(x) for x in calibration))
+
+
+def quantised_tflite(content: bytes, feeds: Iterable[Mapping[str, Any]]) -> bytes:
+    """A float file in int8, inputs and outputs too, by Google's AI Edge quantiser.
+
+    Activations have a range and a zero point each, weights a scale for every output channel.
+
+    feeds: inputs by name, which the ranges are of.
+
+    Raises:
+        MissingDependency: the quantiser is not installed. ExportError: it cannot be quantised.
+    """
+    if importlib.util.find_spec("ai_edge_quantizer") is None:
+        raise MissingDependency("ai-edge-quantizer", "litert", "int8 of LiteRT")
+    with foreign(ExportError, "the network cannot be quantised for LiteRT"), quietly():
+        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_quantizer import quantizer, recipe
+
+        job = quantizer.Quantizer(content, recipe.static_wi8_ai8())
+        (signature,) = Interpreter(model_content=content).get_signature_list()
+        ranges = job.calibrate({signature: list(feeds)}, num_threads=1)
+        return bytes(job.quantize(ranges).quantized_model)
+
+
+def lite_feed(inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+    """A module's inputs as arrays, by their names in its file."""
+    return lite_inputs([x.detach().cpu().numpy() for x in channels_last(inputs)])
 
 
 def export_tflite(module: nn.Module, inputs: tuple[Tensor, ...], path: str | Path) -> Difference:
@@ -55,24 +92,16 @@ def export_tflite(module: nn.Module, inputs: tuple[Tensor, ...], path: str | Pat
     """
     content = to_tflite(module, inputs)
     with exporting(module, "to tflite"):
-        outputs = _computed(content, inputs)
+        from ai_edge_litert.interpreter import Interpreter
+
+        interpreter = Interpreter(model_content=content)
+        interpreter.allocate_tensors()
+        feed(interpreter, lite_feed(inputs))
+        interpreter.invoke()
+        outputs = computed(interpreter)
     difference = compared(eager_outputs(module, inputs), outputs)
     write_atomic(Path(path), content)
     return difference
-
-
-def _computed(content: bytes, inputs: tuple[Tensor, ...]) -> list[Any]:
-    """What the file computes, images with their channels where the module has them."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(model_content=content)
-    interpreter.allocate_tensors()
-    arrays = lite_inputs([x.detach().cpu().numpy() for x in channels_last(inputs)])
-    for tensor in interpreter.get_input_details():
-        interpreter.set_tensor(tensor["index"], arrays[lite_name(tensor)].astype(tensor["dtype"]))
-    interpreter.invoke()
-    outputs = [interpreter.get_tensor(d["index"]) for d in interpreter.get_output_details()]
-    return [a.transpose(0, 3, 1, 2) if a.ndim == 4 else a for a in outputs]
 
 
 def channels_last(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

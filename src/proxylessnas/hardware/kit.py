@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from proxylessnas.config import MeasureSettings
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import ExportError, MeasurementError
+from proxylessnas.export.coreml import UNTESTED, zipped_coreml
 from proxylessnas.export.onnx import to_onnx
 from proxylessnas.export.onnx_session import named_inputs
-from proxylessnas.export.precision import in_precision, noisy_feeds
+from proxylessnas.export.precision import in_precision, noisy_feeds, noisy_inputs
 from proxylessnas.export.quiet import one_thread
 from proxylessnas.export.tflite import channels_last, to_tflite
 from proxylessnas.hardware.kit_results import SCHEMA
@@ -49,7 +50,7 @@ class Format:
     """
 
     suffix: str
-    export: Callable[[nn.Module, tuple[Tensor, ...]], bytes]
+    export: Callable[..., bytes]
     fed: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
     package: str
     precisions: tuple[str, ...] = ("f32",)
@@ -57,7 +58,8 @@ class Format:
 
 FORMATS = {
     "onnxruntime": Format(".onnx", to_onnx, tuple, "onnxruntime", ("f32", "int8")),
-    "litert": Format(".tflite", to_tflite, channels_last, "ai-edge-litert"),
+    "litert": Format(".tflite", to_tflite, channels_last, "ai-edge-litert", ("f32", "int8")),
+    "coreml": Format(".zip", zipped_coreml, tuple, "coremltools", ("f32", "fp16")),
     "tensorrt": Format(".onnx", to_onnx, tuple, "TensorRT", ("f32", "fp16", "int8")),
 }
 TRT_FLAGS = {"f32": "--noTF32", "fp16": "--fp16", "int8": "--int8 --fp16"}
@@ -81,7 +83,7 @@ On a machine with Python and {runtime} (and numpy):
 It needs nothing else, runs {visits} visits, saves every few seconds and goes on where it
 was broken off. Keep the machine otherwise idle. Then, where the kit was made:
     proxylessnas measure --import-kit results.json --out table.json
-{android}"""
+{more}"""
 
 ANDROID = """
 On Android, with TensorFlow's benchmark_model
@@ -121,9 +123,11 @@ def export_kit(
 ) -> None:
     """Write the kit, whole or not at all.
 
-    runtime: onnxruntime (.onnx files), litert (.tflite files, also for Android) or tensorrt.
-    precision: f32; of onnxruntime also int8, whose files are quantised on noise with 7 bits of the
-    weights, which costs no time anywhere; of tensorrt also fp16 and int8.
+    runtime: onnxruntime (.onnx files), litert (.tflite files, also for Android), tensorrt, or
+    coreml for a Mac.
+    precision: f32; of onnxruntime and litert also int8, whose files are quantised on noise (of ONNX
+    with 7 bits of the weights, which costs no time anywhere); of tensorrt fp16 and int8, of coreml
+    fp16.
     progress: called with (networks exported, in all).
 
     Raises:
@@ -190,10 +194,15 @@ def _exported(measurable: Measurable, runtime: str, precision: str) -> bytes:
     assert isinstance(measurable.network, nn.Module)
     try:
         with one_thread():
-            content = FORMATS[runtime].export(measurable.network, measurable.inputs)
+            network, inputs = measurable.network, measurable.inputs
+            if runtime == "coreml":
+                return zipped_coreml(network, inputs, precision)
+            if runtime == "litert" and precision == "int8":
+                return to_tflite(network, inputs, noisy_inputs(inputs))
+            content = FORMATS[runtime].export(network, inputs)
             if runtime != "onnxruntime":  # trtexec takes the float file, and converts it itself
                 return content
-            feeds = noisy_feeds(named_inputs([x.numpy() for x in measurable.inputs]))
+            feeds = noisy_feeds(named_inputs([x.numpy() for x in inputs]))
             return in_precision(content, precision, feeds, reduce_range=True)
     except ExportError as error:
         raise ExportError(
@@ -223,10 +232,10 @@ def _write_scripts(kit: zipfile.ZipFile, manifest: Mapping[str, Any], name: str)
     for package in sorted({parent for file in CARRIED for parent in Path(file).parents}):
         kit.writestr(str("proxylessnas" / package / "__init__.py"), "")
     kit.writestr("manifest.json", json.dumps(manifest))
-    android = ""
+    more = f"{UNTESTED}.\n" if manifest["runtime"] == "coreml" else ""
     if manifest["runtime"] == "litert":
         kit.writestr("android.sh", _android_script(manifest))
-        android = ANDROID.format(name=name)
+        more = ANDROID.format(name=name)
     if manifest["runtime"] == "tensorrt":
         kit.writestr("trtexec.sh", _tensorrt_script(manifest))
     readme = (TENSORRT if manifest["runtime"] == "tensorrt" else README).format(
@@ -234,7 +243,7 @@ def _write_scripts(kit: zipfile.ZipFile, manifest: Mapping[str, Any], name: str)
         runtime=FORMATS[manifest["runtime"]].package,
         name=name,
         visits=sum(entry["visits"] for entry in manifest["files"].values()),
-        android=android,
+        more=more,
     )
     kit.writestr("README.txt", readme)
 

@@ -3,8 +3,8 @@
     python kit.zip [--out results.json] [--device NAME]
 
 Needs Python 3.10, numpy and the runtime alone (onnxruntime, or ai-edge-litert / tflite-runtime
-for a kit of .tflite files). Samples are saved every few seconds: the same command goes on after
-a break. Bring the results file back: `proxylessnas measure --import-kit`.
+for a kit of .tflite files, coremltools on a Mac). Samples are saved every few seconds: the same
+command goes on after a break. Bring the results file back: `proxylessnas measure --import-kit`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,19 @@ from typing import Any
 from proxylessnas.export.lite_names import lite_inputs
 from proxylessnas.export.onnx_session import named_inputs, open_session
 from proxylessnas.hardware.host import cpu_model
-from proxylessnas.hardware.networks import LiteRtNetwork, OnnxNetwork, stand_in
+from proxylessnas.hardware.networks import (
+    CoreMlNetwork,
+    LiteRtNetwork,
+    OnnxNetwork,
+    stand_in,
+)
 from proxylessnas.hardware.rounds import Rounds, TimedNetwork
 from proxylessnas.io.process import usable_cpus
 
 PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "litert": ("ai-edge-litert", "tflite-runtime"),
+    "coreml": ("coremltools",),
 }
 
 
@@ -86,6 +92,8 @@ def load(root: str, manifest: dict[str, Any], key: str) -> TimedNetwork:
             block=entry["block"],
             integers=manifest["precision"] == "int8",
         )
+    if manifest["runtime"] == "coreml":
+        return CoreMlNetwork(content, named_inputs(arrays))
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:

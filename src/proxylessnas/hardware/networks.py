@@ -1,4 +1,4 @@
-"""Loaded networks of ONNX Runtime and LiteRT, with these and numpy alone.
+"""Loaded networks of ONNX Runtime, LiteRT and Core ML, with these and numpy alone.
 
 The runtimes here and the kits for other machines run these same classes: a kit carries this
 file along.
@@ -7,17 +7,19 @@ file along.
 from __future__ import annotations
 
 import bisect
+import io
 import itertools
 import json
 import os
 import statistics
 import tempfile
+import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from proxylessnas.export.lite_names import lite_name
+from proxylessnas.export.lite_names import feed
 from proxylessnas.export.onnx_session import feed_of
 from proxylessnas.hardware.rounds import TimedNetwork
 
@@ -143,16 +145,31 @@ def float_share(
 
 
 class LiteRtNetwork(TimedNetwork):
-    """An interpreter with its tensors allocated.
-
-    arrays: inputs by name, also such as the file does not read, see `lite_name`.
-    """
+    """An interpreter with its tensors allocated; arrays: see `feed`."""
 
     def __init__(self, interpreter: Any, arrays: Mapping[str, Array]) -> None:
         self.interpreter = interpreter
-        for tensor in interpreter.get_input_details():
-            array = arrays[lite_name(tensor)].astype(tensor["dtype"], copy=False)
-            interpreter.set_tensor(tensor["index"], array)
+        feed(interpreter, arrays)
 
     def __call__(self) -> None:
         self.interpreter.invoke()
+
+
+class CoreMlNetwork(TimedNetwork):
+    """A Core ML model on a Mac, on those of its units that the system chooses.
+
+    Its time has the copies of inputs and outputs in it. content: a zipped `.mlpackage`.
+    """
+
+    def __init__(self, content: bytes, arrays: Mapping[str, Array]) -> None:
+        import coremltools
+
+        with tempfile.TemporaryDirectory() as folder:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                archive.extractall(folder)
+            self.model = coremltools.models.MLModel(os.path.join(folder, "network.mlpackage"))
+        self.arrays = dict(arrays)
+        self()
+
+    def __call__(self) -> None:
+        self.model.predict(self.arrays)

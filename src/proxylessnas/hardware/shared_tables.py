@@ -1,19 +1,29 @@
-"""A folder of latency tables of several devices: what is there, and the one of a device."""
+"""A folder of latency tables of several devices: what is there, and the one of a device.
+
+The folder may be a URL, whose `index.json` is a list of the tables' names: they are copied into the
+user's cache each time that they are asked for.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxylessnas.errors import MeasurementError, UserError, did_you_mean
+from proxylessnas.errors import MeasurementError, UserError, did_you_mean, foreign
 from proxylessnas.hardware.published_table import is_published, read_published_table
 from proxylessnas.hardware.table import LatencyTable
+from proxylessnas.io.files import write_atomic
 
 FOLDER_VARIABLE = "PROXYLESSNAS_TABLES"
-DEFAULT_FOLDER = Path("~/.local/share/proxylessnas/tables")
+DEFAULT_FOLDER = "~/.local/share/proxylessnas/tables"
+CACHE = Path("~/.cache/proxylessnas/tables")  # of what URLs hold
+MOST_TABLES, MOST_BYTES, PATIENCE_S = 500, 64 << 20, 20
 SUFFIXES = (".json", ".yaml", ".yml")
 PUBLISHED_AT = "github.com/han-cai/files publishes mobile_trim.yaml for the Pixel 1"
 
@@ -42,14 +52,15 @@ class SharedTable:
 
 
 def tables_in(folder: str | Path) -> list[SharedTable]:
-    """The tables of a folder, by their names; one that is damaged says so.
+    """The tables of a folder or of a URL, by their names; one that is damaged says so.
 
     Of a run's directory it is the run's table: its other files are none.
 
     Raises:
-        MeasurementError: there is no such folder.
+        MeasurementError: there is no such folder, or the URL cannot be read.
     """
-    folder = Path(folder).expanduser()
+    copied = re.match("https?://", str(folder))
+    folder = _copy_of(str(folder)) if copied else Path(folder).expanduser()
     if not folder.is_dir():
         raise MeasurementError(
             f"there is no folder of tables {folder}: make it and put tables into it, or name "
@@ -61,9 +72,38 @@ def tables_in(folder: str | Path) -> list[SharedTable]:
     return [_described(path) for path in paths]
 
 
-def default_folder() -> Path:
-    """The folder of the environment variable, or of the user."""
-    return Path(os.environ.get(FOLDER_VARIABLE) or DEFAULT_FOLDER).expanduser()
+def default_folder() -> str:
+    """The folder or URL of the environment variable, or the user's folder."""
+    return os.environ.get(FOLDER_VARIABLE) or os.path.expanduser(DEFAULT_FOLDER)
+
+
+def _copy_of(url: str) -> Path:
+    """The tables of a URL, in a folder of the cache that is only theirs."""
+    url = url.rstrip("/")
+    folder = CACHE.expanduser() / hashlib.sha256(url.encode()).hexdigest()[:16]
+    with foreign(MeasurementError, f"cannot read the tables of {url}"):
+        names = json.loads(_fetched(f"{url}/index.json"))
+        allowed = rf"[\w-][\w.-]*({'|'.join(map(re.escape, SUFFIXES))})"
+        if not isinstance(names, list) or not all(
+            isinstance(name, str) and re.fullmatch(allowed, name) for name in names[:MOST_TABLES]
+        ):
+            raise MeasurementError(
+                f'{url}/index.json is no list of names of tables, as ["pixel1.yaml"]'
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in set(os.listdir(folder)) - set(names):
+            (folder / old).unlink()
+        for name in names[:MOST_TABLES]:
+            write_atomic(folder / name, _fetched(f"{url}/{name}"))
+    return folder
+
+
+def _fetched(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
+        content = bytes(answer.read(MOST_BYTES + 1))
+    if len(content) > MOST_BYTES:
+        raise MeasurementError(f"{url} is larger than {MOST_BYTES >> 20} MiB")
+    return content
 
 
 def table_of_device(

@@ -97,11 +97,16 @@ def int8_lines(facts: Mapping[str, Any] | None, directory: str) -> Iterator[str]
 
 def remedies(facts: Mapping[str, Any], directory: str) -> Iterator[str]:
     """What helps where int8 costs too much, each a command that evaluates and exports again."""
-    images, blocks = 5 * facts["calibration_images"], 2 + facts.get("float_blocks", 0)
+    images, blocks = max(200, 5 * facts["calibration_images"]), 2 + facts.get("float_blocks", 0)
     again = f"proxylessnas evaluate {directory} --quantise"
     yield f"int8 costs more than {MOST_LOST} points; what may help, and `run --resume` after it:"
-    yield f"  {again}.images {images}   ranges of more training images"
-    yield f"  {again}.float-blocks {blocks}   the {blocks} blocks that quantise worst stay in float"
+    if not facts.get("all_images"):
+        yield f"  {again}.images {images}   ranges of more training images"
+    if facts["file"].endswith(".onnx"):
+        words = f"the {blocks} blocks that quantise worst stay in float"
+        yield f"  {again}.float-blocks {blocks}   {words}"
+    if not facts.get("aware"):
+        yield f"  {again}.aware-epochs 1   an epoch of quantisation-aware fine-tuning"
 
 
 def named(words: Sequence[str]) -> str:

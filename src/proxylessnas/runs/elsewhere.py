@@ -20,7 +20,7 @@ from proxylessnas.report.verdict import accuracy_words
 from proxylessnas.runs.any_model import narrowed_network
 from proxylessnas.runs.defaults import MODEL
 from proxylessnas.runs.directory import RunDirectory
-from proxylessnas.session.deploying import INT8, deployed
+from proxylessnas.session.deploying import Deployed, int8_name
 from proxylessnas.session.store import CONFIG
 from proxylessnas.spaces import build
 from proxylessnas.training.evaluate import Score, evaluate
@@ -56,10 +56,11 @@ def trained_network(path: Path, space: str | None = None) -> tuple[nn.Module, In
         config = directory.read_config()
         allow_pixels(config.loading.max_pixels)
         if config.precision == "int8":
-            if not directory.has(INT8):
-                raise RunError(f"{path} has no {INT8} yet: finish proxylessnas run --resume")
+            name, batch = int8_name(config.runtime), config.measure.batch
+            if not directory.has(name):
+                raise RunError(f"{path} has no {name} yet: finish proxylessnas run --resume")
             runtime = make(config.runtime, threads=config.measure.threads, precision="int8")
-            network = deployed(runtime, directory.file(INT8))
+            network = Deployed(runtime.load_file(directory.file(name), batch=batch), batch)
     return network.eval(), info
 
 

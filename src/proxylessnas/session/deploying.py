@@ -7,7 +7,7 @@ and not reported better than it is.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from proxylessnas.errors import DataError, MeasurementError, foreign
+from proxylessnas.errors import ConfigError, DataError
+from proxylessnas.export.executorch import to_executorch
+from proxylessnas.export.fake_int8 import FakeInt8
 from proxylessnas.export.onnx import to_onnx
 from proxylessnas.export.onnx_session import named_inputs
-from proxylessnas.export.precision import Feed, costliest, quantised
+from proxylessnas.export.precision import costliest, quantised
+from proxylessnas.export.tflite import to_tflite
 from proxylessnas.hardware.host import needs_reduced_range
 from proxylessnas.hardware.runtimes import Runtime
 from proxylessnas.hardware.runtimes.base import Session as Loaded
-from proxylessnas.session.problem import Problem
+from proxylessnas.session.problem import Part, Problem
 from proxylessnas.session.session import Session
+from proxylessnas.training.evaluate import Score, evaluate
 from proxylessnas.training.task import split
 
-INT8 = "model.int8.onnx"
+SUFFIXES = {"litert": ".tflite", "executorch": ".pte"}  # of other runtimes it is .onnx
 MOST_SEARCHED = 32  # images that tell which blocks quantise badly
+
+
+def int8_name(runtime: str) -> str:
+    """The int8 file that a runtime reads."""
+    return f"model.int8{SUFFIXES.get(runtime.partition(':')[0], '.onnx')}"
 
 
 @contextmanager
@@ -45,32 +54,76 @@ def as_deployed(
     if not session.is_int8:
         yield network
         return
-    with running(session.runtime, int8_file(session, network, problem)) as module:
+    content = int8_file(session, network, problem)
+    with running(session.runtime, content, session.config.measure.batch) as module:
         yield module
 
 
-def int8_file(session: Session, network: nn.Module, problem: Problem | None = None) -> bytes:
+@contextmanager
+def as_scored(session: Session, network: nn.Module) -> Iterator[nn.Module]:
+    """The network as it is deployed; where a conversion takes long, as `FakeInt8` computes it.
+
+    Raises:
+        ExportError, MeasurementError: see `as_deployed`.
+    """
+    if session.is_int8 and session.runtime.name in SUFFIXES:
+        yield fake_int8(session, network)
+        return
+    with as_deployed(session, network) as module:
+        yield module
+
+
+def fake_int8(session: Session, network: nn.Module) -> FakeInt8:
+    """The network in PyTorch as its int8 file computes, on the session's device."""
+    examples = calibration(session)
+    fake = FakeInt8(network, examples, reduce_range=reduces_range(session))
+    session.machine.place(fake)
+    return fake.eval()
+
+
+def int8_file(
+    session: Session,
+    network: nn.Module,
+    problem: Problem | None = None,
+    *,
+    runtime: str | None = None,
+) -> bytes:
     """The network in int8, calibrated on training images as the network sees them.
+
+    runtime: whose format the file has; None is the session's.
 
     Raises:
         DataError: its inputs are no tensors. ExportError: it cannot be quantised.
     """
-    feeds = list(_feeds(session, problem or session.problem))
-    inputs = tuple(torch.from_numpy(array) for array in feeds[0].values())
-    content, reduced = to_onnx(network, inputs), reduces_range(session)
-    return quantised(
-        content,
-        feeds,
-        reduce_range=reduced,
-        float_blocks=costliest(
-            content,
-            feeds[: -(-MOST_SEARCHED // len(inputs[0]))],
-            session.config.quantise.float_blocks,
-            reduce_range=reduced,
+    examples = calibration(session, problem)
+    suffix = SUFFIXES.get((runtime or session.runtime.name).partition(":")[0])
+    if suffix is not None:
+        convert = to_tflite if suffix == ".tflite" else to_executorch
+        return convert(network, examples[0], examples)
+    feeds = [named_inputs([x.numpy() for x in inputs]) for inputs in examples]
+    content, reduced = to_onnx(network, examples[0]), reduces_range(session)
+    count, searched = session.config.quantise.float_blocks, -(-MOST_SEARCHED // len(examples[0][0]))
+    kept = costliest(content, feeds[:searched], count, reduce_range=reduced) if count else ()
+    return quantised(content, feeds, reduce_range=reduced, float_blocks=kept)
+
+
+def check_quantise(session: Session) -> None:
+    """Refuse settings of int8 that would do nothing.
+
+    Raises:
+        ConfigError: the network ships in float, or its runtime's quantiser does not take them.
+    """
+    settings, name = session.config.quantise, session.runtime.name
+    if settings.aware_epochs and not session.is_int8:
+        raise ConfigError(
+            f"quantise.aware_epochs is {settings.aware_epochs:g}, and the network is of "
+            f"{session.runtime.describe()['precision']}: it is for --precision int8"
         )
-        if session.config.quantise.float_blocks
-        else (),
-    )
+    if settings.float_blocks and session.is_int8 and name.partition(":")[0] in SUFFIXES:
+        raise ConfigError(
+            f"quantise.float_blocks is {settings.float_blocks}, which {name} does not take: leave "
+            "it out, or use onnxruntime or openvino"
+        )
 
 
 def reduces_range(session: Session) -> bool:
@@ -78,22 +131,31 @@ def reduces_range(session: Session) -> bool:
     return needs_reduced_range() or not session.is_local
 
 
-def _feeds(session: Session, problem: Problem) -> Iterator[Feed]:
-    """`quantise.images` training images, as many at a time as an inference takes."""
+def calibration(session: Session, problem: Problem | None = None) -> list[tuple[Tensor, ...]]:
+    """`quantise.images` training images, as many at a time as an inference takes.
+
+    problem: whose images they are, where it is not the session's.
+
+    Raises:
+        DataError: the network's inputs are no tensors.
+    """
     batch, left = session.config.measure.batch, session.config.quantise.images
-    for step in problem.batches("calibration", session.config).epoch(0):
+    examples: list[tuple[Tensor, ...]] = []
+    for step in (problem or session.problem).batches("calibration", session.config).epoch(0):
         inputs = split(step)[0]
         tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs)
         if not all(isinstance(tensor, Tensor) for tensor in tensors):
             raise DataError("int8 is for networks whose inputs are tensors: use another precision")
-        for arrays in _chunks([t.cpu().numpy() for t in tensors], batch):
-            yield named_inputs(arrays)
+        whole = len(tensors[0]) // batch * batch or len(tensors[0])
+        for arrays in _chunks([t[:whole].cpu().numpy() for t in tensors], batch):
+            examples.append(tuple(map(torch.from_numpy, arrays)))
             left -= batch
             if left <= 0:
-                return
+                return examples
+    return examples
 
 
-def _chunks(arrays: list[np.ndarray[Any, Any]], batch: int) -> Iterator[list[Any]]:
+def _chunks(arrays: Sequence[np.ndarray[Any, Any]], batch: int) -> Iterator[list[Any]]:
     """The arrays in parts of `batch` examples; the last part repeats its own to be as long."""
     for start in range(0, len(arrays[0]), batch):
         rows = np.minimum(np.arange(start, start + batch), len(arrays[0]) - 1)
@@ -101,34 +163,23 @@ def _chunks(arrays: list[np.ndarray[Any, Any]], batch: int) -> Iterator[list[Any
 
 
 @contextmanager
-def running(runtime: Runtime, content: bytes) -> Iterator[Deployed]:
-    """An ONNX file's content as a module that the runtime computes."""
+def running(runtime: Runtime, content: bytes, batch: int = 1) -> Iterator[Deployed]:
+    """An exported file's content as a module that the runtime computes; batch: of the file."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, INT8)
+        path = Path(folder, int8_name(runtime.name))
         path.write_bytes(content)
-        module = deployed(runtime, path)
+        module = Deployed(runtime.load_file(path, batch=batch), batch)
         try:
             yield module
         finally:
             module.loaded.close()
 
 
-def deployed(runtime: Runtime, path: Path) -> Deployed:
-    """An exported file as a module, with the batch that the file was exported for.
-
-    Raises:
-        MeasurementError: the runtime cannot run it.
-    """
-    import onnx
-
-    with foreign(MeasurementError, f"{path} is not an ONNX file"):
-        graph = onnx.load(path).graph
-        batch = int(graph.input[0].type.tensor_type.shape.dim[0].dim_value)
-    return Deployed(runtime.load_file(path, batch=batch), batch)
-
-
 class Deployed(nn.Module):
-    """A loaded file in a network's place: tensors in, tensors out, of any number of examples."""
+    """A loaded file in a network's place: tensors in, tensors out, of any number of examples.
+
+    batch: that the file was exported for.
+    """
 
     def __init__(self, loaded: Loaded, batch: int) -> None:
         super().__init__()
@@ -137,12 +188,26 @@ class Deployed(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         examples = len(inputs[0])
         arrays = [x.detach().cpu().contiguous().numpy() for x in inputs]
-        parts = [self.loaded.run(named_inputs(chunk)) for chunk in _chunks(arrays, self.batch)]
+        parts = [self.loaded.run(chunk) for chunk in _chunks(arrays, self.batch)]
         outputs = tuple(
             torch.from_numpy(np.concatenate(of_part)[:examples]).to(inputs[0].device)
             for of_part in zip(*parts, strict=True)
         )
         return outputs[0] if len(outputs) == 1 else outputs
+
+
+def scored(session: Session, network: nn.Module, part: Part, **options: Any) -> Score:
+    """The score of a network, or of what is deployed of it, on a part of the data."""
+    with session.reporter.bar(f"evaluating on the part {part}") as update:
+        return evaluate(
+            network,
+            session.problem.task,
+            session.problem.batches(part, session.config),
+            session.machine,
+            ranks=session.ranks,
+            after_batch=update,
+            **options,
+        )
 
 
 def loss_of(float_accuracy: float | None, accuracy: float | None) -> float | None:
@@ -158,12 +223,14 @@ def facts_of(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     if "float_accuracy" not in evaluation:
         return None
     return {
-        "file": INT8,
+        "file": next(name for name in evaluation["files"] if name.startswith("model.int8")),
         "test_accuracy": evaluation["accuracy"],
         "float_test_accuracy": evaluation["float_accuracy"],
         "loss_points": loss_of(evaluation["float_accuracy"], evaluation["accuracy"]),
         "calibration_images": evaluation["calibration_images"],
+        "all_images": evaluation.get("all_images", False),
         "float_blocks": evaluation["float_blocks"],
+        "aware": evaluation.get("aware"),
         "reduced_range": evaluation["reduced_range"],
         **(export.get("int8") or {}),
     }

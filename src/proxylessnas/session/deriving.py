@@ -19,7 +19,7 @@ from proxylessnas.core.supernet import Supernet
 from proxylessnas.report.draw import draw
 from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.choose import Choice, choose
-from proxylessnas.session.deploying import as_deployed
+from proxylessnas.session.deploying import as_scored
 from proxylessnas.session.session import Session
 from proxylessnas.training.callbacks import ProgressBar
 from proxylessnas.training.evaluate import evaluate, recalibrate
@@ -97,9 +97,9 @@ def _choose(session: Session, job: Search, settings: DeriveSettings) -> Choice:
         key = (tuple(indices), settings.recalibrate_images, examples)
         if key not in session.scores:
             network = _calibrated(session, job, indices, settings)
-            with as_deployed(session, network) as deployed:
+            with as_scored(session, network) as scored:
                 session.scores[key] = evaluate(
-                    deployed,
+                    scored,
                     job.task,
                     scoring,
                     session.machine,

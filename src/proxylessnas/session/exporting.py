@@ -23,7 +23,8 @@ from proxylessnas.export.torch_export import to_torch_export
 from proxylessnas.hardware.precisions import compare_precisions
 from proxylessnas.hardware.runtimes import make
 from proxylessnas.hardware.timing import TAILS, disturbance
-from proxylessnas.session.deploying import INT8
+from proxylessnas.report.verdict import accuracy_words
+from proxylessnas.session.deploying import SUFFIXES, int8_file, int8_name, running, scored
 from proxylessnas.session.finishing import trained_network
 from proxylessnas.session.records import BASELINES
 from proxylessnas.session.session import Session
@@ -33,7 +34,9 @@ FILES = {
     **{"torch": "network.pt2", "tflite": "network.tflite", "executorch": "network.pte"},
     **{"coreml": "network.mlpackage", "python": "python"},
 }
-FORMATS = (ONNX_FORMAT, *FILES)
+# Formats in int8, and the runtime that each is of.
+IN_INT8 = {"onnx-int8": "onnxruntime", "tflite-int8": "litert", "executorch-int8": "executorch"}
+FORMATS = (ONNX_FORMAT, *FILES, *IN_INT8)
 NOT_MEASURED: dict[str, Any] = {
     "measured_ms": None,
     "measured_raw_ms": None,
@@ -48,7 +51,7 @@ def export(session: Session) -> None:
     session.records.require("evaluate" if session.is_int8 else "train")
     with session.records.stage("export", "ONNX, compared, measured", session.callbacks) as facts:
         facts |= session.ranks.of_main(lambda: _export_onnx(session))
-        facts["files"] = [ONNX, *([INT8] if session.is_int8 else [])]
+        facts["files"] = [ONNX, *([int8_name(session.runtime.name)] if session.is_int8 else [])]
 
 
 def _export_onnx(session: Session) -> dict[str, Any]:
@@ -100,9 +103,10 @@ def _measured(session: Session, network: nn.Module) -> dict[str, Any]:
     others: dict[str, nn.Module] = {}
     if session.config.baselines and not session.config.is_specialised:
         others = {name: trained_network(session, name).cpu() for name in BASELINES}
-    reads_onnx = session.runtime.name.partition(":")[0] in ("onnxruntime", "openvino")
-    file = session.store.path is not None and reads_onnx
-    name = INT8 if session.is_int8 else ONNX
+    base = session.runtime.name.partition(":")[0]
+    reads = base in ("onnxruntime", "openvino") or (session.is_int8 and base in SUFFIXES)
+    file = session.store.path is not None and reads
+    name = int8_name(base) if session.is_int8 else ONNX
     subject: nn.Module | Path = session.store.file(name) if file else network
     with session.reporter.bar("measuring") as update:
         report = session.measure_networks({"derived": subject, **others}, progress=update)
@@ -120,13 +124,34 @@ def _measured(session: Session, network: nn.Module) -> dict[str, Any]:
 
 
 def export_as(session: Session, form: str) -> None:
-    """The trained network as `network.pt2` (torch.export), or another one of `FILES`."""
+    """The trained network as `network.pt2` (torch.export), or another one of `FORMATS`."""
     if form not in FORMATS:
         raise ConfigError(f"there is no export format {form!r}; allowed: {', '.join(FORMATS)}")
     session.records.require("train")
     if session.store.path is None:
         raise RunError("there is no directory to export to: give the search an `out`")
-    session.ranks.of_main(lambda: _write(session, form))
+    write = _write_int8 if form in IN_INT8 else _write
+    session.ranks.of_main(lambda: write(session, form))
+
+
+def _write_int8(session: Session, form: str) -> None:
+    """A file of other integers than eager's floats is judged by its accuracy."""
+    base, network = IN_INT8[form], trained_network(session).cpu()
+    runtime = make(base, precision="int8")  # refused before the conversion where it is not here
+    content, name = int8_file(session, network, runtime=base), int8_name(base)
+    session.store.write(name, content)
+    with running(runtime, content, session.config.measure.batch) as deployed:
+        score = scored(session, deployed, "test")
+    in_float = scored(session, session.machine.place(network), "test")
+    words = (
+        ""
+        if score.accuracy is None
+        else (
+            f": test accuracy {accuracy_words(score.accuracy, score.examples)} on {base}, "
+            f"{100 * (in_float.accuracy or 0):.2f} % in float"
+        )
+    )
+    session.reporter.say(f"  {session.store.file(name)}{words}")
 
 
 def _write(session: Session, form: str) -> None:

@@ -21,14 +21,13 @@ from proxylessnas.report.verdict import accuracy_words
 from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.propose import binding_cost, sample_within
 from proxylessnas.session.budget import Pace
-from proxylessnas.session.deploying import INT8, as_deployed, int8_file, reduces_range, running
+from proxylessnas.session.deploying import as_deployed, check_quantise, running, scored
 from proxylessnas.session.mistakes import MISTAKES, Mistakes
-from proxylessnas.session.problem import Part
+from proxylessnas.session.quantising import quantise
 from proxylessnas.session.records import BASELINES
 from proxylessnas.session.session import Session
 from proxylessnas.session.store import STEADY
 from proxylessnas.training.evaluate import Score, recalibrate
-from proxylessnas.training.evaluate import evaluate as evaluate_network
 from proxylessnas.training.train import Training
 
 T = TypeVar("T")
@@ -143,7 +142,7 @@ def _least_score(session: Session, begin: nn.Module) -> float:
 
 
 def _score(session: Session, network: nn.Module) -> Score:
-    return _scored(session, session.machine.place(network).eval(), "scoring")
+    return scored(session, session.machine.place(network).eval(), "scoring")
 
 
 def has_time(session: Session, seconds: float) -> bool:
@@ -206,6 +205,7 @@ def evaluate(session: Session, name: str = "") -> Score:
     Of the network itself also which classes are taken for which (`confusion.json`), and the
     accuracy on training images, which tells learning too little from learning by heart.
     """
+    check_quantise(session)
     stage = f"evaluate-{name}" if name else "evaluate"
     session.records.require(f"train-{name}" if name else "train")
     with (
@@ -218,7 +218,7 @@ def evaluate(session: Session, name: str = "") -> Score:
         mistakes = None if info is None or not counted else Mistakes(info)
         watched = {} if mistakes is None else {"see": mistakes}
         deployed = stack.enter_context(_shipped(session, network, name, facts))
-        score = _scored(session, deployed, "test", classes=counted, **watched)
+        score = scored(session, deployed, "test", classes=counted, **watched)
         loss = score.loss if math.isfinite(score.loss) else None
         facts |= {"accuracy": score.accuracy, "loss": loss, "examples": score.examples}
         if score.confusion is not None:
@@ -227,10 +227,10 @@ def evaluate(session: Session, name: str = "") -> Score:
         if mistakes is not None:
             session.store.write_json(MISTAKES, mistakes.worst)
         if not name:
-            known = _scored(session, deployed, "calibration", examples=TRAINING_IMAGES)
+            known = scored(session, deployed, "calibration", examples=TRAINING_IMAGES)
             facts["training_accuracy"] = known.accuracy
         if session.is_int8:
-            facts["float_accuracy"] = _scored(session, network, "test").accuracy
+            facts["float_accuracy"] = scored(session, network, "test").accuracy
     if score.accuracy is not None:
         words = f"  test accuracy {accuracy_words(score.accuracy, score.examples)}"
         if (in_float := facts.get("float_accuracy")) is not None:
@@ -248,27 +248,10 @@ def _shipped(
         with as_deployed(session, network) as deployed:
             yield deployed
         return
-    content = int8_file(session, network)
-    session.store.write(INT8, content)
-    facts["files"] = [INT8]
-    facts["calibration_images"] = session.config.quantise.images
-    facts["float_blocks"] = session.config.quantise.float_blocks
-    facts["reduced_range"] = reduces_range(session)
-    with running(session.runtime, content) as deployed:
+    content, in_int8 = quantise(session, network)
+    facts |= in_int8
+    with running(session.runtime, content, session.config.measure.batch) as deployed:
         yield deployed
-
-
-def _scored(session: Session, network: nn.Module, part: Part, **options: Any) -> Score:
-    with session.reporter.bar(f"evaluating on the part {part}") as update:
-        return evaluate_network(
-            network,
-            session.problem.task,
-            session.problem.batches(part, session.config),
-            session.machine,
-            ranks=session.ranks,
-            after_batch=update,
-            **options,
-        )
 
 
 def _keep_confusion(session: Session, classes: Sequence[str], confusion: Tensor) -> None:

@@ -8,8 +8,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
+from proxylessnas.hardware.energy import COLUMN, meter_of
 from proxylessnas.io.stopping import Stopped
 from proxylessnas.limits import check_limit_names
+from proxylessnas.session.deploying import check_quantise
 from proxylessnas.session.deriving import derive
 from proxylessnas.session.early import try_early
 from proxylessnas.session.fitting import begin_within, fit
@@ -27,6 +29,7 @@ def begin(session: Session) -> Session:
     What no network can keep, and a table of something else, is refused before anything is left.
     """
     check_names_of_limits(session)
+    check_quantise(session)
     try_early(session)
     reporter = session.reporter
     with nullcontext() if reporter.console.quiet else reporter.warnings_as_lines():
@@ -43,9 +46,16 @@ def begin(session: Session) -> Session:
 
 
 def check_names_of_limits(session: Session) -> None:
-    """ConfigError where a limit is of a cost that there is not."""
-    table = session.brought_table
-    columns = {} if table is None else table.columns
+    """ConfigError where a limit is of a cost that there is not.
+
+    Raises:
+        MeasurementError, MissingDependency: the meter that the settings name is not here.
+    """
+    table, energy = session.brought_table, session.config.measure.energy
+    columns = set() if table is None else set(table.columns)
+    if energy is not None and session.config.table is None and table is None:
+        meter_of(energy)
+        columns = {COLUMN}
     check_limit_names(session.limits, [*session.problem.functions, *columns])
 
 

@@ -47,6 +47,7 @@ RUNTIMES = {
     "litert": _BuiltIn("litert", "LiteRt", needs="ai_edge_litert"),
     "openvino": _BuiltIn("openvino", "OpenVino", needs="openvino"),
     "executorch": _BuiltIn("executorch", "ExecuTorch", needs="executorch"),
+    "tensorrt": _BuiltIn("tensorrt", "TensorRt", needs="tensorrt"),
     "fake": _BuiltIn("fake", "make_fake"),
 }
 
@@ -78,8 +79,8 @@ def make(name: str, *, threads: int = 1, precision: str | None = None) -> Runtim
         return factory(*options, threads=threads, precision=precision)
     if precision != "f32":
         raise MeasurementError(
-            f"the runtime {base} computes in f32 alone, not in {precision}: onnxruntime and "
-            "openvino have others"
+            f"the runtime {base} computes in f32 alone, not in {precision}: onnxruntime, "
+            "openvino, litert, executorch and tensorrt have others"
         )
     return factory(*options, threads=threads)
 

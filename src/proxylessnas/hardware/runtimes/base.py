@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from proxylessnas.errors import MeasurementError
+from proxylessnas.hardware.host import cpu_model
 from proxylessnas.hardware.rounds import TimedNetwork
 
 Shape = tuple[int, ...]
@@ -34,8 +36,8 @@ class Session(TimedNetwork, ABC):
         """
         return None
 
-    def run(self, arrays: Mapping[str, Array]) -> tuple[Array, ...]:
-        """What it computes of other inputs, by name and of the same shapes.
+    def run(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
+        """What it computes of other inputs of the module, in its order and of the same shapes.
 
         Raises:
             MeasurementError: the runtime only measures.
@@ -89,8 +91,36 @@ class Runtime(Protocol):
 Factory = Callable[..., Runtime]
 
 
+class OfPackage:
+    """A runtime that takes no options, and is a package.
+
+    base: its name. package: whose version is its own. precisions: that it computes in.
+
+    Raises:
+        MeasurementError: it does not compute in the precision.
+    """
+
+    base, package = "", ""
+    precisions: tuple[str, ...] = ("f32", "int8")
+
+    def __init__(self, *options: str, threads: int = 1, precision: str = "f32") -> None:
+        self.name, self.threads = full_name(self.base, options, ()), threads
+        self.precision, allowed = precision, " and ".join(self.precisions)
+        if precision not in self.precisions:
+            raise MeasurementError(
+                f"the runtime {self.base} computes in {allowed}, not in {precision}"
+            )
+
+    def describe(self) -> dict[str, str | int]:
+        version, device = metadata.version(self.package), self.device_name()
+        return description(self, version=version, device=device, precision=self.precision)
+
+    def device_name(self) -> str:
+        return cpu_model()
+
+
 def description(
-    runtime: Runtime, *, version: str, device: str, precision: str = "f32"
+    runtime: Runtime | OfPackage, *, version: str, device: str, precision: str = "f32"
 ) -> dict[str, str | int]:
     """A runtime's `describe()`."""
     words = {"runtime": runtime.name, "version": version, "precision": precision}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from proxylessnas.errors import MeasurementError, foreign
-from proxylessnas.export.executorch import loaded, to_executorch
+from proxylessnas.export.executorch import is_int8, loaded, to_executorch
+from proxylessnas.export.precision import noisy_inputs
 from proxylessnas.export.quiet import stderr_away
-from proxylessnas.hardware.host import cpu_model
 from proxylessnas.hardware.networks import stand_in
-from proxylessnas.hardware.runtimes.base import Array, Session, Shape, description, full_name
+from proxylessnas.hardware.runtimes.base import Array, OfPackage, Session, Shape
 from proxylessnas.hardware.runtimes.files import FileInput, checked_file, full_shapes, in_words
 
 
-class ExecuTorch:
-    """executorch: float32 on the CPU. An export of a network takes half a minute."""
+class ExecuTorch(OfPackage):
+    """executorch: float32 or int8 on the CPU. An export of a network takes half a minute."""
 
-    def __init__(self, *options: str, threads: int = 1) -> None:
-        self.name, self.threads = full_name("executorch", options, ()), threads
-
-    def describe(self) -> dict[str, str | int]:
-        return description(self, version=version("executorch"), device=cpu_model())
+    base = package = "executorch"
 
     def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
-        content = to_executorch(module, inputs)
+        noise = noisy_inputs(inputs) if self.precision == "int8" else None
+        content = to_executorch(module, inputs, noise)
         with foreign(MeasurementError, "executorch cannot run the network"), stderr_away():
             return _Session(loaded(content), inputs, self.threads)
 
@@ -38,13 +34,20 @@ class ExecuTorch:
     ) -> Session:
         path = checked_file(path, ".pte", "executorch")
         with foreign(MeasurementError, f"executorch cannot load {path}"), stderr_away():
-            method = loaded(path.read_bytes())
+            content = path.read_bytes()
+            method, in_int8 = loaded(content), is_int8(content)
             inputs = _inputs(method)
+        if self.precision == "int8" and not in_int8:
+            raise MeasurementError(
+                f"{path} does not say that it is in int8, which a .pte file is made in: export "
+                "the network anew, or leave --precision out"
+            )
         full = full_shapes(inputs, batch, shapes or {}, str(path))
         tensors = tuple(torch.from_numpy(stand_in(full[x.name], x.dtype)) for x in inputs)
         with foreign(MeasurementError, f"executorch cannot run {path}"), stderr_away():
             session = _Session(method, tensors, self.threads)
-        session.file = in_words(inputs, full, "")
+        session.precision = "int8" if in_int8 else ""
+        session.file = in_words(inputs, full, session.precision)
         return session
 
 
@@ -72,8 +75,8 @@ class _Session(Session):
         _set_threads(self.threads)
         return super().timed(repeat)
 
-    def run(self, arrays: Mapping[str, Array]) -> tuple[Array, ...]:
-        tensors = [torch.from_numpy(array) for array in arrays.values()]
+    def run(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
+        tensors = [torch.from_numpy(array) for array in arrays]
         return tuple(value.numpy().copy() for value in self.method.execute(tensors))
 
     def outputs(self) -> tuple[Array, ...]:

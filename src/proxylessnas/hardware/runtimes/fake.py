@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from proxylessnas.errors import MeasurementError, foreign
 from proxylessnas.export.compare import eager_outputs
-from proxylessnas.export.onnx_session import feed_of, open_session
+from proxylessnas.export.onnx_session import feed_of, named_inputs, open_session
 from proxylessnas.hardware.count import count_macs
 from proxylessnas.hardware.runtimes.base import Array, Session, Shape, description, full_name
 from proxylessnas.hardware.runtimes.files import checked_file
@@ -91,11 +91,11 @@ class FakeSession(Session):
 
     def __call__(self) -> None: ...
 
-    def run(self, arrays: Mapping[str, Array]) -> tuple[Array, ...]:
+    def run(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
         if self.content is None:
             return super().run(arrays)
         opened = open_session(self.content)  # its time is made up, and what it computes is not
-        return tuple(opened.run(None, feed_of(opened, arrays)))
+        return tuple(opened.run(None, feed_of(opened, named_inputs(arrays))))
 
     def outputs(self) -> tuple[Array, ...]:
         if self.module is None:

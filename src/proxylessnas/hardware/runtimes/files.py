@@ -124,8 +124,7 @@ def converted_file(
     """
     import onnx
 
-    model = onnx.load(path, load_external_data=False)
-    weights = "int8" if is_quantised(model) else _weights(model)
+    weights = weights_of(path)
     if precision in ("f32", "bf16", weights):
         return None, weights
     if weights not in ("f32", ""):
@@ -135,13 +134,17 @@ def converted_file(
     return in_precision(content, precision, feeds, reduce_range=reduced), precision
 
 
-def _weights(model: Any) -> str:
-    """The type of most weights of an ONNX model, as `f32`, `f16` or `i8`; empty where it has none.
+def weights_of(path: Path) -> str:
+    """The type of most weights of an ONNX file, as `f32`, `f16` or `int8` (quantised); empty where
+    it has none.
 
     Weights in files beside it are not read.
     """
     import onnx
 
+    model = onnx.load(path, load_external_data=False)
+    if is_quantised(model):
+        return "int8"
     sizes: Counter[str] = Counter()
     for weight in model.graph.initializer:
         name = onnx.TensorProto.DataType.Name(weight.data_type).lower()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +13,31 @@ from ai_edge_litert.interpreter import Interpreter
 from torch import Tensor, nn
 
 from proxylessnas.errors import MeasurementError, foreign
-from proxylessnas.export.lite_names import lite_inputs, lite_name
+from proxylessnas.export.lite_names import computed, feed, lite_name
+from proxylessnas.export.precision import noisy_feeds, noisy_inputs
 from proxylessnas.export.quiet import stderr_away
-from proxylessnas.export.tflite import channels_last, to_tflite
+from proxylessnas.export.tflite import lite_feed, quantised_tflite, to_tflite
 from proxylessnas.hardware.fingerprint import fingerprint
-from proxylessnas.hardware.host import cpu_model
 from proxylessnas.hardware.networks import LiteRtNetwork, stand_in
-from proxylessnas.hardware.runtimes.base import Session, Shape, description, full_name
+from proxylessnas.hardware.runtimes.base import Array, OfPackage, Session, Shape
 from proxylessnas.hardware.runtimes.files import FileInput, checked_file, full_shapes, in_words
 
 
-class LiteRt:
-    """litert: float32 on the CPU by XNNPACK."""
+class LiteRt(OfPackage):
+    """litert: float32 or int8 on the CPU by XNNPACK; int8 has integers as inputs and outputs."""
 
-    def __init__(self, *options: str, threads: int = 1) -> None:
-        self.name, self.threads = full_name("litert", options, ()), threads
-        self._last = ("", b"")
-
-    def describe(self) -> dict[str, str | int]:
-        return description(self, version=version("ai-edge-litert"), device=cpu_model())
+    base, package = "litert", "ai-edge-litert"
+    _last = ("", b"")
 
     def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
         model = self._converted(module, inputs)
-        arrays = lite_inputs([x.cpu().numpy() for x in channels_last(inputs)])
         with foreign(MeasurementError, "litert cannot load the network"), stderr_away():
-            interpreter = Interpreter(model_content=model, num_threads=self.threads)
+            interpreter = self._interpreter(model_content=model)
             interpreter.allocate_tensors()
-            return _LiteRtSession(interpreter, arrays)
+            return _LiteRtSession(interpreter, lite_feed(inputs))
+
+    def _interpreter(self, **what: Any) -> Any:
+        return Interpreter(**what, num_threads=self.threads)
 
     def _converted(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
         """The same network twice in a row, as a validation network is, is converted once.
@@ -53,7 +50,8 @@ class LiteRt:
         for tensor in module.state_dict().values():
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         if digest.hexdigest() != self._last[0]:
-            self._last = (digest.hexdigest(), to_tflite(module, inputs))
+            noise = noisy_inputs(inputs) if self.precision == "int8" else None
+            self._last = (digest.hexdigest(), to_tflite(module, inputs, noise))
         return self._last[1]
 
     def load_file(
@@ -61,7 +59,9 @@ class LiteRt:
     ) -> Session:
         path = checked_file(path, ".tflite", "litert")
         with foreign(MeasurementError, f"litert cannot load {path}"), stderr_away():
-            interpreter = Interpreter(model_path=str(path), num_threads=self.threads)
+            interpreter = self._interpreter(model_path=str(path))
+            if self.precision == "int8" and (weights := _precision(interpreter)) != "int8":
+                interpreter = self._interpreter(model_content=_quantised(path, weights))
             details = interpreter.get_input_details()
             inputs = [_file_input(tensor) for tensor in details]
             full = full_shapes(inputs, batch, shapes or {}, str(path))
@@ -87,13 +87,25 @@ def _file_input(tensor: Mapping[str, Any]) -> FileInput:
 def _precision(interpreter: Any) -> str:
     """Of a file's weights; the converters leave float32 tensors beside those of less precision."""
     kinds = {np.dtype(t["dtype"]).name for t in interpreter.get_tensor_details() if len(t["shape"])}
-    names = {"int8": "i8", "uint8": "u8", "float16": "f16"}
+    names = {"int8": "int8", "uint8": "int8", "float16": "f16"}
     return next((names[name] for name in names if name in kinds), "f32")
 
 
+def _quantised(path: Path, weights: str) -> bytes:
+    """A float file in int8, on noise, of its own shapes."""
+    if weights != "f32":
+        raise MeasurementError(f"{path} is a file of {weights}, of which int8 is not made")
+    inputs = [_file_input(x) for x in Interpreter(model_path=str(path)).get_input_details()]
+    shapes = {x.name: [max(1, size) for size in x.shape] for x in inputs}
+    arrays = {x.name: stand_in(shapes[x.name], x.dtype) for x in inputs}
+    return quantised_tflite(path.read_bytes(), noisy_feeds(arrays))
+
+
 class _LiteRtSession(LiteRtNetwork, Session):
-    def outputs(self) -> tuple[np.ndarray[Any, Any], ...]:
+    def run(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
+        feed(self.interpreter, lite_feed(tuple(map(torch.from_numpy, arrays))))
+        return self.outputs()
+
+    def outputs(self) -> tuple[Array, ...]:
         self()
-        details = self.interpreter.get_output_details()
-        arrays = [self.interpreter.get_tensor(tensor["index"]) for tensor in details]
-        return tuple(a.transpose(0, 3, 1, 2) if a.ndim == 4 else a for a in arrays)
+        return tuple(computed(self.interpreter))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -138,8 +138,8 @@ class _OnnxSession(OnnxNetwork, Session):
         with foreign(MeasurementError, "onnxruntime gives no profile of it"), stderr_away():
             return float_share(self.opened, self.arrays)
 
-    def run(self, arrays: Mapping[str, Array]) -> tuple[Array, ...]:
-        return tuple(self.session.run(None, feed_of(self.session, arrays)))
+    def run(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
+        return tuple(self.session.run(None, feed_of(self.session, named_inputs(arrays))))
 
     def outputs(self) -> tuple[Array, ...]:
         self()

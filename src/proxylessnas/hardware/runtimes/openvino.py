@@ -7,7 +7,7 @@ threads are always set here.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -176,8 +176,9 @@ class _OpenVinoSession(Session):
             and (node.node_name.endswith("/sink_port_0") or node.node_name.startswith(self._inputs))
         )
 
-    def run(self, arrays: Mapping[str, Array]) -> tuple[Array, ...]:
-        self._request.infer({i: arrays[name] for i, name in enumerate(self._inputs)})
+    def run(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
+        named = named_inputs(arrays)
+        self._request.infer({i: named[name] for i, name in enumerate(self._inputs)})
         return self._outputs()
 
     def outputs(self) -> tuple[Array, ...]:
