@@ -11,6 +11,7 @@ import pytest
 from proxylessnas.cli import names
 from proxylessnas.cli.main import main
 from proxylessnas.data.spec import _BUNDLED
+from proxylessnas.errors import ConfigError
 from proxylessnas.hardware.runtimes import RUNTIMES
 from proxylessnas.pretrained.loading import LITE
 from proxylessnas.spaces import SPACES
@@ -57,6 +58,7 @@ def test_torch_is_not_imported_for_it() -> None:
     "settings",
     [
         {"runtime": "torch:channels_last", "space": "my.module:factory"},
+        {"runtime": "tensorrt"},
         {"data": "uoft-cs/cifar10", "pretrained": "timm:mobilenetv2_100"},
         {"data": "torchvision:CIFAR10", "pretrained": "none"},
         {"data": str(Path(__file__).parent), "pretrained": None},
@@ -84,3 +86,21 @@ def test_a_directory_of_other_files_is_no_place_for_a_run(
     line = capsys.readouterr().err
     assert "is not empty and holds no run (holiday.txt)" in line and "Traceback" not in line
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["holiday.txt"]
+
+
+def test_measuring_takes_several_runtimes_and_those_of_kits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for runtime in ("onnxruntime,openvino", "torch:cuda,graph", "coreml", "tensorrt"):
+        names.check_names({"runtime": runtime}, measuring=True)
+    for runtime, wrong in (("onnxruntime,openvin", "openvin"), ("corem", "corem")):
+        with pytest.raises(ConfigError, match=f"there is no runtime '{wrong}'"):
+            names.check_names({"runtime": runtime}, measuring=True)
+    for runtime in ("onnxruntime,openvino", "coreml"):  # a run is on one, and on no kit's
+        assert main(["run", "--data=digits", f"--runtime={runtime}"]) == 2
+        assert f"there is no runtime '{runtime}'" in capsys.readouterr().err
+    sizes = "--space-settings={widths: [8], depths: [1], head: 8}"
+    words = ["--space=macro", sizes, "--image-size=32", "--runtime=tensorrt", "--precision=fp16"]
+    few = ["--measure.networks=3", "--measure.rounds=1", "--measure.network-rounds=1", "--quiet"]
+    assert main(["measure", *words, *few, f"--export-kit={tmp_path / 'kit.zip'}"]) == 0
+    assert (tmp_path / "kit.zip").stat().st_size > 0

@@ -95,6 +95,8 @@ def test_a_file_of_another_precision_is_refused(name: str, tmp_path: Path) -> No
     ("name", "precision", "words"),
     [
         ("torch", "int8", "the runtime torch computes in f32 alone"),
+        ("onnxruntime", "int7", "there is no precision 'int7'; did you mean int8"),
+        ("onnxruntime", "int8,int8", "there is no precision 'int8,int8'"),
         ("onnxruntime", "bf16", "no bf16 kernels on CPU"),
         ("onnxruntime", "fp16", "no fp16 kernels on CPU"),
         ("fake", "bf16", "f32 and int8, not in bf16"),
@@ -224,8 +226,12 @@ def test_the_command_says_whether_int8_pays(
     to_onnx(network(), (IMAGE,), path)
     assert main(["measure", str(path), "--precision=f32,int8", *FEW]) == 0
     assert WHOLE in capsys.readouterr().out
-    assert main(["measure", str(path), "--precision=int8", *FEW]) == 0
-    assert "int8, 1 thread" in capsys.readouterr().out
+    for said_twice in ("int8", "int8,int8"):
+        assert main(["measure", str(path), f"--precision={said_twice}", *FEW]) == 0
+        said = capsys.readouterr().out
+        assert "int8, 1 thread" in said and "weights int8\n" in said
+    assert main(["measure", str(path), "--runtime=onnxruntime,fake", *FEW]) == 0
+    assert re.search(r"network +onnxruntime +fake", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from pretrained import WORDS, trained_run
 from tiny_run import TINY_RUN, made_once
 from torch import nn
 
@@ -37,6 +38,7 @@ from proxylessnas.session.deploying import (
     running,
     scored,
 )
+from proxylessnas.session.deriving import SCORED_IN_INT8, inherited_network
 from proxylessnas.session.finishing import trained_network as network_of
 from proxylessnas.session.quantising import fine_tuned
 from proxylessnas.session.session import Session
@@ -220,6 +222,37 @@ def test_settings_of_int8_that_would_do_nothing_are_refused(
 def loss_in_int8(session: Session, network: nn.Module) -> float:
     with as_deployed(session, network) as deployed:
         return scored(session, deployed, "scoring").loss
+
+
+@pytest.fixture(scope="module")
+def specialised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def make_run(path: Path) -> None:
+        trained = trained_run(tmp_path_factory.mktemp("trained"))
+        words = [*WORDS, f"--pretrained={trained}", "--precision=int8", "--quantise.images=40"]
+        assert main(["run", *words, f"--out={path}"]) == 0
+
+    return made_once(tmp_path_factory, "int8-specialised", make_run)
+
+
+@pytest.mark.parametrize("road", ["run", "specialised"])
+def test_proposals_are_scored_in_int8_on_both_roads(
+    road: str, request: pytest.FixtureRequest
+) -> None:
+    """The score that the choice was made by is that of the int8 file, and not float's."""
+    path: Path = request.getfixturevalue(road)
+    session = session_of(path)
+    record = json.loads((path / "stages/derive.json").read_text())
+    network = inherited_network(session)
+    with as_deployed(session, network) as deployed:
+        score = scored(session, deployed, "scoring", examples=SCORED_IN_INT8)
+    assert record["score"] == score.value[0]
+    assert score.loss != scored(session, network, "scoring", examples=SCORED_IN_INT8).loss
+    assert facts_of_int8(path)["loss_points"] is not None
+
+
+def facts_of_int8(path: Path) -> dict[str, float | None]:
+    facts: dict[str, float | None] = json.loads((path / "summary.json").read_text())["int8"]
+    return facts
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "litert"])

@@ -201,8 +201,8 @@ def _networks(options: Values, settings: Values, reporter: Reporter) -> None:
         seed=settings.get("seed", 0),
         shapes=_shapes(options["shape"] or []),
     )
-    precision = settings.get("precision")
-    precisions = parse_precisions(precision) if precision else ()
+    precisions = parse_precisions(settings["precision"]) if settings.get("precision") else ()
+    precision = precisions[0] if len(precisions) == 1 else None
     if options["sustained"]:
         if len(precisions) > 1:
             raise ConfigError("--sustained is of one precision: give one, as --precision int8")

@@ -15,7 +15,8 @@ from proxylessnas.config import HUB_NAME
 from proxylessnas.errors import ConfigError, did_you_mean
 
 SPACES = ("mobile", "macro", "cell", "tree")
-RUNTIMES = ("onnxruntime", "torch", "litert", "openvino", "executorch", "fake")
+RUNTIMES = ("onnxruntime", "torch", "litert", "openvino", "executorch", "tensorrt", "fake")
+KITS = ("coreml",)  # runtimes that only kits are of
 DATA = ("mnist5k", "digits", "surfaces")
 PRETRAINED = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 OTHER_SPACES = ("inverted", "custom", "model")  # that files name: trained ones, Python calls
@@ -23,8 +24,10 @@ OTHER_DATA = "a folder that exists, owner/name of the Hugging Face hub or torchv
 OTHER_PRETRAINED = "torchvision:NAME, timm:NAME, a checkpoint or a run directory"
 
 
-def check_names(settings: Mapping[str, Any]) -> None:
+def check_names(settings: Mapping[str, Any], *, measuring: bool = False) -> None:
     """Of a run's settings, nested plain values.
+
+    measuring: networks, which may be on several runtimes, or by a kit.
 
     Raises:
         ConfigError: a name is of nothing; the nearest are named.
@@ -32,10 +35,11 @@ def check_names(settings: Mapping[str, Any]) -> None:
     space = settings.get("space", SPACES[0])
     if ":" not in space and space not in OTHER_SPACES:
         _known(space, SPACES, "space", "; or give module:factory for your own model")
-    runtime = settings.get("runtime", RUNTIMES[0]).partition(":")[0]
-    if runtime not in RUNTIMES:  # other packages may bring some
-        plugins = sorted(point.name for point in entry_points(group="proxylessnas.runtimes"))
-        _known(runtime, [*RUNTIMES[:-1], *plugins], "runtime")
+    runtime = settings.get("runtime", RUNTIMES[0]).partition(":")[0]  # behind it are its options
+    for name in map(str.strip, runtime.split(",")) if measuring else (runtime,):
+        if name not in (*RUNTIMES, *(KITS if measuring else ())):  # other packages may bring some
+            plugins = sorted(point.name for point in entry_points(group="proxylessnas.runtimes"))
+            _known(name, [*RUNTIMES[:-1], *plugins], "runtime")
     data = settings.get("data") or DATA[0]
     if not _is_elsewhere(data):
         _known(data, DATA, "data set", f"; or give {OTHER_DATA}")

@@ -59,7 +59,7 @@ def main(verb: str, signal: Signal, words: list[str]) -> int:
     flags = {k: settings.pop(k, None) for k in FLAGS}
     settings = _with_config(settings.pop("config", None), settings)
     parse_settings(RunConfig, settings)  # refused before anything is read
-    check_names(settings)
+    check_names(settings, measuring=verb == "measure")
     if verb == "measure":
         from proxylessnas.cli.measure import form_of
 

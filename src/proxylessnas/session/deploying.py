@@ -128,7 +128,8 @@ def check_quantise(session: Session) -> None:
 
 def reduces_range(session: Session) -> bool:
     """Whether weights take 7 bits: on a device that is elsewhere, which may want them, they do."""
-    return needs_reduced_range() or not session.is_local
+    widens = session.runtime.name.partition(":")[0] in SUFFIXES  # to 16 bits before it multiplies
+    return not widens and (needs_reduced_range() or not session.is_local)
 
 
 def calibration(session: Session, problem: Problem | None = None) -> list[tuple[Tensor, ...]]:

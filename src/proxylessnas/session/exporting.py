@@ -13,13 +13,9 @@ from torch import nn
 from proxylessnas.architecture import InputInfo
 from proxylessnas.data.decode import preprocessing
 from proxylessnas.errors import ConfigError, RunError
-from proxylessnas.export.compare import Difference
 from proxylessnas.export.coreml import UNTESTED, export_coreml
-from proxylessnas.export.executorch import export_executorch
 from proxylessnas.export.onnx import compare, to_onnx
-from proxylessnas.export.python import to_python
-from proxylessnas.export.tflite import export_tflite
-from proxylessnas.export.torch_export import to_torch_export
+from proxylessnas.export.write import export_network
 from proxylessnas.hardware.precisions import compare_precisions
 from proxylessnas.hardware.runtimes import make
 from proxylessnas.hardware.timing import TAILS, disturbance
@@ -137,37 +133,29 @@ def export_as(session: Session, form: str) -> None:
 def _write_int8(session: Session, form: str) -> None:
     """A file of other integers than eager's floats is judged by its accuracy."""
     base, network = IN_INT8[form], trained_network(session).cpu()
+    name = int8_name(base)
+    if session.is_int8 and name == int8_name(session.runtime.name):
+        raise ConfigError(f"{name} is the file that this run ships: it is there already")
     runtime = make(base, precision="int8")  # refused before the conversion where it is not here
-    content, name = int8_file(session, network, runtime=base), int8_name(base)
+    content = int8_file(session, network, runtime=base)
     session.store.write(name, content)
     with running(runtime, content, session.config.measure.batch) as deployed:
         score = scored(session, deployed, "test")
     in_float = scored(session, session.machine.place(network), "test")
-    words = (
-        ""
-        if score.accuracy is None
-        else (
-            f": test accuracy {accuracy_words(score.accuracy, score.examples)} on {base}, "
-            f"{100 * (in_float.accuracy or 0):.2f} % in float"
-        )
-    )
-    session.reporter.say(f"  {session.store.file(name)}{words}")
+    words = f"  {session.store.file(name)}"
+    if score.accuracy is not None and in_float.accuracy is not None:
+        words += f": test accuracy {accuracy_words(score.accuracy, score.examples)} on {base}, "
+        words += f"{100 * in_float.accuracy:.2f} % in float"
+    session.reporter.say(words)
 
 
 def _write(session: Session, form: str) -> None:
     network = trained_network(session).cpu()
     path = session.store.file(FILES[form])
-    difference: Difference
     if form == "coreml":
         export_coreml(network, session.inputs, path)
         session.reporter.say(f"  {path}: {UNTESTED}")
         return
-    if form == "python":
-        difference = to_python(session.load_architecture("architecture.json"), network, path)
-    elif form == "tflite":
-        difference = export_tflite(network, session.inputs, path)
-    elif form == "executorch":
-        difference = export_executorch(network, session.inputs, path)
-    else:
-        difference = to_torch_export(network, session.inputs, path)
+    architecture = session.load_architecture("architecture.json")
+    difference = export_network(architecture, network, session.inputs, path)
     session.reporter.say(f"  {path}: differs from eager by {difference.relative:.1e} at most")

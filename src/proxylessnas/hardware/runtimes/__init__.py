@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import cast
 
+from proxylessnas.config import PRECISIONS
 from proxylessnas.errors import MeasurementError, MissingDependency, did_you_mean
 from proxylessnas.hardware.runtimes.base import Factory, Runtime, Session
 
@@ -75,6 +76,10 @@ def make(name: str, *, threads: int = 1, precision: str | None = None) -> Runtim
     factory = _factory(base)
     if precision is None:
         return factory(*options, threads=threads)
+    if precision not in PRECISIONS:
+        raise MeasurementError(
+            f"there is no precision {precision!r}; {did_you_mean(precision, PRECISIONS)}"
+        )
     if "precision" in inspect.signature(factory).parameters:
         return factory(*options, threads=threads, precision=precision)
     if precision != "f32":
