@@ -8,8 +8,8 @@ them. Images may be halved, which takes a quarter of the time.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -55,7 +55,7 @@ class SharedWeights:
     """How a supernet's weights are trained.
 
     train, valid: batches of `BATCH` images. paths: the candidates of a step, by its number; None:
-    every candidate once a shuffled round.
+    every candidate once a shuffled round. facts: what else the weights depend on, kept beside them.
     """
 
     supernet: Supernet
@@ -65,19 +65,31 @@ class SharedWeights:
     seed: int
     minutes: float
     paths: Callable[[int], Sequence[int]] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self, file: Path) -> dict[str, Any]:
         """The weights of a file into the supernet; trained and written where it is missing.
 
         Returns what the file says of their training. A training that was interrupted goes on.
+
+        Raises:
+            SystemExit: the file's weights were trained with other facts.
         """
         store = RunDirectory(file.parent)
         if not file.exists():
             made = self._train(RunDirectory(file.with_suffix(".part")))
+            made |= self.facts
             store.save_tensors(file.name, self.supernet.model.state_dict(), made)
             shutil.rmtree(file.with_suffix(".part"))
+        made = store.load_tensors(file.name)[1]
+        for name, value in self.facts.items():
+            if made.get(name, value) != value:
+                raise SystemExit(
+                    f"{file} was trained with {name} {made[name]}, not {value}: give the same "
+                    "option, or another file"
+                )
         store.load_weights(file.name, self.supernet.model)
-        return store.load_tensors(file.name)[1]
+        return made
 
     def _train(self, store: RunDirectory) -> dict[str, Any]:
         if not store.has("steps.json"):
