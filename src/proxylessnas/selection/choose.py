@@ -23,7 +23,7 @@ from proxylessnas.selection.explore import Score, batch_of, explore, pool_of, pr
 from proxylessnas.selection.predictor import Array, Networks
 from proxylessnas.selection.propose import propose, used_costs
 
-TOLERANCE = 0.02  # share of a latency limit that counts as measuring's inaccuracy
+TOLERANCE = 0.02  # by which predictions may miss measurements before they are corrected
 
 # A network's score (higher is better), and the scores of its single batches.
 ScoreFunction = Callable[[Indices], Score]
@@ -222,7 +222,7 @@ def beliefs(
 def _keeps(proposal: Proposal, limit: float) -> bool:
     """Whether the measured latency keeps the limit, as far as measuring can tell."""
     assert proposal.measured_ms is not None
-    return proposal.measured_ms <= limit * (1 + max(TOLERANCE, proposal.noise))
+    return proposal.measured_ms <= limit * (1 + proposal.noise)
 
 
 def _measured_over_predicted(measured: Sequence[Proposal], latency: int) -> float:
