@@ -45,7 +45,7 @@ from proxylessnas.config import RunConfig
 from proxylessnas.data import load_data
 from proxylessnas.errors import ConfigError, RunError, UserError
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
-from proxylessnas.session.early import _first_batch
+from proxylessnas.session.early import first_batch
 from proxylessnas.training.callbacks import Callback, StepMetrics
 
 # --- K7: batches that the model or the loss does not take ---
@@ -411,7 +411,7 @@ def test_of_our_own_images_a_few_are_tried(batch: int, tried: int) -> None:
     config = RunConfig(data="digits", loading=replace(RunConfig().loading, limit=200))
     data = load_data(config.data, config.loading, seed=0)
     batches = data.batches("valid", batch, seed=0, shuffle=True)
-    assert len(_first_batch("valid", batches)[0]) == tried
+    assert len(first_batch("valid", batches)[0]) == tried
 
 
 def same(one: Result, other: Result) -> bool:

@@ -19,11 +19,13 @@ from proxylessnas.data import LoaderBatches
 from proxylessnas.errors import DataError, LimitError
 from proxylessnas.hardware.costs import count_costs
 from proxylessnas.hardware.count import count_macs
+from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.hardware.trace import trace
 from proxylessnas.pretrained.candidates import candidate_names
 from proxylessnas.pretrained.space import blank_candidates, space_around
 from proxylessnas.runs.reach import smallest_network
 from proxylessnas.runs.specialised import images_of
+from proxylessnas.spaces.blocks import Network, WithClassifier
 
 QUICK = ["--runtime=fake", "--machine.threads=1", "--teach.epochs=1", "--train.epochs=1"]
 
@@ -189,3 +191,30 @@ def test_few_photos_from_scratch_are_told_of_trained_weights(
     assert all("photos are few to begin from scratch" in line for line in lines)
     assert main(["run", "--resume", *out]) == 0
     assert "--pretrained" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["train", "valid", "test"])
+def test_images_that_the_network_fails_on_are_told_before_anything_is_done(
+    trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """A batch of every part goes through the network, the loss and back, as it would later."""
+    runtime, calls = FakeRuntime(), []
+
+    def failing(network: WithClassifier, x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        if len(calls) > ("train", "valid", "test").index(part):
+            raise RuntimeError("too small for its kernels")
+        return network.classifier(torch.zeros(len(x), network.classifier.in_features))
+
+    monkeypatch.setattr(Network, "forward", failing)
+    line = f"fails on the first images of {part} .*float32.*: too small for its kernels"
+    with pytest.raises(DataError, match=line):
+        proxylessnas.search(
+            pretrained=trained,
+            data=photos,
+            target_latency="0.9x",
+            runtime=runtime,
+            out=tmp_path / "run",
+            quiet=True,
+        )
+    assert runtime.loaded == 0 and not (tmp_path / "run").exists() and set(calls) == {2}

@@ -21,7 +21,8 @@ from proxylessnas.core.costs import Costs
 from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data import Batches, Images, LoaderImages
-from proxylessnas.errors import DataError, RunError
+from proxylessnas.data.arguments import in_words
+from proxylessnas.errors import DataError, RunError, foreign
 from proxylessnas.io.console import Reporter
 from proxylessnas.pretrained.candidates import PHOTOS, BlockFits, block_inputs
 from proxylessnas.pretrained.distil import distilled
@@ -39,12 +40,14 @@ from proxylessnas.pretrained.space import (
 from proxylessnas.pretrained.teach import gentle, matched
 from proxylessnas.runs.configured import SCORING_BATCH, ConfiguredProblem
 from proxylessnas.runs.defaults import SPACE, suited
+from proxylessnas.session.early import first_batch
 from proxylessnas.session.problem import Part
 from proxylessnas.session.session import Session
 from proxylessnas.session.store import Store
 from proxylessnas.spaces import build
 from proxylessnas.spaces.blocks import Network
-from proxylessnas.training.task import Task
+from proxylessnas.training.faults import explained, first_examples
+from proxylessnas.training.task import Task, split
 
 TEACHER, LINEAR = "teacher.safetensors", "linear.safetensors"
 CANDIDATES, SCORES = "candidates.safetensors", "scores.json"
@@ -81,7 +84,27 @@ def begin_specialised(
     )
     images = [problem.data.size(part) for part in ("search", "train")]
     config = suited(replace(session.config, machine=machine), given, *images)
-    return session.configured(config)
+    session = session.configured(config)
+    _try_early(session, problem)
+    return session
+
+
+def _try_early(session: Session, problem: SpecialisedProblem) -> None:
+    """A few images of every part through the network and the loss, and one way back.
+
+    Raises:
+        DataError: that fails; the line says on which part's images, and how.
+    """
+    with torch.random.fork_rng(devices=[]):
+        network = session.machine.place(problem.new_teacher()).eval()
+    config = session.config
+    for part, name in (("teach", "train"), ("scoring", "valid"), ("test", "test")):
+        batches = problem.batches(part, config)  # type: ignore[arg-type]
+        batch = session.machine.put(first_examples(2, first_batch(name, batches)))
+        words = f"{problem.trained.name} fails on the first images of {name} ({in_words(batch)})"
+        with explained(lambda: batch), foreign(DataError, words), session.machine.precision():  # noqa: B023
+            inputs, target = split(batch)
+            problem.task_of_labels(config).weight_loss(network(inputs), target, inputs).backward()
 
 
 class SpecialisedProblem(ConfiguredProblem):

@@ -154,7 +154,7 @@ def _try_loader(
     session: Session, job: Search, part: Part, name: str, batches: Batches
 ) -> dict[str, str]:
     """Returns {name: words} where images are of another size than the example inputs."""
-    batch = _first_batch(name, batches)
+    batch = first_batch(name, batches)
     inputs, target = split(batch)
     size = batch_size(target, inputs)
     if size == 0:
@@ -190,7 +190,7 @@ def _run(trial: Trial, part: Part) -> None:
             trial.architecture_step()
 
 
-def _first_batch(name: str, batches: Batches) -> Any:
+def first_batch(name: str, batches: Batches) -> Any:
     """The first of epoch 0; of our own images two, which are as good as all and cost less."""
     share = WHOLE
     if isinstance(batches, ImageBatches):  # of a batch that may be smaller than it was asked for
