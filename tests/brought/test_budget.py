@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +10,12 @@ import pytest
 from clock import Clock
 
 from proxylessnas.cli.main import main
+from proxylessnas.config import RunConfig
 from proxylessnas.errors import RunError
-from proxylessnas.session.budget import FILE, MARGIN, Budget, Pace, open_budget
+from proxylessnas.session import fitting
+from proxylessnas.session.budget import FILE, MARGIN, Budget, Deadline, Pace, open_budget
 from proxylessnas.session.store import MemoryStore
+from proxylessnas.training.callbacks import StopStage
 
 SHARES = {"search": 0.4, "derive": 0.2, "train": 0.4}
 
@@ -78,6 +82,50 @@ def test_a_training_keeps_to_its_time_though_steps_take_another_one(
         pace.on_step(None)  # type: ignore[arg-type]
     assert least <= job.total <= most
     assert clock() <= 1025
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps"),
+    [
+        (0.4, 1000),  # as it was timed
+        (0.5, 920),  # at 1.15 times its seconds
+        (2.0, 500),  # half of the steps are taken whatever happens
+    ],
+)
+def test_a_search_that_takes_longer_than_it_was_timed_ends(seconds: float, steps: int) -> None:
+    clock = Clock()
+    mine = Budget(total=1000 / (1 - MARGIN), shares=SHARES, started=0.0, clock=clock)
+    job: Any = SimpleNamespace(step=0, total=1000)
+    end = Deadline(mine, "search", job)
+    with contextlib.suppress(StopStage):
+        while job.step < job.total:
+            clock.sleep(seconds)
+            job.step += 1
+            end.on_step(None)  # type: ignore[arg-type]
+    assert abs(job.step - steps) <= 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rounds", "networks", "network_rounds"),
+    [(1000.0, 10, 10, 20), (10 + 50.0, 5, 7, 14), (5.0, 3, 4, 3)],
+)
+def test_measuring_is_shortened_to_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    rounds: int,
+    networks: int,
+    network_rounds: int,
+) -> None:
+    """110 seconds in all, of which 10 load sessions, which nothing shortens."""
+    session: Any = SimpleNamespace(
+        config=RunConfig(data="digits"), trace=SimpleNamespace(units=[None] * 100)
+    )
+    monkeypatch.setattr(fitting, "_table_seconds", lambda *_: 110.0)
+    m = fitting.fit_measure(session, seconds, {}).measure
+    assert (m.rounds, m.networks, m.network_rounds) == (rounds, networks, network_rounds)
+    given = RunConfig(data="digits", table="t.json")
+    session.config = given
+    assert fitting.fit_measure(session, seconds, {}) == given
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"spent": "much", "fitted": []}'])

@@ -36,7 +36,7 @@ def test_what_fits_is_not_shortened_and_what_is_fitted_is_kept(
     out = tmp_path / "run"
     assert main(["run", *WORDS, f"--pretrained={trained}", f"--out={out}", "--budget=30m"]) == 0
     kept = json.loads((out / "budget.json").read_text())
-    assert kept["fitted"] == ["teach", "candidates", "search", "train"]
+    assert kept["fitted"] == ["teach", "candidates", "measure", "search", "train"]
     config = RunDirectory(out).read_config()
     images = 216  # of 240, without the validation part
     assert config.teach.epochs * -(-images // 32) == pytest.approx(240)

@@ -16,6 +16,7 @@ from proxylessnas.runs.specialised import SpecialisedProblem
 from proxylessnas.session.budget import Budget
 from proxylessnas.session.fitting import (
     Fit,
+    fit_measure,
     mean_seconds,
     refuse_below,
     seconds_of_training_step,
@@ -27,7 +28,7 @@ from proxylessnas.training.train import Training
 AnySettings = TypeVar("AnySettings", bound=TrainSettings)
 
 # The networks compared by hand are two, trained as long as the one that was found.
-SHARES = {"teach": 0.27, "candidates": 0.12, "search": 0.16, "train": 0.15}
+SHARES = {"teach": 0.26, "candidates": 0.12, "measure": 0.04, "search": 0.15, "train": 0.14}
 BY_HAND = 0.3
 LEAST_STEPS, LEAST_PHOTOS = 30, 32  # of every training, and of scores
 PASSES = 80  # of the teacher over a photo that scores all candidates: about half a pass for each
@@ -129,6 +130,7 @@ def _within(settings: AnySettings, steps: float, length: int) -> AnySettings:
 FITS: dict[str, Fit] = {
     "teach": _fit_teach,
     "candidates": _fit_candidates,
+    "measure": fit_measure,
     "search": _fit_search,
     "train": _fit_train,
 }

@@ -21,11 +21,12 @@ from proxylessnas.config import parse_minutes
 from proxylessnas.errors import RunError
 from proxylessnas.schema import from_plain
 from proxylessnas.session.store import Store
-from proxylessnas.training.callbacks import Callback, StepMetrics
+from proxylessnas.training.callbacks import Callback, StepMetrics, StopStage
 from proxylessnas.training.job import Job
 
 FILE = "budget.json"
-FROM_SCRATCH = {"search": 0.42, "derive": 0.12, "train": 0.46}
+FROM_SCRATCH = {"measure": 0.1, "search": 0.38, "derive": 0.11, "train": 0.41}
+LONGER, ENOUGH = 1.15, 0.5  # of its seconds and of its steps: a search that took both ends
 MARGIN = 0.02  # of what is left: the noise of all estimates
 QUARTERS, WORTH_A_CHANGE = (0.25, 0.5, 0.75), 0.03
 KEPT = {"fitted": list[str], "reserved": dict[str, float], "speeds": dict[str, float]}
@@ -108,6 +109,19 @@ class Pace(Callback):
             fitted = min(fitted, job.total)
         if abs(fitted / job.total - 1) > WORTH_A_CHANGE:
             job.total = fitted
+
+
+class Deadline(Callback):
+    """Ends a search whose steps take longer than they were timed: what follows needs the time."""
+
+    def __init__(self, budget: Budget, stage: str, job: Job) -> None:
+        self.budget, self.job = budget, job
+        self.end = budget.clock() + LONGER * budget.seconds_for(stage)
+        self.least = job.step + ENOUGH * (job.total - job.step)
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        if self.budget.clock() > self.end and self.job.step >= self.least:
+            raise StopStage
 
 
 def open_budget(

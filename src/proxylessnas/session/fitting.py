@@ -38,6 +38,7 @@ from proxylessnas.training.train import Training
 # trained, rounds of architecture steps in which all are compared, and steps of the training.
 WARMUP_ROUNDS, COMPARED_ROUNDS, TRAINING_STEPS = 2, 6, 100
 LATE = 0.05  # of a budget, by which an estimate may exceed it: half of what a run may
+LEAST_ROUNDS, LEAST_NETWORKS = 3, 4  # of the stage `measure`
 FEW_IMAGES, FEW_NETWORKS = 500, 2  # of the scores in `derive`
 # Seconds in which a runtime takes a candidate, and a whole network; those of exporting.
 CANDIDATE, NETWORK, EXPORT = 0.1, 0.5, 3.0
@@ -97,7 +98,9 @@ def fit(session: Session, stage: str) -> None:
 
 def _words(config: RunConfig, stage: str) -> str:
     s, d, t = config.search, config.derive, config.train
+    m = config.measure
     return {
+        "measure": f"{m.rounds} rounds of candidates, {m.networks} whole networks",
         "teach": f"{config.teach.epochs:.3g} epochs",
         "candidates": f"scored on {config.candidates.score_images} images",
         "search": f"{s.warmup_epochs:.3g} + {s.epochs:.3g} epochs",
@@ -157,6 +160,28 @@ def seconds_of_training_step(session: Session) -> float:
 
 
 # --- what is left, to settings ---
+
+
+def fit_measure(session: Session, seconds: float, speeds: dict[str, float]) -> RunConfig:
+    """Fewer rounds, and fewer whole networks; one of the runtime's sessions each is the least."""
+    m, whole = session.config.measure, _table_seconds(session, speeds)
+    loading = CANDIDATE * len(session.trace.units)
+    share = max(0.0, seconds - loading) / max(whole - loading, 1e-9)
+    if session.config.table is not None or share >= 1:
+        return session.config
+
+    def fewer(count: int, least: int, share: float) -> int:
+        return min(count, max(least, round(count * share)))
+
+    root = math.sqrt(share)  # of whole networks both their number and their rounds
+    measure = replace(
+        m,
+        rounds=fewer(m.rounds, LEAST_ROUNDS, share),
+        networks=fewer(m.networks, LEAST_NETWORKS, root),
+        validation=fewer(m.validation, 0, root),
+        network_rounds=fewer(m.network_rounds, LEAST_ROUNDS, root),
+    )
+    return replace(session.config, measure=measure)
 
 
 def _fit_search(session: Session, seconds: float, speeds: dict[str, float]) -> RunConfig:
@@ -230,6 +255,7 @@ def _fit_train(session: Session, seconds: float, speeds: dict[str, float]) -> Ru
 
 
 FITS: dict[str, Fit] = {
+    "measure": fit_measure,
     "search": _fit_search,
     "derive": _fit_derive,
     "train": _fit_train,

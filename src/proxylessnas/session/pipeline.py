@@ -71,6 +71,7 @@ def keep_settings(session: Session) -> None:
 def find_network(session: Session) -> None:
     """Measure, search and derive, as far as that is not done."""
     if _needs_table(session) and not session.records.done("measure"):
+        fit(session, "measure")
         measure(session)
     session.check_limits()
     for stage, run in (("search", search), ("derive", derive)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from proxylessnas.core.search import Search
+from proxylessnas.session.budget import Deadline
 from proxylessnas.session.session import Session
 
 
@@ -14,7 +15,12 @@ def search(session: Session) -> Search:
     words = f"{job.total} weight and {steps}" if job.schedule.weights else f"{steps}"
     title = f"{words} architecture steps, {target}"
     with session.records.stage("search", title, session.callbacks) as facts:
-        checkpoint = session.drive("search", job, "searching")
+        budget, planned = session.budget, job.total
+        ends = [] if budget is None else [Deadline(budget, "search", job)]
+        checkpoint = session.drive("search", job, "searching", *ends)
+        if job.total < planned:  # it was ended early
+            steps = sum(map(job.schedule.architecture_due, range(job.step)))
+            session.reporter.say(f"  ended after {job.step} of {planned} steps")
         entropy = job.entropy()
         session.reporter.say(f"  mean entropy of alpha {entropy:.2f} (1: nothing decided)")
         facts |= {"entropy": entropy, "multipliers": job.objective.state()}
