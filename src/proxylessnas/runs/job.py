@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ from proxylessnas.runs.reach import check_reach
 from proxylessnas.runs.reporting import write_report
 from proxylessnas.runs.sizes import decide_size, undecided
 from proxylessnas.runs.specialised import SpecialisedProblem, begin_specialised
+from proxylessnas.runs.strides import with_strides
 from proxylessnas.runs.teaching import prepare
 from proxylessnas.session.budget import Budget, open_budget
 from proxylessnas.session.deriving import derive, derive_within
@@ -172,7 +172,7 @@ def _open(
     problem = problem_of(config, reporter, directory, brought)
     _ = problem.functions  # imported now, for its error
     if stored is None and not config.is_specialised:
-        config = _with_space(config, problem)
+        config = _with_space(config, problem, ranks, brought.runtime)
         _propose_trained_weights(config, problem, reporter)
     session = Session(
         config,
@@ -342,34 +342,16 @@ def _propose_trained_weights(
         )
 
 
-def _with_space(config: RunConfig, problem: ConfiguredProblem) -> RunConfig:
+def _with_space(
+    config: RunConfig, problem: ConfiguredProblem, ranks: Ranks, runtime: Runtime | None
+) -> RunConfig:
     """The settings with every setting of the space, those from the data included."""
-    settings = complete_settings(config.space, config.space_settings, problem.data.info)
+    info, m = problem.data.info, config.measure
+    settings = complete_settings(config.space, config.space_settings, info)
     training = {**settings, **config.train.space_settings}
     complete_settings(config.space, training, None)  # refused before the search is paid for
-    _say_strides(config.space_settings, settings, problem)
-    return dataclasses.replace(config, space_settings=settings)
-
-
-def _say_strides(
-    given: Mapping[str, Any], settings: Mapping[str, Any], problem: ConfiguredProblem
-) -> None:
-    """The strides that follow from the size of the images, unless they were given."""
-    chosen = [name for name in ("stem_stride", "strides") if name in settings and name not in given]
-    if not chosen:
-        return
-    side, stem = min(problem.data.info.shape[1:]), settings["stem_stride"]
-    stages = settings["strides"]
-    last = -(-side // (stem * math.prod(stages)))
-    problem.reporter.say(
-        f"  strides for {side} pixels: {stem} of the stem, then {' '.join(map(str, stages))}; the "
-        f"last layers see {last} x {last}"
-        + (
-            "; a larger one is faster (--space-settings '{stem_stride: 2}'), and may see too little"
-            if stem == 1 and "stem_stride" in chosen
-            else ""
-        )
-    )
+    runtime = runtime or make(config.runtime, threads=m.threads, precision=config.precision)
+    return dataclasses.replace(config, space_settings=with_strides(config, problem, runtime, ranks))
 
 
 def run_all(session: Session, started: float) -> dict[str, Any]:
