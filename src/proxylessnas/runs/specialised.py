@@ -102,7 +102,7 @@ def _try_early(session: Session, problem: SpecialisedProblem) -> None:
         batches = problem.batches(part, config)  # type: ignore[arg-type]
         batch = session.machine.put(first_examples(2, first_batch(name, batches)))
         words = f"{problem.trained.name} fails on the first images of {name} ({in_words(batch)})"
-        with explained(), foreign(DataError, words), session.machine.precision():
+        with foreign(DataError, words), explained(), session.machine.precision():
             inputs, target = split(batch)
             loss = problem.task_of_labels(config).weight_loss(network(inputs), target, inputs)
             loss.backward()  # type: ignore[no-untyped-call]

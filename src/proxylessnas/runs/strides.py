@@ -50,8 +50,8 @@ def with_strides(
 
 def _last(settings: Mapping[str, Any], problem: ConfiguredProblem) -> int:
     """Pixels of a side that the last layers see."""
-    side = min(problem.data.info.shape[1:])
-    return math.ceil(side / (settings["stem_stride"] * math.prod(settings["strides"])))
+    across: int = settings["stem_stride"] * math.prod(settings["strides"])
+    return math.ceil(min(problem.data.info.shape[1:]) / across)
 
 
 def _measured(
