@@ -13,7 +13,7 @@ CPU_TORCH := $(if $(shell command -v nvidia-smi),,$(PIP) install --quiet --retri
 	--index-url $(TORCH_INDEX) $$(grep -E '^torch(vision)?==' requirements.txt) 2>/dev/null \
 	|| echo 'the CPU build of torch is not to be had here: the one of PyPI follows')
 
-.PHONY: demo docs env test test-fast test-all check bench clean
+.PHONY: demo docs notebooks env test test-fast test-all check bench clean
 
 # From trained weights, on crops of photographs that a package carries: nothing is downloaded.
 demo: env
@@ -52,6 +52,12 @@ bench: env  # the short form, under five minutes; each benchmark says what its l
 docs: env  # the site, in site/
 	$(PIP) install --quiet -r docs/requirements.txt
 	$(BIN)/mkdocs build --strict
+
+notebooks: env  # execute those of the guide again; needs docs/requirements.txt
+	cd $$(mktemp -d) && for name in $(CURDIR)/docs/notebooks/*.ipynb; do \
+		PATH=$(CURDIR)/$(BIN):$$PATH python -m nbconvert --to notebook --execute --inplace $$name && \
+		$(CURDIR)/$(BIN)/python -m nbconvert --to notebook --coalesce-streams --inplace $$name || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) runs site

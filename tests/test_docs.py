@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -148,13 +149,13 @@ def test_the_pages_of_settings_are_generated() -> None:
     assert '"choices"' in hooks.on_page_markdown(TEXTS["docs/files.md"])
 
 
-def test_the_figure_is_what_the_tool_draws() -> None:
-    sys.path.insert(0, str(ROOT / "docs"))
-    try:
-        figure = importlib.import_module("figure").figure()
-    finally:
-        sys.path.remove(str(ROOT / "docs"))
-    assert (ROOT / "docs" / "networks.svg").read_text() == figure
+def test_the_figures_are_what_the_tool_draws() -> None:
+    folder = ROOT / "docs" / "figures"
+    networks = runpy.run_path(str(folder / "networks.py"))
+    concepts = runpy.run_path(str(folder / "concepts.py"))["FIGURES"]
+    for name, make in {"networks": networks["figure"], **concepts}.items():
+        assert (folder / f"{name}.svg").read_text() == make(), name
+        assert f"figures/{name}.svg)" in TEXTS["docs/concepts.md"] + TEXTS["README.md"]
 
 
 def test_named_settings_exist() -> None:

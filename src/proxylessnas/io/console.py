@@ -11,7 +11,7 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 WIDE = 160  # columns of standard output where it is a file or a pipe: no table is cut there
 EVERY = 10.0  # seconds between lines where there is no terminal to redraw
 FIRST = 1.0  # seconds to the first of them
-
-
 # Of what is printed here, for consoles of other alphabets; accents are dropped, all else is "?".
 PLAIN = str.maketrans({"▇": "#", "µ": "u", "±": "+-", "…": "...", "→": "->", "–": "-", "’": "'"})
 
@@ -48,10 +46,18 @@ def _replaced(error: UnicodeError) -> tuple[str, int]:
 
 def output() -> Console:
     """Standard output, for results; `Reporter` has the progress, on standard error."""
+    fixed = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return _console(sys.stdout, width=None if fixed else WIDE)
+
+
+def _console(stream: TextIO, **how: Any) -> Console:
+    """Plain lines where the stream is no terminal: in a notebook too, which asks for colours."""
     from rich.console import Console  # the help needs none
 
-    fixed = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
-    return Console(width=None if fixed else WIDE, highlight=False)
+    terminal = stream.isatty()
+    return Console(
+        file=stream, highlight=False, force_jupyter=False, force_terminal=terminal, **how
+    )
 
 
 def say(text: str) -> None:
@@ -77,9 +83,7 @@ class Reporter:
     """
 
     def __init__(self, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
-        from rich.console import Console
-
-        self.console = Console(file=sys.stderr, quiet=quiet, highlight=False)
+        self.console = _console(sys.stderr, quiet=quiet)
         self.clock = clock
 
     def say(self, text: str) -> None:
