@@ -290,7 +290,9 @@ def test_other_load_is_noticed() -> None:
     assert disturbance([]) == disturbance([seen(other_load_cores=0.1)]) == ""
     busy = [seen(other_load_cores=0.1), seen(other_load_cores=1.46, canary_drift_pct=-8.4)]
     words = disturbance(busy)
-    assert words == ("other programs kept 1.5 cores busy and the canary's latency changed by -8 %")
+    assert words == "other programs kept 1.5 cores busy and the canary's latency changed by -8 %"
+    assert disturbance([seen(throttled=0)]) == ""
+    assert disturbance([seen(throttled=12)]) == "the processor throttled 12 times"
 
 
 # --- the stage of a run ---

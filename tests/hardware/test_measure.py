@@ -27,6 +27,7 @@ from proxylessnas.hardware.costs import (
     latency_costs,
     space_id,
 )
+from proxylessnas.hardware.host import Clocks
 from proxylessnas.hardware.measure import (
     canary_of,
     measure_networks,
@@ -113,6 +114,17 @@ def test_sessions_are_measured_with_progress_and_the_canary_in_between() -> None
     assert all(len(m.samples_ms) == 8 for m in measured.values())
     assert log.count("d x1") > log.count("c x1")
     assert measured["a"].environment["canary_drift_pct"] == 0
+
+
+def test_what_the_system_tells_of_its_clock_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([Clocks(mhz=3000.0, throttled=5), Clocks(mhz=2400.4, throttled=17)])
+    monkeypatch.setattr(rounds, "read_clocks", lambda: next(told))
+    measured = measure_sessions({"a": Scripted("a", [])}, {"a": 1}, VISIT, seed=0)
+    environment = measured["a"].environment
+    assert (environment["clock_mhz"], environment["throttled"]) == (2400, 12)
+    monkeypatch.setattr(rounds, "read_clocks", Clocks)  # a system that tells nothing
+    measured = measure_sessions({"a": Scripted("a", [])}, {"a": 1}, VISIT, seed=0)
+    assert not {"clock_mhz", "throttled"} & set(measured["a"].environment)
 
 
 def test_a_session_that_fails_is_one_line() -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from proxylessnas.cli.main import main
+from proxylessnas.hardware.host import Clocks, read_clocks
 from proxylessnas.hardware.measure import NetworkResult
 from proxylessnas.hardware.rounds import Rounds, TimedNetwork, quantile
-from proxylessnas.hardware.sustained import Clocks, read_clocks, sustain
+from proxylessnas.hardware.sustained import sustain
 from proxylessnas.hardware.timing import Measurement
 from proxylessnas.report.sustained import sustained_lines, sustained_table
 

@@ -19,11 +19,13 @@ import yaml
 from proxylessnas import zoo
 from proxylessnas.cli.main import main
 from proxylessnas.report.charts import Mark, lines, pareto, scatter, ticks
-from proxylessnas.report.draw import Layer, layers
 from proxylessnas.report.facts import Choice
 from proxylessnas.report.findings import _dear_but_few_macs, _shape, limited_by
 from proxylessnas.report.page import SECTIONS, page
+from proxylessnas.report.records import Records, facts_of
+from proxylessnas.report.shapes import Layer, layers
 from proxylessnas.runs.reporting import facts_of_run, write_report
+from proxylessnas.spaces import build_supernet
 
 MOST = 3 << 20  # bytes of a report
 HOSTILE = "<img src=x onerror=alert(1)></script>&\"'"
@@ -178,6 +180,52 @@ def test_what_is_no_run_is_refused(
     refused(run, "prices.json is damaged")
     (run / "stages" / "derive.json").write_text("{")
     refused(run, "derive.json")
+
+
+def test_load_drift_and_throttling_are_told_as_far_as_the_system_tells(run: Path) -> None:
+    path = run / "latency_table.json"
+    table = json.loads(path.read_text())
+    table["environments"][0] |= {"canary_drift_pct": 7.25, "other_load_cores": 1.5}
+    for name in ("clock_mhz", "throttled"):
+        table["environments"][0].pop(name, None)
+    path.write_text(json.dumps(table))
+    html = write_report([run]).read_text()
+    assert "<td>+7.2 %</td><td>1.50</td>" in html
+    assert "<th>throttled</th>" not in html and "does not tell of throttling" in html
+    table["environments"][0] |= {"clock_mhz": 2400, "throttled": 12}
+    path.write_text(json.dumps(table))
+    html = write_report([run]).read_text()
+    assert "<th>clock, MHz</th><th>throttled</th>" in html
+    assert "<td>2,400</td><td>12 times</td>" in html and "does not tell of throttling" not in html
+
+
+def test_published_networks_are_priced_in_the_space_that_was_searched() -> None:
+    names = ("proxyless_cpu", "proxyless_gpu", "proxyless_mobile")
+    supernet = build_supernet("mobile", {"input_shape": [3, 32, 32], "classes": 4})
+    rows = zip(supernet.names, supernet.candidates, strict=True)
+    prices = {
+        "costs": ["latency"],
+        "fixed": {"latency": 0.5},
+        # A kernel's milliseconds are its size, and nothing is free of charge but what is left out.
+        "choices": {
+            name: {
+                "candidates": list(candidates),
+                "probabilities": [1.0] * len(candidates),
+                "latency": [0.0 if c == "zero" else float(c[1]) for c in candidates],
+            }
+            for name, candidates in rows
+        },
+    }
+    own = zoo.load("proxyless_cpu")
+    records = Records(directory="a", settings={"space": "mobile"}, prices=prices, architecture=own)
+    peers = {peer.name: peer.predicted_ms for peer in facts_of(records).peers}
+    kernels = {
+        name: 0.5 + sum(int(c[1]) for c in zoo.load(name).choices.values() if c != "zero")
+        for name in names
+    }
+    assert {name: peers[name] for name in names} == kernels
+    other = replace(records, prices={**prices, "choices": {"a": prices["choices"]["blocks.1"]}})
+    assert facts_of(other).peers == ()
 
 
 # --- sentences ---

@@ -193,8 +193,9 @@ def latency_costs(supernet: Supernet, trace: Trace, table: LatencyTable) -> Cost
     networks = table.of_role("fit", "canary", space=space)
     if not networks:
         raise MeasurementError(
-            "the latency table has no whole network of this space and input size, which the "
-            "cost model is fitted to: measure it again with this space"
+            "the latency table has no whole network of this space and input, which the cost model "
+            f"is fitted to; it was measured at {table.device.get('input_shapes', 'another input')} "
+            "(batch, channels, height, width): measure it again with this space and input"
         )
     counts = _over_calls(supernet, trace, lambda unit: 1.0)
     sums = Costs.join(Costs.one("sum of blocks", blocks), Costs.one("blocks", counts))

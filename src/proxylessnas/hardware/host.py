@@ -9,9 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
+SYSTEM = Path("/sys/devices/system/cpu")
 _STAT = "/proc/stat"
 _BUSY = (0, 1, 2, 5, 6, 7)  # user, nice, system, irq, softirq, steal; ticks in /proc/stat
 
@@ -123,3 +127,50 @@ def _ticks() -> dict[int, int]:
 def _busy_seconds() -> float | None:
     ticks = _ticks().get(-1)
     return None if ticks is None else ticks / os.sysconf("SC_CLK_TCK")
+
+
+# --- clocks ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clocks:
+    """What the system says of its processor; None or empty where it does not.
+
+    mhz: the mean over the cores. throttled: events since the machine started.
+    """
+
+    mhz: float | None = None
+    governor: str = ""
+    throttled: int | None = None
+
+
+def read_clocks(system: Path = SYSTEM) -> Clocks:
+    """Frequencies, governor and throttling events, from Linux' files."""
+    mhz = [khz / 1e3 for khz in _numbers(system, "cpu[0-9]*/cpufreq/scaling_cur_freq")]
+    if not mhz and system == SYSTEM:
+        mhz = _cpuinfo_mhz()
+    throttled = _numbers(system, "cpu[0-9]*/thermal_throttle/core_throttle_count")
+    return Clocks(
+        mhz=statistics.mean(mhz) if mhz else None,
+        governor=", ".join(sorted(set(_texts(system, "cpu[0-9]*/cpufreq/scaling_governor")))),
+        throttled=round(sum(throttled)) if throttled else None,
+    )
+
+
+def _texts(system: Path, pattern: str) -> list[str]:
+    texts = []
+    for path in system.glob(pattern):
+        with contextlib.suppress(OSError):
+            texts.append(path.read_text().strip())
+    return texts
+
+
+def _numbers(system: Path, pattern: str) -> list[float]:
+    return [float(text) for text in _texts(system, pattern) if text.isdigit()]
+
+
+def _cpuinfo_mhz() -> list[float]:
+    with contextlib.suppress(OSError, ValueError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    return []

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from itertools import chain
 
-from proxylessnas.hardware.host import OtherLoad, pinned, waited_s
+from proxylessnas.hardware.host import OtherLoad, pinned, read_clocks, waited_s
 from proxylessnas.io.process import keep_freed_memory
 
 SHORTEST_S = 100e-6  # a timed run lasts at least this long, so that the timer means something
@@ -58,7 +58,7 @@ class Rounds:
     canary: a network that is visited in between too.
     samples_ms: name -> the median of every visit's timed runs, in the order of the rounds.
     runs_ms: name -> single inferences, of networks that are not timed in groups.
-    environment: date, other load, pinned core, canary drift.
+    environment: date, other load, pinned core, canary drift, and what the system tells of clocks.
     clock: seconds, which tell when to save.
     """
 
@@ -89,7 +89,8 @@ class Rounds:
         progress: called with (visits done, visits to make) after each.
         save: called every few seconds and at the end, with samples and environment up to date.
         """
-        total, saved, load = sum(self.missing().values()), self.clock(), OtherLoad()
+        total, saved = sum(self.missing().values()), self.clock()
+        load, throttled = OtherLoad(), read_clocks().throttled
         now = datetime.now(timezone.utc)  # noqa: UP017 - a kit may meet Python 3.10
         self.environment["date"] = now.isoformat(timespec="seconds")
         keep_freed_memory()
@@ -98,11 +99,20 @@ class Rounds:
             for done, _ in enumerate(self._visits(), start=1):
                 progress(done, total)
                 if self.clock() - saved > SAVE_EVERY_S:
-                    self.environment["other_load_cores"] = round(load.so_far(), 2)
+                    self._observe(load, throttled)
                     save()
                     saved = self.clock()
-        self.environment["other_load_cores"] = round(load.so_far(), 2)
+            self._observe(load, throttled)
         save()
+
+    def _observe(self, load: OtherLoad, throttled: int | None) -> None:
+        """Other load, the clock, and throttling events since there were `throttled` of them."""
+        self.environment["other_load_cores"] = round(load.so_far(), 2)
+        clocks = read_clocks()
+        if clocks.mhz is not None:
+            self.environment["clock_mhz"] = round(clocks.mhz)
+        if clocks.throttled is not None and throttled is not None:
+            self.environment["throttled"] = clocks.throttled - throttled
 
     def _visits(self) -> Iterator[None]:
         wanted = self.missing()

@@ -6,35 +6,20 @@ more than others, so that the ranking of networks may change too.
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from proxylessnas.errors import MeasurementError, foreign
 from proxylessnas.export.quiet import denormal_mode
-from proxylessnas.hardware.host import pinned
+from proxylessnas.hardware.host import Clocks, pinned, read_clocks
 from proxylessnas.hardware.rounds import TimedNetwork, quantile
 from proxylessnas.hardware.timing import ProgressCallback
 
-SYSTEM = Path("/sys/devices/system/cpu")
 TURN_S = 0.25  # of one network, before the next one's turn
 LONGEST_STEP_S = 60.0
 LEAST_STEPS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clocks:
-    """What the system says of its processor; None or empty where it does not.
-
-    mhz: the mean over the cores. throttled: events since the machine started.
-    """
-
-    mhz: float | None = None
-    governor: str = ""
-    throttled: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,35 +106,3 @@ def _step(
                     break
         if clock() >= end:
             return samples
-
-
-def read_clocks(system: Path = SYSTEM) -> Clocks:
-    """Frequencies, governor and throttling events, from Linux' files."""
-    mhz = [khz / 1e3 for khz in _numbers(system, "cpu[0-9]*/cpufreq/scaling_cur_freq")]
-    if not mhz and system == SYSTEM:
-        mhz = _cpuinfo_mhz()
-    throttled = _numbers(system, "cpu[0-9]*/thermal_throttle/core_throttle_count")
-    return Clocks(
-        mhz=statistics.mean(mhz) if mhz else None,
-        governor=", ".join(sorted(set(_texts(system, "cpu[0-9]*/cpufreq/scaling_governor")))),
-        throttled=round(sum(throttled)) if throttled else None,
-    )
-
-
-def _texts(system: Path, pattern: str) -> list[str]:
-    texts = []
-    for path in system.glob(pattern):
-        with contextlib.suppress(OSError):
-            texts.append(path.read_text().strip())
-    return texts
-
-
-def _numbers(system: Path, pattern: str) -> list[float]:
-    return [float(text) for text in _texts(system, pattern) if text.isdigit()]
-
-
-def _cpuinfo_mhz() -> list[float]:
-    with contextlib.suppress(OSError, ValueError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
-    return []

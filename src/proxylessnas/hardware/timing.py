@@ -138,4 +138,6 @@ def disturbance(measurements: Iterable[Measurement]) -> str:
     words = [f"other programs kept {load:.1f} cores busy"] if load >= BUSY_CORES else []
     if abs(drift) >= DRIFTED_PCT:
         words.append(f"the canary's latency changed by {drift:+.0f} %")
+    if throttled := most("throttled"):
+        words.append(f"the processor throttled {throttled:.0f} times")
     return " and ".join(words)

@@ -101,22 +101,28 @@ def scatter(
     *,
     diagonal: bool = False,
     front: bool = False,
-    upright: float | None = None,
+    uprights: Mapping[str, float] | None = None,
 ) -> str:
     """Marks by group. diagonal: y = x. front: a line along the marks that nothing beats, where
-    less x and more y are better. upright: a dashed vertical line, such as a limit."""
+    less x and more y are better. uprights: dashed vertical lines by name, such as a limit."""
     groups = {name: marks for name, marks in groups.items() if marks}
     marks = [mark for group in groups.values() for mark in group]
     if not marks:
         return ""
-    xs = [mark.x for mark in marks] + ([upright] if upright is not None else [])
+    uprights = uprights or {}
+    xs = [mark.x for mark in marks] + list(uprights.values())
     axes = Axes(xs, [mark.y for mark in marks], square=diagonal)
     body = axes.frame(x_title, y_title)
     if diagonal:
         (low, high) = axes.x
         body += _line(axes, (low, low), (high, high), "level")
-    if upright is not None:
-        body += _line(axes, (upright, axes.y[0]), (upright, axes.y[1]), "level")
+    for name, x in uprights.items():
+        body += _line(axes, (x, axes.y[0]), (x, axes.y[1]), "level")
+        place = f"{axes.px(x) - 4:.1f} {TOP + 4}"
+        body += (
+            f"<text class='tick' text-anchor='end' transform='translate({place}) rotate(-90)'>"
+            f"{escape(name)}</text>"
+        )
     if front:
         path = " ".join(f"{axes.px(x):.1f},{axes.py(y):.1f}" for x, y in pareto(marks))
         body += f"<polyline class='front' points='{path}'/>"

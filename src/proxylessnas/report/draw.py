@@ -7,24 +7,19 @@ every choice and its candidate.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from html import escape
 from itertools import groupby
-from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.core.mixed import Residual
-from proxylessnas.spaces import SPACES, build
+from proxylessnas.report.canvas import MARGIN, ON_BLOCK, PALE, PLAIN, Canvas
+from proxylessnas.report.shapes import Shape, convolutions, is_row, network_of, output_shapes
 from proxylessnas.spaces.blocks import MBConv, Network
 from proxylessnas.spaces.tree_layers import Cell, TreeBlock
 
-INK, PALE, LINE, PLAIN = "#24292f", "#6b7480", "#c3cad2", "#dfe3e8"
-PAPER, ON_BLOCK = "#ffffff", "#1d2127"  # behind everything; words on a block, light in any theme
 KERNELS = {1: "#c9b8e4", 3: "#8fc1e3", 5: "#f3bd5f", 7: "#dd7260"}
 LAYERS = {
     "identity": PLAIN,
@@ -36,9 +31,6 @@ LAYERS = {
     "max3": "#8c6fc0",
 }
 MORE = ("#8fc1e3", "#f3bd5f", "#dd7260", "#63b79b", "#c9b8e4", "#8c6fc0", "#b3a27e", "#7d8ca3")
-FONT = "font-family='system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif'"
-MARGIN, TITLE_Y = 24.0, 34.0  # pixels
-SHARES = {"start": 1.0, "middle": 0.5, "end": 0.0}  # of a text's width right of its anchor
 
 
 def draw(architecture: Architecture, milliseconds: Mapping[str, float] | None = None) -> str:
@@ -51,189 +43,35 @@ def draw(architecture: Architecture, milliseconds: Mapping[str, float] | None = 
         ArchitectureError: the choices do not fit the space.
         ConfigError: its settings do not.
     """
-    network = _network(architecture)
+    network = network_of(architecture)
     if network is None:
         return _choices(architecture)
     image = Shape(*architecture.settings["input_shape"])
     if isinstance(network.blocks[0], TreeBlock):
         return _grid(architecture, network, image)
-    if not _is_row(architecture, network):
+    if not is_row(architecture, network):
         return _choices(architecture)
     return _row(architecture, network, image, milliseconds or {})
 
 
-def _network(architecture: Architecture) -> Network | None:
-    """The network of a space here, without weights; None of a user's model."""
-    if architecture.space not in SPACES:
-        return None
-    with torch.device("meta"):  # only shapes are wanted
-        network = build(architecture).eval()
-    assert isinstance(network, Network)
-    return network
+def _stages(
+    canvas: Canvas,
+    y: float,
+    spans: Iterable[tuple[float, float, Shape]],
+    same: Callable[[Shape], object],
+    words: Callable[[Shape, Shape, float], tuple[str, str]],
+) -> None:
+    """A bracket and two lines of words below every run of (left, right, shape) alike in `same`.
 
-
-def _is_row(architecture: Architecture, network: Network) -> bool:
-    """Whether every choice is one of the blocks, and the head begins with a convolution."""
-    chosen = all(re.fullmatch(r"blocks\.\d+(\.branch)?", name) for name in architecture.choices)
-    return chosen and bool(_convolutions(network.head))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """A searched block of a network: what was chosen, as numbers.
-
-    kernel, expansion: 0 for a block that is left out. halves: whether it halves the resolution.
-    channels: of its output.
+    words: of a run's first shape, last shape and width in pixels.
     """
-
-    choice: str
-    kernel: int
-    expansion: float
-    halves: bool
-    channels: int
-
-
-def layers(architecture: Architecture) -> list[Layer]:
-    """The searched inverted bottlenecks in order; none of other kinds of networks."""
-    network = _network(architecture)
-    if network is None or not _is_row(architecture, network):
-        return []
-    image = Shape(*architecture.settings["input_shape"])
-    before, *after = _output_shapes(network, image, [network.stem, *network.blocks])
-    result = []
-    for name in architecture.choices:
-        index = int(name.split(".")[1])
-        block, shape = network.blocks[index], after[index]
-        inner = block.branch if isinstance(block, Residual) else block
-        there = isinstance(inner, MBConv)
-        result.append(
-            Layer(
-                choice=name,
-                kernel=inner.kernel if isinstance(inner, MBConv) else 0,
-                expansion=inner.expansion if isinstance(inner, MBConv) else 0.0,
-                halves=there and shape.height < ([before, *after][index]).height,
-                channels=shape.channels,
-            )
-        )
-    return result
-
-
-class Shape(NamedTuple):
-    """Of a feature map."""
-
-    channels: int
-    height: int = 1
-    width: int = 1
-
-    @property
-    def resolution(self) -> str:
-        return f"{self.height}×{self.width}"
-
-
-def _output_shapes(network: nn.Module, image: Shape, modules: Iterable[nn.Module]) -> list[Shape]:
-    """The shapes of these modules' outputs in a forward pass, in the order of their calls."""
-    shapes: list[Shape] = []
-
-    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        shapes.append(Shape(*output.shape[1:]))
-
-    for module in modules:
-        module.register_forward_hook(record)
-    with torch.no_grad():
-        network(torch.zeros(1, *image, device="meta"))
-    return shapes
-
-
-class Canvas:
-    """SVG elements, and the size they need; a title stands at the top."""
-
-    def __init__(self, title: str) -> None:
-        self.elements: list[str] = []
-        self.width = self.height = 0.0
-        self.text(MARGIN, TITLE_Y, title, size=15, anchor="start", weight=600)
-
-    def rect(
-        self, x: float, y: float, w: float, h: float, fill: str, tip: str = "", choice: str = ""
-    ) -> None:
-        title = f"<title>{_safe(tip)}</title>" if tip else ""
-        of = f" data-choice='{_safe(choice)}'" if choice else ""
-        self.elements.append(
-            f"<rect x='{x:g}' y='{y:g}' width='{w:g}' height='{h:g}' rx='{min(3, w / 4):g}' "
-            f"fill='{fill}' stroke='{INK}' stroke-opacity='.28' stroke-width='.8'"
-            f"{of}>{title}</rect>"
-        )
-        self.grow(x + w, y + h)
-
-    def line(self, x1: float, y1: float, x2: float, y2: float, colour: str = LINE) -> None:
-        self.elements.append(
-            f"<line x1='{x1:g}' y1='{y1:g}' x2='{x2:g}' y2='{y2:g}' stroke='{colour}' "
-            "stroke-width='1.4'/>"
-        )
-        self.grow(max(x1, x2), max(y1, y2))
-
-    def text(
-        self,
-        x: float,
-        y: float,
-        words: str,
-        *,
-        size: float = 11,
-        colour: str = INK,
-        anchor: str = "middle",
-        weight: int = 400,
-        turned: bool = False,
-    ) -> None:
-        """Around or from (x, y), the base line; turned: upwards."""
-        turn = f" transform='rotate(-90 {x:g} {y:g})'" if turned else ""
-        self.elements.append(
-            f"<text x='{x:g}' y='{y:g}' font-size='{size:g}' fill='{colour}' "
-            f"text-anchor='{anchor}' font-weight='{weight}'{turn}>{_safe(words)}</text>"
-        )
-        if not turned:
-            self.grow(x + SHARES[anchor] * len(words) * size * 0.56, y + size * 0.3)
-
-    def grow(self, x: float, y: float) -> None:
-        self.width, self.height = max(self.width, x), max(self.height, y)
-
-    def stages(
-        self,
-        y: float,
-        spans: Iterable[tuple[float, float, Shape]],
-        same: Callable[[Shape], object],
-        words: Callable[[Shape, Shape, float], tuple[str, str]],
-    ) -> None:
-        """A bracket and two lines of words below every run of (left, right, shape) alike in `same`.
-
-        words: of a run's first shape, last shape and width in pixels.
-        """
-        for _, run in groupby(spans, key=lambda span: same(span[2])):
-            stage = list(run)
-            (left, _, first), (_, right, last) = stage[0], stage[-1]
-            self.line(left, y, right, y, PALE)
-            width, resolution = words(first, last, right - left)
-            self.text((left + right) / 2, y + 17, width, weight=600)
-            self.text((left + right) / 2, y + 32, resolution, size=10, colour=PALE)
-
-    def legend(self, y: float, entries: Sequence[tuple[str, str]], note: str) -> None:
-        x = MARGIN
-        for colour, words in entries:
-            self.rect(x, y - 10, 13, 13, colour)
-            self.text(x + 19, y, words, colour=PALE, anchor="start")
-            x += 38 + 6.2 * len(words)
-        self.text(MARGIN, y + 22, note, colour=PALE, anchor="start")
-
-    def svg(self, title: str) -> str:
-        w, h = self.width + 24, self.height + 20
-        return (
-            f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {w:g} {h:g}' width='{w:g}' "
-            f"height='{h:g}' role='img' {FONT}><title>{_safe(title)}</title>"
-            f"<rect width='100%' height='100%' fill='{PAPER}'/>{''.join(self.elements)}</svg>\n"
-        )
-
-
-def _safe(words: str) -> str:
-    """Escaped, and without the characters that XML cannot hold."""
-    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words))
+    for _, run in groupby(spans, key=lambda span: same(span[2])):
+        stage = list(run)
+        (left, _, first), (_, right, last) = stage[0], stage[-1]
+        canvas.line(left, y, right, y, PALE)
+        width, resolution = words(first, last, right - left)
+        canvas.text((left + right) / 2, y + 17, width, weight=600)
+        canvas.text((left + right) / 2, y + 32, resolution, size=10, colour=PALE)
 
 
 # --- a row of blocks ---
@@ -265,9 +103,9 @@ def _row(
 ) -> str:
     space = architecture.space
     canvas = Canvas(f"{space} network")
-    mix = _convolutions(network.head)[0]
+    mix = convolutions(network.head)[0]
     parts = [network.stem, *network.blocks, mix, network.head]
-    shapes = _output_shapes(network, image, parts)
+    shapes = output_shapes(network, image, parts)
     of_block = {name.split(".")[1]: name for name in architecture.choices if "." in name}
     blocks = [
         _block(part, fixed=part in (network.stem, mix), choice=of_block.get(str(i), ""))
@@ -296,7 +134,7 @@ def _row(
         return str(shape.channels), f"{shape.height}²" if narrow else shape.resolution
 
     below = MIDDLE + (100 if milliseconds else 92)
-    canvas.stages(below, spans, lambda shape: shape, words)
+    _stages(canvas, below, spans, lambda shape: shape, words)
     entries = [(c, f"kernel {k}×{k}") for k, c in KERNELS.items() if c in {b.fill for b in blocks}]
     note = "height: expansion (3, 6) · ÷2: halves the resolution · below: channels, resolution"
     skipped = sum(not block.height for block in blocks)
@@ -322,21 +160,17 @@ def _draw_block(canvas: Canvas, x: float, block: Block, stride: int) -> None:
 
 def _block(module: nn.Module, *, fixed: bool, choice: str) -> Block:
     """fixed: not searched. The first block, of expansion 1, is not either."""
-    convolutions = _convolutions(module)
-    if not convolutions:
+    layers = convolutions(module)
+    if not layers:
         return Block(words="left out", height=0, choice=choice)
     inner = module.branch if isinstance(module, Residual) else module
-    kernel, words, height = convolutions[0].kernel_size[0], "Conv", HEIGHTS[1]
+    kernel, words, height = layers[0].kernel_size[0], "Conv", HEIGHTS[1]
     if isinstance(inner, MBConv):
         kernel, words = inner.kernel, f"MB{inner.expansion:.3g}"
         height = HEIGHTS.get(round(inner.expansion), 150.0)
         fixed = fixed or inner.expand is None
     fill = PLAIN if fixed else KERNELS.get(kernel, MORE[-1])
     return Block(words=f"{words} {kernel}×{kernel}", fill=fill, height=height, choice=choice)
-
-
-def _convolutions(module: nn.Module) -> list[nn.Conv2d]:
-    return [m for m in module.modules() if isinstance(m, nn.Conv2d)]
 
 
 # --- a grid of blocks by edges ---
@@ -360,7 +194,7 @@ def _grid(architecture: Architecture, network: Network, image: Shape) -> str:
     for edge, y in zip(edges, ys, strict=True):
         canvas.text(LEFT - 10, y + 11, _edge_words(edge), size=10, colour=PALE, anchor="end")
     cells = [module for module in network.modules() if isinstance(module, Cell)]
-    shapes = _output_shapes(network, image, cells)
+    shapes = output_shapes(network, image, cells)
     x, before, spans = LEFT, image, []
     for i, shape in enumerate(shapes):
         x += 10 if shape.height < before.height else 0
@@ -372,7 +206,8 @@ def _grid(architecture: Architecture, network: Network, image: Shape) -> str:
         spans.append((x, x + SIDE - 1.5, shape))
         x, before = x + SIDE, shape
     bottom = ys[-1] + SIDE + 12
-    canvas.stages(
+    _stages(
+        canvas,
         bottom,
         spans,
         lambda shape: shape.resolution,

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import mean
 
-from proxylessnas.report.draw import Layer
 from proxylessnas.report.facts import Choice, Facts, Latency
+from proxylessnas.report.shapes import Layer
 
 GAP = 0.05  # of accuracies: more between training and test images is learning by heart
 KEPT = 0.01  # of a latency: nearer to the limit counts as at it

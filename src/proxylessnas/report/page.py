@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any
 
@@ -12,11 +12,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from proxylessnas.hardware.validate import sentence
-from proxylessnas.report import charts
-from proxylessnas.report.charts import Mark
-from proxylessnas.report.draw import INK, LINE, PALE, PAPER, draw
-from proxylessnas.report.facts import SEARCHES, Facts
+from proxylessnas.report import pictures
+from proxylessnas.report.draw import draw
+from proxylessnas.report.facts import Facts
 from proxylessnas.report.findings import LATENCY, differences, found, limited_by
+from proxylessnas.report.words import as_sentence, count, ms, percent
 
 SECTIONS = {
     "result": "Result",
@@ -29,19 +29,18 @@ SECTIONS = {
 }
 MOST_CLASSES, MOST_CONFUSED = 40, 24  # rows of the table, and classes whose confusion is drawn
 MOST_NUMBERS = 60_000  # of probabilities over time; longer histories are thinned
-THEMED = {INK: "--ink", PALE: "--pale", LINE: "--line", PAPER: "--paper"}  # blocks stay light
-TITLES = {
-    "loss": "Loss of the weight steps",
-    "valid_loss": "Loss of the architecture steps",
-    "entropy": "Mean entropy of α",
-}
 
 
 def page(runs: Sequence[Facts]) -> str:
     """The report of one run, or of several side by side; whatever is in it is escaped."""
     files = resources.files("proxylessnas.report") / "pages"
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"percent": percent, "ms": ms, "count": count, "sentence": _sentence}
+    environment.filters |= {
+        "percent": percent,
+        "ms": ms,
+        "count": count,
+        "sentence": as_sentence,
+    }
     template = environment.from_string((files / "report.html").read_text("utf-8"))
     several = len(runs) > 1
     return template.render(
@@ -50,34 +49,10 @@ def page(runs: Sequence[Facts]) -> str:
         js=Markup((files / "report.js").read_text("utf-8")),
         sections=list(SECTIONS.items()),
         runs=[_run(facts, f"r{i}") for i, facts in enumerate(runs)],
-        together=_together(runs) if several else "",
+        together=pictures.together(runs) if several else "",
         devices=sorted({_device(f) for f in runs} - {""}),
         differences=differences(runs) if several else [],
     )
-
-
-# --- numbers in words ---
-
-
-def percent(share: float | None, digits: int = 1) -> str:
-    return "-" if share is None else f"{100 * share:.{digits}f} %"
-
-
-def ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
-
-
-def count(value: float | None) -> str:
-    if value is None:
-        return "-"
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {letter}"
-    return f"{value:g}"
-
-
-def _sentence(words: str) -> str:
-    return words[:1].upper() + words[1:] + ("" if words.endswith(".") else ".")
 
 
 # --- a run ---
@@ -98,15 +73,15 @@ def _run(facts: Facts, name: str) -> dict[str, Any]:
         "drawing": _drawing(facts),
         "blocks": _blocks(facts),
         "explained": any(c.probabilities for c in facts.choices),
-        "curves": [c for c in _curves(facts) if c[1]],
-        "trade_off": _trade_off(
+        "curves": [c for c in pictures.curves(facts) if c[1]],
+        "trade_off": pictures.trade_off(
             {"networks of this run": facts}, facts.outcome.limit_ms if facts.outcome else None
         ),
-        "scored": _scored(facts),
+        "scored": pictures.scored(facts),
         "device": _device(facts),
         "validation": sentence(facts.validation) if facts.validation else "",
-        "predicted": _predicted(facts),
-        "macs": _macs(facts),
+        "predicted": pictures.predicted(facts),
+        "macs": pictures.macs(facts),
         "environments": _environments(facts),
         "found": found(facts),
         "limited": limited_by(facts),
@@ -204,10 +179,8 @@ def _mistakes(facts: Facts) -> list[dict[str, Any]]:
 def _drawing(facts: Facts) -> str:
     if facts.architecture is None:
         return ""
-    svg = draw(facts.architecture, {c.name: c.cost(LATENCY) or 0.0 for c in facts.choices})
-    for colour, variable in THEMED.items():
-        svg = svg.replace(f"'{colour}'", f"'var({variable})'")
-    return Markup(svg)
+    milliseconds = {c.name: c.cost(LATENCY) or 0.0 for c in facts.choices}
+    return Markup(draw(facts.architecture, milliseconds))
 
 
 def _blocks(facts: Facts) -> list[dict[str, Any]]:
@@ -267,91 +240,6 @@ def _data(facts: Facts) -> Markup:
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
-# --- curves ---
-
-
-def _curves(facts: Facts) -> Iterator[tuple[str, str, str]]:
-    """(title, chart, note) of the search, then of the trainings."""
-    search = next((facts.curves[s] for s in SEARCHES if s in facts.curves), {})
-    losses = {TITLES[n]: search[n] for n in ("loss", "valid_loss") if n in search}
-    yield "Losses of the search", Markup(charts.lines(losses, "step", "loss")), ""
-    if "expected_latency" in search:
-        chart = charts.lines(
-            {"expected": search["expected_latency"]},
-            "step",
-            "expected latency, ms",
-            level=facts.latency.target,
-        )
-        note = "Dashed: the limit." if facts.latency.target is not None else ""
-        yield "Expected latency", Markup(chart), note
-    if "entropy" in search:
-        chart = charts.lines({"entropy": search["entropy"]}, "step", "mean entropy of α")
-        yield "How much is decided", Markup(chart), "1: nothing is decided; 0: everything."
-    moved = {n: v for n, v in search.items() if n.startswith("multipliers") and _moves(v)}
-    if moved:
-        yield "Multiplier of the limit", Markup(charts.lines(moved, "step", "multiplier")), ""
-    trainings = {
-        stage: curves["loss"]
-        for stage, curves in facts.curves.items()
-        if stage not in SEARCHES and "loss" in curves
-    }
-    yield "Losses of the trainings", Markup(charts.lines(trainings, "step", "loss")), ""
-
-
-def _moves(points: Sequence[tuple[float, float]]) -> bool:
-    return any(value for _, value in points)
-
-
-# --- trade-off ---
-
-
-def _trade_off(groups: Mapping[str, Facts], limit: float | None) -> str:
-    marks = {}
-    for name, facts in groups.items():
-        rows = facts.outcome.rows if facts.outcome else ()
-        marks[name] = [
-            Mark(
-                x=row.ms,
-                y=100 * row.accuracy,
-                words=f"{name}, {row.name}: {percent(row.accuracy)}, {ms(row.ms)} ms",
-                label=row.name,
-                size=6 if row.name == "found" else 4,
-            )
-            for row in rows
-            if row.ms is not None and row.accuracy is not None
-        ]
-    return Markup(
-        charts.scatter(marks, "measured, ms", "test accuracy, %", front=True, upright=limit)
-    )
-
-
-def _together(runs: Sequence[Facts]) -> str:
-    return _trade_off({f.name: f for f in runs}, None)
-
-
-def _scored(facts: Facts) -> str:
-    groups: dict[str, list[Mark]] = {}
-    for s in facts.scored:
-        if s.predicted_ms is None or s.score is None:
-            continue
-        words = f"score {s.score:.4f}, predicted {ms(s.predicted_ms)} ms"
-        words += f", measured {ms(s.measured_ms)} ms" if s.measured_ms is not None else ""
-        groups.setdefault(s.of, []).append(
-            Mark(
-                x=s.predicted_ms,
-                y=s.score,
-                words=words,
-                label="chosen" if s.chosen else "",
-                size=6 if s.chosen else 4,
-            )
-        )
-    return Markup(
-        charts.scatter(
-            groups, "predicted, ms", "validation score", front=True, upright=facts.latency.target
-        )
-    )
-
-
 # --- the device ---
 
 
@@ -366,45 +254,27 @@ def _device(facts: Facts) -> str:
     )
 
 
-def _predicted(facts: Facts) -> str:
-    groups: dict[str, list[Mark]] = {}
-    for point in facts.networks:
-        words = f"predicted {ms(point['predicted_ms'])} ms, measured {ms(point['measured_ms'])} ms"
-        mark = Mark(
-            x=point["predicted_ms"],
-            y=point["measured_ms"],
-            words=words,
-            spread=point["spread_ms"],
-        )
-        groups.setdefault(str(point["role"]), []).append(mark)
-    return Markup(charts.scatter(groups, "predicted, ms", "measured, ms", diagonal=True))
+OBSERVED = {
+    "when": ("date", ""),
+    "drift of the canary": ("canary_drift_pct", "+.1f} %"),
+    "other load, cores": ("other_load_cores", ".2f}"),
+    "clock, MHz": ("clock_mhz", ",.0f}"),
+    "throttled": ("throttled", ".0f} times"),
+}
 
 
-def _macs(facts: Facts) -> str:
-    """Every distinct candidate: its MACs, and its milliseconds."""
-    marks = {
-        (row["macs"][k], row[LATENCY][k]): Mark(
-            x=row["macs"][k] / 1e6,
-            y=row[LATENCY][k],
-            words=f"{choice.name} {name}: {count(row['macs'][k])} MACs, {ms(row[LATENCY][k])} ms",
-        )
-        for choice in facts.choices
-        for row in [choice.costs]
-        if LATENCY in row and "macs" in row
-        for k, name in enumerate(choice.candidates)
+def _environments(facts: Facts) -> tuple[list[str], list[list[str]]]:
+    """What was observed while it was measured: the columns that the system told, and their rows."""
+    told = {
+        title: (name, form)
+        for title, (name, form) in OBSERVED.items()
+        if any(name in e for e in facts.environments)
     }
-    return Markup(charts.scatter({"candidates": list(marks.values())}, "million MACs", "ms"))
 
-
-def _environments(facts: Facts) -> list[tuple[str, str, str]]:
     def words(value: Any, form: str) -> str:
-        return format(value, form) if isinstance(value, int | float) else "-"
+        if isinstance(value, int | float) and form:
+            return ("{:" + form).format(value)
+        return str("-" if value is None else value).replace("T", " ").partition("+")[0]
 
-    return [
-        (
-            str(e.get("date", "-")).replace("T", " ").partition("+")[0],
-            words(e.get("canary_drift_pct"), "+.1f") + " %",
-            words(e.get("other_load_cores"), ".2f"),
-        )
-        for e in facts.environments
-    ]
+    rows = [[words(e.get(name), form) for name, form in told.values()] for e in facts.environments]
+    return list(told), rows

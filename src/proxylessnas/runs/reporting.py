@@ -12,8 +12,9 @@ from proxylessnas.architecture import Architecture
 from proxylessnas.config import read_config
 from proxylessnas.errors import ConfigError, RunError, one_line
 from proxylessnas.io.files import write_atomic
-from proxylessnas.report.facts import Facts, Records, facts_of
+from proxylessnas.report.facts import Facts
 from proxylessnas.report.page import page
+from proxylessnas.report.records import Records, facts_of
 from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.session.deriving import PRICES
 from proxylessnas.session.finishing import CONFUSION
