@@ -16,12 +16,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from proxylessnas.core.costs import Costs
-from proxylessnas.core.decode import decode, sample_within
+from proxylessnas.core.decode import decode
 from proxylessnas.core.gates import Path
 from proxylessnas.core.gradients import binary_gates, draw_pair, eq4
 from proxylessnas.core.objective import Constraint
 from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero, softmax
 from proxylessnas.core.tensors import collect_tensors
+from proxylessnas.selection.propose import sample_within
 from proxylessnas.training.freezing import frozen
 
 WARMUP, STEPS = 150, 300  # steps; the paper takes 40 and 120 epochs of ImageNet
