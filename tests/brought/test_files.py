@@ -66,6 +66,15 @@ def test_open_height_and_width_are_refused_with_what_to_say(
     assert "images ?x3x?x? f32; say them, as --shape images=1x3x224x224" in line
 
 
+def test_an_input_without_any_shape_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A runtime takes it for one number."""
+    nodes = [helper.make_node("Relu", ["images"], ["out"])]
+    file = saved(tmp_path / "x.onnx", nodes, {"images": (TensorProto.FLOAT, None)})  # type: ignore[dict-item]
+    assert "says no shape of its input images: export it with one" in refused(capsys, file)
+
+
 def test_open_dimensions_are_given_by_shape_and_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

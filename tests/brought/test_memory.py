@@ -259,20 +259,31 @@ def test_as_many_images_fit_as_the_peak_says() -> None:
     assert need.images(1e9) == 0
 
 
-def fitted(monkeypatch: pytest.MonkeyPatch, need: Need, free: float, **job: Any) -> tuple[Any, str]:
+def fitted(
+    monkeypatch: pytest.MonkeyPatch,
+    need: Need,
+    free: float,
+    *,
+    world: int = 1,
+    local: int = 1,
+    is_apart: bool = False,
+    limit: str | None = None,
+    **job: Any,
+) -> tuple[Any, str]:
     """(the job, what is said) for images of 224 pixels at batch 64."""
     batches = SimpleNamespace(
         batch_size=64, rows=range(245), info=SimpleNamespace(shape=(3, 224, 224))
     )
-    alone = SimpleNamespace(world=1)
-    machine = SimpleNamespace(is_apart=False)
+    alone = SimpleNamespace(world=world, local=local, of_main=lambda make: make())
+    machine = SimpleNamespace(is_apart=is_apart)
     parts = SimpleNamespace(train=batches, machine=machine, ranks=alone, step=0, total=9, **job)
     monkeypatch.setattr(memory, "ImageBatches", SimpleNamespace)
     monkeypatch.setattr(memory, "Training", SimpleNamespace)
     monkeypatch.setattr(memory, "predict", lambda *_: need)
     monkeypatch.setattr(memory, "free_bytes", lambda: free - need.before)
     said: list[str] = []
-    fit_memory(parts, "train", None, said.append)  # type: ignore[arg-type]
+    fit_memory(parts, "train", limit, said.append)  # type: ignore[arg-type]
+    assert parts.ranks is alone
     return parts, "\n".join(said)
 
 
@@ -283,6 +294,32 @@ def test_the_peak_of_a_stage_is_printed(monkeypatch: pytest.MonkeyPatch) -> None
     job, said = fitted(monkeypatch, NEED, 9.8e9, whole_batch="", at_once=None)
     assert said == "  memory: about 8.8 GB at batch 64; 9.8 GB are free"
     assert job.at_once is None
+
+
+def test_the_ranks_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 4 ranks on two machines each takes 16 images, and half of what is free beside it."""
+    free = {"free": 9.5e9, "whole_batch": "", "at_once": None, "world": 4, "local": 2}
+    job, said = fitted(monkeypatch, NEED, **free)
+    assert said == "  memory: about 2.6 GB at batch 16; 5.0 GB are free for each of 2 processes"
+    job, said = fitted(monkeypatch, NEED, **free, limit="4GB")
+    assert "2.0 GB are allowed (--memory 4GB) for each of 2 processes" in said
+    assert job.at_once == 8  # 11 fit: two equal parts
+
+
+def test_that_nothing_is_predicted_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    job, said = fitted(monkeypatch, NEED, 1e9, whole_batch="", at_once=None, is_apart=True)
+    assert said.startswith("  memory: not predicted on a GPU") and job.at_once is None
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    monkeypatch.undo()
+    training = Training(
+        network=network,
+        task=Task.classification(),
+        train=LoaderBatches(batches(), name="train"),
+        settings=TrainSettings(),
+    )
+    lines: list[str] = []
+    fit_memory(training, "train", None, lines.append)
+    assert "not predicted for loaders of your own" in lines[0]
 
 
 def test_a_batch_that_is_too_large_is_accumulated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,8 +124,9 @@ def test_folders(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     names = NAMES[chance.choice(list(NAMES))]
     split = chance.choice(SPLITS) if chance.random() < 0.6 else ("",)
+    inside = tmp_path / "data" / chance.choice(("", "", "archive", "a/b"))
     for part in split:
-        above = tmp_path / "data" / part
+        above = inside / part
         if part and chance.random() < 0.2:
             above /= part
         for kind, name in enumerate(names):
@@ -189,14 +190,22 @@ def make_csv(root: Path, chance: random.Random) -> Path:
         "label": chance.choice(("label", "Class", "category", "species")),
         **{"x": "weight", "part": chance.choice(("split", "part", "data set"))},
     }
-    chosen = ["file", "label", *chance.sample(["x", "part"], chance.randrange(3))]
+    labels = ["label"]
+    if chance.random() < 0.3:  # a column a class
+        given = [unicodedata.normalize("NFC", label) for label in columns["label"]]
+        one, zero = chance.choice((("1", "0"), ("1.0", "0.0")))
+        labels = [f"={name}" for name in names]
+        for name, column in zip(names, labels, strict=True):
+            columns[column] = [one if label == name else zero for label in given]
+            headers[column] = name
+    chosen = ["file", *labels, *chance.sample(["x", "part"], chance.randrange(3))]
     chance.shuffle(chosen)
     rows = list(zip(*(columns[name] for name in chosen), strict=True))
     chance.shuffle(rows)
     text = io.StringIO()
     quoting = chance.choice((csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
     writer = csv.writer(text, delimiter=chance.choice(",;\t"), quoting=quoting)
-    if chance.random() < 0.8:
+    if chance.random() < 0.8 or len(labels) > 1:
         writer.writerow([headers[name] for name in chosen])
     writer.writerows(rows)
     path = root / "table.csv"
@@ -245,7 +254,11 @@ def make_parquet(path: Path, chance: random.Random) -> tuple[str, ...]:
     if chance.random() < 0.3:
         cells = [np.asarray(Image.open(io.BytesIO(cell))).tolist() for cell in cells]
     columns = {chance.choice(("image", "img", "pixel_values")): cells}
-    columns[chance.choice(("label", "labels", "class"))] = labels
+    if chance.random() < 0.2:  # a column a class
+        names = CLASSES
+        columns |= {name: [kind == k for kind in kinds] for k, name in enumerate(CLASSES)}
+    else:
+        columns[chance.choice(("label", "labels", "class"))] = labels
     if chance.random() < 0.3:
         columns["other"] = [chance.randrange(9) for _ in kinds]
     pq.write_table(pa.table(columns), path)

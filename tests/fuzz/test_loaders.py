@@ -158,6 +158,22 @@ class Once:
         return next(self.rest)
 
 
+class Opaque:
+    """Batches that are not known before they are drawn, of which a later one is another."""
+
+    def __init__(self, batches: list[Any], later: Any) -> None:
+        self.batches = [batches[0], later, *batches[1:]]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+
 LOADERS: tuple[Callable[[list[Any]], Any], ...] = (
     lambda batches: batches,
     lambda batches: batches,
@@ -188,11 +204,16 @@ def loader(chance: random.Random) -> Any:
     generator = torch.Generator().manual_seed(chance.randrange(1 << 30))
     x = torch.randn(8, 4, generator=generator)
     y = torch.randint(CLASSES, (8,), generator=generator)
-    what = chance.randrange(5)
+    what = chance.randrange(6)
     pick = chance.choice
     new_x = pick(TENSORS)(x) if what == 0 else x
     new_y = pick(TENSORS)(y) if what == 1 else y
     batch = (pick(BATCHES) if what == 2 else BATCHES[0])(new_x, new_y)
+    if what == 5:  # a later batch that is another, of a list or of a loader that does not tell
+        other = BATCHES[0](pick(TENSORS)(x), pick(TENSORS)(y))
+        other = KeyError("a picture") if chance.random() < 0.2 else other
+        opaque = chance.random() < 0.5 or isinstance(other, Exception)
+        return Opaque([batch] * 3, other) if opaque else [batch, other, batch]
     return (pick(LOADERS) if what == 3 else LOADERS[0])([batch] * 3)
 
 
@@ -225,6 +246,10 @@ def test_a_call_with_strange_loaders(seed: int) -> None:
             )
         except UserError as error:
             assert str(error) and "\n" not in str(error) and len(str(error)) < 2000
+            late = any(isinstance(call.get(p), Opaque) for p in ("train", "valid", "calibration"))
+            if late and runtime.loaded:  # then the line says which batch it is
+                assert "batch" in str(error), str(error)
+                return
             assert runtime.loaded == 0, str(error)
             assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
             assert all(p.grad is None for p in model.parameters())

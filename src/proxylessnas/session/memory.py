@@ -2,8 +2,9 @@
 
 A kernel without memory kills without a word. So before a stage's first step its peak is predicted
 for its batch size, which is a line in the number of images. A batch that is too large is computed
-in parts where that gives the same result, and else refused with the batch size that fits. On GPUs
-the allocator says by itself that there is too little, see `training.faults`.
+in parts where that gives the same result, and else refused with the batch size that fits. On GPUs,
+and for loaders of the user's own, nothing is predicted, which is said: an allocator that says by
+itself that there is too little is explained by `training.faults`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from proxylessnas.data import ImageBatches
 from proxylessnas.errors import UserError
 from proxylessnas.io.memory import free_bytes, peak_bytes, resident_bytes
 from proxylessnas.training.job import Job
+from proxylessnas.training.ranks import ALONE
 from proxylessnas.training.train import Training
 
 PROBE_PIXELS = 2**18  # of the larger small batch: steps of a fraction of a second
@@ -49,7 +51,9 @@ class Need:
 def fit_memory(
     job: Job, stage: str, limit: str | None, say: Callable[[str], object] = lambda _: None
 ) -> None:
-    """Say what the stage will take, and let it take no more than there is.
+    """Say what the stage will take, and let it take no more than there is; or that it is not known.
+
+    Of several ranks each takes its slice of a batch, and those of one machine share its memory.
 
     limit: the setting `memory`.
 
@@ -59,15 +63,19 @@ def fit_memory(
     if not isinstance(job, Search | Training) or job.step >= job.total:
         return
     batches, valid = job.train, job.valid if isinstance(job, Search) else None
-    if not isinstance(batches, ImageBatches) or job.machine.is_apart or job.ranks.world > 1:
+    if not isinstance(batches, ImageBatches) or job.machine.is_apart:
+        what = "on a GPU" if job.machine.is_apart else "for loaders of your own"
+        say(f"  memory: not predicted {what}; a step that is too large names a batch that fits")
         return
-    size = max(_size(b) for b in (batches, valid) if isinstance(b, ImageBatches))
-    need = predict(job, batches.info.shape, size)
+    whole = max(_size(b) for b in (batches, valid) if isinstance(b, ImageBatches))
+    size, here = math.ceil(whole / job.ranks.world), job.ranks.local
+    need = _predicted(job, batches.info.shape, size)
     if need is None:
         return
-    free = free_bytes() + need.before
-    most = free if limit is None else min(free, parse_bytes(limit))
+    free = job.ranks.of_main(free_bytes) / here + need.before
+    most = free if limit is None else min(free, parse_bytes(limit) / here)
     bound = "free" if most == free else f"allowed (--memory {limit})"
+    bound += f" for each of {here} processes" if here > 1 else ""
     say(f"  memory: about {_gb(need.peak(size))} at batch {size}; {_gb(most)} are {bound}")
     if need.peak(size) > most:
         height, width = batches.info.shape[1:]
@@ -95,6 +103,18 @@ def _reduce(job: Search | Training, stage: str, size: int, fitting: int, words: 
     else:
         remedy = "no smaller batch fits: take fewer pixels"
     raise UserError(f"{words}; {remedy} (also: --image-size, --memory)")
+
+
+def _predicted(job: Search | Training, shape: tuple[int, ...], size: int) -> Need | None:
+    """`predict` by each rank on its own, and what rank 0 found, for all."""
+    ranks = job.ranks
+    try:
+        job.ranks = ALONE
+        need = predict(job, shape, size)
+    finally:
+        job.ranks = ranks
+    plain = ranks.of_main(lambda: None if need is None else [need.before, need.step, need.image])
+    return None if plain is None else Need(*plain)
 
 
 def predict(job: Search | Training, shape: tuple[int, ...], size: int) -> Need | None:

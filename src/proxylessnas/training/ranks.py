@@ -54,6 +54,11 @@ class Ranks:
         return self.rank == 0
 
     @property
+    def local(self) -> int:
+        """Ranks of this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.world)) if self.world > 1 else 1
+
+    @property
     def share(self) -> tuple[int, int]:
         """Which slice of each batch is this rank's; see `task.portion`."""
         return self.rank, self.world

@@ -69,6 +69,10 @@ def full_shapes(
         if not x.allows(shape):
             words = "x".join(map(str, shape))
             raise MeasurementError(f"{file}: the input {x} cannot be of the shape {words}")
+    if not given and not any(x.shape for x in inputs):
+        raise MeasurementError(
+            f"{file} says no shape of its input {', '.join(map(str, names))}: export it with one"
+        )
     shapes = {x.name: given.get(x.name) or x.of_batch(batch) for x in inputs}
     unknown = [x for x in inputs if not all(map(_is_fixed, shapes[x.name]))]
     if unknown:
