@@ -2,8 +2,7 @@
 
     python benchmarks/nas_bench_201.py [--table FOLDER/nas-bench-201/cifar10.csv]
         [--data FOLDER/cifar10] [--devices gold_6226,raspi4,pixel3] [--quantiles 0.2,0.4,0.6,0.8]
-        [--weights FILE] [--minutes 40] [--seed 0] [--networks 300] [--finalists 96]
-        [--finetune-steps 400] [--measured 100] [--json OUT]
+        [--weights FILE] [--minutes 40] [--seed 0] [--networks 300] [--measured 100] [--json OUT]
 
 FOLDER is $PROXYLESSNAS_DATA, or else `data`; CONTRIBUTING.md says what it holds. A table has the
 columns code, function and test_accuracy, and a column NAME_ms of every device.
@@ -13,15 +12,12 @@ as another, for --minutes, or taken from --weights where that file exists. The s
 by measuring whole networks on it (here: by looking their latency up): --measured random ones, to
 which a predictor is fitted, and after these only networks of which the predictor cannot say whether
 they keep a limit. Networks are scored with the shared weights on validation images: random ones,
-and under each limit those that a predictor of the scores puts first, --networks in all. Scores of
-inherited weights flatter what learns fast, so --finalists of these networks are fine-tuned for
---finetune-steps from the shared weights and scored once more: under each limit those that a
-predictor of both scores puts first. The best of them within the limit, as measured, is the network
-found. Accuracies of the table are looked up when all is found, never before.
+and under each limit those that a predictor of the scores puts first, --networks in all. The best
+within the limit, as measured, is the network found. Accuracies of the table are looked up when
+all is found, never before.
 
 Printed for each limit: the best accuracy of the table within it, the expected best of 20 random
-networks by their true accuracy, what was found, and the gap to the best; beside it the gap of what
-inherited weights alone would have chosen.
+networks by their true accuracy, what was found, and the gap to the best.
 """
 
 from __future__ import annotations
@@ -30,7 +26,7 @@ import argparse
 import itertools
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -42,9 +38,8 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table as Printed
 from shared_weights import BATCH, Halved, SharedWeights
-from torch import nn
 
-from proxylessnas.config import DataSettings, MachineSettings, TrainSettings
+from proxylessnas.config import DataSettings, MachineSettings
 from proxylessnas.core.decode import Indices
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data import Batches, load_data
@@ -52,18 +47,15 @@ from proxylessnas.io.console import Reporter, output
 from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.choose import ScoreFunction
 from proxylessnas.selection.explore import Score, explore, hopes, known, predictor_of
-from proxylessnas.selection.predictor import Array, Networks, Predictor
+from proxylessnas.selection.predictor import Networks, Predictor
 from proxylessnas.spaces import build_supernet
 from proxylessnas.spaces.cell import CANDIDATES, CHOICES, code, contributing, from_code, function
 from proxylessnas.training.device import make_machine
 from proxylessnas.training.evaluate import evaluate, recalibrate
-from proxylessnas.training.loop import run_loop
 from proxylessnas.training.task import Task
-from proxylessnas.training.train import Training
 
 DATA = Path(os.environ.get("PROXYLESSNAS_DATA", "data"))
 NAMES = (CANDIDATES,) * len(CHOICES)
-FINETUNE_RATE = 0.03  # at its height, after a tenth of the steps
 RANDOM = 20  # networks, of which the best by its true accuracy is compared with
 SCORED_IMAGES, RENEWED_IMAGES = 2000, 500  # a network: validation and training images
 CERTAIN = 2.0  # standard deviations from the limit at which a prediction is believed
@@ -186,38 +178,14 @@ class Scorer:
             paths=fair_functions(0),
             facts={"cells": args.cells, "halved": args.halved},
         ).load(args.weights)
-        self.steps, self.tuning = args.finetune_steps, batches("search", BATCH, True)
         self.training = list(itertools.islice(batches("search", 250, False).epoch(0), 2))
         self.valid = list(itertools.islice(batches("valid", 250, False).epoch(0), 8))
 
     def __call__(self, network: Indices) -> Score:
         """Accuracy on validation images, with BN statistics of its own; the same of each batch."""
-        return self._scored(self._derived(network))
-
-    def finetuned(self, network: Indices) -> Score:
-        """The same after some steps of its own, from the shared weights."""
-        model = self._derived(network)
-        settings = TrainSettings(
-            epochs=self.steps / len(self.tuning),
-            batch_size=BATCH,
-            learning_rate=FINETUNE_RATE,
-            warmup_epochs=0.1 * self.steps / len(self.tuning),
-            weight_decay=1e-4,
-            label_smoothing=0.0,
-        )
-        task = Task.classification()
-        run_loop(Training(model, task, self.tuning, settings, machine=self.machine))
-        return self._scored(model)
-
-    def _derived(self, network: Indices) -> nn.Module:
-        """A network with a copy of the shared weights."""
-        model = self.supernet.derive(network)
+        model, task = self.supernet.derive(network), Task.classification()
         recalibrate(model, Kept(self.training), RENEWED_IMAGES, self.machine)
-        return model
-
-    def _scored(self, model: nn.Module) -> Score:
-        task, valid = Task.classification(), Kept(self.valid)
-        return evaluate(model, task, valid, self.machine, examples=SCORED_IMAGES).value
+        return evaluate(model, task, Kept(self.valid), self.machine, examples=SCORED_IMAGES).value
 
 
 @dataclass(frozen=True)
@@ -282,19 +250,14 @@ class Device:
 
 
 class Search:
-    """Scores that all limits share, and the best network within each.
+    """Scores that all limits share, and the best network within each."""
 
-    score, finetuned: a network's accuracy by inherited weights, and by weights that were
-    fine-tuned from these.
-    """
-
-    def __init__(self, score: ScoreFunction, finetuned: ScoreFunction, seed: int) -> None:
+    def __init__(self, score: ScoreFunction, seed: int) -> None:
         self.function = as_they_run()
         self.networks = list(dict.fromkeys(self.function.values()))
         self.row = {network: i for i, network in enumerate(self.networks)}
         self.rows = np.array([self.row[first] for first in self.function.values()])
         self.score, self.scores = score, dict[Indices, Score]()
-        self.finetuned, self.final = finetuned, dict[Indices, Score]()
         self.generator = np.random.default_rng(seed)
 
     def begin(self, count: int) -> None:
@@ -309,10 +272,13 @@ class Search:
         """Score `count` more networks within the limit, those that the scores predict."""
 
         def pool(predictor: Predictor, *_: object) -> Networks:
-            worth = self._new(hopes(*predictor(self.networks)), self.scores)
-            return self._first(device, limit, worth)
+            worth = hopes(*predictor(self.networks))
+            worth[[n in self.scores for n in self.networks]] = -np.inf
+            promising = itertools.islice(device.within(limit, worth[self.rows]), PROMISING)
+            found = [self.function[n] for n in promising]
+            return np.array(found, np.int64).reshape(-1, len(CHOICES))
 
-        with Reporter().bar(f"scoring: {title}") as update:
+        with Reporter().bar(title) as update:
             explore(
                 *(NAMES, [], pool),
                 score=self.score,
@@ -321,59 +287,15 @@ class Search:
                 progress=update,
             )
 
-    def finetune(self, device: Device, limit: float, count: int, title: str) -> None:
-        """Fine-tune `count` more networks within the limit, those that both scores predict."""
-        believed = self._believed()
-
-        def prior(networks: Networks) -> Array:
-            return self._of(believed, [tuple(n) for n in networks.tolist()])
-
-        def pool(predictor: Predictor, *_: object) -> Networks:
-            worth = self._new(hopes(*predictor(self.networks, believed)), self.final)
-            return self._first(device, limit, worth)
-
-        start = self._first(device, limit, self._new(believed, self.final)).tolist()
-        with Reporter().bar(f"fine-tuning: {title}") as update:
-            explore(
-                *(NAMES, list(map(tuple, start)), pool),
-                score=self.finetuned,
-                scores=self.final,
-                count=count,
-                prior=prior,
-                progress=update,
-            )
-
-    def _believed(self) -> Array:
-        """What inherited weights say of every network."""
-        return predictor_of(NAMES, self.scores)(self.networks)[0]
-
-    def _new(self, worth: Array, scores: Collection[Indices]) -> Array:
-        return np.where([n in scores for n in self.networks], -np.inf, worth)
-
-    def _first(self, device: Device, limit: float, worth: Array) -> Networks:
-        """The most promising networks within the limit."""
-        promising = itertools.islice(device.within(limit, worth[self.rows]), PROMISING)
-        found = [self.function[n] for n in promising]
-        return np.array(found, np.int64).reshape(-1, len(CHOICES))
-
     def best(self, device: Device, limit: float) -> Indices:
-        """Of the networks that were fine-tuned, or before that scored, the best in the limit."""
-        if self.final:
-            candidates = known(self.final)
-            before = self._of(self._believed(), candidates)
-            values = predictor_of(NAMES, self.final, lambda _: before)(candidates, before)[0]
-        else:
-            candidates = known(self.scores)
-            values = self._of(self._believed(), candidates)
-        worth = np.full(len(self.networks), -np.inf)
-        worth[[self.row[n] for n in candidates]] = values
-        for network in device.within(limit, worth[self.rows]):
+        """Of the networks that were scored, for all limits, the best within this one."""
+        scored = known(self.scores)
+        believed = np.full(len(self.networks), -np.inf)
+        believed[[self.row[n] for n in scored]] = predictor_of(NAMES, self.scores)(scored)[0]
+        for network in device.within(limit, believed[self.rows]):
             if device.ms(network) <= limit:  # what was believed of its latency is measured now
                 return network
         return min(device.measured, key=device.ms)  # the limit is not kept, and the table says so
-
-    def _of(self, values: Array, networks: Sequence[Indices]) -> Array:
-        return values[[self.row[n] for n in networks]]
 
 
 # --- the judgement ---
@@ -386,8 +308,7 @@ def main() -> None:
     for name in devices:
         if name not in truth.latency:
             raise SystemExit(f"{args.table} has no column {name}_ms: {', '.join(truth.latency)}")
-    scorer = Scorer(args)
-    search = Search(scorer, scorer.finetuned, args.seed)
+    search = Search(Scorer(args), args.seed)
     more = args.networks // 3
     search.begin(args.networks - more)
     limits = []
@@ -399,34 +320,23 @@ def main() -> None:
             limits.append((name, quantile, device, float(np.quantile(latency, quantile))))
     for name, _, device, limit in limits:
         search.explore(device, limit, more // len(limits), f"{name} within {limit:.4g} ms")
-    by_inherited = [code_of(search.best(device, limit)) for *_, device, limit in limits]
-    for name, _, device, limit in limits:
-        each = args.finalists // len(limits)
-        search.finetune(device, limit, each, f"{name} within {limit:.4g} ms")
     results = [
         {
             "device": name,
             "quantile": quantile,
             "limit_ms": limit,
             "code": code_of(search.best(device, limit)),
-            "by_inherited": code,
             "measured": len(device.measured),
         }
-        for (name, quantile, device, limit), code in zip(limits, by_inherited, strict=True)
+        for name, quantile, device, limit in limits
     ]
     results = [{**r, **judged(truth, r)} for r in results]
-    scores, final = (
-        {code_of(n): value for n, (value, _) in networks.items()}
-        for networks in (search.scores, search.final)
-    )
+    scores = {code_of(n): value for n, (value, _) in search.scores.items()}
     _print(results)
     if args.json:
         gap = float(np.mean([r["gap"] for r in results]))
         args.json.write_text(
-            json.dumps(
-                {"mean_gap": gap, "limits": results, "scores": scores, "finetuned": final}, indent=1
-            )
-            + "\n"
+            json.dumps({"mean_gap": gap, "limits": results, "scores": scores}, indent=1) + "\n"
         )
 
 
@@ -440,7 +350,6 @@ def judged(truth: Truth, result: dict[str, Any]) -> dict[str, Any]:
         "random": truth.best_of_random(device, limit),
         "accuracy": accuracy,
         "gap": best - accuracy,
-        "gap_by_inherited": best - float(truth.accuracy[truth.row[result["by_inherited"]]]),
         "ms": ms,
         "kept": ms <= limit,
     }
@@ -449,20 +358,18 @@ def judged(truth: Truth, result: dict[str, Any]) -> dict[str, Any]:
 def _print(results: list[dict[str, Any]]) -> None:
     table = Printed(title="Accuracy in % by the table, within limits of latency")
     columns = ("device", "quantile", "limit ms", "best", f"random of {RANDOM}", "found", "gap")
-    for column in (*columns, "gap by inherited", "ms", "kept", "measured"):
+    for column in (*columns, "ms", "kept", "measured"):
         table.add_column(column, justify="right")
     for r in results:
         table.add_row(
             *(r["device"], f"{r['quantile']:g}", f"{r['limit_ms']:.4g}", f"{r['best']:.2f}"),
             *(f"{r['random']:.2f}", f"{r['code']} {r['accuracy']:.2f}", f"{r['gap']:.2f}"),
-            f"{r['gap_by_inherited']:.2f}",
             *(f"{r['ms']:.4g}", "yes" if r["kept"] else "no", str(r["measured"])),
         )
     output().print(table)
     above = sum(r["accuracy"] > r["random"] for r in results)
-    gaps = [np.mean([r[key] for r in results]) for key in ("gap", "gap_by_inherited")]
     output().print(
-        f"mean gap {gaps[0]:.2f} points (by inherited weights {gaps[1]:.2f}); limits kept: "
+        f"mean gap {np.mean([r['gap'] for r in results]):.2f} points; limits kept: "
         f"{sum(r['kept'] for r in results)} of {len(results)}; above random of {RANDOM}: {above}"
     )
 
@@ -484,8 +391,6 @@ def _arguments() -> argparse.Namespace:
     add("--halved", action=argparse.BooleanOptionalAction, default=True, help="16x16 images")
     add("--seed", type=int, default=0, help="of the search")
     add("--networks", type=int, default=300, help="that are scored")
-    add("--finalists", type=int, default=96, help="networks that are fine-tuned")
-    add("--finetune-steps", type=int, default=400, help="of each of these")
     add("--measured", type=int, default=100, help="that are measured to know a device")
     add("--json", type=Path, help="file for the results")
     return parser.parse_args()
