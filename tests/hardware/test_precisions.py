@@ -6,6 +6,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from proxylessnas.errors import MeasurementError, UserError
 from proxylessnas.export.compare import eager_outputs
 from proxylessnas.export.executorch import to_executorch
 from proxylessnas.export.onnx import to_onnx
+from proxylessnas.export.onnx_blocks import block_files
+from proxylessnas.export.onnx_session import open_session
 from proxylessnas.export.precision import noisy_inputs
 from proxylessnas.export.tflite import to_tflite
 from proxylessnas.hardware.measure import earlier_table
@@ -197,6 +200,27 @@ def test_the_whole_and_its_blocks_in_both_precisions() -> None:
     lines = list(verdicts(compare_precisions(network(), (IMAGE,), runtimes, SETTINGS, seed=0)))
     assert lines[0].startswith("warning: int8 does not pay here: 1.50")
     assert lines[1] == "slower in int8: stem, blocks.0, blocks.2, head"
+
+
+def test_the_blocks_of_an_onnx_file(tmp_path: Path) -> None:
+    module, path = network(), tmp_path / "net.onnx"
+    to_onnx(module, (IMAGE,), path)
+    files = block_files(path, tmp_path)
+    assert list(files) == ["stem.0", "blocks.0", "blocks.2", "head.0", "head.4"]
+    x = IMAGE.numpy()
+    for file in files.values():  # one after the other they are the network
+        session = open_session(str(file))
+        (x,) = session.run(None, {session.get_inputs()[0].name: x})
+    assert abs(x - eager_outputs(module, (IMAGE,))[0]).max() < 1e-5
+    runtimes = {p: make("fake", precision=p) for p in ("f32", "int8")}
+    whole, *blocks = compare_precisions(path, (IMAGE,), runtimes, SETTINGS, seed=0)
+    assert [row.name for row in blocks] == list(files)
+    assert {row.ratio("int8", "f32").value for row in (whole, *blocks)} == {0.5}
+    model = onnx.load(path)
+    for i, node in enumerate(model.graph.node):  # as an exporter that names no modules
+        node.name = f"node_{i}"
+    onnx.save(model, path)
+    assert block_files(path, tmp_path) == {}
 
 
 def test_a_processor_without_integer_instructions_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from proxylessnas.errors import ExportError, foreign
+from proxylessnas.export.onnx_blocks import nodes_by_block
 from proxylessnas.export.onnx_session import open_session
 from proxylessnas.export.quiet import denormal_mode, quietly
 
@@ -62,7 +63,7 @@ def quantised(
         ExportError: the file is of int8 already, or cannot be quantised.
     """
     with _prepared(content) as plain:
-        nodes = _nodes_by_block(plain)
+        nodes = _names_by_block(plain)
         kept = [node for block in float_blocks for node in nodes[block]]
         return _quantised(plain, feeds, reduce_range, symmetric, nodes_to_exclude=kept)
 
@@ -81,7 +82,7 @@ def costliest(
     errors: dict[str, float] = {}
     with _prepared(content) as plain:
         expected = _outputs(plain.read_bytes(), feeds)
-        for block, nodes in _nodes_by_block(plain).items():
+        for block, nodes in _names_by_block(plain).items():
             alone = _quantised(plain, feeds, reduce_range, nodes_to_quantize=nodes)
             pairs = zip(expected, _outputs(alone, feeds), strict=True)
             errors[block] = sum(float(((a - b) ** 2).sum()) for a, b in pairs)
@@ -134,21 +135,11 @@ def _quantised(
     return path.read_bytes()
 
 
-def _nodes_by_block(plain: Path) -> dict[str, list[str]]:
-    """`/blocks/blocks.3/branch/branch.0/Conv` is a node of the block `blocks.3`.
-
-    Blocks without a convolution, a linear layer or a product cost nothing.
-    """
+def _names_by_block(plain: Path) -> dict[str, list[str]]:
     import onnx
 
-    nodes: dict[str, list[str]] = {}
-    weighted = set()
-    for node in onnx.load(plain).graph.node:
-        *scopes, name = node.name.strip("/").split("/")
-        block = scopes[min(1, len(scopes) - 1)] if scopes else name
-        nodes.setdefault(block, []).append(node.name)
-        weighted |= {block} if node.op_type in ("Conv", "Gemm", "MatMul") else set()
-    return {block: names for block, names in nodes.items() if block in weighted}
+    blocks = nodes_by_block(onnx.load(plain).graph)
+    return {block: [node.name for node in nodes] for block, nodes in blocks.items()}
 
 
 def _outputs(content: bytes, feeds: Iterable[Feed]) -> list[Array]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from proxylessnas.config import MeasureSettings
-from proxylessnas.errors import MeasurementError
+from proxylessnas.errors import MeasurementError, foreign
+from proxylessnas.export.onnx_blocks import block_files
 from proxylessnas.hardware.measure import opened
 from proxylessnas.hardware.plan import Measurable
 from proxylessnas.hardware.runtimes import Runtime
@@ -85,7 +87,9 @@ def compare_precisions(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     blocks: bool = True,
 ) -> list[Compared]:
-    """The whole network first, then its blocks, if they are asked for; a file has none.
+    """The whole network first, then its blocks, if they are asked for.
+
+    The blocks of an ONNX file are what its nodes' names tell, with their reorders at the ends.
 
     runtimes: precision -> the runtime that computes in it. inputs: of a file, of its batch.
     settings: `network_rounds` for all, runs and warmup. shapes: see `measure_networks`.
@@ -94,10 +98,15 @@ def compare_precisions(
         MeasurementError: a runtime cannot run it, or a file is of one precision alone.
     """
     subjects = {WHOLE: Measurable("the network", network, inputs, shapes or {})}
-    if blocks and isinstance(network, nn.Module):
-        subjects |= blocks_of(network, inputs)
     sessions: dict[tuple[str, str], Session] = {}
     with ExitStack() as stack:
+        if blocks and isinstance(network, nn.Module):
+            subjects |= blocks_of(network, inputs)
+        elif blocks and isinstance(network, Path) and network.suffix == ".onnx" and not shapes:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            with foreign(MeasurementError, f"the blocks of {network} cannot be told apart"):
+                files = block_files(network, folder)
+            subjects |= {n: Measurable(f"the block {n!r}", f, inputs) for n, f in files.items()}
         for precision, runtime in runtimes.items():
             loaded = stack.enter_context(
                 opened(runtime, subjects.items(), count=len(subjects), progress=progress)
