@@ -459,7 +459,8 @@ class RunConfig:
     """Costs of your own, as {flash_kib: module:function}: of a candidate module and its inputs to a
     number."""
     runtime: str = "onnxruntime"
-    """Runtime that the latency is measured on: onnxruntime, torch, litert or openvino."""
+    """Runtime that the latency is measured on: onnxruntime, openvino, litert, executorch, tensorrt
+    or torch."""
     precision: Precision | None = None
     """Precision that the network is measured, limited, exported and evaluated in: f32, fp16, bf16
     or int8; of measure NETWORK also several, as f32,int8. Null is the runtime's, which is f32."""

@@ -15,6 +15,7 @@ from proxylessnas.hardware import measure as measuring
 from proxylessnas.hardware.energy import PowerLog, Rapl, measure_energy, meter_of
 from proxylessnas.hardware.rounds import TimedNetwork
 from proxylessnas.hardware.table import LatencyTable
+from proxylessnas.session import pipeline
 
 
 @dataclass
@@ -110,7 +111,8 @@ def test_a_limit_of_energy_is_kept(
     def by_latency(networks, meter, **how):  # type: ignore[no-untyped-def]
         return {name: 5 * 1e3 * network.timed(1) for name, network in networks.items()}
 
-    monkeypatch.setattr(measuring, "meter_of", lambda name: FiveWatts())
+    for module in (measuring, pipeline):
+        monkeypatch.setattr(module, "meter_of", lambda name: FiveWatts())
     monkeypatch.setattr(measuring, "measure_energy", by_latency)
     words = [w for w in TINY_RUN if "latency" not in w]
     first = tmp_path / "first"
@@ -129,7 +131,17 @@ def test_a_limit_of_energy_is_kept(
     assert main(["derive", str(run), "--quiet"]) == 0
     record = json.loads((run / "stages/derive.json").read_text())
     assert record["predicted"]["energy_mj"] <= limit * 1.001
+    run = tmp_path / "own"  # the same with a table of its own, which does not exist yet
+    more = ["--measure.energy=rapl", f"--limit=energy_mj={limit}"]
+    assert main(["run", *words, *more, f"--out={run}"]) == 0
+    facts = json.loads((run / "summary.json").read_text())["limits"]["energy_mj"]
+    assert facts["is"] <= limit * 1.001 and facts["limit"] == pytest.approx(limit)
     capsys.readouterr()
     assert main(["run", *words, "--limit=energy_mj=5", f"--out={tmp_path / 'other'}"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "without a meter there is no number" in line
+    monkeypatch.undo()
+    words += ["--limit=energy_mj=5", f"--measure.energy={tmp_path}/no.csv"]
+    assert main(["run", *words, f"--out={tmp_path / 'other'}"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "no.csv" in line and not (tmp_path / "other").exists()
