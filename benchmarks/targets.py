@@ -25,8 +25,9 @@ from rich.table import Table
 from proxylessnas.io.console import Reporter, output
 from proxylessnas.limits import parse_latency
 from proxylessnas.recipes import path
+from proxylessnas.runs.begin import open_run
 from proxylessnas.runs.directory import RunDirectory, held
-from proxylessnas.runs.job import derive_latencies, open_run
+from proxylessnas.runs.job import derive_latencies
 from proxylessnas.session.session import Session
 
 OVER, UNDER = 2.0, 5.0  # %

@@ -20,8 +20,8 @@ from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.hardware.timing import Measurement, disturbance
 from proxylessnas.io.console import Reporter
+from proxylessnas.runs.begin import open_run
 from proxylessnas.runs.directory import RunDirectory
-from proxylessnas.runs.job import open_run
 from proxylessnas.spaces import build_supernet
 
 SIZES = {"widths": [8], "depths": [3], "stem": 8, "head": 16}

@@ -20,8 +20,8 @@ from proxylessnas.cli.main import main
 from proxylessnas.errors import SupernetError
 from proxylessnas.io.console import Reporter
 from proxylessnas.pretrained.any_model import for_gray, headed, load_model
+from proxylessnas.runs.begin import problem_of
 from proxylessnas.runs.directory import RunDirectory
-from proxylessnas.runs.job import problem_of
 
 WORDS = (
     *("--data=digits", "--image-size=16", "--runtime=fake", "--loading.limit=300", "--quiet"),

@@ -15,8 +15,8 @@ from proxylessnas.architecture import Architecture
 from proxylessnas.cli.main import main
 from proxylessnas.config import DataSettings, RunConfig
 from proxylessnas.io.console import Reporter
+from proxylessnas.runs.begin import problem_of
 from proxylessnas.runs.directory import RunDirectory
-from proxylessnas.runs.job import problem_of
 from proxylessnas.session.store import MemoryStore
 from proxylessnas.spaces import build
 

@@ -26,9 +26,9 @@ from proxylessnas.hardware.runtimes import make
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.io.console import Reporter
 from proxylessnas.report.precisions import int8_lines
+from proxylessnas.runs.begin import open_run
 from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.runs.elsewhere import trained_network
-from proxylessnas.runs.job import open_run
 from proxylessnas.session.deploying import (
     as_deployed,
     as_scored,

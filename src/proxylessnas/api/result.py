@@ -25,9 +25,9 @@ from proxylessnas.hardware.runtimes import Runtime
 from proxylessnas.hardware.trace import initialise_lazy
 from proxylessnas.io.console import Reporter
 from proxylessnas.limits import Limit, all_limits
+from proxylessnas.runs.begin import Brought, problem_of
 from proxylessnas.runs.configured import LOADERS
 from proxylessnas.runs.directory import RunDirectory, begun, held
-from proxylessnas.runs.job import Brought, problem_of
 from proxylessnas.session.deriving import derive_within, inherited_network
 from proxylessnas.session.finishing import trained_network
 from proxylessnas.session.identity import check_identity

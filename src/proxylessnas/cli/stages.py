@@ -93,8 +93,8 @@ def _in_directory(
     started: float,
 ) -> int:
     """The verb in its run directory, which rank 0 holds."""
+    from proxylessnas.runs.begin import open_run
     from proxylessnas.runs.directory import RunDirectory, begun
-    from proxylessnas.runs.job import open_run
     from proxylessnas.session.store import CONFIG
 
     # Processes that torchrun starts again have the words that they began with. It counts the
@@ -150,7 +150,7 @@ def _in_directory(
 
 def _brought(log: str | None, ranks: Ranks) -> Any:
     """The trackers that --log names, told by rank 0 alone."""
-    from proxylessnas.runs.job import Brought
+    from proxylessnas.runs.begin import Brought
     from proxylessnas.training.callbacks import Callbacks
     from proxylessnas.training.loggers import trackers
 

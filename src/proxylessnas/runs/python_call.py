@@ -14,10 +14,11 @@ from proxylessnas.data.loader_images import NAMES
 from proxylessnas.errors import ConfigError, DataError
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.io.console import Reporter
+from proxylessnas.runs.begin import Brought, open_run
 from proxylessnas.runs.configured import LOADERS
 from proxylessnas.runs.defaults import with_defaults
 from proxylessnas.runs.directory import RunDirectory, begun
-from proxylessnas.runs.job import Brought, open_run, run_all
+from proxylessnas.runs.job import run_all
 from proxylessnas.session.loaders import blamed
 from proxylessnas.session.session import Session
 from proxylessnas.session.store import BROUGHT_TABLE
