@@ -14,9 +14,10 @@ decides which candidates' gates enter the equation, and with which probabilities
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,40 +45,27 @@ from proxylessnas.training.freezing import frozen
 RewardOf = Callable[[float, Sequence[int]], float]
 
 
-class Estimator(Protocol):
+class Estimator(ABC):
     """How α learns from one validation batch at a time. learns: whether α moves at all."""
-
-    learns: bool
-
-    def step(self, context: StepContext, generator: torch.Generator) -> Estimate:
-        """The gradient of α on one validation batch; changes no weight and no buffer."""
-        ...
-
-    def restore_unsampled(self, alpha: Tensor, before: Tensor, estimate: Estimate) -> None:
-        """After the optimiser moved α from `before`: undo what concerns unsampled candidates."""
-        ...
-
-    def state(self) -> dict[str, Any]: ...
-
-    def load(self, state: dict[str, Any]) -> None: ...
-
-
-class _Plain:
-    """An estimator without state, whose optimiser may move every α."""
 
     learns = True
 
-    def restore_unsampled(self, alpha: Tensor, before: Tensor, estimate: Estimate) -> None:
-        pass
+    @abstractmethod
+    def step(self, context: StepContext, generator: torch.Generator) -> Estimate:
+        """The gradient of α on one validation batch; changes no weight and no buffer."""
+
+    def restore_unsampled(  # noqa: B027 (most let the optimiser move every α)
+        self, alpha: Tensor, before: Tensor, estimate: Estimate
+    ) -> None:
+        """After the optimiser moved α from `before`: undo what concerns unsampled candidates."""
 
     def state(self) -> dict[str, Any]:
         return {}
 
-    def load(self, state: dict[str, Any]) -> None:
-        pass
+    def load(self, state: dict[str, Any]) -> None: ...  # noqa: B027
 
 
-class _Gated(_Plain):
+class _Gated(Estimator):
     """An estimator through binary gates. reinmax: slopes at both candidates, see `reinmax`."""
 
     def __init__(self, *, reinmax: bool = False) -> None:
@@ -136,7 +124,7 @@ class FullPath(_Gated):
         return Estimate(gradient, mask, values.loss, values.expected, values.active)
 
 
-class Darts(_Plain):
+class Darts(Estimator):
     """The soft mixture Σ p_j·o_j(x) (Liu et al., 2019): memory grows with the candidates."""
 
     def step(self, context: StepContext, generator: torch.Generator) -> Estimate:
@@ -149,7 +137,7 @@ class Darts(_Plain):
         return Estimate(eq4(p, grad + cost), mask, values.loss, values.expected, values.active)
 
 
-class Gumbel(_Plain):
+class Gumbel(Estimator):
     """Straight-through Gumbel softmax: a hard one-hot forward, its softmax's gradient."""
 
     def __init__(self, temperature: float = 1.0) -> None:
@@ -170,7 +158,7 @@ class Gumbel(_Plain):
         return Estimate(gradient, mask, values.loss, values.expected, values.active)
 
 
-class Reinforce(_Plain):
+class Reinforce(Estimator):
     """∇J ≈ (1/M) Σ_i (R_i − b)·∇ log p(g_i) over M networks on one batch (section 3.3.2).
 
     samples: M. decay: of the baseline b, see `_score`.
@@ -245,7 +233,7 @@ class Reinforce(_Plain):
         self.baseline = state.get("baseline")
 
 
-class Random(_Plain):
+class Random(Estimator):
     """Gates stay uniform; deriving then takes the best of K random networks."""
 
     learns = False

@@ -8,8 +8,8 @@ takes the limit itself and finds the multiplier while the search runs.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,43 +19,33 @@ from proxylessnas.core.costs import Costs
 from proxylessnas.errors import ConfigError
 
 
-class Objective(Protocol):
+class Objective(ABC):
     """A scalar of the loss and the expected costs, differentiable in both.
 
     Every objective is affine in the loss, which REINFORCE relies on.
     """
 
+    @abstractmethod
     def __call__(self, loss: Tensor, expected: Tensor) -> Tensor:
         """loss: scalar. expected: [costs], each in its unit."""
-        ...
 
-    def observe(self, costs: Sequence[float]) -> None:
+    def observe(self, costs: Sequence[float]) -> None:  # noqa: B027 (most keep no state)
         """After an architecture step: the costs of the network that is now most probable."""
-
-    def state(self) -> list[float]: ...
-
-    def load(self, state: Sequence[float]) -> None: ...
-
-
-class _Stateless:
-    def observe(self, costs: Sequence[float]) -> None:
-        pass
 
     def state(self) -> list[float]:
         return []
 
-    def load(self, state: Sequence[float]) -> None:
-        pass
+    def load(self, state: Sequence[float]) -> None: ...  # noqa: B027
 
 
-class Alone(_Stateless):
+class Alone(Objective):
     """The loss, or a reward with a minus, without a cost."""
 
     def __call__(self, loss: Tensor, expected: Tensor) -> Tensor:
         return loss
 
 
-class Linear(_Stateless):
+class Linear(Objective):
     """L + λ2·E[latency] (section 3.3.1), E in ms. weight: λ2. index: of the latency in E."""
 
     def __init__(self, weight: float, *, index: int = 0) -> None:
@@ -65,7 +55,7 @@ class Linear(_Stateless):
         return loss + self.weight * expected[self.index].to(loss)
 
 
-class MulLog(_Stateless):
+class MulLog(Objective):
     """0.2·L·(log E / log T)^0.3, `mul#log` of the published code; E and T in ms.
 
     Raises:
@@ -85,7 +75,7 @@ class MulLog(_Stateless):
         return self.scale * loss * ratio.clamp_min(1e-3).pow(self.power).to(loss)
 
 
-class AddLinear(_Stateless):
+class AddLinear(Objective):
     """L + 0.1·(E − T)/T, `add#linear` of the published code."""
 
     def __init__(self, target: float, *, index: int = 0, scale: float = 0.1) -> None:
@@ -95,7 +85,7 @@ class AddLinear(_Stateless):
         return loss + self.scale * (expected[self.index] / self.target - 1).to(loss)
 
 
-class Constraint:
+class Constraint(Objective):
     """L + Σ_k λ_k·(E_k/T_k − 1): a multiplier for every limit, by dual ascent (LightNAS).
 
     limits: T, one a cost, inf where there is none. rate: of λ.

@@ -175,7 +175,7 @@ def measure_energy(
     *,
     window_s: float = WINDOW_S,
     clock: Callable[[], float] = time.time,
-    progress: ProgressCallback = lambda done, total: None,
+    progress: ProgressCallback | None = None,
 ) -> dict[str, float]:
     """Millijoules an inference of every network, each for a window without a pause.
 
@@ -195,5 +195,6 @@ def measure_energy(
             if joules <= 0:
                 raise MeasurementError(f"the meter counted {joules:g} J in {end - start:.1f} s")
             found[name] = 1e3 * joules / count
-            progress(len(found), len(networks))
+            if progress is not None:
+                progress(len(found), len(networks))
     return found

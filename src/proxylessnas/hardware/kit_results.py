@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -90,7 +90,9 @@ class _Manifest:
 
 @checked(MeasurementError)
 @dataclass(frozen=True, kw_only=True)
-class _ResultsFile:
+class KitResults:
+    """What came back: the kit's manifest with samples, of which `table` is made."""
+
     schema: Literal[1]
     manifest: _Manifest
     device: dict[str, Scalar]
@@ -102,29 +104,19 @@ class _ResultsFile:
             if key not in self.manifest.files:
                 raise ValueError(f"it has samples of {key!r}, which its manifest does not name")
 
-    def results(self) -> KitResults:
+    @cached_property
+    def table(self) -> LatencyTable:
         measurements = {
             key: Measurement(samples_ms=samples, environment=self.environment)
             for key, samples in self.samples_ms.items()
             if samples
         }
-        model = self.manifest.model
-        return KitResults(
-            table=assemble(self.manifest.plan(), self.device, measurements),
-            space=model.space,
-            settings=model.settings,
-            input_shapes=_shapes(self.manifest.input_shapes),
-        )
+        return assemble(self.manifest.plan(), self.device, measurements)
 
-
-@dataclass(frozen=True, kw_only=True)
-class KitResults:
-    """What came back. space, settings, input_shapes: what the kit's networks are of."""
-
-    table: LatencyTable
-    space: str
-    settings: Mapping[str, Any]
-    input_shapes: tuple[tuple[int, ...], ...]
+    @property
+    def input_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """What the networks were measured with."""
+        return _shapes(self.manifest.input_shapes)
 
 
 def import_kit(path: str | Path) -> KitResults:
@@ -136,14 +128,16 @@ def import_kit(path: str | Path) -> KitResults:
     text = read_bytes(path, MAX_FILE_BYTES, MeasurementError)
     try:
         if b"### manifest " in text:
-            return _results_of_log(text.decode("utf-8", errors="replace")).results()
-        file: _ResultsFile = parse_json(_ResultsFile, text, MeasurementError)
-        return file.results()
+            results = _results_of_log(text.decode("utf-8", errors="replace"))
+        else:
+            results = parse_json(KitResults, text, MeasurementError)
+        _ = results.table  # for its errors
+        return results
     except MeasurementError as error:
         raise MeasurementError(f"{path} is not a kit's results: {error}") from None
 
 
-def _results_of_log(text: str) -> _ResultsFile:
+def _results_of_log(text: str) -> KitResults:
     """The log of a kit's shell script as a results file: a part a visit, named by the network."""
     header = {
         name: match[1].strip() if (match := re.search(rf"^### {name} (.*)$", text, re.M)) else ""
@@ -171,7 +165,7 @@ def _results_of_log(text: str) -> _ResultsFile:
         "cores": 0,
         "system": header["system"],
     }
-    return _ResultsFile(
+    return KitResults(
         schema=SCHEMA,
         manifest=manifest,
         device=device,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -93,11 +94,8 @@ def measure_table(
             progress=progress,
             save=save,
         )
-        energies = measure_energy(sessions, meter, progress=progress or _quiet) if meter else {}
+        energies = measure_energy(sessions, meter, progress=progress) if meter else {}
     return _with_energy(assemble(plan, device, measured, before), plan, energies)
-
-
-def _quiet(done: int, total: int) -> None: ...
 
 
 def _with_energy(
@@ -304,22 +302,21 @@ def measure_networks(
         measured = measure_sessions(sessions, visits, settings, seed=seed, progress=progress)
         files = {key: (session.file, session.precision) for key, session in sessions.items()}
     device = describe(runtime, inputs)
-    measured = {
-        key: on_device({**device, **_precision(files[key][1])}, m) for key, m in measured.items()
-    }
+    for key, (_, precision) in files.items():
+        own: dict[str, Scalar] = {"precision": precision} if precision else {}
+        measured[key] = on_device({**device, **own}, measured[key])
     now = measured.get(CANARY)
     drift = now.median_ms / canary.then_ms if now and canary else 1.0
     canary_noise = now.noise_pct if now else 0.0
-    results = {}
-    for name in modules:
-        raw = measured[f"network {name}"]
-        noise = (raw.noise_pct**2 + canary_noise**2) ** 0.5
-        results[name] = NetworkResult(
-            raw=raw,
+    results = {
+        name: NetworkResult(
+            raw=(raw := measured[f"network {name}"]),
             corrected_ms=raw.median_ms / drift,
-            noise_pct=noise,
+            noise_pct=math.hypot(raw.noise_pct, canary_noise),
             file=files[f"network {name}"][0],
         )
+        for name in modules
+    }
     return NetworkReport(networks=results, drift=drift, canary=now)
 
 
@@ -332,8 +329,3 @@ def _measurable(
     if isinstance(network, nn.Module):
         return Measurable(label, *plain_call(network, inputs))
     return Measurable(label, network, inputs, shapes or {})
-
-
-def _precision(of_file: str) -> dict[str, Scalar]:
-    """The precision of a measurement, where a file has one of its own."""
-    return {"precision": of_file} if of_file else {}

@@ -121,12 +121,13 @@ def space_table_of_kit(
         raise MeasurementError(
             "the kit's results are not complete: start the kit again beside them"
         )
-    if ":" in results.space and space != results.space:
+    model = results.manifest.model
+    if ":" in model.space and space != model.space:
         raise ConfigError(
-            f"the kit is of {results.space}, code that a file names; to import it: "
-            f"--space {results.space}"
+            f"the kit is of {model.space}, code that a file names; to import it: "
+            f"--space {model.space}"
         )
-    supernet = build_supernet(results.space, results.settings)
+    supernet = build_supernet(model.space, model.settings)
     traced = trace(supernet, tuple(map(noise, results.input_shapes)))
     return _validated(supernet, traced, results.table, path)
 

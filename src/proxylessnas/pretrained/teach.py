@@ -8,8 +8,8 @@ them, so that a wrong rate leaves the linear classifier and never less.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from proxylessnas.config import TrainSettings
 from proxylessnas.data import Batches, Images
@@ -81,23 +81,16 @@ def gentle(data: Images) -> str:
 
 
 def with_linear_classifier(
-    network: WithClassifier,
-    batches: Batches,
-    classes: int,
-    machine: Machine | None = None,
-    *,
-    images: int | None = None,
-    after_batch: Callable[[int, int], None] = lambda done, total: None,
+    network: WithClassifier, batches: Batches, classes: int, machine: Machine, **how: Any
 ) -> LinearFit:
     """Replace the network's classifier by the one in closed form for these images.
+
+    how: see `collect_moments`.
 
     Raises:
         DataError: there are too few images or classes.
     """
-    moments = collect_moments(
-        network, batches, classes, machine, images=images, after_batch=after_batch
-    )
-    fit = fit_classifier(moments)
+    fit = fit_classifier(collect_moments(network, batches, classes, machine, **how))
     network.replace_classifier(fit.layer())
     return fit
 

@@ -146,8 +146,5 @@ def sample_within(
     chunk = 5_000  # networks drawn at once: a matrix, not a loop
     for _ in range(draws // chunk):
         drawn = torch.multinomial(mask.double(), chunk, replacement=True, generator=generator)
-        picked = drawn.expand(len(costs.names), *drawn.shape)
-        sums = costs.per_candidate.gather(2, picked).sum(1) + costs.fixed[:, None]
-        within = (sums <= costs.limits[:, None]).all(0).nonzero()[:, 0]
-        for column in within.tolist():
-            yield tuple(drawn[:, column].tolist())
+        networks = drawn.T.numpy()
+        yield from map(tuple, networks[costs.within(networks)].tolist())

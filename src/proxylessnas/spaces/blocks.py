@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,18 +139,8 @@ class MBConv(nn.Sequential):
         layers: list[nn.Module] = []
         if expansion != 1 or inner is not None:
             layers.append(ConvBN(channels, hidden, 1, activation=activation, eps=eps))
-        layers.append(
-            ConvBN(
-                hidden,
-                hidden,
-                kernel,
-                stride,
-                groups=hidden,
-                activation=activation,
-                eps=eps,
-                same=same,
-            )
-        )
+        how: dict[str, Any] = {"activation": activation, "eps": eps, "same": same}
+        layers.append(ConvBN(hidden, hidden, kernel, stride, groups=hidden, **how))
         layers.append(ConvBN(hidden, out_channels, 1, activation=None, eps=eps))
         super().__init__(*layers)
         self.kernel, self.expansion = kernel, expansion if inner is None else inner / channels
@@ -213,7 +204,7 @@ class WithClassifier(nn.Module, ABC):
 class Network(WithClassifier):
     """stem, blocks, head."""
 
-    def __init__(self, stem: nn.Module, blocks: Sequence[nn.Module], head: nn.Module) -> None:
+    def __init__(self, stem: nn.Module, blocks: Sequence[nn.Module], head: nn.Sequential) -> None:
         super().__init__()
         self.stem, self.blocks, self.head = stem, nn.Sequential(*blocks), head
 
@@ -222,22 +213,17 @@ class Network(WithClassifier):
         return out
 
     def features(self, x: Tensor) -> Tensor:
-        assert isinstance(self.head, nn.Sequential)
-        x = self.blocks(self.stem(x))
-        for layer in list(self.head)[:-1]:
-            x = layer(x)
-        return x
+        features: Tensor = nn.Sequential(*list(self.head)[:-1])(self.blocks(self.stem(x)))
+        return features
 
     @property
     def classifier(self) -> nn.Linear:
         """The last layer of the head."""
-        assert isinstance(self.head, nn.Sequential)
         layer = self.head[-1]
         assert isinstance(layer, nn.Linear)
         return layer
 
     def replace_classifier(self, classifier: nn.Linear) -> None:
-        assert isinstance(self.head, nn.Sequential)
         self.head[-1] = classifier
 
 
