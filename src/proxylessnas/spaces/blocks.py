@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -139,8 +138,18 @@ class MBConv(nn.Sequential):
         layers: list[nn.Module] = []
         if expansion != 1 or inner is not None:
             layers.append(ConvBN(channels, hidden, 1, activation=activation, eps=eps))
-        how: dict[str, Any] = {"activation": activation, "eps": eps, "same": same}
-        layers.append(ConvBN(hidden, hidden, kernel, stride, groups=hidden, **how))
+        layers.append(
+            ConvBN(
+                hidden,
+                hidden,
+                kernel,
+                stride,
+                groups=hidden,
+                activation=activation,
+                eps=eps,
+                same=same,
+            )
+        )
         layers.append(ConvBN(hidden, out_channels, 1, activation=None, eps=eps))
         super().__init__(*layers)
         self.kernel, self.expansion = kernel, expansion if inner is None else inner / channels
