@@ -99,10 +99,7 @@ def _preamble(architecture: Architecture, tree: bool) -> str:
         facts.append(f"MEAN, STD = {info.mean!r}, {info.std!r}  # of pixels scaled to [0, 1]")
     if info and info.classes:
         facts.append(f"CLASSES = {info.classes!a}  # what the outputs mean, in order")
-    standard = ["from pathlib import Path"]
-    if tree:
-        standard.insert(0, "from collections.abc import Iterator, Sequence")
-        standard.insert(1, "from functools import reduce")
+    of_trees = ["from collections.abc import Iterator, Sequence", "from functools import reduce"]
     title = f"A network of the space {architecture.space}, written by proxylessnas; yours to edit."
     return "\n".join(
         [
@@ -114,7 +111,8 @@ def _preamble(architecture: Architecture, tree: bool) -> str:
             "",
             "from __future__ import annotations",
             "",
-            *standard,
+            *(of_trees if tree else []),
+            "from pathlib import Path",
             "",
             "import torch",
             "from torch import Tensor, nn",
@@ -157,13 +155,8 @@ if __name__ == "__main__":
 
 def _layers(module: Network) -> str:
     shortcuts = any(isinstance(block, Residual) for block in module.blocks)
-    return "\n\n\n".join(
-        [
-            _source(SamePadding, ConvBN, MBConv),
-            *([RESIDUAL.strip()] if shortcuts else []),
-            _source(Head),
-        ]
-    )
+    residual = [RESIDUAL.strip()] if shortcuts else []
+    return "\n\n\n".join([_source(SamePadding, ConvBN, MBConv), *residual, _source(Head)])
 
 
 def _network(module: Network) -> str:
@@ -200,28 +193,25 @@ def _call(module: nn.Module) -> str:
         words += [conv.stride[0]] if conv.stride[0] > 1 else []
         return _text("ConvBN", words, _style(module))
     if isinstance(module, MBConv):
-        first, inner = _convolution(module), module.project.conv.in_channels
-        whole = (
-            module.expand is not None and inner % first.in_channels == 0 and module.expansion > 1
-        )
-        width = {"expansion": inner // first.in_channels} if whole else {"inner": inner}
+        channels, project = _convolution(module).in_channels, module.project.conv
+        ratio, rest = divmod(project.in_channels, channels)
         options: dict[str, object] = {"kernel": module.kernel}
-        options |= width if module.expand is not None else {"expansion": 1}
+        if module.expand is None or (not rest and module.expansion > 1):
+            options["expansion"] = ratio
+        else:
+            options["inner"] = project.in_channels
         stride = module.depthwise.conv.stride[0]
         options |= {"stride": stride} if stride > 1 else {}
-        shape = first.in_channels, module.project.conv.out_channels
+        shape = channels, project.out_channels
         return _text("MBConv", shape, options | _style(module.depthwise))
-    if isinstance(module, Head):
-        linear, drop = module[-1], module[-2]
+    if isinstance(module, Head | TreeHead):
+        first, drop, linear = module[0], module[-2], module[-1]
         assert isinstance(linear, nn.Linear) and isinstance(drop, nn.Dropout)
-        words = [_convolution(module).in_channels, linear.in_features, linear.out_features]
-        first_layer = module[0]
-        assert isinstance(first_layer, ConvBN)
-        return _text("Head", words, _dropout(drop) | _style(first_layer))
-    if isinstance(module, TreeHead):
-        linear, drop = module[-1], module[-2]
-        assert isinstance(linear, nn.Linear) and isinstance(drop, nn.Dropout)
-        return _text("TreeHead", [linear.in_features, linear.out_features], _dropout(drop))
+        words = [linear.in_features, linear.out_features]
+        options = {"dropout": drop.p} if drop.p else {}
+        if isinstance(first, ConvBN):
+            return _text("Head", [first.conv.in_channels, *words], options | _style(first))
+        return _text("TreeHead", words, options)
     if isinstance(module, TreeBlock):
         return _tree_call(module)
     raise ExportError(
@@ -247,10 +237,6 @@ def _style(layer: ConvBN) -> dict[str, object]:
         style["activation"] = f"nn.{activation.__name__}" if activation else None
     style |= {} if layer.norm.eps == 1e-3 else {"eps": layer.norm.eps}
     return style | ({"same": True} if layer.same else {})
-
-
-def _dropout(layer: nn.Dropout) -> dict[str, object]:
-    return {"dropout": layer.p} if layer.p else {}
 
 
 # --- trees ---
@@ -287,19 +273,9 @@ def _tree_layers(module: Network) -> str:
         f"GROUPS = {block.cell.conv.groups}  # of a cell's convolution",
         f"PATH_DROP = {tuple(rates)}  # rates of leaving out a path: cell, branch, levels of edges",
     ]
-    layers = (
-        SamePadding,
-        ConvBN,
-        PreConv,
-        Depthwise,
-        edge_layer,
-        dropped,
-        Node,
-        Cell,
-        TreeBlock,
-        TreeHead,
-    )
-    return "\n".join(constants) + "\n\n\n" + _source(*layers) + "\n\n" + GROW
+    layers = [_source(SamePadding, ConvBN, PreConv, Depthwise, edge_layer, dropped)]
+    layers.append(_source(Node, Cell, TreeBlock, TreeHead))
+    return "\n\n\n".join(["\n".join(constants), *layers]) + "\n\n" + GROW
 
 
 def _tree_call(block: TreeBlock) -> str:

@@ -25,7 +25,8 @@ from proxylessnas.architecture import InputInfo
 from proxylessnas.data.arguments import describe
 from proxylessnas.errors import ConfigError, SupernetError, did_you_mean, in_words, one_line
 from proxylessnas.io.importing import imported, optional
-from proxylessnas.pretrained.loading import IMAGENET_MEAN, IMAGENET_STD, NEEDED_BY
+from proxylessnas.pretrained.loading import IMAGENET_MEAN, IMAGENET_STD, NEEDED_BY, tensors_of
+from proxylessnas.pretrained.networks import sum_channels
 from proxylessnas.spaces.blocks import WithClassifier
 from proxylessnas.training.freezing import evaluating, undisturbed
 from proxylessnas.zoo.weights import copy_weights, read_weights
@@ -88,7 +89,7 @@ def load_model(name: str, weights: str | None = None) -> Loaded:
         bare = _bare(state, model)
         classes = _classes(model, bare)
         model = model if classes is None else make(False, num_classes=classes)
-        copy_weights(bare, _tensors(model), str(weights))
+        copy_weights(bare, tensors_of(model), str(weights))
     words = "random" if state is None else f"of {weights}"
     return Loaded(
         model=model.eval(), input=info, name=name, weights=words, is_trained=state is not None
@@ -156,7 +157,7 @@ def _own(name: str, weights: str | None, state: Mapping[str, Tensor] | None) -> 
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{name} returned {type(model).__name__}, not a torch module")
     if state is not None:
-        copy_weights(_bare(state, model), _tensors(model), str(weights))
+        copy_weights(_bare(state, model), tensors_of(model), str(weights))
     facts: Any = getattr(model, "pretrained_cfg", None) or {}
     info = replace(
         FALLBACK,
@@ -205,16 +206,11 @@ def _bare(state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]
 
 def _classes(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     """The classes of a file's last layer, where only that differs from the model's."""
-    tensors = _tensors(model)
+    tensors = tensors_of(model)
     other = [k for k in tensors if k in state and state[k].shape != tensors[k].shape]
     counts = {state[key].shape[0] for key in other if state[key].dim()}
     layers = {key.rpartition(".")[0] for key in other}
     return counts.pop() if len(counts) == 1 and len(layers) == 1 else None
-
-
-def _tensors(module: nn.Module) -> Mapping[str, Tensor]:
-    state: Mapping[str, Tensor] = module.state_dict(keep_vars=True)
-    return state
 
 
 # --- its last layer ---
@@ -315,12 +311,7 @@ def for_gray(loaded: Loaded) -> Loaded:
             f"the images are gray, and {loaded.name} has no first convolution of three channels "
             "that could take them: give images in colour"
         )
-    mean, std = torch.tensor(info.mean), torch.tensor(info.std)
-    gray_mean, gray_std = float(mean.mean()), float(std.mean())
-    moved = (conv.weight.sum((2, 3)) * ((gray_mean - mean) / std)).sum(1)
-    conv.weight = nn.Parameter((conv.weight * (gray_std / std)[:, None, None]).sum(1, keepdim=True))
-    conv.in_channels = 1
+    gray, moved = sum_channels(conv, info)
     if not math.isclose(float(moved.abs().max()), 0.0, abs_tol=1e-9):
         conv.bias = nn.Parameter(moved if conv.bias is None else conv.bias + moved)
-    gray = replace(info, shape=(1, *info.shape[1:]), mean=(gray_mean,), std=(gray_std,))
     return replace(loaded, input=gray)

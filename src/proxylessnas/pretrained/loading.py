@@ -240,7 +240,7 @@ def _filled(
     """The library's module, with weights of a file or those that the library downloads."""
     if path:
         reference = make(model)
-        copy_weights(read_weights(Path(path)), _tensors(reference), path)
+        copy_weights(read_weights(Path(path)), tensors_of(reference), path)
         return reference
     try:
         return make(model, **trained)
@@ -252,7 +252,8 @@ def _filled(
         ) from None
 
 
-def _tensors(module: nn.Module) -> Mapping[str, Tensor]:
+def tensors_of(module: nn.Module) -> Mapping[str, Tensor]:
+    """The parameters and buffers that a file of weights holds, by name."""
     state: Mapping[str, Tensor] = module.state_dict(keep_vars=True)
     return state
 
@@ -263,19 +264,15 @@ def _tensors(module: nn.Module) -> Mapping[str, Tensor]:
 def _published(path: Path, name: str) -> Pretrained:
     """The authors' weights: of that network of the zoo whose keys and shapes are the file's."""
     state = read_weights(path)
-    nearest: tuple[int, str] | None = None
-    for published in zoo.list_networks():
-        if published.space != "mobile":
-            continue
-        architecture = zoo.load(published.name)
+
+    def distance(network: str) -> int:
         with torch.device("meta"):
-            network = build(architecture)
-        count = len(differences(state, published_keys(network)))
-        if nearest is None or count < nearest[0]:
-            nearest = count, published.name
-    assert nearest is not None
-    network = build(zoo.load(nearest[1]))
-    copy_weights(state, published_keys(network), f"{path} (nearest to {nearest[1]})")
+            return len(differences(state, published_keys(build(zoo.load(network)))))
+
+    names = [published.name for published in zoo.list_networks() if published.space == "mobile"]
+    nearest = min(names, key=distance)
+    network = build(zoo.load(nearest))
+    copy_weights(state, published_keys(network), f"{path} (nearest to {nearest})")
     info = InputInfo(shape=(3, 224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD, central_share=0.875)
     return Pretrained(network=_of_family(network, name), input=info, name=name)
 
@@ -293,7 +290,7 @@ def _run(path: Path, name: str) -> Pretrained:
     if architecture.input is None or not architecture.input.mean:
         raise ArchitectureError(f"{files[0]} does not say how images become inputs")
     network = build(architecture)
-    copy_weights(read_weights(files[1]), _tensors(network), files[1])
+    copy_weights(read_weights(files[1]), tensors_of(network), files[1])
     return Pretrained(network=_of_family(network, name), input=architecture.input, name=name)
 
 

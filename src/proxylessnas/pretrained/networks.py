@@ -253,15 +253,23 @@ def for_gray(pretrained: Pretrained) -> Pretrained:
     behind it. Where all channels are normalised alike that is exact; else only the outermost
     pixels differ, because zeros are padded to images that are normalised already.
     """
-    network, info = copy.deepcopy(pretrained.network), pretrained.input
-    mean, std = torch.tensor(info.mean), torch.tensor(info.std)
-    gray_mean, gray_std = float(mean.mean()), float(std.mean())
+    network = copy.deepcopy(pretrained.network)
     stem = network.stem
     assert isinstance(stem, ConvBN) and stem.norm.running_mean is not None
-    conv, weight = stem.conv, stem.conv.weight
-    constant = (weight.sum((2, 3)) * ((gray_mean - mean) / std)).sum(1)
+    gray, moved = sum_channels(stem.conv, pretrained.input)
+    stem.norm.running_mean -= moved
+    return replace(pretrained, network=network, input=gray)
+
+
+@torch.no_grad()
+def sum_channels(conv: nn.Conv2d, info: InputInfo) -> tuple[InputInfo, Tensor]:
+    """Let a first convolution take gray images of the input that is returned.
+
+    Also returned: what its outputs are moved by, which what follows must take off again.
+    """
+    mean, std, weight = torch.tensor(info.mean), torch.tensor(info.std), conv.weight
+    gray_mean, gray_std = float(mean.mean()), float(std.mean())
+    moved = (weight.sum((2, 3)) * ((gray_mean - mean) / std)).sum(1)
     conv.weight = nn.Parameter((weight * (gray_std / std)[:, None, None]).sum(1, keepdim=True))
     conv.in_channels = 1
-    stem.norm.running_mean -= constant
-    gray = replace(info, shape=(1, *info.shape[1:]), mean=(gray_mean,), std=(gray_std,))
-    return replace(pretrained, network=network, input=gray)
+    return replace(info, shape=(1, *info.shape[1:]), mean=(gray_mean,), std=(gray_std,)), moved

@@ -214,7 +214,7 @@ def make_optimizer(
     """
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
     last = {id(p) for layer in linear for p in layer.parameters()}
-    groups = []
+    groups: list[dict[str, Any]] = []
     for group in decay_groups(model, settings.weight_decay):
         for is_last, share in ((False, 1.0), (True, settings.classifier_rate)):
             parameters = [p for p in group["params"] if (id(p) in last) == is_last]

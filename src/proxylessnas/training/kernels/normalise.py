@@ -134,15 +134,11 @@ def _suits(norm: nn.BatchNorm2d, x: Any) -> bool:
     return (
         are_images(x, norm.weight)
         and norm.training
-        and (not norm.track_running_stats or None not in _statistics(norm))
+        and (not norm.track_running_stats or None not in norm._buffers.values())
         and x.shape[1] == norm.num_features > 1
         and x.is_contiguous(memory_format=torch.channels_last)
         and _rows(x.shape[0], x.shape[2], x.shape[3]) is not None
     )
-
-
-def _statistics(norm: nn.BatchNorm2d) -> tuple[Tensor | None, ...]:
-    return norm.running_mean, norm.running_var, norm.num_batches_tracked
 
 
 @cache
