@@ -572,6 +572,12 @@ def parse_settings(cls: type[T], values: Mapping[str, Any], source: str = "") ->
     return settings
 
 
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested plain values with others over them, group by group."""
+    groups = {k: {**(base.get(k) or {}), **v} for k, v in over.items() if isinstance(v, Mapping)}
+    return {**base, **over, **groups}
+
+
 def pick(settings: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """Of checked settings, the values of the keys that are in `values`, nested alike."""
     return {

@@ -19,7 +19,6 @@ from proxylessnas.pretrained.teach import (
     gentle,
     matched,
     taught,
-    teaching,
     with_linear_classifier,
 )
 from proxylessnas.runs.directory import RunDirectory
@@ -28,6 +27,8 @@ from proxylessnas.spaces.blocks import MBConv, Network, initialise
 from proxylessnas.spaces.inverted import BlockShape, InvertedSettings, build_network
 from proxylessnas.training.device import Machine
 from proxylessnas.training.loop import run_loop
+from proxylessnas.training.task import Task
+from proxylessnas.training.train import Training
 
 
 def settled(module: nn.Module, generator: torch.Generator) -> None:
@@ -112,7 +113,16 @@ def teach(
         "search", size, augment=settings.augment or gentle(data), shuffle=True, seed=seed
     )
     valid = data.batches("valid", size)
-    job = teaching(network, fit, train, valid, settings, seed=seed, machine=machine)
+    job = Training(
+        network=network,
+        task=Task.classification(settings.label_smoothing),
+        train=train,
+        settings=settings,
+        seed=seed,
+        machine=machine,
+        stage="teach",
+        valid=valid,
+    )
     run_loop(job, callbacks=callbacks)
     return taught(job, fit)
 

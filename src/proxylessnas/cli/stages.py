@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from proxylessnas.cli.help import wanted
 from proxylessnas.cli.names import check_names
 from proxylessnas.cli.options import parse, stage_parser
-from proxylessnas.config import RunConfig, parse_settings, pick
+from proxylessnas.config import RunConfig, merged, parse_settings, pick
 from proxylessnas.errors import ConfigError, DataError, RunError
 from proxylessnas.io.console import Reporter, output
 from proxylessnas.io.stopping import Signal, Stopped
@@ -182,11 +182,7 @@ def _with_config(path: str | None, settings: dict[str, Any]) -> dict[str, Any]:
     if path is None:
         return settings
     data = read_yaml(Path(path))
-    merged = pick(parse_settings(RunConfig, data, path), data)
-    for key, value in settings.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = {**merged[key], **value} if both else value
-    return merged
+    return merged(pick(parse_settings(RunConfig, data, path), data), settings)
 
 
 def _named_here(names: list[str], words: list[str]) -> None:

@@ -11,15 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from proxylessnas.config import TrainSettings
 from proxylessnas.data import Batches, Images
 from proxylessnas.errors import DataError
 from proxylessnas.pretrained.classifier import LinearFit, collect_moments, fit_classifier
 from proxylessnas.pretrained.networks import Pretrained, for_gray
 from proxylessnas.spaces.blocks import WithClassifier
 from proxylessnas.training.device import Machine
-from proxylessnas.training.ranks import ALONE, Ranks
-from proxylessnas.training.task import Task, balanced_weights
 from proxylessnas.training.train import Training
 
 
@@ -93,32 +90,6 @@ def with_linear_classifier(
     fit = fit_classifier(collect_moments(network, batches, classes, machine, **how))
     network.replace_classifier(fit.layer())
     return fit
-
-
-def teaching(
-    network: WithClassifier,
-    fit: LinearFit,
-    train: Batches,
-    valid: Batches,
-    settings: TrainSettings,
-    *,
-    seed: int = 0,
-    machine: Machine | None = None,
-    ranks: Ranks = ALONE,
-) -> Training:
-    """The fine-tuning of a network with its linear classifier; `run_loop` takes its steps."""
-    weights = balanced_weights(fit.counts) if settings.class_weights == "balanced" else None
-    return Training(
-        network=network,
-        task=Task.classification(settings.label_smoothing, weights),
-        train=train,
-        settings=settings,
-        seed=seed,
-        machine=machine or Machine(),
-        ranks=ranks,
-        stage="teach",
-        valid=valid,
-    )
 
 
 def taught(training: Training, fit: LinearFit) -> Teacher:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from proxylessnas.config import RunConfig, parse_settings
+from proxylessnas.config import RunConfig, merged, parse_settings
 from proxylessnas.errors import ConfigError
 
 SPACE, MODEL = "inverted", "model"  # of networks of bottlenecks, and narrowed from any model
@@ -74,11 +74,7 @@ def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     of_model = settings.get("model") is not None
     if settings.get("pretrained") in (None, "none") and not of_model:
         return dict(settings)
-    merged: dict[str, Any] = {**DEFAULTS, "space": MODEL if of_model else SPACE}
-    for key, value in settings.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = {**merged[key], **value} if both else value
-    return merged
+    return merged({**DEFAULTS, "space": MODEL if of_model else SPACE}, settings)
 
 
 def suited(

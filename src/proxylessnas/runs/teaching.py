@@ -12,7 +12,7 @@ from proxylessnas.pretrained.classifier import LinearFit
 from proxylessnas.pretrained.networks import bottleneck
 from proxylessnas.pretrained.scores import replacement_scores
 from proxylessnas.pretrained.space import space_around
-from proxylessnas.pretrained.teach import Teacher, taught, teaching, with_linear_classifier
+from proxylessnas.pretrained.teach import Teacher, taught, with_linear_classifier
 from proxylessnas.runs.specialised import (
     CANDIDATES,
     LINEAR,
@@ -24,8 +24,12 @@ from proxylessnas.runs.specialised import (
 from proxylessnas.session.finishing import once_more
 from proxylessnas.session.fitting import fit
 from proxylessnas.session.pipeline import stop_if_asked
+from proxylessnas.session.problem import Part
 from proxylessnas.session.session import Session
 from proxylessnas.spaces.blocks import WithClassifier
+from proxylessnas.training.task import Task, balanced_weights
+
+PARTS: tuple[Part, Part] = ("teach", "scoring")  # that the teacher learns, and is scored on
 
 
 def prepare(session: Session, problem: SpecialisedProblem) -> None:
@@ -86,17 +90,11 @@ def _fine_tuned(
     """
 
     def learn(stage: str) -> Teacher:
-        config = session.config
-        job = teaching(
-            network,
-            fit,
-            problem.batches("teach", config),
-            problem.batches("scoring", config),
-            config.teach,
-            seed=config.seed,
-            machine=session.machine,
-            ranks=session.ranks,
-        )
+        config, settings = session.config, session.config.teach
+        weights = balanced_weights(fit.counts) if settings.class_weights == "balanced" else None
+        task = Task.classification(settings.label_smoothing, weights)
+        train, valid = (problem.batches(part, config) for part in PARTS)
+        job = session.training(network, task, train, settings, stage="teach", valid=valid)
         session.drive(stage, job, "teaching")
         return taught(job, fit)
 

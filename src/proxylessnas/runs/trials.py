@@ -34,16 +34,8 @@ def training_of_copy(
     stage: str,
 ) -> Training:
     """The training of a copy of a network, which is no stage of the run: it is not recorded."""
-    return Training(
-        network=session.machine.place(copy.deepcopy(network)),
-        task=task,
-        train=train,
-        settings=settings,
-        seed=session.config.seed,
-        machine=session.machine,
-        ranks=session.ranks,
-        stage=stage,
-    )
+    network = session.machine.place(copy.deepcopy(network))
+    return session.training(network, task, train, settings, stage=stage)
 
 
 def learned(session: Session, job: Training) -> nn.Module:

@@ -23,7 +23,7 @@ from proxylessnas.session.fitting import (
 )
 from proxylessnas.session.memory import fit_memory
 from proxylessnas.session.session import Session
-from proxylessnas.training.train import Training
+from proxylessnas.training.ranks import ALONE
 
 AnySettings = TypeVar("AnySettings", bound=TrainSettings)
 
@@ -50,14 +50,10 @@ def begin_within(session: Session, problem: SpecialisedProblem, budget: Budget) 
 
     def timed() -> dict[str, float]:
         with torch.random.fork_rng(devices=[]):
-            job = Training(
-                network=session.machine.place(problem.new_teacher()),
-                task=problem.task,
-                train=problem.batches("teach", config),
-                settings=replace(config.teach, keep_best="never"),
-                seed=config.seed,
-                machine=session.machine,
-            )
+            teacher = session.machine.place(problem.new_teacher())
+            settings = replace(config.teach, keep_best="never")
+            train = problem.batches("teach", config)
+            job = session.training(teacher, problem.task, train, settings, ranks=ALONE)
             undo = job.prepare()
             fit_memory(job, "teach", config.memory)
             step = mean_seconds(job.take_step, 3, job)

@@ -162,15 +162,12 @@ def _pace(session: Session, stage: str, job: Training) -> list[Pace]:
 def new_training(session: Session, stage: str, network: nn.Module) -> Training:
     """The training of a network in place, at its first step."""
     problem, config = session.problem, session.config
-    return Training(
-        network=network,
-        task=problem.training_task(config),
-        train=problem.batches("train", config),
+    return session.training(
+        network,
+        problem.training_task(config),
+        problem.batches("train", config),
+        config.train,
         valid=problem.batches("scoring", config) if config.train.keeps_best else None,
-        settings=config.train,
-        seed=session.config.seed,
-        machine=session.machine,
-        ranks=session.ranks,
         # Of the spaces here these run every layer on every batch; others may drop paths.
         may_skip=session.config.space not in ("mobile", "macro"),
         stage=stage,

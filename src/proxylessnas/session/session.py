@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from proxylessnas.architecture import Architecture
-from proxylessnas.config import RunConfig
+from proxylessnas.config import RunConfig, TrainSettings
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import Supernet
+from proxylessnas.data import Batches
 from proxylessnas.errors import ArchitectureError, ConfigError, MeasurementError
 from proxylessnas.hardware.costs import (
     absolute_limits,
@@ -57,6 +58,8 @@ from proxylessnas.training.job import Job
 from proxylessnas.training.loop import run_loop
 from proxylessnas.training.optimizers import load_model
 from proxylessnas.training.ranks import ALONE, Ranks
+from proxylessnas.training.task import Task
+from proxylessnas.training.train import Training
 
 TABLE = "latency_table.json"
 MAX_ARCHITECTURE_BYTES, MAX_TABLE_BYTES = 8 << 20, 64 << 20
@@ -323,6 +326,13 @@ class Session:
             ranks=self.ranks,
             **self.problem.search_parts(self.config, self.supernet, self.costs, len(train)),
         )
+
+    def training(
+        self, network: nn.Module, task: Task, train: Batches, settings: TrainSettings, **how: Any
+    ) -> Training:
+        """The training of a network in place, as this session computes. how: see `Training`."""
+        how = {"seed": self.config.seed, "machine": self.machine, "ranks": self.ranks, **how}
+        return Training(network=network, task=task, train=train, settings=settings, **how)
 
     def drive(self, stage: str, job: Job, words: str, *more: Callback) -> str:
         """Take a job's steps; returns the name of its last checkpoint, "" in memory.
