@@ -37,14 +37,14 @@ from proxylessnas.io.console import Reporter
 from proxylessnas.limits import Limit
 from proxylessnas.runs.directory import RunDirectory, begun
 from proxylessnas.runs.opening import opened
-from proxylessnas.runs.python_call import run_whole_job
+from proxylessnas.runs.python_call import named_objects, objects, run_whole_job
 from proxylessnas.session.identity import check_identity, save_identity
 from proxylessnas.session.loaders import blamed
 from proxylessnas.session.pipeline import find_network, told
 from proxylessnas.session.problem import ModelProblem
 from proxylessnas.session.records import Records
 from proxylessnas.session.session import Session
-from proxylessnas.session.store import BROUGHT_TABLE, CONFIG
+from proxylessnas.session.store import CONFIG
 from proxylessnas.surgery.brought import Trained
 from proxylessnas.surgery.saved import CALL
 from proxylessnas.surgery.specialise import Specialised, specialise_model
@@ -164,7 +164,7 @@ def _search_model(arguments: Mapping[str, Any], batches: Mapping[str, Batches]) 
             raise ConfigError(f"{name} is for trained weights: leave it out, or the model")
     check_kinds(arguments, "model", "loss", "example_inputs", "runtime")
     get = arguments.get
-    runtime, table, ranks = arguments["runtime"], get("table"), arguments["ranks"]
+    (runtime, table), ranks = objects(arguments), arguments["ranks"]
     if isinstance(get("settings"), Mapping):
         raise ConfigError(f"settings is {in_words(get('settings'))}, not SearchSettings")
     config = RunConfig(
@@ -172,8 +172,7 @@ def _search_model(arguments: Mapping[str, Any], batches: Mapping[str, Batches]) 
         precision=precision_of(arguments),
         target_latency=get("target_latency"),
         limits={k: v.item() if hasattr(v, "item") else v for k, v in get("limits", {}).items()},
-        runtime=runtime if isinstance(runtime, str) else runtime.name,
-        table=BROUGHT_TABLE if isinstance(table, LatencyTable) else table and str(table),
+        **named_objects(arguments),
         seed=arguments["seed"],
         measure=get("measure") or MeasureSettings(),
         search=get("settings") or SearchSettings(),
@@ -204,8 +203,8 @@ def _search_model(arguments: Mapping[str, Any], batches: Mapping[str, Batches]) 
             reporter=Reporter(quiet=arguments["quiet"] or not ranks.is_main),
             ranks=ranks,
             callbacks=Callbacks(arguments["callbacks"]),
-            runtime_object=None if isinstance(runtime, str) else runtime,
-            table_object=table if isinstance(table, LatencyTable) else None,
+            runtime_object=runtime,
+            table_object=table,
         )
         return _searched(session, problem, directory)
 

@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from proxylessnas.io.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from proxylessnas.session.session import Session
+    from proxylessnas.session.store import Store
     from proxylessnas.training.ranks import Ranks
 
 # Options that set nothing of a run; the second line's are the verb measure's.
@@ -79,73 +80,101 @@ def main(verb: str, signal: Signal, words: list[str]) -> int:
     if verb not in ("run", "measure") and not (path / "config.yaml").exists():
         raise RunError(f"{path} holds no run: begin with proxylessnas run or measure")
     with open_ranks() as ranks:
-        return _in_directory(verb, words, settings, flags, path, ranks, signal, started)
+        return _Command(verb, words, settings, flags, path, ranks, signal, started).run()
 
 
-def _in_directory(
-    verb: str,
-    words: list[str],
-    settings: dict[str, Any],
-    flags: Mapping[str, Any],
-    path: Path,
-    ranks: Ranks,
-    signal: Signal,
-    started: float,
-) -> int:
-    """The verb in its run directory, which rank 0 holds."""
-    from proxylessnas.runs.begin import open_run
-    from proxylessnas.runs.directory import RunDirectory, begun
-    from proxylessnas.session.store import CONFIG
+@dataclass(frozen=True)
+class _Command:
+    """A verb in its run directory, which rank 0 holds."""
 
-    # Processes that torchrun starts again have the words that they began with. It counts the
-    # restarts on the node where one died.
-    resume = ranks.any(bool(flags["resume"]) or verb != "run" or ranks.restarted)
-    signal.patient = ranks.world > 1
-    if not ranks.is_main:
-        warnings.simplefilter("ignore")
-    with begun(RunDirectory(path, writes=ranks.is_main)) as directory:
-        directory.keeps_checkpoints = bool(flags["keep_checkpoints"])
-        try:
-            stored = directory.read_config() if directory.has(CONFIG) else RunConfig()
-            own_costs = {**stored.costs, **settings.get("costs", {})}
-            model = settings.get("model") or stored.model or ""
-            own = [] if model.startswith(("timm:", "torchvision:")) else [model]
-            space = settings.get("space") or stored.space
-            _named_here([space, *own, *own_costs.values()], words)
-            if verb == "evaluate" and _is_elsewhere(settings, stored):
-                if ranks.is_main:
-                    _evaluate_on(path, settings, stored, quiet=bool(flags["quiet"]))
+    verb: str
+    words: list[str]
+    settings: dict[str, Any]
+    flags: Mapping[str, Any]
+    path: Path
+    ranks: Ranks
+    signal: Signal
+    started: float
+
+    def run(self) -> int:
+        """Returns the exit code."""
+        from proxylessnas.runs.directory import RunDirectory, begun
+        from proxylessnas.session.store import CONFIG
+
+        self.signal.patient = self.ranks.world > 1
+        if not self.ranks.is_main:
+            warnings.simplefilter("ignore")
+        with begun(RunDirectory(self.path, writes=self.ranks.is_main)) as directory:
+            directory.keeps_checkpoints = bool(self.flags["keep_checkpoints"])
+            try:
+                stored = directory.read_config() if directory.has(CONFIG) else RunConfig()
+                self._act(directory, stored)
                 return 0
-            session = open_run(
-                directory,
-                settings,
-                resume=resume,
-                reporter=Reporter(quiet=bool(flags["quiet"]) or not ranks.is_main),
-                ranks=ranks,
-                signal=signal,
-                force=bool(flags["force"]),
-                started=started,
-                brought=_brought(flags["log"], ranks),
-                again=None if verb == "run" else verb,
-                accept_changed_data=bool(flags["accept_changed_data"]),
-            )
-            _do(verb, session, flags, started)
-            return 0
-        except (Stopped, DataError, RuntimeError) as error:
-            # A worker that decodes images may end of the same signal, before its parent looks.
-            if not (isinstance(error, Stopped) or (signal.requested and "worker" in str(error))):
-                raise
-            if not directory.has(CONFIG):
-                raise  # nothing was begun: the same command begins again
-            if ranks.is_main:
-                command = f"--out {path} --resume"
-                if flags["latencies"] is not None:
-                    command = shlex.join(words)  # these limits are in no directory
-                print(
-                    f"stopped; what is done is saved, go on: proxylessnas {verb} {command}",
-                    file=sys.stderr,
-                )
-            return 130
+            except (Stopped, DataError, RuntimeError) as error:
+                # A worker that decodes images may end of the same signal, before its parent looks.
+                lost = self.signal.requested and "worker" in str(error)
+                if not (isinstance(error, Stopped) or lost) or not directory.has(CONFIG):
+                    raise  # where nothing was begun, the same command begins again
+                if self.ranks.is_main:
+                    command = f"--out {self.path} --resume"
+                    if self.flags["latencies"] is not None:
+                        command = shlex.join(self.words)  # these limits are in no directory
+                    print(
+                        "stopped; what is done is saved, go on: proxylessnas "
+                        f"{self.verb} {command}",
+                        file=sys.stderr,
+                    )
+                return 130
+
+    def _act(self, directory: Store, stored: RunConfig) -> None:
+        settings, quiet = self.settings, bool(self.flags["quiet"])
+        own_costs = {**stored.costs, **settings.get("costs", {})}
+        model = settings.get("model") or stored.model or ""
+        own = [] if model.startswith(("timm:", "torchvision:")) else [model]
+        space = settings.get("space") or stored.space
+        _named_here([space, *own, *own_costs.values()], self.words)
+        if self.verb != "evaluate" or not _is_elsewhere(settings, stored):
+            self._do(self._opened(directory))
+        elif self.ranks.is_main:
+            _evaluate_on(self.path, settings, stored, quiet=quiet)
+
+    def _opened(self, directory: Store) -> Session:
+        from proxylessnas.runs.begin import open_run
+
+        flags, ranks, verb = self.flags, self.ranks, self.verb
+        return open_run(
+            directory,
+            self.settings,
+            # Processes that torchrun starts again have the words that they began with. It counts
+            # the restarts on the node where one died.
+            resume=ranks.any(bool(flags["resume"]) or verb != "run" or ranks.restarted),
+            reporter=Reporter(quiet=bool(flags["quiet"]) or not ranks.is_main),
+            ranks=ranks,
+            signal=self.signal,
+            force=bool(flags["force"]),
+            started=self.started,
+            brought=_brought(flags["log"], ranks),
+            again=None if verb == "run" else verb,
+            accept_changed_data=bool(flags["accept_changed_data"]),
+        )
+
+    def _do(self, session: Session) -> None:
+        from proxylessnas.runs import summary
+        from proxylessnas.runs.job import derive_latencies, do_stage, run_all
+        from proxylessnas.session.exporting import ONNX_FORMAT, export_as
+
+        verb, flags = self.verb, self.flags
+        if verb == "run":
+            facts = run_all(session, self.started)
+            if session.ranks.is_main:
+                summary.show(facts, str(session.store.path), output())
+        elif verb == "derive" and flags["latencies"] is not None:
+            latencies = flags["latencies"].split(",")
+            derive_latencies(session, latencies, flags["deriving"], flags["budget"], self.started)
+        elif verb == "export" and flags["format"] not in (None, ONNX_FORMAT):
+            export_as(session, flags["format"])
+        else:
+            do_stage(session, verb)
 
 
 def _brought(log: str | None, ranks: Ranks) -> Any:
@@ -215,26 +244,3 @@ def _directory(flags: Mapping[str, Any], settings: Mapping[str, Any]) -> Path:
     return default_directory(
         settings["data"], settings.get("model") or settings.get("space", "mobile")
     )
-
-
-def _do(
-    verb: str,
-    session: Session,
-    flags: Mapping[str, Any],
-    started: float,
-) -> None:
-    from proxylessnas.runs import summary
-    from proxylessnas.runs.job import derive_latencies, do_stage, run_all
-    from proxylessnas.session.exporting import ONNX_FORMAT, export_as
-
-    if verb == "run":
-        facts = run_all(session, started)
-        if session.ranks.is_main:
-            summary.show(facts, str(session.store.path), output())
-    elif verb == "derive" and flags["latencies"] is not None:
-        latencies = flags["latencies"].split(",")
-        derive_latencies(session, latencies, flags["deriving"], flags["budget"], started)
-    elif verb == "export" and flags["format"] not in (None, ONNX_FORMAT):
-        export_as(session, flags["format"])
-    else:
-        do_stage(session, verb)

@@ -12,6 +12,7 @@ from proxylessnas.config import RunConfig, parse_settings
 from proxylessnas.data import Batches
 from proxylessnas.data.loader_images import NAMES
 from proxylessnas.errors import ConfigError, DataError
+from proxylessnas.hardware.runtimes import Runtime
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.io.console import Reporter
 from proxylessnas.runs.begin import Brought, open_run
@@ -52,12 +53,12 @@ def run_whole_job(
             name = NAMES.get(part, part)
             raise DataError(f"there are no batches of `{name}`: give them to the call")
     directory = None if out is None else RunDirectory(Path(out), writes=ranks.is_main)
-    runtime, table = arguments.get("runtime"), arguments.get("table")
+    runtime, table = objects(arguments)
     brought = Brought(
         loaders=loaders or None,
         costs=arguments.get("costs", {}),
-        runtime=None if isinstance(runtime, str) else runtime,
-        table=table if isinstance(table, LatencyTable) else None,
+        runtime=runtime,
+        table=table,
         callbacks=Callbacks(arguments.get("callbacks", ())),
     )
     reporter = Reporter(quiet=arguments["quiet"] or not ranks.is_main)
@@ -95,7 +96,7 @@ def settings_of(arguments: Mapping[str, Any], has_loaders: bool) -> dict[str, An
         )
     named = {key: _plain(arguments[key]) for key in PLAIN if key in arguments}
     named |= {"data": LOADERS} if has_loaders else {}
-    named |= _named_objects(arguments)
+    named |= named_objects(arguments)
     given = arguments.get("settings", {})
     settings = dict(given) if isinstance(given, Mapping) else {}
     groups = _groups(arguments, with_defaults({"pretrained": named.get("pretrained", "none")}))
@@ -109,13 +110,22 @@ def settings_of(arguments: Mapping[str, Any], has_loaders: bool) -> dict[str, An
     return settings
 
 
-def _named_objects(arguments: Mapping[str, Any]) -> dict[str, str]:
+def named_objects(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What stands in the settings for a runtime and a table that may be objects."""
     runtime, table = arguments["runtime"], arguments.get("table")
     names = {"runtime": runtime if isinstance(runtime, str) else runtime.name}
     if table is not None:
         names["table"] = BROUGHT_TABLE if isinstance(table, LatencyTable) else str(table)
     return names
+
+
+def objects(arguments: Mapping[str, Any]) -> tuple[Runtime | None, LatencyTable | None]:
+    """The runtime and the table, where they are objects."""
+    runtime, table = arguments["runtime"], arguments.get("table")
+    return (
+        None if isinstance(runtime, str) else runtime,
+        table if isinstance(table, LatencyTable) else None,
+    )
 
 
 def _groups(arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
