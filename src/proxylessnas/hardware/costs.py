@@ -109,7 +109,7 @@ def count_costs(supernet: Supernet, trace: Trace) -> Costs:
     A choice counts the MACs of every call at all its positions, and the parameters of all its
     positions, shared ones once.
     """
-    batch, network = batch_of(trace.inputs), supernet.derive(_reference(supernet)).eval()
+    batch, network = batch_size(*trace.inputs), supernet.derive(_reference(supernet)).eval()
     macs = _over_calls(
         supernet, trace, lambda unit: count_macs(unit.module, unit.inputs, unit.kwargs) / batch
     )
@@ -124,11 +124,6 @@ def count_costs(supernet: Supernet, trace: Trace) -> Costs:
         _of_whole("macs", macs, count_macs(network, trace.inputs) / batch, space),
         _of_whole("parameters", parameters, count_parameters(network), space),
     )
-
-
-def batch_of(inputs: Sequence[Any]) -> int:
-    """The number of examples in a model's inputs."""
-    return batch_size(*inputs)
 
 
 def _reference(supernet: Supernet) -> tuple[int, ...]:

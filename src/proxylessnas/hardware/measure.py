@@ -17,7 +17,7 @@ from proxylessnas.config import MeasureSettings
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import MeasurementError, UserError
 from proxylessnas.export.quiet import one_thread
-from proxylessnas.hardware.costs import batch_of, indices_of
+from proxylessnas.hardware.costs import indices_of
 from proxylessnas.hardware.energy import COLUMN, measure_energy, meter_of
 from proxylessnas.hardware.plan import (
     Measurable,
@@ -40,6 +40,7 @@ from proxylessnas.hardware.table import (
 from proxylessnas.hardware.timing import Measurement, ProgressCallback, measure_sessions
 from proxylessnas.hardware.trace import Trace, plain_call
 from proxylessnas.io.process import usable_cpus
+from proxylessnas.training.task import batch_size
 
 CANARY = "canary"
 
@@ -145,7 +146,7 @@ def _load(runtime: Runtime, measurable: Measurable) -> Session:
         if isinstance(network, nn.Module):
             return runtime.load(network, inputs)
         options = {"shapes": measurable.shapes} if measurable.shapes else {}
-        return runtime.load_file(network, batch=batch_of(inputs), **options)
+        return runtime.load_file(network, batch=batch_size(*inputs), **options)
     except UserError as error:
         raise MeasurementError(
             f"{measurable.label} cannot be measured on {runtime.name}: {error}"

@@ -22,7 +22,7 @@ from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import MeasurementError
 from proxylessnas.export.quiet import one_thread
 from proxylessnas.hardware.constant import check_zeros, living
-from proxylessnas.hardware.costs import batch_of, count_costs, indices_of
+from proxylessnas.hardware.costs import count_costs, indices_of
 from proxylessnas.hardware.table import (
     Identity,
     LatencyTable,
@@ -35,6 +35,7 @@ from proxylessnas.hardware.timing import Measurement
 from proxylessnas.hardware.trace import Trace, plain_call, trace
 from proxylessnas.schema import checked
 from proxylessnas.seeds import derive_seed
+from proxylessnas.training.task import batch_size
 
 REPEAT = " again"  # the suffix of a network that is built and loaded a second time
 
@@ -124,7 +125,7 @@ def make_plan(
     measured as two sessions, which tells the noise floor.
     """
     check_zeros(supernet, traced.inputs)
-    costs, batch = count_costs(supernet, traced), batch_of(traced.inputs)
+    costs, batch = count_costs(supernet, traced), batch_size(*traced.inputs)
     macs = partial(costs.cost_of, "macs")
     count = settings.networks + settings.validation
     chosen = choose_networks(costs, supernet.mask, count, seed=seed)
@@ -244,7 +245,7 @@ def describe_inputs(inputs: Sequence[Any]) -> dict[str, Scalar]:
     """batch: examples an inference. input_shapes: of all tensors, as `1x3x224x224, 1x10`."""
     tensors = [x for x in pytree.tree_leaves(tuple(inputs)) if isinstance(x, Tensor)]
     shapes = ["x".join(map(str, x.shape)) for x in tensors]
-    return {"batch": batch_of(inputs), "input_shapes": ", ".join(shapes)}
+    return {"batch": batch_size(*inputs), "input_shapes": ", ".join(shapes)}
 
 
 def on_device(device: Mapping[str, Scalar], m: Measurement) -> Measurement:

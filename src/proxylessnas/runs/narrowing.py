@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from proxylessnas.hardware.costs import batch_of
 from proxylessnas.hardware.count import count_macs, count_parameters
 from proxylessnas.hardware.measure import describe
 from proxylessnas.runs.any_model import INHERITED, ModelProblem
@@ -22,6 +21,7 @@ from proxylessnas.surgery.around import Around, around, limit_of, measured
 from proxylessnas.surgery.choosing import recorded_choice
 from proxylessnas.surgery.latency import Latencies
 from proxylessnas.training.evaluate import evaluate
+from proxylessnas.training.task import batch_size
 
 STAGES = ("measure", "teach", "candidates", "scores", "search", "derive")
 
@@ -113,7 +113,7 @@ def space_facts(session: Session) -> dict[str, Any]:
     record = session.records.require("derive")
     latencies = Latencies.from_json(session.store.read_json("latencies.json"))
     network = trained_network(session).cpu()
-    batch = batch_of(session.inputs)
+    batch = batch_size(*session.inputs)
     rest = {"name": "everything else", "choice": "", "ms": float(latencies.costs.fixed[0])}
     return {
         "runtime": dict(describe(session.runtime, session.inputs)),

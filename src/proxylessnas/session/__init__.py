@@ -19,7 +19,7 @@ Read in this order:
       searching.py    `search`: weights and α in turn
       deploying.py    the network as its device computes it: in int8, the file that ships
       deriving.py     `derive`: one network, and others under other limits
-      finishing.py    `train`, `evaluate`, and baselines
+      finishing.py    `train`, `evaluate` (mistakes.py: the worst ones), and baselines
       exporting.py    `export`: files, compared with eager and measured
     checkpoints.py  saving a loop's state, going on from it, stopping politely
     inputs.py       example inputs as plain values
