@@ -26,8 +26,8 @@ from proxylessnas.hardware.precisions import paired_ratio
 from proxylessnas.hardware.runtimes import make
 from proxylessnas.hardware.timing import disturbance, measure_sessions
 from proxylessnas.io.console import Reporter, output, say, table_of
-from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.runs.begin import open_run
+from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.session.deploying import int8_file, int8_name, running, scored
 from proxylessnas.session.finishing import trained_network
 from proxylessnas.session.session import Session
