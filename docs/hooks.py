@@ -1,7 +1,7 @@
 """Pages that are generated when the site is built, so that they cannot be out of date.
 
 `<!-- settings -->` becomes every setting with its type, its default and its sentence, of the
-classes in `config.py`; `<!-- formats -->` the JSON schemas of the files that others may write. A
+classes in `config/`; `<!-- formats -->` the JSON schemas of the files that others may write. A
 notebook becomes a page with the outputs that are stored in it.
 """
 
