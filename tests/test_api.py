@@ -18,7 +18,7 @@ from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import ConfigError, LimitError, MeasurementError, SupernetError, UserError
 from proxylessnas.hardware.measure import measure_table
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
-from proxylessnas.hardware.table import Column
+from proxylessnas.hardware.table_entries import Column
 
 
 def net(*candidates: nn.Module) -> nn.Module:

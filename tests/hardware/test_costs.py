@@ -11,14 +11,9 @@ from torch import Tensor, nn
 from proxylessnas.config import MeasureSettings
 from proxylessnas.core.supernet import MixedOp, Supernet
 from proxylessnas.errors import MeasurementError, MissingEntry
-from proxylessnas.hardware.costs import (
-    count_costs,
-    indices_of,
-    latency_costs,
-    peak_memory_of_candidates,
-    space_id,
-)
+from proxylessnas.hardware.costs import count_costs, indices_of, latency_costs, space_id
 from proxylessnas.hardware.count import count_macs, count_parameters
+from proxylessnas.hardware.limiting import peak_memory_of_candidates
 from proxylessnas.hardware.measure import measure_table
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.hardware.timing import Measurement

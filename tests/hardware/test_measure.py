@@ -20,13 +20,8 @@ from proxylessnas.errors import MeasurementError
 from proxylessnas.export.onnx import to_onnx
 from proxylessnas.hardware import host as machine
 from proxylessnas.hardware import rounds
-from proxylessnas.hardware.costs import (
-    count_costs,
-    largest_costs,
-    largest_network,
-    latency_costs,
-    space_id,
-)
+from proxylessnas.hardware.costs import count_costs, latency_costs, space_id
+from proxylessnas.hardware.limiting import largest_costs, largest_network
 from proxylessnas.hardware.host import Clocks
 from proxylessnas.hardware.measure import (
     canary_of,

@@ -18,19 +18,19 @@ from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero
 from proxylessnas.errors import ConfigError, LimitError, MissingEntry
 from proxylessnas.hardware.costs import (
     CostFunction,
-    absolute_limits,
     all_costs,
     column_costs,
     counted_costs,
     function_costs,
-    largest_costs,
     space_id,
 )
 from proxylessnas.hardware.count import count_macs, count_parameters
+from proxylessnas.hardware.limiting import absolute_limits, largest_costs
 from proxylessnas.hardware.measure import measure_table
 from proxylessnas.hardware.plan import assemble, make_plan
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
-from proxylessnas.hardware.table import Column, LatencyTable, NetworkValue
+from proxylessnas.hardware.table import LatencyTable
+from proxylessnas.hardware.table_entries import Column, NetworkValue
 from proxylessnas.hardware.trace import Trace, trace
 
 SETTINGS = MeasureSettings(rounds=1, network_rounds=1, networks=4, validation=0, runs=1, warmup=0)

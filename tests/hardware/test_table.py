@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxylessnas.errors import MeasurementError, MissingEntry
-from proxylessnas.hardware.table import Column, LatencyTable, NetworkEntry, NetworkValue
+from proxylessnas.hardware.table import LatencyTable
+from proxylessnas.hardware.table_entries import Column, NetworkEntry, NetworkValue
 from proxylessnas.hardware.timing import Measurement
 
 DEVICE = {

@@ -30,9 +30,9 @@ from proxylessnas.core.supernet import Supernet
 from proxylessnas.data import Batches
 from proxylessnas.errors import ConfigError, DataError, RunError
 from proxylessnas.hardware.costs import CostFunction, check_names
+from proxylessnas.hardware.examples import initialise_lazy
 from proxylessnas.hardware.runtimes import Runtime, make
 from proxylessnas.hardware.table import LatencyTable
-from proxylessnas.hardware.trace import initialise_lazy
 from proxylessnas.io.console import Reporter
 from proxylessnas.limits import Limit
 from proxylessnas.runs.directory import RunDirectory, begun

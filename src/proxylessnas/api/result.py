@@ -21,8 +21,8 @@ from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.errors import ConfigError, LimitError, RunError
 from proxylessnas.hardware.costs import CostFunction
+from proxylessnas.hardware.examples import initialise_lazy
 from proxylessnas.hardware.runtimes import Runtime
-from proxylessnas.hardware.trace import initialise_lazy
 from proxylessnas.io.console import Reporter
 from proxylessnas.limits import Limit, all_limits
 from proxylessnas.runs.begin import Brought, problem_of

@@ -1,6 +1,7 @@
 """What an architecture costs on a device: traced, measured, kept in a table, predicted.
 
-trace.py        a forward pass finds every distinct candidate and its inputs
+trace.py        a forward pass finds every distinct candidate and its inputs;
+                examples.py: example inputs in words, and as tensors alone
 fingerprint.py  what makes two candidates the same: description.py and sources.py, in words
 count.py        multiply-adds, parameters, peak activation memory
 runtimes/       what runs a module or an exported file: one small interface
@@ -10,9 +11,10 @@ rounds.py       shuffled rounds over loaded networks, medians, a canary
 timing.py       rounds over sessions of a runtime, to measurements
 plan.py         which candidates and whole networks a table needs
 measure.py      the table of a supernet; networks' latencies now
-table.py        the lookup table and its file
+table.py        the lookup table and its file; table_entries.py: what it has a line of
 constant.py     networks that a Zero makes constant, which are not measured
 costs.py        table and trace to the costs of every candidate
+limiting.py     a user's limits in the units of these costs
 fit.py          from sums of blocks to whole networks
 validate.py     how well the costs predict networks that were not fitted
 space_table.py  a space's table as a whole, measured and validated

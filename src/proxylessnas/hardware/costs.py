@@ -15,7 +15,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,16 +24,15 @@ from torch import Tensor, nn
 from proxylessnas.architecture import Architecture
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.supernet import Supernet
-from proxylessnas.errors import ConfigError, LimitError, MeasurementError, foreign
+from proxylessnas.errors import ConfigError, MeasurementError, foreign
 from proxylessnas.hardware import fit as calibrate
-from proxylessnas.hardware.count import count_macs, count_parameters, peak_memory
+from proxylessnas.hardware.count import count_macs, count_parameters
 from proxylessnas.hardware.fingerprint import fingerprint
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.hardware.trace import Trace, Unit
-from proxylessnas.limits import UNITS, Limit, check_limit_names, parse_limit
+from proxylessnas.limits import UNITS
 from proxylessnas.training.task import batch_size
 
-MIB = 1 << 20
 LARGEST = 1e30  # of a user's costs, whose sums must be numbers too
 NOT_A_SUM = 0.01  # how far, as a share of it, a network's value may be from the sum unsaid
 
@@ -110,7 +108,7 @@ def count_costs(supernet: Supernet, trace: Trace) -> Costs:
     positions, shared ones once.
     """
     batch, network = batch_size(*trace.inputs), supernet.derive(_reference(supernet)).eval()
-    macs = _over_calls(
+    macs = over_calls(
         supernet, trace, lambda unit: count_macs(unit.module, unit.inputs, unit.kwargs) / batch
     )
     parameters = torch.zeros_like(macs)
@@ -137,7 +135,7 @@ def _of_whole(name: str, per_candidate: Tensor, whole: float, space: str) -> Cos
     return Costs.one(name, per_candidate, fixed=fixed, space=space)
 
 
-def _over_calls(
+def over_calls(
     supernet: Supernet,
     trace: Trace,
     cost_of: Callable[[Unit], float],
@@ -183,7 +181,7 @@ def latency_costs(supernet: Supernet, trace: Trace, table: LatencyTable) -> Cost
         MissingEntry: the table lacks a candidate.
         MeasurementError: it has no whole network of this space.
     """
-    blocks = _over_calls(supernet, trace, lambda unit: table[unit.key].median_ms)
+    blocks = over_calls(supernet, trace, lambda unit: table[unit.key].median_ms)
     space = space_id(supernet, trace)
     networks = table.of_role("fit", "canary", space=space)
     if not networks:
@@ -192,7 +190,7 @@ def latency_costs(supernet: Supernet, trace: Trace, table: LatencyTable) -> Cost
             f"is fitted to; it was measured at {table.device.get('input_shapes', 'another input')} "
             "(batch, channels, height, width): measure it again with this space and input"
         )
-    counts = _over_calls(supernet, trace, lambda unit: 1.0)
+    counts = over_calls(supernet, trace, lambda unit: 1.0)
     sums = Costs.join(Costs.one("sum of blocks", blocks), Costs.one("blocks", counts))
     fitted = [sums.of(indices_of(supernet, n.choices)) for n in networks]
     fit = calibrate.fit(
@@ -218,7 +216,7 @@ def column_costs(supernet: Supernet, trace: Trace, table: LatencyTable, name: st
         MissingEntry: the column lacks a candidate; it is named, with the nearest ones.
     """
     column, space = table.columns[name], space_id(supernet, trace)
-    per_candidate = _over_calls(supernet, trace, lambda unit: table.value(name, unit.key))
+    per_candidate = over_calls(supernet, trace, lambda unit: table.value(name, unit.key))
     cost = Costs.one(name, per_candidate, unit=column.unit, space=space)
     rests = [
         n.value - cost.cost_of(name, indices_of(supernet, n.choices))
@@ -248,7 +246,7 @@ def function_costs(supernet: Supernet, trace: Trace, name: str, function: CostFu
     Raises:
         ConfigError: the function fails, or returns no finite number.
     """
-    per_candidate = _over_calls(
+    per_candidate = over_calls(
         supernet,
         trace,
         lambda unit: _value(name, function, f"the candidate {unit.label!r}", *unit.plain()),
@@ -284,86 +282,3 @@ def _value(
     if abs(number) >= LARGEST:
         raise ConfigError(f"the cost {name} of {subject} is {number:g}: not under {LARGEST:g}")
     return float(number)
-
-
-# --- limits ---
-
-
-def largest_network(supernet: Supernet, costs: Costs) -> tuple[int, ...]:
-    """The network of the most MACs, the first among equals."""
-    return costs.extremes("macs", supernet.mask)[1]
-
-
-def largest_costs(
-    supernet: Supernet, costs: Costs, table: LatencyTable | None = None
-) -> dict[str, float]:
-    """Every cost of the largest network; its latency as measured where the table has it."""
-    largest = largest_network(supernet, costs)
-    values = dict(zip(costs.names, costs.of(largest), strict=True))
-    choices = dict(supernet.architecture(largest).choices)
-    for network in table.networks if table is not None else ():
-        # The same choices at another input size are another network.
-        if network.space == costs.space and dict(network.choices) == choices:
-            values["latency"] = network.measurement.median_ms
-            break
-    return values
-
-
-def absolute_limits(
-    limits: Mapping[str, Limit], costs: Costs, largest: Mapping[str, float]
-) -> dict[str, float]:
-    """Limits as a user wrote them, in the units of the costs; `peak_memory` is left out.
-
-    largest: what `0.6x` is a share of, see `largest_costs`.
-
-    Raises:
-        ConfigError: a limit is not understood, or of no cost. LimitError: of a latency that was
-            not measured, or a share of nothing.
-    """
-    check_limit_names(limits, costs.names)
-    absolute = {}
-    for name, limit in limits.items():
-        if name == "peak_memory":
-            continue  # no sum: see `forbid_over_peak_memory`
-        if name not in costs:
-            raise LimitError(
-                f"the {name} was not measured: give a target latency, or a latency table"
-            )
-        value, relative = parse_limit(name, limit, costs.units[costs.index(name)])
-        if relative and largest[name] <= 0:
-            raise LimitError(
-                f"the limit {limit} of {name} is a share of the largest network's, which is "
-                f"{largest[name]:g}: give the limit as a number"
-            )
-        absolute[name] = value * largest[name] if relative else value
-    return absolute
-
-
-def forbid_over_peak_memory(supernet: Supernet, trace: Trace, mib: float) -> None:
-    """Take candidates out that need more than so many MiB of activations at their peak.
-
-    Peak memory is a maximum over the network, not a sum: a network keeps the limit where each of
-    its candidates does, and what lies between them.
-
-    Raises:
-        LimitError: no network does.
-    """
-    peaks = peak_memory_of_candidates(supernet, trace)
-    supernet.forbid(peaks > mib * MIB, f"all need more than {mib:g} MiB at their peak")
-    smallest = peaks.masked_fill(~supernet.mask, torch.inf).argmin(1).tolist()
-    needed = peak_memory(supernet.derive(smallest), trace.inputs) / MIB
-    if needed > mib:
-        raise LimitError(
-            f"no network keeps {mib:g} MiB at its peak: the layers that all share need "
-            f"{needed:.4g} MiB"
-        )
-
-
-def peak_memory_of_candidates(supernet: Supernet, trace: Trace) -> Tensor:
-    """Bytes, [choices, candidates]: see `count.peak_memory`; the most of all calls."""
-    return _over_calls(
-        supernet,
-        trace,
-        lambda unit: peak_memory(unit.module, unit.inputs, unit.kwargs),
-        total=partial(max, default=0),
-    )

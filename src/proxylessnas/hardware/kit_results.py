@@ -14,7 +14,8 @@ from typing import Annotated, Any, Final, Literal
 
 from proxylessnas.errors import MeasurementError
 from proxylessnas.hardware.plan import MeasurementPlan, PlannedNetwork, assemble
-from proxylessnas.hardware.table import LatencyTable, Milliseconds, Scalar
+from proxylessnas.hardware.table import LatencyTable
+from proxylessnas.hardware.table_entries import Milliseconds, Scalar
 from proxylessnas.hardware.timing import Measurement
 from proxylessnas.io.files import read_bytes
 from proxylessnas.io.json_files import parse_json

@@ -19,6 +19,7 @@ from proxylessnas.errors import MeasurementError, UserError
 from proxylessnas.export.quiet import one_thread
 from proxylessnas.hardware.costs import indices_of
 from proxylessnas.hardware.energy import COLUMN, measure_energy, meter_of
+from proxylessnas.hardware.examples import plain_call
 from proxylessnas.hardware.plan import (
     Measurable,
     MeasurementPlan,
@@ -29,16 +30,10 @@ from proxylessnas.hardware.plan import (
     plan_measurement,
 )
 from proxylessnas.hardware.runtimes.base import Runtime, Session
-from proxylessnas.hardware.table import (
-    ALIKE,
-    Column,
-    LatencyTable,
-    NetworkValue,
-    Scalar,
-    differing,
-)
+from proxylessnas.hardware.table import ALIKE, LatencyTable, differing
+from proxylessnas.hardware.table_entries import Column, NetworkValue, Scalar
 from proxylessnas.hardware.timing import Measurement, ProgressCallback, measure_sessions
-from proxylessnas.hardware.trace import Trace, plain_call
+from proxylessnas.hardware.trace import Trace
 from proxylessnas.io.process import usable_cpus
 from proxylessnas.training.task import batch_size
 

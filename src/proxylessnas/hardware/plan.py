@@ -23,16 +23,11 @@ from proxylessnas.errors import MeasurementError
 from proxylessnas.export.quiet import one_thread
 from proxylessnas.hardware.constant import check_zeros, living
 from proxylessnas.hardware.costs import count_costs, indices_of
-from proxylessnas.hardware.table import (
-    Identity,
-    LatencyTable,
-    MacCount,
-    NetworkEntry,
-    Role,
-    Scalar,
-)
+from proxylessnas.hardware.examples import plain_call
+from proxylessnas.hardware.table import LatencyTable
+from proxylessnas.hardware.table_entries import Identity, MacCount, NetworkEntry, Role, Scalar
 from proxylessnas.hardware.timing import Measurement
-from proxylessnas.hardware.trace import Trace, plain_call, trace
+from proxylessnas.hardware.trace import Trace, trace
 from proxylessnas.schema import checked
 from proxylessnas.seeds import derive_seed
 from proxylessnas.training.task import batch_size

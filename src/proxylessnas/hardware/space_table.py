@@ -18,7 +18,8 @@ from proxylessnas.hardware.costs import latency_costs
 from proxylessnas.hardware.kit_results import KitResults
 from proxylessnas.hardware.measure import measure_table
 from proxylessnas.hardware.runtimes import DEFAULT, Runtime, make
-from proxylessnas.hardware.table import LatencyTable, NetworkEntry
+from proxylessnas.hardware.table import LatencyTable
+from proxylessnas.hardware.table_entries import NetworkEntry
 from proxylessnas.hardware.timing import ProgressCallback, disturbance
 from proxylessnas.hardware.trace import Trace, trace
 from proxylessnas.hardware.validate import validate

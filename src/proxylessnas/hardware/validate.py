@@ -13,7 +13,8 @@ from proxylessnas.core.costs import Costs
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.hardware.costs import indices_of
 from proxylessnas.hardware.fit import fit
-from proxylessnas.hardware.table import LatencyTable, NetworkEntry
+from proxylessnas.hardware.table import LatencyTable
+from proxylessnas.hardware.table_entries import NetworkEntry
 
 
 def validate(costs: Costs, supernet: Supernet, table: LatencyTable) -> dict[str, Any]:

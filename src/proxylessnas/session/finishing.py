@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from proxylessnas.architecture import Architecture
 from proxylessnas.core.decode import Indices
 from proxylessnas.errors import RunError
-from proxylessnas.hardware.costs import largest_network
+from proxylessnas.hardware.limiting import largest_network
 from proxylessnas.report.verdict import accuracy_words
 from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.propose import binding_cost, sample_within

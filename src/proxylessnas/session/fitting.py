@@ -22,7 +22,7 @@ from proxylessnas.core.estimators import estimator_of
 from proxylessnas.core.search import Search
 from proxylessnas.data.image_batches import ImageBatches
 from proxylessnas.errors import ConfigError
-from proxylessnas.hardware.costs import largest_network
+from proxylessnas.hardware.limiting import largest_network
 from proxylessnas.io.console import duration
 from proxylessnas.session.budget import Budget
 from proxylessnas.session.finishing import TRAINING_IMAGES, new_network, new_training

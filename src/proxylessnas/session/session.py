@@ -24,14 +24,9 @@ from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data import Batches
 from proxylessnas.errors import ArchitectureError, ConfigError, MeasurementError
-from proxylessnas.hardware.costs import (
-    absolute_limits,
-    all_costs,
-    counted_costs,
-    forbid_over_peak_memory,
-    largest_costs,
-)
+from proxylessnas.hardware.costs import all_costs, counted_costs
 from proxylessnas.hardware.count import check_shapes
+from proxylessnas.hardware.limiting import absolute_limits, forbid_over_peak_memory, largest_costs
 from proxylessnas.hardware.measure import NetworkReport, canary_of, describe, measure_networks
 from proxylessnas.hardware.published_table import (
     PublishedTable,

@@ -13,8 +13,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from proxylessnas.config import MeasureSettings
 from proxylessnas.data import Batches
 from proxylessnas.errors import DataError, foreign
+from proxylessnas.hardware.examples import check_examples, run_once
 from proxylessnas.hardware.runtimes import Runtime
-from proxylessnas.hardware.trace import check_examples, run_once
 from proxylessnas.io.console import Reporter
 from proxylessnas.surgery.attention import opened
 from proxylessnas.training.copying import copied
