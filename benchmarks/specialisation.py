@@ -41,11 +41,12 @@ from proxylessnas.core.decode import decode
 from proxylessnas.core.supernet import Supernet, softmax
 from proxylessnas.errors import MeasurementError, UserError
 from proxylessnas.hardware.costs import count_costs, latency_costs
-from proxylessnas.hardware.measure import NetworkReport, canary_of, measure_networks, measure_table
+from proxylessnas.hardware.measure import measure_table
 from proxylessnas.hardware.runtimes import make
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.hardware.timing import disturbance
 from proxylessnas.hardware.trace import Trace, trace
+from proxylessnas.hardware.whole_networks import NetworkReport, canary_of, measure_networks
 from proxylessnas.io.console import Reporter, duration, output
 from proxylessnas.selection.choose import choose
 from proxylessnas.session.measuring import mobilenet_v2_like

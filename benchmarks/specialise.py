@@ -40,8 +40,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from proxylessnas.config import DataSettings, MeasureSettings, TrainSettings
 from proxylessnas.data import Batches, LoaderBatches, load_data
 from proxylessnas.errors import LimitError
-from proxylessnas.hardware.measure import measure_networks
 from proxylessnas.hardware.runtimes import make
+from proxylessnas.hardware.whole_networks import measure_networks
 from proxylessnas.io.console import Reporter, output
 from proxylessnas.pretrained.space import largest_within
 from proxylessnas.runs.directory import RunDirectory

@@ -22,12 +22,8 @@ from proxylessnas.hardware import host as machine
 from proxylessnas.hardware import rounds
 from proxylessnas.hardware.costs import count_costs, latency_costs, space_id
 from proxylessnas.hardware.limiting import largest_costs, largest_network
+from proxylessnas.hardware.measure import measure_table
 from proxylessnas.hardware.host import Clocks
-from proxylessnas.hardware.measure import (
-    canary_of,
-    measure_networks,
-    measure_table,
-)
 from proxylessnas.hardware.plan import choose_networks
 from proxylessnas.hardware.rounds import Rounds
 from proxylessnas.hardware.runtimes.base import Session
@@ -35,6 +31,7 @@ from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.hardware.timing import Measurement, measure_sessions
 from proxylessnas.hardware.trace import trace
+from proxylessnas.hardware.whole_networks import canary_of, measure_networks
 from proxylessnas.spaces import build_supernet
 
 SETTINGS = MeasureSettings(rounds=3, network_rounds=5, networks=4, validation=3, runs=2)

@@ -10,10 +10,10 @@ import pytest
 
 from proxylessnas.cli.main import main
 from proxylessnas.hardware.host import Clocks, read_clocks
-from proxylessnas.hardware.measure import NetworkResult
 from proxylessnas.hardware.rounds import Rounds, TimedNetwork, quantile
 from proxylessnas.hardware.sustained import sustain
 from proxylessnas.hardware.timing import Measurement
+from proxylessnas.hardware.whole_networks import NetworkResult
 from proxylessnas.report.sustained import sustained_lines, sustained_table
 
 FEW = ["--measure.network-rounds=4", "--measure.runs=6", "--runtime=fake", "--quiet"]

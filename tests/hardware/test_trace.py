@@ -12,8 +12,8 @@ from proxylessnas.core.gates import Path
 from proxylessnas.core.supernet import MixedOp, Residual, Supernet, Zero
 from proxylessnas.errors import SupernetError
 from proxylessnas.export.onnx import to_onnx
-from proxylessnas.hardware.description import tensor_label
 from proxylessnas.hardware.fingerprint import fingerprint, label
+from proxylessnas.hardware.objects import tensor_label
 from proxylessnas.hardware.trace import trace
 from proxylessnas.spaces import build_supernet
 from proxylessnas.spaces.blocks import ConvBN, MBConv

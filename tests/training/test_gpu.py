@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from toys import make_search
 
 from proxylessnas.config import MeasureSettings
-from proxylessnas.hardware.measure import measure_networks
 from proxylessnas.hardware.runtimes import make
+from proxylessnas.hardware.whole_networks import measure_networks
 from proxylessnas.spaces import build_supernet
 from proxylessnas.training.device import Machine
 from proxylessnas.training.loop import run_loop

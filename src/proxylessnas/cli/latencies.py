@@ -10,13 +10,14 @@ from torch import nn
 
 from proxylessnas.config import MeasureSettings
 from proxylessnas.errors import ConfigError
-from proxylessnas.hardware.measure import NetworkResult, opened
+from proxylessnas.hardware.measure import opened
 from proxylessnas.hardware.plan import Measurable
 from proxylessnas.hardware.precisions import compare_precisions
 from proxylessnas.hardware.runtimes import Runtime, make
 from proxylessnas.hardware.space_table import noise
 from proxylessnas.hardware.sustained import sustain
 from proxylessnas.hardware.timing import Measurement, disturbance
+from proxylessnas.hardware.whole_networks import NetworkResult
 from proxylessnas.io.console import Reporter, output, say, table_of
 from proxylessnas.report.latencies import NamedNetwork, measure_latencies
 from proxylessnas.report.precisions import precision_table, verdicts

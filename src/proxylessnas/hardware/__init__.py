@@ -2,7 +2,8 @@
 
 trace.py        a forward pass finds every distinct candidate and its inputs;
                 examples.py: example inputs in words, and as tensors alone
-fingerprint.py  what makes two candidates the same: description.py and sources.py, in words
+fingerprint.py  what makes two candidates the same: description.py (with
+                objects.py and sources.py) in words
 count.py        multiply-adds, parameters, peak activation memory
 runtimes/       what runs a module or an exported file: one small interface
 networks.py     loaded networks of ONNX Runtime and LiteRT, for the runtimes and the kits
@@ -10,7 +11,8 @@ host.py         the processor, its other load, pinning
 rounds.py       shuffled rounds over loaded networks, medians, a canary
 timing.py       rounds over sessions of a runtime, to measurements
 plan.py         which candidates and whole networks a table needs
-measure.py      the table of a supernet; networks' latencies now
+measure.py      the table of a supernet
+whole_networks.py  networks' latencies now
 table.py        the lookup table and its file; table_entries.py: what it has a line of
 constant.py     networks that a Zero makes constant, which are not measured
 costs.py        table and trace to the costs of every candidate

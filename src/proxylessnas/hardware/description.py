@@ -16,9 +16,8 @@ import inspect
 import re
 import threading
 import weakref
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from types import MemberDescriptorType, ModuleType
 from typing import Any
 
@@ -26,15 +25,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from proxylessnas.hardware.objects import (
+    LISTS,
+    SCALARS,
+    attributes_of,
+    cells,
+    is_core_class,
+    is_plain_object,
+    is_script_method,
+    keeps_state_elsewhere,
+    printed,
+    tensor_label,
+)
 from proxylessnas.hardware.sources import globals_read, is_core, is_own, names_read, source
 
-SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
-LISTS = (list, tuple, deque, range)
 LOCKS = (type(threading.Lock()), type(threading.RLock()))  # they compute nothing
 FEW = 16  # numbers of a tensor that are described by value
 MOST, DEEPEST = 200_000, 60  # values of one description, one in another
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")
-HEAP_TYPE = 1 << 9  # of `type.__flags__`: a class that Python code made
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of a subclass of torch's
 _OF_TORCH = frozenset(nn.Module().__dict__)  # `training`, `_parameters`, `_forward_hooks`, ...
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
@@ -79,12 +87,12 @@ class Description:
             yield f"again {self.places[id(module)][0]}"
             return
         yield from self.of_class(type(module))
-        of_torch = _is_core(type(module))
+        of_torch = is_core_class(type(module))
         if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule):
             yield from self.of_program(module)
         for name, value in sorted(module.__dict__.items()):
             # A leading underscore in torch's classes is torch's own business of this version.
-            if name in _OF_TORCH or (of_torch and name.startswith("_")) or _is_method(value):
+            if name in _OF_TORCH or (of_torch and name.startswith("_")) or is_script_method(value):
                 continue
             yield name
             if of_torch and isinstance(value, Tensor):  # made of parameters, by a hook
@@ -213,21 +221,21 @@ class Description:
         yield from self.of_class(type(value))
         if isinstance(value, LOCKS) or self.came(value):
             return
-        text = _repr(value)
-        if _is_core(type(value)) or not is_own(type(value).__module__):
+        text = printed(value)
+        if is_core_class(type(value)) or not is_own(type(value).__module__):
             yield ADDRESS.sub("", text)
             if not ADDRESS.search(text):
                 return
         if isinstance(value, weakref.ref):
             yield from self.of_value(value())
-        elif _keeps_state_elsewhere(value):
+        elif keeps_state_elsewhere(value):
             yield from self.unknown(value)
         else:
             yield from self.of_attributes(value)
 
     def of_attributes(self, value: object) -> Iterator[str]:
         """Those of the instance, sorted: of an object, a function, or what a subclass adds."""
-        for name, attribute in sorted(_attributes(value).items()):
+        for name, attribute in sorted(attributes_of(value).items()):
             yield name
             yield from self.of_value(attribute)
 
@@ -236,10 +244,10 @@ class Description:
     def of_class(self, cls: type) -> Iterator[str]:
         """The name and, of classes that are not torch's, everything that their instances use."""
         yield f"{cls.__module__}.{cls.__qualname__}"
-        if _is_core(cls) or self.came(cls):
+        if is_core_class(cls) or self.came(cls):
             return
         for base in cls.__mro__:
-            if _is_core(base):
+            if is_core_class(base):
                 continue
             for name, value in sorted(vars(base).items()):
                 dunder = name.startswith("__") and name.endswith("__")
@@ -270,13 +278,13 @@ class Description:
                 yield from self.of_value([bound, wrapped])
         elif is_core(function.__module__) and is_core(function.__globals__.get("__name__")):
             yield f"{function.__module__}.{name}"
-            yield from self.of_value(_cells(function))
+            yield from self.of_value(cells(function))
         else:
             yield f"{name} {source(function.__code__)}"
             if not self.came(function):
                 yield from self.of_value([function.__defaults__, function.__kwdefaults__])
                 yield from self.of_attributes(function)
-                yield from self.of_value(_cells(function))
+                yield from self.of_value(cells(function))
                 yield from self.of_globals(function)
 
     def of_globals(self, function: Any) -> Iterator[str]:
@@ -293,7 +301,7 @@ class Description:
                 yield value.__name__
                 if is_own(value.__name__):
                     yield from self.of_named(value, names_read(code))
-            elif _is_plain_object(value) and not any(
+            elif is_plain_object(value) and not any(
                 callable(getattr(type(value), n, None)) for n in names_read(code)
             ):
                 yield from self.of_class(type(value))
@@ -307,62 +315,3 @@ class Description:
             if name in getattr(value, "__dict__", {}):
                 yield name
                 yield from self.of_value(getattr(value, name))
-
-
-def _is_plain_object(value: object) -> bool:
-    """Whether it is an object of attributes, of which a function reads those that it names."""
-    known = (nn.Module, Tensor, enum.Enum, *SCALARS, Mapping, set, frozenset, *LISTS, type)
-    return hasattr(value, "__dict__") and not isinstance(value, known) and not callable(value)
-
-
-def _cells(function: Any) -> list[object]:
-    values = []
-    for cell in function.__closure__ or ():
-        with suppress(ValueError):  # a variable that has no value yet
-            values.append(cell.cell_contents)
-    return values
-
-
-def _keeps_state_elsewhere(value: object) -> bool:
-    """Whether it is a library's object without attributes: of C, with its state in memory."""
-    slots = any("__slots__" in vars(cls) for cls in type(value).__mro__)
-    return not (hasattr(value, "__dict__") or slots or is_own(type(value).__module__))
-
-
-def _attributes(value: object) -> dict[str, object]:
-    attributes = dict(getattr(value, "__dict__", {}))
-    slots = [
-        (cls, vars(cls)["__slots__"]) for cls in type(value).__mro__ if "__slots__" in vars(cls)
-    ]
-    for cls, names in slots:
-        for name in [names] if isinstance(names, str) else names:
-            private = name.startswith("__") and not name.endswith("__")
-            name = f"_{cls.__name__.lstrip('_')}{name}" if private else name
-            if hasattr(value, name):
-                attributes[name] = getattr(value, name)
-    return attributes
-
-
-def _is_core(cls: type) -> bool:
-    """Whether a class is torch's or of the standard library; code of `exec` says builtins, too."""
-    made = cls.__module__ == "builtins" and bool(cls.__flags__ & HEAP_TYPE)
-    return is_core(cls.__module__) and not made
-
-
-def _repr(value: object) -> str:
-    try:
-        return repr(value)
-    except Exception:  # whatever the user's code raises
-        return "0x000000"
-
-
-def _is_method(value: object) -> bool:
-    return isinstance(value, torch._C.ScriptMethod)  # in the program already
-
-
-def tensor_label(tensor: Tensor) -> str:
-    """`1x24x56x56 f32`: the shape and a short name of the dtype."""
-    short = {"bfloat": "bf", "float": "f", "uint": "u", "int": "i", "complex": "c"}
-    name = str(tensor.dtype).removeprefix("torch.")
-    name = re.sub(r"^(bfloat|float|uint|int|complex)(?=\d)", lambda m: short[m[1]], name)
-    return f"{'x'.join(map(str, tensor.shape)) or 'scalar'} {name}"

@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data.arguments import arguments_of
 from proxylessnas.errors import SupernetError, foreign
-from proxylessnas.hardware.description import tensor_label
 from proxylessnas.hardware.fingerprint import argument_label
+from proxylessnas.hardware.objects import tensor_label
 from proxylessnas.training.freezing import evaluating
 
 

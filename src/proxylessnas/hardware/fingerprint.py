@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from torch import nn
 
 from proxylessnas.core.mixed import Residual
-from proxylessnas.hardware.description import SCALARS, Description
+from proxylessnas.hardware.description import Description
+from proxylessnas.hardware.objects import SCALARS
 
 Convolution = nn.modules.conv._ConvNd
 

@@ -13,10 +13,10 @@ from proxylessnas import zoo
 from proxylessnas.architecture import Architecture
 from proxylessnas.config import MeasureSettings
 from proxylessnas.errors import ArchitectureError, did_you_mean
-from proxylessnas.hardware.measure import NetworkResult, measure_networks
 from proxylessnas.hardware.runtimes import DEFAULT, Runtime, make
 from proxylessnas.hardware.space_table import noise
 from proxylessnas.hardware.timing import ProgressCallback
+from proxylessnas.hardware.whole_networks import NetworkResult, measure_networks
 from proxylessnas.spaces import build
 
 FILES = {".onnx": DEFAULT, ".tflite": "litert", ".pte": "executorch"}  # and what runs them

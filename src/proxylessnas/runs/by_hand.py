@@ -17,7 +17,7 @@ from torch import nn
 
 from proxylessnas.config import TrainSettings
 from proxylessnas.data import Batches
-from proxylessnas.hardware.measure import NetworkReport, measure_networks
+from proxylessnas.hardware.whole_networks import NetworkReport, measure_networks
 from proxylessnas.pretrained.space import largest_within
 from proxylessnas.runs.specialised import SpecialisedProblem
 from proxylessnas.runs.trials import learned, training_of_copy

@@ -27,7 +27,7 @@ from proxylessnas.errors import ArchitectureError, ConfigError, MeasurementError
 from proxylessnas.hardware.costs import all_costs, counted_costs
 from proxylessnas.hardware.count import check_shapes
 from proxylessnas.hardware.limiting import absolute_limits, forbid_over_peak_memory, largest_costs
-from proxylessnas.hardware.measure import NetworkReport, canary_of, describe, measure_networks
+from proxylessnas.hardware.measure import describe
 from proxylessnas.hardware.published_table import (
     PublishedTable,
     is_published,
@@ -38,6 +38,7 @@ from proxylessnas.hardware.runtimes import Runtime, make
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.hardware.trace import Trace
 from proxylessnas.hardware.trace import trace as trace_of
+from proxylessnas.hardware.whole_networks import NetworkReport, canary_of, measure_networks
 from proxylessnas.io.console import Reporter
 from proxylessnas.io.stopping import Signal
 from proxylessnas.limits import Limit, all_limits, parse_limit

@@ -18,7 +18,7 @@ from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import Indices
 from proxylessnas.core.supernet import softmax
 from proxylessnas.errors import LimitError
-from proxylessnas.hardware.measure import Canary, measure_networks
+from proxylessnas.hardware.whole_networks import Canary, measure_networks
 from proxylessnas.pretrained.scores import Scores, tempered
 from proxylessnas.pretrained.space import prior, rescored
 from proxylessnas.seeds import derive_seed

@@ -21,8 +21,8 @@ from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import Indices
 from proxylessnas.hardware.fingerprint import Convolution
 from proxylessnas.hardware.fit import fit
-from proxylessnas.hardware.measure import measure_networks
 from proxylessnas.hardware.runtimes import Runtime
+from proxylessnas.hardware.whole_networks import measure_networks
 from proxylessnas.pretrained.candidates import SHARES
 from proxylessnas.seeds import derive_seed
 from proxylessnas.surgery.narrow import outputs
