@@ -16,10 +16,10 @@ from proxylessnas.report.facts import Facts
 from proxylessnas.report.page import page
 from proxylessnas.report.records import Records, facts_of
 from proxylessnas.runs.directory import RunDirectory
+from proxylessnas.session.costed import TABLE
 from proxylessnas.session.deriving import PRICES
 from proxylessnas.session.finishing import CONFUSION
 from proxylessnas.session.mistakes import MISTAKES
-from proxylessnas.session.session import TABLE
 from proxylessnas.session.store import CONFIG, MALFORMED, METRICS
 
 REPORT, FACTS, TOGETHER = "report.html", "report.json", "comparison.html"

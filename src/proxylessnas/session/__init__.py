@@ -6,7 +6,8 @@ Read in this order:
     memory.py       what a stage will take at its peak, within what is free
     store.py        where results go: named files, in memory or in a directory
     records.py      finished stages, proven by the checksums of their files
-    session.py      the three together: costs within the limits, loops, the finished search
+    costed.py       the three together: parts made once, costs within the limits
+    session.py      with that, loops and the finished search
     pipeline.py     the order of the stages, from a run's first line to its last
       early.py        before all: a batch of each loader through everything, so that it fails early
       batch_trial.py    one batch of them

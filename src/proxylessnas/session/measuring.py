@@ -11,7 +11,8 @@ from proxylessnas.hardware.measure import measure_table
 from proxylessnas.hardware.timing import disturbance
 from proxylessnas.hardware.validate import sentence, validate
 from proxylessnas.report.plot import points
-from proxylessnas.session.session import TABLE, Session
+from proxylessnas.session.costed import TABLE
+from proxylessnas.session.session import Session
 
 MOBILENET_V2_DEPTHS = (2, 3, 4, 3, 3, 1)
 
