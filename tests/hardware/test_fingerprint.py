@@ -10,7 +10,9 @@ import pytest
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from proxylessnas.core.mixed import Residual, Zero
 from proxylessnas.hardware.fingerprint import fingerprint
+from proxylessnas.spaces.blocks import ConvBN, MBConv
 
 
 class Holds(nn.Module):
@@ -86,3 +88,15 @@ def test_values_that_a_module_holds_tell_it_from_others(way: str) -> None:
 def test_weights_and_modes_do_not_count() -> None:
     one, other = Holds(1), Holds(1).eval().requires_grad_(False)
     assert fingerprint(one) == fingerprint(other)
+
+
+def test_keys_name_the_classes_by_the_paths_that_tables_have() -> None:
+    """A key holds the path of the candidate's class: a moved class would empty earlier tables."""
+    paths = {f"{cls.__module__}.{cls.__qualname__}" for cls in (Residual, Zero, ConvBN, MBConv)}
+    blocks = "proxylessnas.spaces.blocks"
+    assert paths == {
+        "proxylessnas.core.supernet.Residual",
+        "proxylessnas.core.supernet.Zero",
+        f"{blocks}.ConvBN",
+        f"{blocks}.MBConv",
+    }

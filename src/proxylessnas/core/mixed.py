@@ -89,6 +89,8 @@ class Zero(nn.Module):
     example inputs (`hardware.trace`) fills it in. None means: the shape of the input.
     """
 
+    __module__ = "proxylessnas.core.supernet"  # its name in the keys of latency tables
+
     def __init__(self, shape: Sequence[int] | None = None) -> None:
         super().__init__()
         self.shape = None if shape is None else tuple(shape)
@@ -110,6 +112,8 @@ class Residual(nn.Module):
     ∂L/∂g_j only in differences, and with y the block's output ⟨∂L/∂y, x + o_j(x)⟩ exceeds
     ⟨∂L/∂y, o_j(x)⟩ by ⟨∂L/∂y, x⟩ for every candidate alike, the identity (o_j = 0) included.
     """
+
+    __module__ = "proxylessnas.core.supernet"  # its name in the keys of latency tables
 
     def __init__(self, branch: nn.Module) -> None:
         super().__init__()

@@ -213,7 +213,7 @@ class WithClassifier(nn.Module, ABC):
 class Network(WithClassifier):
     """stem, blocks, head."""
 
-    def __init__(self, stem: nn.Module, blocks: Sequence[nn.Module], head: nn.Sequential) -> None:
+    def __init__(self, stem: nn.Module, blocks: Sequence[nn.Module], head: nn.Module) -> None:
         super().__init__()
         self.stem, self.blocks, self.head = stem, nn.Sequential(*blocks), head
 
@@ -222,17 +222,22 @@ class Network(WithClassifier):
         return out
 
     def features(self, x: Tensor) -> Tensor:
-        features: Tensor = nn.Sequential(*list(self.head)[:-1])(self.blocks(self.stem(x)))
-        return features
+        assert isinstance(self.head, nn.Sequential)
+        x = self.blocks(self.stem(x))
+        for layer in list(self.head)[:-1]:
+            x = layer(x)
+        return x
 
     @property
     def classifier(self) -> nn.Linear:
         """The last layer of the head."""
+        assert isinstance(self.head, nn.Sequential)
         layer = self.head[-1]
         assert isinstance(layer, nn.Linear)
         return layer
 
     def replace_classifier(self, classifier: nn.Linear) -> None:
+        assert isinstance(self.head, nn.Sequential)
         self.head[-1] = classifier
 
 
