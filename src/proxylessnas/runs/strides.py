@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from proxylessnas.config import RunConfig
-from proxylessnas.hardware.measure import measure_networks
 from proxylessnas.hardware.runtimes import Runtime
+from proxylessnas.hardware.whole_networks import measure_networks
 from proxylessnas.limits import parse_latency
 from proxylessnas.runs.configured import ConfiguredProblem
 from proxylessnas.spaces import build, build_supernet, complete_settings
