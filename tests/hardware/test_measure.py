@@ -21,9 +21,9 @@ from proxylessnas.export.onnx import to_onnx
 from proxylessnas.hardware import host as machine
 from proxylessnas.hardware import rounds
 from proxylessnas.hardware.costs import count_costs, latency_costs, space_id
+from proxylessnas.hardware.host import Clocks
 from proxylessnas.hardware.limiting import largest_costs, largest_network
 from proxylessnas.hardware.measure import measure_table
-from proxylessnas.hardware.host import Clocks
 from proxylessnas.hardware.plan import choose_networks
 from proxylessnas.hardware.rounds import Rounds
 from proxylessnas.hardware.runtimes.base import Session
