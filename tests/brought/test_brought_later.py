@@ -13,8 +13,11 @@ import pytest
 from image_folders import make_folder, picture
 from PIL import Image
 from tiny_run import OPTIONS, made_once
+from torch import nn
 
+from proxylessnas import search
 from proxylessnas.cli.main import main
+from proxylessnas.errors import ConfigError
 
 # Noise is told from flat images at once.
 CLASSES = ("flat", "noisy")
@@ -119,6 +122,27 @@ def test_data_that_change_between_a_stop_and_resume(
     if change is not new_class:
         assert main([*again, "--accept-changed-data"]) == 0
         assert main(["derive", str(begun / "run"), "--quiet"]) == 0  # accepted once for all
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_from_python_changed_data_are_accepted_by_an_argument(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, accepted: bool
+) -> None:
+    """Which reaches the check that the command line's option reaches."""
+
+    class Opened(Exception):
+        pass
+
+    def opened(*_: object, accept_changed_data: bool, **__: object) -> None:
+        raise Opened(str(accept_changed_data))
+
+    monkeypatch.setattr("proxylessnas.runs.python_call.open_run", opened)
+    with pytest.raises(Opened, match=str(accepted)):
+        search(data="digits", out=tmp_path / "run", accept_changed_data=accepted, quiet=True)
+    with pytest.raises(ConfigError, match="accept_changed_data is int, not True"):
+        search(data="digits", accept_changed_data=1, quiet=True)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="accept_changed_data is for"):
+        search(nn.Linear(1, 1), accept_changed_data=True, quiet=True)
 
 
 def test_data_that_do_not_change(begun: Path) -> None:

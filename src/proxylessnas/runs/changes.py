@@ -50,7 +50,8 @@ def check_data(session: Session, accept: bool, data: Images) -> None:
     if changes and not accept:
         raise RunError(
             f"the data have changed since {store.path} began: {changes}; put them back, begin "
-            "again in another --out, or go on with --accept-changed-data"
+            "again in another --out, or go on with --accept-changed-data (in Python: "
+            "accept_changed_data=True)"
         )
     if changes:
         session.reporter.say(
