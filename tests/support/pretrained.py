@@ -23,7 +23,8 @@ from proxylessnas.pretrained.teach import (
 )
 from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.spaces import build, build_supernet
-from proxylessnas.spaces.blocks import MBConv, Network, initialise
+from proxylessnas.spaces.blocks import MBConv, Network
+from proxylessnas.spaces.first_weights import initialise
 from proxylessnas.spaces.inverted import BlockShape, InvertedSettings, build_network
 from proxylessnas.training.device import Machine
 from proxylessnas.training.loop import run_loop

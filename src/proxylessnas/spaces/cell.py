@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from proxylessnas.core.mixed import Zero, runs_zero
 from proxylessnas.errors import ArchitectureError, ConfigError
 from proxylessnas.schema import checked
-from proxylessnas.spaces.blocks import ConvBN, Network, choose, initialise
+from proxylessnas.spaces.blocks import ConvBN, Network, choose
 from proxylessnas.spaces.bounds import InputShape, Size, Sizes, check
+from proxylessnas.spaces.first_weights import initialise
 
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))  # in the order of the table's digits
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")  # digits 0-4
@@ -149,7 +150,7 @@ def build(settings: CellSettings, choices: dict[str, str] | None = None) -> nn.M
 def _start_alike(model: nn.Module) -> None:
     """Let every operation but `none` begin by passing its input on.
 
-    Whatever comes next then meets the same features on all paths, as in `blocks.start_alike`.
+    Whatever comes next then meets the same features on all paths, as in `first_weights.start_alike`.
     """
     for cell in (m for m in model.modules() if isinstance(m, Cell)):
         for conv in (m for m in cell.modules() if isinstance(m, nn.Conv2d)):

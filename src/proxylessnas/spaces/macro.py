@@ -14,16 +14,9 @@ from proxylessnas.config import ShareBelowOne
 from proxylessnas.core.mixed import Residual
 from proxylessnas.errors import ArchitectureError, ConfigError
 from proxylessnas.schema import checked
-from proxylessnas.spaces.blocks import (
-    ConvBN,
-    Head,
-    MBConv,
-    Network,
-    choose,
-    initialise,
-    start_alike,
-)
+from proxylessnas.spaces.blocks import ConvBN, Head, MBConv, Network, choose
 from proxylessnas.spaces.bounds import InputShape, Size, Sizes, check
+from proxylessnas.spaces.first_weights import initialise, start_alike
 
 CANDIDATES = ("identity", "e3_k3", "e6_k5")  # the table's digits 0, 1, 2
 EPS = 1e-5
@@ -49,7 +42,7 @@ class MacroSettings:
     dropout: ShareBelowOne = 0.0
     """Rate of dropout before the classifier."""
     alike: bool = True
-    """Whether the supernet's candidates begin as one function, see `blocks.start_alike`."""
+    """Whether the supernet's candidates begin as one function, see `first_weights.start_alike`."""
 
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.depths):

@@ -16,17 +16,9 @@ from proxylessnas.config import Positive, ShareBelowOne
 from proxylessnas.core.mixed import Residual, Zero
 from proxylessnas.errors import ConfigError
 from proxylessnas.schema import checked
-from proxylessnas.spaces.blocks import (
-    ConvBN,
-    Head,
-    MBConv,
-    Network,
-    choose,
-    initialise,
-    round_channels,
-    start_alike,
-)
+from proxylessnas.spaces.blocks import ConvBN, Head, MBConv, Network, choose, round_channels
 from proxylessnas.spaces.bounds import InputShape, Size, Sizes, check
+from proxylessnas.spaces.first_weights import initialise, start_alike
 
 # The paper's six, and those of expansion 4, which Once-for-All chooses from too.
 Candidate = Literal[
@@ -70,7 +62,7 @@ class MobileSettings:
     dropout: ShareBelowOne = 0.0
     """Rate of dropout before the classifier."""
     alike: bool = True
-    """Whether the supernet's candidates begin as one function, see `blocks.start_alike`."""
+    """Whether the supernet's candidates begin as one function, see `first_weights.start_alike`."""
 
     def __post_init__(self) -> None:
         small = min(self.input_shape[1:]) < SMALL
