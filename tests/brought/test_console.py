@@ -11,7 +11,7 @@ import pytest
 
 SHOW = (
     "import sys, json; from proxylessnas.io.console import output, write_anything; "
-    "from proxylessnas.runs.summary import show; write_anything(); "
+    "from proxylessnas.runs.summary_shown import show; write_anything(); "
     "show(json.load(open(sys.argv[1])), 'r\\u00fcn', output()); "
     "print('5 \\u00b5s \\u00b1 1, \\u4e2d.png, \\udcff.png, \\u00e9t\\u00e9')"
 )

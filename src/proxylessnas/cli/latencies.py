@@ -1,11 +1,14 @@
-"""Networks' latencies as tables on the terminal."""
+"""Latencies on the terminal: of networks, and how good a table of a space is."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from rich.table import Table
 from torch import nn
 
 from proxylessnas.config import MeasureSettings
@@ -14,12 +17,13 @@ from proxylessnas.hardware.measure import opened
 from proxylessnas.hardware.plan import Measurable
 from proxylessnas.hardware.precisions import compare_precisions
 from proxylessnas.hardware.runtimes import Runtime, make
-from proxylessnas.hardware.space_table import noise
+from proxylessnas.hardware.space_table import SpaceTable, noise
 from proxylessnas.hardware.sustained import sustain
 from proxylessnas.hardware.timing import Measurement, disturbance
 from proxylessnas.hardware.whole_networks import NetworkResult
 from proxylessnas.io.console import Reporter, output, say, table_of
 from proxylessnas.report.latencies import NamedNetwork, measure_latencies
+from proxylessnas.report.plot import plot, points
 from proxylessnas.report.precisions import precision_table, verdicts
 from proxylessnas.report.sustained import sustained_lines, sustained_table
 
@@ -163,3 +167,44 @@ def in_words(device: Mapping[str, object]) -> str:
         f"{device.get('runtime')} {device.get('version')}, {device.get('precision')}, {threads} "
         f"thread{'s' if threads != 1 else ''}, batch {device.get('batch')}, {device.get('device')}"
     )
+
+
+def show_table(measured: SpaceTable, out: Path, drawing: Path | None, took: str = "") -> None:
+    """How good the table is; and its plot, where it is asked for."""
+    table, supernet, report = measured.table, measured.supernet, measured.table.validation
+    assert report is not None
+    if drawing is not None:
+        title = f"{table.device.get('runtime')} on {table.device.get('device')}"
+        plot(points(measured.costs, supernet, table), title, drawing)
+    say(
+        f"{out}: {len(measured.keys)} distinct candidates and {len(measured.networks)} networks of "
+        f"{supernet.space} at {table.device.get('input_shapes')}{took}"
+    )
+    say(in_words(table.device))
+    low, high = measured.range_ms
+    say(f"networks of this space take {low:.3g} to {high:.3g} ms")
+    if report["networks"]:
+        output().print(_figures(report))
+        if report["noise_floor_pct"]:
+            ratio = report["mean_abs_error_pct"] / report["noise_floor_pct"]
+            say(f"the mean error is {ratio:.1f} times the noise floor")
+    if words := measured.disturbance:
+        say(f"meanwhile {words}: a table made on a machine at rest is better")
+
+
+def _figures(report: Mapping[str, Any]) -> Table:
+    """The validation's figures, beside what no model can beat and what any model should."""
+
+    def cells(figures: Mapping[str, Any]) -> list[str]:
+        errors = [f"{figures['mean_abs_error_pct']:.2f} %"]
+        errors += [f"{figures[name]:+.2f} %" for name in ("bias_pct", "worst_pct")]
+        ranks = [figures["spearman"], figures["kendall"]]
+        return [*errors, *("-" if r is None else f"{r:.3f}" for r in ranks)]
+
+    columns = ("mean error", "bias", "worst", "Spearman", "Kendall")
+    table = table_of(f"{report['networks']} unseen networks", columns)
+    table.add_row("this table", *cells(report))
+    if report["noise_floor_pct"] is not None:
+        table.add_row("measured again", f"{report['noise_floor_pct']:.2f} %", *"----")
+    table.add_row("MACs alone", *cells(report["macs_only"]))
+    return table

@@ -14,14 +14,12 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from proxylessnas.cli.latencies import (
     How,
-    in_words,
     show_latencies,
     show_precisions,
     show_sustained,
+    show_table,
 )
 from proxylessnas.config import MeasureSettings, parse_minutes, parse_precisions
 from proxylessnas.errors import ConfigError
@@ -31,15 +29,14 @@ from proxylessnas.hardware.runtimes import DEFAULT, split
 from proxylessnas.hardware.space_table import (
     KIT_SETTINGS,
     TABLE_SETTINGS,
-    SpaceTable,
     measure_space,
     space_table_of_kit,
     supernet_to_measure,
 )
 from proxylessnas.hardware.table import LatencyTable
-from proxylessnas.io.console import Reporter, duration, output, say, table_of
+from proxylessnas.io.console import Reporter, duration, say
 from proxylessnas.report.latencies import default_runtime, is_network, named_network
-from proxylessnas.report.plot import check_plot, plot, points
+from proxylessnas.report.plot import check_plot
 
 Values = Mapping[str, Any]
 SPACE = ("space", "space_settings", "image_size", "seed", "measure", "runtime", "precision")
@@ -140,7 +137,7 @@ def _measure_table(options: Values, settings: Values, reporter: Reporter) -> Non
             force=bool(options["force"]),
             progress=update,
         )
-    _show(measured, out, drawing, f" in {duration(time.monotonic() - start)}")
+    show_table(measured, out, drawing, f" in {duration(time.monotonic() - start)}")
 
 
 def _export_kit(options: Values, settings: Values, reporter: Reporter) -> None:
@@ -176,7 +173,7 @@ def _import_kit(options: Values, settings: Values, reporter: Reporter) -> None:
     out, drawing = _new_table("--import-kit", options), _drawable(options["plot"])
     results = import_kit(options["import_kit"])
     table = space_table_of_kit(results, space=settings.get("space"), path=out)
-    _show(table, out, drawing)
+    show_table(table, out, drawing)
 
 
 def _merge(options: Values, settings: Values, reporter: Reporter) -> None:
@@ -246,50 +243,6 @@ def _shapes(words: list[str]) -> dict[str, tuple[int, ...]]:
             raise ConfigError(f"--shape {name} is given twice: leave one out")
         shapes[name] = tuple(map(int, sizes.split("x")))
     return shapes
-
-
-# --- what is printed ---
-
-
-def _show(measured: SpaceTable, out: Path, drawing: Path | None, took: str = "") -> None:
-    """How good the table is; and its plot, where it is asked for."""
-    table, supernet, report = measured.table, measured.supernet, measured.table.validation
-    assert report is not None
-    if drawing is not None:
-        title = f"{table.device.get('runtime')} on {table.device.get('device')}"
-        plot(points(measured.costs, supernet, table), title, drawing)
-    say(
-        f"{out}: {len(measured.keys)} distinct candidates and {len(measured.networks)} networks of "
-        f"{supernet.space} at {table.device.get('input_shapes')}{took}"
-    )
-    say(in_words(table.device))
-    low, high = measured.range_ms
-    say(f"networks of this space take {low:.3g} to {high:.3g} ms")
-    if report["networks"]:
-        output().print(_figures(report))
-        if report["noise_floor_pct"]:
-            ratio = report["mean_abs_error_pct"] / report["noise_floor_pct"]
-            say(f"the mean error is {ratio:.1f} times the noise floor")
-    if words := measured.disturbance:
-        say(f"meanwhile {words}: a table made on a machine at rest is better")
-
-
-def _figures(report: Values) -> Table:
-    """The validation's figures, beside what no model can beat and what any model should."""
-
-    def cells(figures: Values) -> list[str]:
-        errors = [f"{figures['mean_abs_error_pct']:.2f} %"]
-        errors += [f"{figures[name]:+.2f} %" for name in ("bias_pct", "worst_pct")]
-        ranks = [figures["spearman"], figures["kendall"]]
-        return [*errors, *("-" if r is None else f"{r:.3f}" for r in ranks)]
-
-    columns = ("mean error", "bias", "worst", "Spearman", "Kendall")
-    table = table_of(f"{report['networks']} unseen networks", columns)
-    table.add_row("this table", *cells(report))
-    if report["noise_floor_pct"] is not None:
-        table.add_row("measured again", f"{report['noise_floor_pct']:.2f} %", *"----")
-    table.add_row("MACs alone", *cells(report["macs_only"]))
-    return table
 
 
 # --- files, refused now rather than after minutes of measuring ---

@@ -159,15 +159,15 @@ class _Command:
         )
 
     def _do(self, session: Session) -> None:
-        from proxylessnas.runs import summary
         from proxylessnas.runs.job import derive_latencies, do_stage, run_all
+        from proxylessnas.runs.summary_shown import show
         from proxylessnas.session.exporting import ONNX_FORMAT, export_as
 
         verb, flags = self.verb, self.flags
         if verb == "run":
             facts = run_all(session, self.started)
             if session.ranks.is_main:
-                summary.show(facts, str(session.store.path), output())
+                show(facts, str(session.store.path), output())
         elif verb == "derive" and flags["latencies"] is not None:
             latencies = flags["latencies"].split(",")
             derive_latencies(session, latencies, flags["deriving"], flags["budget"], self.started)

@@ -10,5 +10,6 @@ reach.py        limits that nothing keeps; sizes.py: several image sizes, by tri
 begin.py        a run opened: its problem and its session; refusals.py: what is refused at once
 job.py          the command line's stages in order
 python_call.py  the same from Python
-summary.py      all figures; reporting.py: as a report; elsewhere.py: its network on other images
+summary.py      all figures; summary_shown.py: on the terminal; reporting.py: as a report
+elsewhere.py    its network on other images
 """

@@ -150,7 +150,8 @@ def build(settings: CellSettings, choices: dict[str, str] | None = None) -> nn.M
 def _start_alike(model: nn.Module) -> None:
     """Let every operation but `none` begin by passing its input on.
 
-    Whatever comes next then meets the same features on all paths, as in `first_weights.start_alike`.
+    Whatever comes next then meets the same features on all paths, see
+    `first_weights.start_alike`.
     """
     for cell in (m for m in model.modules() if isinstance(m, Cell)):
         for conv in (m for m in cell.modules() if isinstance(m, nn.Conv2d)):
