@@ -189,7 +189,9 @@ def test_a_setting_that_came_later_is_as_the_version_before_had_it(tmp_path: Pat
     directory.write_config(RunConfig(data="digits", seed=3))
     whole = path.read_text()
     assert left_to_defaults(path) == []
-    path.write_text(without(whole, "ridge", "precision", "quantise", "images", "float_blocks"))
+    path.write_text(
+        without(whole, "ridge", "precision", "quantise", "images", "float_blocks", "aware_epochs")
+    )
     assert directory.read_config() == RunConfig(data="digits", seed=3)
     assert left_to_defaults(path) == ["precision", "candidates.ridge", "quantise"]
     path.write_text(without(whole, "fused_batch_norm"))
