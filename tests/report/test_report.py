@@ -11,6 +11,7 @@ import re
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,15 @@ def test_several_runs_stand_side_by_side(
     assert {"compare", "r0-result", "r1-result"} <= ids
     assert "choose the same candidate in" in html
     assert "both.html" in capsys.readouterr().out
+    assert "not comparable" not in html
+    confusion = json.loads((run / "confusion.json").read_text())
+    (run / "confusion.json").write_text(json.dumps({**confusion, "classes": ["a"] * 10}))
+    facts = facts_of_run(run)
+    assert facts.architecture is not None
+    other = replace(facts, architecture=replace(facts.architecture, space="mine"))
+    html = page([other, facts_of_run(finished_run)])
+    assert "of different classes" in html and "are of different spaces" in html
+    assert "choose the same candidate in" not in html
     assert main(["report", str(run), str(run)]) == 2
     assert "given twice" in capsys.readouterr().err
 
@@ -291,6 +301,23 @@ def test_charts_of_nothing_and_of_one() -> None:
     for value in (0.0, -1.0, 1e-12, 5e9):
         Tags(lines({HOSTILE: [(0, value)]}, HOSTILE, "y", level=value))
         Tags(scatter({HOSTILE: [Mark(x=value, y=value, words=HOSTILE, label=HOSTILE)]}, "x", "y"))
+
+
+def test_labels_of_neighbours_do_not_overlap() -> None:
+    marks = [Mark(x=x, y=50.0, label=f"network {x}") for x in (1.0, 1.02, 1.05, 3.0)]
+    words = re.findall(r"class='label' x='([\d.]+)' y='([\d.]+)'", scatter({"a": marks}, "x", "y"))
+    lines_of = [float(y) for _, y in words]
+    assert len(words) == 4 and min(abs(a - b) for a, b in combinations(lines_of[:3], 2)) >= 12
+
+
+def test_a_training_that_was_begun_anew_is_one_curve(run: Path) -> None:
+    lines_of = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    training = [line for line in lines_of if line["stage"] == "train"]
+    again = [{**line, "loss": line["loss"] + 1} for line in training[:2]]
+    text = "".join(json.dumps(line) + "\n" for line in [*lines_of, *again])
+    (run / "metrics.jsonl").write_text(text)
+    expected = [(line["step"], line["loss"]) for line in again]
+    assert facts_of_run(run).curves["train"]["loss"] == expected
 
 
 def test_a_network_that_is_no_better_than_chance_is_not_said_to_lack_data(

@@ -111,7 +111,8 @@ def scatter(
         return ""
     uprights = uprights or {}
     xs = [mark.x for mark in marks] + list(uprights.values())
-    axes = Axes(xs, [mark.y for mark in marks], square=diagonal)
+    ys = [mark.y + side * mark.spread for mark in marks for side in (-1, 1)]
+    axes = Axes(xs, ys, square=diagonal)
     body = axes.frame(x_title, y_title)
     if diagonal:
         (low, high) = axes.x
@@ -128,6 +129,7 @@ def scatter(
         body += f"<polyline class='front' points='{path}'/>"
     for k, group in enumerate(groups.values()):
         body += "".join(_mark(axes, mark, k) for mark in group)
+    body += _labels(axes, [mark for mark in marks if mark.label])
     return _figure(body, list(groups), f"{y_title} against {x_title}")
 
 
@@ -180,12 +182,26 @@ def _mark(axes: Axes, mark: Mark, k: int) -> str:
         f"<circle class='mark s{k % COLOURS}' cx='{x:.1f}' cy='{y:.1f}' r='{mark.size:g}'>"
         f"<title>{escape(mark.words)}</title></circle>"
     )
-    if mark.label:
-        right = x > 0.7 * WIDTH
-        anchor, dx = ("end", -8) if right else ("start", 8)
+    return parts
+
+
+def _labels(axes: Axes, marks: Sequence[Mark]) -> str:
+    """Beside their marks, each where the ones before leave room: above, below, further away."""
+    placed: list[tuple[float, float, float]] = []  # left, right, base line
+    parts = ""
+    for mark in marks:
+        x, y, wide = axes.px(mark.x), axes.py(mark.y), 6.0 * len(mark.label)
+        anchor, left = ("end", x - 8 - wide) if x > 0.7 * WIDTH else ("start", x + 8)
+        free = [
+            y + dy
+            for dy in (-6.0, 15.0, -19.0, 28.0)
+            if not any(a < left + wide and left < b and abs(y + dy - c) < 12 for a, b, c in placed)
+        ]
+        base = free[0] if free else y - 6
+        placed.append((left, left + wide, base))
         parts += (
-            f"<text class='label' x='{x + dx:.1f}' y='{y - 6:.1f}' "
-            f"text-anchor='{anchor}'>{escape(mark.label)}</text>"
+            f"<text class='label' x='{left + wide if anchor == 'end' else left:.1f}' "
+            f"y='{base:.1f}' text-anchor='{anchor}'>{escape(mark.label)}</text>"
         )
     return parts
 

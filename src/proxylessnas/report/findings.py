@@ -226,6 +226,9 @@ def differences(runs: Sequence[Facts]) -> list[str]:
         )
     first, *others = runs
     for other in others:
+        if _space(first) != _space(other):
+            lines.append(f"{other.name} and {first.name} are of different spaces.")
+            continue
         mine = {c.name: c.chosen for c in first.choices}
         theirs = {c.name: c.chosen for c in other.choices}
         common = mine.keys() & theirs.keys()
@@ -236,3 +239,7 @@ def differences(runs: Sequence[Facts]) -> list[str]:
                 f"{len(common)} common positions."
             )
     return lines
+
+
+def _space(facts: Facts) -> str:
+    return "" if facts.architecture is None else facts.architecture.space

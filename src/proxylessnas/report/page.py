@@ -51,6 +51,7 @@ def page(runs: Sequence[Facts]) -> str:
         runs=[_run(facts, f"r{i}") for i, facts in enumerate(runs)],
         together=pictures.together(runs) if several else "",
         devices=sorted({_device(f) for f in runs} - {""}),
+        tasks=len({f.outcome.classes for f in runs if f.outcome}),
         differences=differences(runs) if several else [],
     )
 

@@ -214,7 +214,10 @@ def _curves(
             for k, number in enumerate(values):
                 key = name if not isinstance(value, list) else f"{name} {k}"
                 if isinstance(number, int | float) and math.isfinite(number):
-                    stage.setdefault(key, []).append((float(line["step"]), float(number)))
+                    points, step = stage.setdefault(key, []), float(line["step"])
+                    while points and points[-1][0] >= step:
+                        points.pop()  # a training that was begun anew replaces the one before
+                    points.append((step, float(number)))
     return curves
 
 
