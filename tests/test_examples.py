@@ -18,6 +18,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
         ("audio1d", "test accuracy"),
         ("segmentation", "of the test pixels right"),
         ("specialise", "fine-tuned: test accuracy"),
+        ("specialise_tasks", "text: "),
         ("transformer", "test accuracy"),
     ],
 )

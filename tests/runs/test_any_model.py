@@ -19,7 +19,8 @@ from torch import nn
 from proxylessnas.cli.main import main
 from proxylessnas.errors import SupernetError
 from proxylessnas.io.console import Reporter
-from proxylessnas.pretrained.any_model import for_gray, headed, load_model
+from proxylessnas.pretrained.any_model import load_model
+from proxylessnas.pretrained.headed import for_gray, headed
 from proxylessnas.runs.begin import problem_of
 from proxylessnas.runs.directory import RunDirectory
 

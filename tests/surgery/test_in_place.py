@@ -26,7 +26,7 @@ def space_of(model: nn.Module, x: Tensor) -> Space:
         pair: {w: Narrowed(torch.arange(w), {}) for w in several}
         for pair, several in widths_of(choices).items()
     }
-    every = [with_candidates(choice, fits, (0.5,)) for choice in choices]
+    every = [with_candidates(choice, fits, {}, (0.5,)) for choice in choices]
     return Space(model, [choice for choice in every if len(choice.candidates) > 1])
 
 

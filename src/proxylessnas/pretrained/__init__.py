@@ -1,6 +1,7 @@
 """Trained networks, and the search for a network of one's own around them.
 
 networks.py     the family: networks of inverted bottlenecks as a value, and as modules
+any_model.py    names to models of any kind; headed.py: their last layer
 loading.py      names to trained networks: packages, torchvision, timm, files, runs
 least_squares.py  channels by elimination, weights in closed form
 candidates.py   per block: narrower, a smaller kernel, left out; refitted by least squares

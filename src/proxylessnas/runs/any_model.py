@@ -20,16 +20,8 @@ from proxylessnas.config import RunConfig
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data import Images, LoaderImages
 from proxylessnas.errors import ArchitectureError, DataError, RunError
-from proxylessnas.pretrained.any_model import (
-    LIBRARIES,
-    RANDOM,
-    Headed,
-    Loaded,
-    for_gray,
-    headed,
-    load_model,
-    plain_input,
-)
+from proxylessnas.pretrained.any_model import LIBRARIES, RANDOM, Loaded, load_model, plain_input
+from proxylessnas.pretrained.headed import Headed, for_gray, headed
 from proxylessnas.runs.defaults import MODEL
 from proxylessnas.runs.specialised import (
     LINEAR,

@@ -8,6 +8,7 @@ finding.py      the pairs of a model
 norms.py        layer normalisation over some of the channels
 narrow.py       a copy of the model with some channels alone
 moments.py      of what layers read
+kernels.py      a smaller kernel, in closed form
 fits.py         which channels remain, and the weights of what reads them, in closed form
 space.py        the choices, their candidates, and the plain network of every choice
 latency.py      what candidates cost: layers alone, corrected by whole networks

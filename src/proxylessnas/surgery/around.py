@@ -7,6 +7,7 @@ weights: a limit that cannot be kept is refused before anything is fitted.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,13 +22,14 @@ from proxylessnas.limits import parse_latency
 from proxylessnas.pretrained.scores import Scores
 from proxylessnas.surgery.blocks import table_of_layers, too_narrow, wanted_by
 from proxylessnas.surgery.brought import Trained, inputs_of
-from proxylessnas.surgery.finding import find_pairs
-from proxylessnas.surgery.fits import narrow_fits
+from proxylessnas.surgery.finding import find_pairs, path_of
+from proxylessnas.surgery.fits import WITHIN, narrow_fits
 from proxylessnas.surgery.graph import Graph
+from proxylessnas.surgery.kernels import Crop, blanks, cropped
 from proxylessnas.surgery.latency import Latencies, latency_costs, patient
 from proxylessnas.surgery.narrow import Narrowed, narrowed, proven
 from proxylessnas.surgery.pairs import Pair, Refused
-from proxylessnas.surgery.saved import fits_of, tensors_of_fits
+from proxylessnas.surgery.saved import crops_of, fits_of, tensors_of_fits
 from proxylessnas.surgery.scores import distance_for, replacement_scores
 from proxylessnas.surgery.space import Choice, Space, choices_of, widths_of, with_candidates
 from proxylessnas.training.task import batch_size
@@ -43,38 +45,45 @@ Fits = Mapping[Pair, Mapping[int, Narrowed]]
 class Found:
     """What can be narrowed in a model, whatever its weights are.
 
-    choices: without candidates. refused: the layers that stay.
+    choices: without candidates. refused: the layers that stay. crops: of the layers whose kernel
+    can be smaller.
     """
 
     brought: Trained
     choices: tuple[Choice, ...]
     refused: tuple[Refused, ...]
+    crops: Mapping[str, Crop]
 
     @cached_property
     def widths(self) -> dict[Pair, list[int]]:
         return widths_of(self.choices)
 
-    def space(self, fits: Fits, brought: Trained | None = None) -> Space:
+    def space(self, fits: Fits, crops: Mapping[str, Crop], brought: Trained | None = None) -> Space:
         """The space of these fits. brought: with a model of other weights."""
-        every = [with_candidates(choice, fits) for choice in self.choices]
+        every = [with_candidates(choice, fits, crops) for choice in self.choices]
         model = (brought or self.brought).model
         return Space(model, [choice for choice in every if len(choice.candidates) > 1])
 
     @cached_property
     def blank(self) -> Space:
         """The space of networks that are as large as the fitted ones, and know nothing."""
-        return self.space(blank_fits(self.widths))
+        return self.space(blank_fits(self.widths), self.crops)
 
     def table(self, shares: Mapping[str, float]) -> str:
         """Every layer, with its share of the latency, its candidates or why it stays."""
         rows = [
-            (pair, self.widths[pair], choice.name if choice.can_leave_out else "")
+            (pair, self.widths[pair], self._others(choice))
             for choice in self.choices
             for pair in choice.pairs
             if self.widths[pair]
         ]
         narrow = [too_narrow(pair) for pair, every in self.widths.items() if not every]
         return table_of_layers(rows, [*self.refused, *narrow], shares)
+
+    def _others(self, choice: Choice) -> list[str]:
+        """Candidates besides widths, in words."""
+        crops = [f"{path} with a smaller kernel" for path in choice.makers if path in self.crops]
+        return crops + [f"{choice.name} left out"] * choice.can_leave_out
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -129,7 +138,12 @@ def find(brought: Trained, blocks: Any = "auto") -> Found:
         pairs, unproven = proven(model, pairs, inputs)
         update(3, 4, "blocks")
         choices = choices_of(model, pairs, graph, inputs, wanted)
-    found = Found(brought=brought, choices=tuple(choices), refused=(*refused, *unproven))
+        counts = Counter(path for choice in choices for path in choice.makers)
+        layers = Counter(path_of(graph, layer) for layer in graph.layers)
+        crops = blanks(model, [p for p in counts if counts[p] == layers[p] == 1], inputs)
+    found = Found(
+        brought=brought, choices=tuple(choices), refused=(*refused, *unproven), crops=crops
+    )
     if not any(found.widths.values()):
         stays = [*found.refused, *map(too_narrow, found.widths)][:5]
         reasons = "; ".join(dict.fromkeys(f"{layer.name}: {layer.reason}" for layer in stays))
@@ -203,9 +217,11 @@ def around(found: Found, latencies: Latencies, brought: Trained | None = None) -
         with brought.stage("candidates", "narrowed by elimination and least squares") as facts:
             with reporter.bar("fitting") as update:
                 fits = narrow_fits(brought.model, widths, inputs_of(brought.train), update)
-            store.save_tensors(FITS, tensors_of_fits(fits))
+            crops = cropped(brought.model, found.crops.values(), inputs_of(brought.train, WITHIN))
+            store.save_tensors(FITS, tensors_of_fits(fits, crops))
             facts["files"] = [FITS]
-    space = found.space(fits_of(widths, store.load_tensors(FITS)[0]), brought)
+    tensors = store.load_tensors(FITS)[0]
+    space = found.space(fits_of(widths, tensors), crops_of(found.crops, tensors), brought)
     batches = _first(brought)
     if not brought.records.done("scores"):
         with brought.stage("scores", "what candidates change in the model's outputs") as facts:

@@ -51,20 +51,20 @@ def too_narrow(pair: Pair) -> Refused:
 
 
 def table_of_layers(
-    rows: Iterable[tuple[Pair, Sequence[int], str]],
+    rows: Iterable[tuple[Pair, Sequence[int], Sequence[str]]],
     refused: Iterable[Refused],
     shares: Mapping[str, float] | None = None,
 ) -> str:
     """All layers as a table: name, kind, shape of the output, and candidates or why there are none.
 
-    rows: pairs with their widths, and the block that may be left out with them, or nothing.
+    rows: pairs with their widths, and what else may be chosen with them.
     shares: of the model's latency, by the layer's path.
     """
     known = {path: f"{100 * share:.1f} %" for path, share in (shares or {}).items()}
     lines = [("layer", "kind", "output", "latency", "candidates, or why not")]
-    for pair, widths, block in rows:
+    for pair, widths, others in rows:
         words = f"{pair.width} {_channels(pair)}, or {', '.join(map(str, widths))}"
-        words += _others(pair.producers[1:]) + (f"; {block} left out" if block else "")
+        words = "; ".join((words + _others(pair.producers[1:]), *others))
         share = known.get(pair.name, "-")
         lines.append((pair.name, pair.kind, _shape(pair.shape), share, words))
     for layer in refused:

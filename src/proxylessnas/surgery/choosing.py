@@ -39,7 +39,7 @@ from proxylessnas.training.freezing import evaluating
 from proxylessnas.training.task import call
 
 SCORES_WITHIN, CHOICE = "scores_within.json", "choice.json"
-VERIFIED = 4  # choices that are measured once more, before the smallest network is taken
+VERIFIED = 2  # choices that are measured once more, before the smallest network is taken
 RESCORED = 2  # times that candidates are scored again around the network that is chosen
 DERIVE = DeriveSettings(top_k=10, measure_best=3, rounds=6, recalibrate_images=0)
 
@@ -146,14 +146,16 @@ def _verified(space: Around, costs: Costs, update: Callable[[int, int, str], Non
     """The choice, measured once more; in the end the smallest network.
 
     The best of several measured networks is, by chance, one that was measured too fast. Where it
-    does not keep the limit again, the costs are corrected by that, and another one is chosen.
+    does not keep the limit again, all that were measured are measured once more; where none of
+    them does, the costs are corrected, and others are chosen.
     """
     measure = _measure_of(space, lambda done, total: update(done, total, "measuring"))
     score, correction = _score_of(space), 1.0
 
-    def again(chosen: Proposal) -> Proposal:
-        ((ms, noise),) = measure([chosen.indices])
-        return replace(chosen, measured_ms=ms, noise=noise)
+    def again(several: Sequence[Proposal]) -> list[Proposal]:
+        values = measure([p.indices for p in several]) if several else []
+        both = zip(several, values, strict=True)
+        return [replace(p, measured_ms=ms, noise=noise) for p, (ms, noise) in both]
 
     for _ in range(VERIFIED):
         try:
@@ -169,13 +171,16 @@ def _verified(space: Around, costs: Costs, update: Callable[[int, int, str], Non
         except LimitError:  # by the corrected costs
             break
         correction *= choice.correction
-        chosen = again(choice.chosen)
-        if _keeps(chosen, costs.limit("latency")):
-            return replace(choice, chosen=chosen, correction=correction)
-        assert chosen.measured_ms is not None
-        correction *= chosen.measured_ms / choice.costs.of(chosen.indices)[0]
+        best, fresh = choice.chosen, list[Proposal]()
+        others = [p for p in choice.proposals if p.measured_ms and p.indices != best.indices]
+        for several in ([best], others):
+            fresh += again(several)
+            if kept := [p for p in fresh if _keeps(p, costs.limit("latency"))]:
+                chosen = max(kept, key=lambda p: p.score)
+                return replace(choice, chosen=chosen, correction=correction)
+        correction *= (fresh[0].measured_ms or 0.0) / choice.costs.of(best.indices)[0]
     smallest, costs = space.space.smallest, costs.scaled("latency", correction)
-    chosen = again(Proposal(smallest, 0.0, tuple(costs.of(smallest)), *score(smallest)))
+    (chosen,) = again([Proposal(smallest, 0.0, tuple(costs.of(smallest)), *score(smallest))])
     return Choice(chosen, (chosen,), costs, VERIFIED, correction)
 
 

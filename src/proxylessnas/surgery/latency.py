@@ -28,6 +28,7 @@ from proxylessnas.seeds import derive_seed
 from proxylessnas.surgery.narrow import outputs
 from proxylessnas.surgery.space import Space
 
+CROPPED = -1.0  # in place of a share: smaller kernels, all channels
 RANDOM = 4  # whole networks besides the uniform ones
 # Of one network's visits: where an inference takes long, its noise is a small share of it.
 PATIENCE_S, LEAST_ROUNDS = 4.0, 5
@@ -104,7 +105,9 @@ def latency_costs(
     uniform = {share: space.nearest(share) for share in (1.0, *SHARES)}
     layers = {share: layers_of(space, indices, inputs) for share, indices in uniform.items()}
     smallest = space.smallest
-    networks = list(dict.fromkeys([*uniform.values(), *_random(space, seed), smallest]))
+    layers[CROPPED] = layers_of(space, space.cropped, inputs)
+    networks = [*uniform.values(), space.cropped, *_random(space, seed), smallest]
+    networks = list(dict.fromkeys(networks))
     # Layers that are built alike and read inputs of one shape take the same time.
     alone = {key: one for row in layers.values() for calls in row.values() for key, one in calls}
     modules = {_name(i): space.network(indices) for i, indices in enumerate(networks)}
@@ -172,12 +175,16 @@ def _sums(space: Space, ms: Mapping[float, Mapping[str, float]]) -> Tensor:
         for path in pair.layers:
             ends[path] = ends.get(path, 0) + 1
     costs = torch.zeros(space.mask.shape, dtype=torch.float64)
-    mean = {path: float(np.mean([row.get(path, 0.0) for row in ms.values()])) for path in ends}
+    rows = [row for share, row in ms.items() if share != CROPPED]
+    mean = {path: float(np.mean([row.get(path, 0.0) for row in rows])) for path in ends}
     for m, choice in enumerate(space.choices):
         inside = [path for pair in choice.pairs for path in pair.layers]
         others = {p: 1 - inside.count(p) / ends[p] for p in ends if p.startswith(f"{choice.name}.")}
         for j, candidate in enumerate(choice.candidates):
-            if candidate.share == 0:  # left out: nor does it take what others' ends in it carry
+            if candidate.crops:
+                changes = (ms[CROPPED][c.layer] - ms[1.0][c.layer] for c in candidate.crops)
+                costs[m, j] = costs[m, 0] + sum(changes)
+            elif candidate.share == 0:  # left out: nor does it take what others' ends in it carry
                 costs[m, j] = -sum(mean[path] * part for path, part in others.items())
             else:
                 row = ms[candidate.share]

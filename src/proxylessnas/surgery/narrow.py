@@ -25,6 +25,8 @@ from proxylessnas.training.freezing import evaluating
 
 TOLERANCE = 1e-4  # of the outputs' largest number: what the order of float32 sums may change
 
+Remaining = dict[tuple[str, int], Tensor]
+
 
 @dataclass(frozen=True, eq=False)
 class Narrowed:
@@ -48,8 +50,10 @@ def narrowed(model: nn.Module, cuts: Sequence[tuple[Pair, Narrowed]]) -> nn.Modu
 
 
 @torch.no_grad()
-def narrow(network: nn.Module, cuts: Sequence[tuple[Pair, Narrowed]]) -> None:
+def narrow(network: nn.Module, cuts: Sequence[tuple[Pair, Narrowed]]) -> Remaining:
     """Leave a network these channels of these pairs alone; tensors are replaced, not written to.
+
+    Returns which indices remain of every tensor that is cut, [size], by name and axis.
 
     Pairs may cut one tensor, along two axes or one: a layer between two pairs loses inputs to the
     one and outputs to the other, one that reads a concatenation loses inputs to several.
@@ -58,7 +62,7 @@ def narrow(network: nn.Module, cuts: Sequence[tuple[Pair, Narrowed]]) -> None:
         for cut in pair.consumers:
             if cut.tensor in kept.refits:
                 _refitted(network, cut, kept)
-    remaining: dict[tuple[str, int], Tensor] = {}
+    remaining: Remaining = {}
     for pair, kept in cuts:
         for cut in (*pair.cuts, *pair.consumers):
             stays = torch.zeros(len(cut.channels), dtype=torch.bool)
@@ -75,6 +79,7 @@ def narrow(network: nn.Module, cuts: Sequence[tuple[Pair, Narrowed]]) -> None:
             matched(network.get_submodule(path))
     for size, value in sizes_of(cuts).items():
         set_attribute(network, f"{size.module}.{size.attribute}", value)
+    return remaining
 
 
 def sizes_of(cuts: Sequence[tuple[Pair, Narrowed]]) -> dict[Size, int]:
@@ -146,6 +151,7 @@ def matched(module: nn.Module) -> None:
         module.in_channels, module.out_channels = inside, out * module.groups
     elif isinstance(module, Convolution):
         out, inside = module.weight.shape[:2]
+        module.kernel_size = tuple(module.weight.shape[2:])
         if module.groups > 1:  # channels of a group go together
             module.groups = module.groups * out // module.out_channels
         module.out_channels, module.in_channels = out, inside * module.groups

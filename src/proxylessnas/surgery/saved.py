@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from proxylessnas.io.files import write_atomic
 from proxylessnas.selection.choose import Choice, Proposal
 from proxylessnas.surgery.attention import opened
 from proxylessnas.surgery.brought import Trained
+from proxylessnas.surgery.kernels import Crop
 from proxylessnas.surgery.narrow import Narrowed, matched, replace_tensor, set_attribute
 from proxylessnas.surgery.pairs import Pair
 from proxylessnas.surgery.space import LEFT_OUT
@@ -134,9 +135,12 @@ def check_same_call(brought: Trained, target_latency: str, blocks: Any) -> None:
             )
 
 
-def tensors_of_fits(fits: Mapping[Pair, Mapping[int, Narrowed]]) -> dict[str, Tensor]:
+def tensors_of_fits(
+    fits: Mapping[Pair, Mapping[int, Narrowed]], crops: Mapping[str, Crop]
+) -> dict[str, Tensor]:
     """Fits as named tensors."""
-    tensors: dict[str, Tensor] = {}
+    tensors = {f"{path} taps": crop.taps.contiguous() for path, crop in crops.items()}
+    tensors |= {f"{path} rest": crop.rest for path, crop in crops.items()}
     for pair, by_width in fits.items():
         for width, kept in by_width.items():
             tensors[_key(pair, width)] = kept.channels
@@ -144,6 +148,14 @@ def tensors_of_fits(fits: Mapping[Pair, Mapping[int, Narrowed]]) -> dict[str, Te
                 tensors[_key(pair, width, name)] = weight
                 tensors[_key(pair, width, name, "bias")] = bias
     return tensors
+
+
+def crops_of(blanks: Mapping[str, Crop], tensors: Mapping[str, Tensor]) -> dict[str, Crop]:
+    """The crops as they were fitted."""
+    return {
+        path: replace(crop, taps=tensors[f"{path} taps"], rest=tensors[f"{path} rest"])
+        for path, crop in blanks.items()
+    }
 
 
 def fits_of(

@@ -20,11 +20,13 @@ from proxylessnas.data.arguments import arguments_of
 from proxylessnas.pretrained.candidates import SHARES, rounded_width
 from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.in_place import put_back
+from proxylessnas.surgery.kernels import Crop
 from proxylessnas.surgery.narrow import Narrowed, narrow, sizes_of
 from proxylessnas.surgery.pairs import Pair
 from proxylessnas.training.copying import copied
 from proxylessnas.training.freezing import evaluating
 
+SMALLER = "smaller_kernel"
 OWN, LEFT_OUT = "own", "zero"  # as the candidates of the pretrained family call it
 LEAST = 8  # channels
 MOST_PAIRS = 3  # in a block, as of a bottleneck with a gate: more are the body of a network
@@ -34,12 +36,14 @@ MOST_PAIRS = 3  # in a block, as of a bottleneck with a gate: more are the body 
 class Candidate:
     """share: of the channels, 1 for the model's own layers and 0 for a block that is left out.
 
-    cuts: what remains of every pair of the choice, where that is less than all.
+    cuts: what remains of every pair of the choice, where that is less than all. crops: layers whose
+    kernel is smaller.
     """
 
     name: str
     share: float
     cuts: tuple[tuple[Pair, Narrowed], ...] = ()
+    crops: tuple[Crop, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,6 +54,12 @@ class Choice:
     pairs: tuple[Pair, ...]
     can_leave_out: bool
     candidates: tuple[Candidate, ...] = ()
+
+    @property
+    def makers(self) -> tuple[str, ...]:
+        """Paths of the layers whose outputs are the choice's channels."""
+        cuts = [cut for pair in self.pairs for cut in pair.cuts if cut.axis == 0]
+        return tuple(dict.fromkeys(cut.module for cut in cuts if cut.tensor.endswith(".weight")))
 
 
 class Space:
@@ -94,7 +104,10 @@ class Space:
 
     def _shape(self, network: nn.Module, indices: Sequence[int]) -> None:
         chosen = [c.candidates[i] for c, i in zip(self.choices, indices, strict=True)]
-        narrow(network, [cut for candidate in chosen for cut in candidate.cuts])
+        remaining = narrow(network, [cut for candidate in chosen for cut in candidate.cuts])
+        for crop in (crop for candidate in chosen for crop in candidate.crops):
+            axis = int(network.get_submodule(crop.layer).groups == 1)
+            crop.apply(network, remaining.get((f"{crop.layer}.weight", axis)))
         for choice, candidate in zip(self.choices, chosen, strict=True):
             if candidate.name == LEFT_OUT:
                 network.set_submodule(choice.name, nn.Identity().eval())
@@ -111,17 +124,28 @@ class Space:
         return {
             f"{size.module}.{size.attribute}".removeprefix("."): value
             for size, value in sizes_of(cuts).items()
+        } | {
+            name: value
+            for candidate in chosen
+            for crop in candidate.crops
+            for name, value in crop.attributes(self.model).items()
         }
 
     def nearest(self, share: float) -> tuple[int, ...]:
         """The network of candidates that are as near as can be to one share of the channels."""
         return tuple(
             min(
-                (j for j, c in enumerate(choice.candidates) if c.name != LEFT_OUT),
+                (j for j, c in enumerate(choice.candidates) if c.share and not c.crops),
                 key=lambda j: abs(choice.candidates[j].share - share),
             )
             for choice in self.choices
         )
+
+    @property
+    def cropped(self) -> tuple[int, ...]:
+        """The network of smaller kernels, all channels in it."""
+        each = ([j for j, c in enumerate(x.candidates) if c.crops] for x in self.choices)
+        return tuple(max(indices, default=0) for indices in each)
 
     def modules_of(self, choice: int) -> set[str]:
         """Paths of the modules that differ between the candidates of a choice."""
@@ -204,10 +228,15 @@ def width_of(pair: Pair, share: float) -> int:
 
 
 def with_candidates(
-    choice: Choice, fits: Mapping[Pair, Mapping[int, Narrowed]], shares: Sequence[float] = SHARES
+    choice: Choice,
+    fits: Mapping[Pair, Mapping[int, Narrowed]],
+    crops: Mapping[str, Crop],
+    shares: Sequence[float] = SHARES,
 ) -> Choice:
-    """The choice with its candidates, of which there is more than one."""
+    """The choice with its candidates. crops: of layers, by their paths."""
     candidates = {OWN: Candidate(name=OWN, share=1.0)}
+    if own := tuple(crops[path] for path in choice.makers if path in crops):
+        candidates[SMALLER] = Candidate(name=SMALLER, share=1.0, crops=own)
     for share in shares:
         widths = [width_of(pair, share) for pair in choice.pairs]
         cuts = tuple(

@@ -1,0 +1,146 @@
+"""A smaller kernel: the centre of a layer's own, which takes over what the rest of it made.
+
+Of every channel that the layer reads, what the kernel's outer numbers see is predicted from what
+its centre sees, by least squares. That is linear in the weight, so that it goes with whatever
+channels other choices leave, and with the refits of those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from proxylessnas.hardware.fingerprint import Convolution
+from proxylessnas.pretrained.least_squares import RIDGE
+from proxylessnas.surgery.moments import is_transposed, read_rows
+from proxylessnas.surgery.narrow import matched, outputs, replace_tensor
+from proxylessnas.training.copying import copied
+from proxylessnas.training.freezing import evaluating
+from proxylessnas.training.task import call
+
+LEAST = 5  # of a side that becomes smaller, by two
+NUMBERS = 1 << 24  # that are looked at of a batch
+
+
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """layer: its path. centre: the numbers of the kernel that remain, as indices of all.
+
+    taps: [channels, numbers, centre], what each number of the centre takes over. rest: [channels,
+    numbers], what is left of each number in the mean.
+    """
+
+    layer: str
+    centre: Tensor
+    taps: Tensor
+    rest: Tensor
+
+    def apply(self, network: nn.Module, kept: Tensor | None = None) -> None:
+        """kept: the channels that the network has of those that the model's layer reads."""
+        layer: Any = network.get_submodule(self.layer)
+        weight = layer.weight.detach().flatten(2)
+        taps, rest = ((t if kept is None else t[kept]).to(weight) for t in (self.taps, self.rest))
+        if layer.groups > 1:  # one channel to each output
+            taps, rest = taps[:, None], rest[:, None]
+        small = (weight[:, :, None] @ taps).view(*weight.shape[:2], *_smaller(layer.kernel_size))
+        shift = (weight * rest).sum((1, 2)) + (0.0 if layer.bias is None else layer.bias.detach())
+        replace_tensor(network, f"{self.layer}.weight", small)
+        replace_tensor(network, f"{self.layer}.bias", shift)
+        layer.padding = _padding(layer)
+        matched(layer)
+
+    def attributes(self, model: nn.Module) -> dict[str, int]:
+        """What the layer then has other numbers in than the model's, besides its kernel."""
+        padding = _padding(model.get_submodule(self.layer))
+        return {f"{self.layer}.padding[{axis}]": side for axis, side in enumerate(padding)}
+
+
+def _smaller(sides: Iterable[int]) -> tuple[int, ...]:
+    return tuple(side - 2 if side >= LEAST else side for side in sides)
+
+
+def _padding(layer: Any) -> tuple[int, ...]:
+    """With which the smaller kernel makes as much."""
+    each = zip(layer.padding, layer.kernel_size, layer.dilation, strict=True)
+    return tuple(p - d * (side >= LEAST) for p, side, d in each)
+
+
+def blank(layer: Any, path: str) -> Crop:
+    """The centre as it is."""
+    sides = layer.kernel_size
+    inner = [range(1, k - 1) if k >= LEAST else range(k) for k in sides]
+    numbers = torch.arange(layer.weight[0, 0].numel()).view(sides)
+    centre = torch.tensor([int(numbers[place]) for place in product(*inner)])
+    taps = torch.eye(numbers.numel())[:, centre].repeat(layer.in_channels, 1, 1)
+    return Crop(path, centre, taps, torch.zeros(layer.in_channels, numbers.numel()))
+
+
+def blanks(model: nn.Module, paths: Iterable[str], inputs: tuple[Any, ...]) -> dict[str, Crop]:
+    """Of the layers whose kernel can be smaller; that nothing else changes its shape is tried."""
+    layers = {path: model.get_submodule(path) for path in paths}
+    crops = {path: blank(layer, path) for path, layer in layers.items() if _can_be(layer)}
+
+    def fits(several: Sequence[Crop]) -> bool:
+        network = copied(model)
+        for crop in several:
+            crop.apply(network)
+        try:
+            both = zip(outputs(network, inputs), outputs(model, inputs), strict=True)
+            return all(a.shape == b.shape for a, b in both)
+        except Exception:  # whatever the model's own code raises
+            return False
+
+    if crops and not fits(list(crops.values())):
+        crops = {path: crop for path, crop in crops.items() if fits([crop])}
+    return crops
+
+
+def _can_be(layer: Any) -> bool:
+    if not isinstance(layer, Convolution) or is_transposed(layer) or layer.padding_mode != "zeros":
+        return False
+    alone = layer.groups == layer.in_channels == layer.out_channels
+    wide = [side >= LEAST and side % 2 == 1 for side in layer.kernel_size]
+    plain = (layer.groups == 1 or alone) and not isinstance(layer.padding, str)
+    return plain and any(wide) and min(_padding(layer)) >= 0
+
+
+@torch.no_grad()
+def cropped(model: nn.Module, blanks: Iterable[Crop], batches: Iterable[Any]) -> dict[str, Crop]:
+    """The crops fitted on what their layers read of these batches."""
+    sums: dict[str, list[Any]] = {crop.layer: [0, 0, 0] for crop in blanks}
+
+    def look(path: str) -> Any:
+        def hook(layer: Any, args: tuple[Tensor, ...]) -> None:
+            most = max(64, NUMBERS // (layer.in_channels * layer.weight[0, 0].numel()))
+            rows = read_rows(layer, args[0].float(), most, torch.Generator().manual_seed(0))
+            x = rows.view(len(rows), layer.in_channels, -1).transpose(0, 1)
+            new = (len(rows), x.double().sum(1), (x.mT @ x).double())
+            sums[path] = [a + b for a, b in zip(sums[path], new, strict=True)]
+
+        return hook
+
+    handles = [model.get_submodule(p).register_forward_pre_hook(look(p)) for p in sums]
+    with evaluating(model):
+        for batch in batches:
+            call(model, batch)
+    for handle in handles:
+        handle.remove()
+    return {crop.layer: _fitted(crop, *sums[crop.layer]) for crop in blanks}
+
+
+def _fitted(crop: Crop, count: int, total: Tensor, products: Tensor) -> Crop:
+    mean = total / count
+    gram = products / count - mean[:, :, None] * mean[:, None]
+    ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].clamp_min(1e-12)
+    inner = crop.centre
+    system = gram[:, inner][:, :, inner] + ridge * torch.eye(len(inner), dtype=gram.dtype)
+    # Towards the centre as it is, as all fits of weights here.
+    wanted = gram[:, inner] + ridge * crop.taps.double().mT
+    taps = torch.linalg.solve(system, wanted).mT
+    rest = mean - (taps @ mean[:, inner, None])[:, :, 0]
+    return Crop(crop.layer, inner, taps.float(), rest.float())
