@@ -199,7 +199,7 @@ def learn(model: nn.Module, task: Task, batches: DataLoader[Any], epochs: int) -
 def run(name: str, quick: bool) -> None:
     task = TASKS[name]
     torch.manual_seed(0)
-    sizes = (64, 32) if quick else (1024, 256)
+    sizes = (48, 16) if quick else (1024, 256)
 
     def loader(count: int, seed: int) -> DataLoader[Any]:
         generator = torch.Generator().manual_seed(seed)
@@ -220,7 +220,7 @@ def run(name: str, quick: bool) -> None:
         correct=task.correct,
         example_inputs=tuple(alone) if name == "tabular" else (alone,),
         target_latency="0.7x",
-        measure=MeasureSettings(network_rounds=5 if quick else 20, runs=3),
+        measure=MeasureSettings(network_rounds=3 if quick else 20, runs=3),
         quiet=quick,
     )
     before = result.summary["score_before_finetuning"]
