@@ -21,9 +21,9 @@ from proxylessnas.export.fold import fold
 Inputs = tuple[Tensor, ...]
 Range = tuple[float, float]
 WEIGHTED = (torch.conv1d, torch.conv2d, torch.conv3d, F.linear)
-# Operations of activations alone, in every spelling.
+# Operations of activations alone, in every spelling; `x.add_(y)` may be called for its effect on x.
 PLAIN = (
-    *(torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__),
+    *(torch.add, Tensor.add, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__),
     *(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__imul__, Tensor.__rmul__),
     *(torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.cat),
     *(torch.mean, Tensor.mean, F.adaptive_avg_pool2d, F.avg_pool2d),
@@ -50,7 +50,7 @@ class FakeInt8(nn.Module):
                 watch = _Watch(self.ranges)
                 with watch:
                     outputs = self.network(*(x.to(device) for x in inputs))
-                watch.seen(_tensors(outputs))
+                watch.seen([outputs] if isinstance(outputs, Tensor) else [])
 
     def forward(self, *inputs: Tensor) -> Any:
         rounding = _Rounding(self.ranges, self.limit)
@@ -75,7 +75,7 @@ class _Calls(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if function in WEIGHTED:
+        if function in WEIGHTED and len(args) > 1:
             args = [*self.seen([args[0]]), self.weight(args[1]), *args[2:]]
         elif function is torch.cat:
             args = [self.seen(list(args[0])), *args[1:]]
@@ -144,7 +144,3 @@ def _rounded(x: Tensor, low: float, high: float) -> Tensor:
 
 def _is_activation(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point() and x.dim() > 1
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    return [outputs] if isinstance(outputs, Tensor) else []

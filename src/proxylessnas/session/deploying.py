@@ -111,13 +111,19 @@ def check_quantise(session: Session) -> None:
     """Refuse settings of int8 that would do nothing.
 
     Raises:
-        ConfigError: the network ships in float, or its runtime's quantiser does not take them.
+        ConfigError: the network ships in float, its runtime's quantiser does not take them, or a
+            budget does not count them.
     """
     settings, name = session.config.quantise, session.runtime.name
     if settings.aware_epochs and not session.is_int8:
         raise ConfigError(
             f"quantise.aware_epochs is {settings.aware_epochs:g}, and the network is of "
             f"{session.runtime.describe()['precision']}: it is for --precision int8"
+        )
+    if settings.aware_epochs and session.budget is not None:
+        raise ConfigError(
+            f"quantise.aware_epochs is {settings.aware_epochs:g}, which a budget does not count: "
+            "fine-tune after it, by proxylessnas evaluate RUN --quantise.aware-epochs"
         )
     if settings.float_blocks and session.is_int8 and name.partition(":")[0] in SUFFIXES:
         raise ConfigError(
