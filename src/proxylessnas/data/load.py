@@ -14,7 +14,7 @@ from proxylessnas.data.augment import NONE, Augmentation
 from proxylessnas.data.dataset import DataSummary, ImageData, named
 from proxylessnas.data.decode import allow_pixels
 from proxylessnas.data.image_batches import ImageBatches
-from proxylessnas.data.source import Source
+from proxylessnas.data.source import Indices, Source
 from proxylessnas.data.spec import open_source
 from proxylessnas.data.splits import fixed_parts, limited_parts, with_validation
 from proxylessnas.data.stores import ImageStore, PixelsInMemory, StreamedImages
@@ -119,14 +119,7 @@ def load_for(
     damaged = damaged_among(source.reader, numbers, info, progress)
     _refuse_or_warn(spec, tuple(damaged.values()), len(numbers))
     intact = ~np.isin(numbers, list(damaged))
-    store = StreamedImages(
-        reader=source.reader,
-        numbers=numbers[intact],
-        labels=labels[intact],
-        info=info,
-        workers=_workers(settings),
-        max_pixels=settings.max_pixels,
-    )
+    store = _streamed(source, numbers[intact], labels[intact], info, settings)
     batches = ImageBatches(
         store=store,
         rows=torch.arange(len(store.numbers)),
@@ -159,15 +152,17 @@ def _store(source: Source, survey: Survey, settings: DataSettings) -> ImageStore
     labels = source.labels[survey.numbers]
     if survey.pixels is not None:
         return PixelsInMemory(survey.pixels, torch.from_numpy(labels))
+    return _streamed(source, survey.numbers, labels, survey.info, settings)
+
+
+def _streamed(
+    source: Source, numbers: Indices, labels: Indices, info: InputInfo, settings: DataSettings
+) -> StreamedImages:
     return StreamedImages(
         reader=source.reader,
-        numbers=survey.numbers,
+        numbers=numbers,
         labels=labels,
-        info=survey.info,
-        workers=_workers(settings),
+        info=info,
+        workers=min(usable_cpus(), 8) if settings.workers is None else settings.workers,
         max_pixels=settings.max_pixels,
     )
-
-
-def _workers(settings: DataSettings) -> int:
-    return min(usable_cpus(), 8) if settings.workers is None else settings.workers
