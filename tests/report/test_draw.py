@@ -51,6 +51,17 @@ def test_the_cifar_network() -> None:
     assert {"18 to 44", "74 to 100", "8×8", "branch 2, edge 2.1"} < set(texts(svg))
 
 
+def test_scales_of_one_block_have_short_words() -> None:
+    sizes = {"input_shape": [3, 32, 32], "blocks": [1, 1], "depth": 1, "branches": 2}
+    supernet = build_supernet("tree", sizes)
+    names = zip(supernet.names, supernet.candidates, strict=True)
+    choices = {name: candidates[0] for name, candidates in names}
+    words = set(
+        texts(draw(Architecture(space="tree", settings=supernet.settings, choices=choices)))
+    )
+    assert {"32²", "16²"} < words and not any(" to " in word for word in words)
+
+
 def test_macro_and_small_networks() -> None:
     for space, settings in (
         ("macro", {"widths": [8, 8, 16], "head": 8}),

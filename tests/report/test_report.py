@@ -22,7 +22,7 @@ from proxylessnas.cli.main import main
 from proxylessnas.report.charts import Mark, lines, pareto, scatter, ticks
 from proxylessnas.report.facts import Choice
 from proxylessnas.report.findings import _dear_but_few_macs, _shape, limited_by
-from proxylessnas.report.page import SECTIONS, page
+from proxylessnas.report.page import SECTIONS, _lead, page
 from proxylessnas.report.records import Records, facts_of
 from proxylessnas.report.shapes import Layer, layers
 from proxylessnas.runs.reporting import facts_of_run, write_report
@@ -126,6 +126,20 @@ def test_a_road_without_prices_shows_what_its_blocks_cost(run: Path) -> None:
     html = write_report([run]).read_text()
     Tags(html)
     assert "Block by block" in html and "Click a block" not in html
+
+
+def test_where_a_run_began_is_said(finished_run: Path) -> None:
+    facts = facts_of_run(finished_run)
+
+    def lead(**settings: str) -> str:
+        return _lead(replace(facts, settings={**facts.settings, **settings}))
+
+    assert lead().startswith("Images of digits, from scratch, space macro. Latencies")
+    assert lead(pretrained="none") == lead()
+    assert "from trained weights (efficientnet_lite0). " in lead(pretrained="efficientnet_lite0")
+    assert "from the model mycode:factory. " in lead(model="mycode:factory", space="model")
+    records = Records(directory="a", settings={"space": "macro", "pretrained": "none"})
+    assert "teach" not in facts_of(records).missing
 
 
 def test_names_are_text_wherever_they_come_from(run: Path) -> None:

@@ -211,13 +211,21 @@ def _grid(architecture: Architecture, network: Network, image: Shape) -> str:
         bottom,
         spans,
         lambda shape: shape.resolution,
-        lambda first, last, _: (f"{first.channels} to {last.channels}", first.resolution),
+        _scale,
     )
     counts = list(architecture.choices.values())
     entries = [(LAYERS[n], f"{n} ({counts.count(n)})") for n in LAYERS if n in counts]
     note = "a column a block, a row an edge of its cell · below: inner channels, resolution"
     canvas.legend(bottom + 74, entries, note)
     return canvas.svg(f"{architecture.space} network of {len(shapes)} blocks")
+
+
+def _scale(first: Shape, last: Shape, width: float) -> tuple[str, str]:
+    """A scale's channels and resolution, short where it has few blocks."""
+    same = width < 60 or first.channels == last.channels
+    channels = str(last.channels) if same else f"{first.channels} to {last.channels}"
+    short = width < 40 and first.height == first.width
+    return channels, f"{first.height}²" if short else first.resolution
 
 
 def _edge_order(edge: str) -> tuple[int, int, str]:

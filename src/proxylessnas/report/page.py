@@ -93,10 +93,16 @@ def _run(facts: Facts, name: str) -> dict[str, Any]:
 
 def _lead(facts: Facts) -> str:
     s = facts.settings
-    start = f"trained weights ({s['pretrained']})" if s.get("pretrained") else "scratch"
-    words = f"Images of {s['data']}, from {start}" if s.get("data") else "A model of one's own"
-    space = "" if s.get("pretrained") or not s.get("data") else f", space {s.get('space')}"
-    return f"{words}{space}. {_device(facts)}"
+    pretrained = s.get("pretrained") not in (None, "none")
+    if not s.get("data"):
+        words = "A model of one's own"
+    elif s.get("model"):
+        words = f"Images of {s['data']}, from the model {s['model']}"
+    elif pretrained:
+        words = f"Images of {s['data']}, from trained weights ({s['pretrained']})"
+    else:
+        words = f"Images of {s['data']}, from scratch, space {s.get('space')}"
+    return f"{words}. {_device(facts)}"
 
 
 def _figures(facts: Facts) -> Iterator[tuple[str, str]]:

@@ -49,7 +49,8 @@ def facts_of(records: Records) -> Facts:
     stages, summary = records.stages, records.summary
     measure, search = stages.get("measure", {}), stages.get("search", {})
     table, runtime = records.table, summary.get("runtime")
-    road = (("teach", "candidates") if records.settings.get("pretrained") else ()) + ROAD
+    pretrained = records.settings.get("pretrained") not in (None, "none")
+    road = (("teach", "candidates") if pretrained else ()) + ROAD
     return Facts(
         name=records.directory.rstrip("/").rpartition("/")[2] or records.directory,
         directory=records.directory,
