@@ -63,6 +63,11 @@ def drawn(generator: torch.Generator) -> tuple[Tensor, int, Tensor, Tensor]:
     return image, kind, mask, box
 
 
+def masked(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    image, _, mask, _ = drawn(generator)
+    return image, mask
+
+
 def classifier() -> nn.Module:
     body = (conv(1, 24, 2), conv(24, 48, 2), conv(48, 64, 2), conv(64, 64))
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2))
@@ -179,7 +184,7 @@ def pixels_right(output: Tensor, target: Tensor) -> Tensor:
 
 TASKS = {
     "images": Task(classifier, lambda g: drawn(g)[:2], cross_entropy, correct=labels_right),
-    "segmentation": Task(UNet, lambda g: drawn(g)[::2], cross_entropy, correct=pixels_right),
+    "segmentation": Task(UNet, masked, cross_entropy, correct=pixels_right),
     "detection": Task(Detector, boxed, detection_loss, collate=lists),
     "tabular": Task(Regressor, row, mse_loss),
     "text": Task(Reader, sentence, cross_entropy, correct=labels_right),
@@ -211,7 +216,7 @@ def run(name: str, quick: bool) -> None:
     learn(model, task, train, epochs=1 if quick else 6)
 
     first, _ = task.example(torch.Generator().manual_seed(3))
-    alone = train.collate_fn([(first, 0)])[0]  # a batch of one
+    alone: Any = train.collate_fn([(first, 0)])[0]  # a batch of one
     result = specialise(
         model,
         train=train,
