@@ -388,7 +388,7 @@ def _arguments() -> argparse.Namespace:
     add("--weights", type=Path, default=Path("runs/nas_bench_201/weights.safetensors"))
     add("--minutes", type=float, default=40.0, help="of training, where there are no weights")
     add("--cells", type=int, default=2, help="of every stage of the supernet (the table's: 5)")
-    add("--halved", action=argparse.BooleanOptionalAction, default=True, help="16x16 images")
+    add("--halved", action=argparse.BooleanOptionalAction, default=False, help="16x16 images")
     add("--seed", type=int, default=0, help="of the search")
     add("--networks", type=int, default=300, help="that are scored")
     add("--measured", type=int, default=100, help="that are measured to know a device")
