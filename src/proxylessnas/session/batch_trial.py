@@ -15,11 +15,21 @@ from torch.utils import _pytree as pytree
 from proxylessnas.core.gates import Path
 from proxylessnas.core.search import Search
 from proxylessnas.data.arguments import describe, in_words
-from proxylessnas.errors import DataError, UserError, one_line
+from proxylessnas.errors import DataError, UserError, foreign, one_line
 from proxylessnas.training.faults import out_of_memory
 from proxylessnas.training.freezing import evaluating
 from proxylessnas.training.optimizers import beside_parameters
 from proxylessnas.training.task import batch_size, call, is_integer, not_numbers, scalar, split
+
+
+def placed(job: Search, words: str, batch: Any) -> Any:
+    """A batch on the device that the search runs on.
+
+    Raises:
+        DataError: it cannot be copied there, as a tensor without data.
+    """
+    with foreign(DataError, f"{words} cannot be copied to {job.machine.device}"):
+        return job.machine.put(batch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,7 +94,8 @@ class Trial:
 
     def other(self, words: str, batch: Any) -> Trial:
         """Another batch of the same loader."""
-        words, batch = words.format(name=self.name), self.job.machine.put(batch)
+        words = words.format(name=self.name)
+        batch = placed(self.job, words, batch)
         size = batch_size(*reversed(split(batch)))
         if not size:
             raise DataError(f"{words} is empty: {describe(batch)}")

@@ -21,8 +21,8 @@ from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.search import Search
 from proxylessnas.data import WHOLE, Batches, ImageBatches, LoaderBatches
 from proxylessnas.data.arguments import describe, register_dataclasses
-from proxylessnas.errors import DataError, UserError, foreign
-from proxylessnas.session.batch_trial import Trial
+from proxylessnas.errors import DataError, UserError
+from proxylessnas.session.batch_trial import Trial, placed
 from proxylessnas.session.loaders import (
     check_repeats,
     label_range,
@@ -161,9 +161,7 @@ def _try_loader(
         raise DataError(f"the first batch of {name} is empty: {describe(batch)}")
     register_dataclasses(batch)
     words = f"the first batch of {name}"
-    with foreign(DataError, f"{words} cannot be copied to {job.machine.device}"):
-        batch = job.machine.put(batch)
-    trial = Trial(job=job, name=name, words=words, batch=batch, size=size)
+    trial = Trial(job=job, name=name, words=words, batch=placed(job, words, batch), size=size)
     other_size = trial.other_size(session.inputs)
     _run(trial, part)
     for words, other in unlike_the_first(batches):
