@@ -70,7 +70,9 @@ def by_hand(session: Session, problem: SpecialisedProblem) -> None:
                     session.reporter.say(f"  {name}: left out, the budget has no time for it")
                     continue
                 row = make(session, problem, teacher, keeps)
-                if row is not None:
+                if row is None:
+                    session.reporter.say(f"  {name}: none is as fast as the network found")
+                else:
                     rows[name] = row
         if session.config.from_scratch:
             rows["from_scratch"] = _from_scratch(session, problem)
