@@ -135,3 +135,11 @@ def test_what_cannot_be_smaller() -> None:
     )
     names = [str(k) for k in range(6)]
     assert not blanks(layers, names, (torch.randn(1, 1, 16, 16),))
+
+
+def test_a_batch_that_fails_leaves_no_hook_on_the_model() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 5, padding=2))
+    crops = blanks(model, ["0"], (torch.randn(1, 3, 8, 8),))
+    with pytest.raises(RuntimeError):
+        cropped(model, crops.values(), [torch.randn(1, 2, 8, 8)])
+    assert not model[0]._forward_pre_hooks

@@ -17,8 +17,6 @@ from proxylessnas.session.deploying import (
     scored,
 )
 from proxylessnas.session.session import Session
-from proxylessnas.training.evaluate import Score
-from proxylessnas.training.train import Training
 
 RATE = 0.1  # of the training's learning rate: the weights are good, and only their rounding is new
 
@@ -48,13 +46,13 @@ def _better(session: Session, network: nn.Module, content: bytes) -> tuple[bytes
     """The file after quantisation-aware fine-tuning, or the one before where it scores higher."""
     tuned = int8_file(session, fine_tuned(session, network))
     before, after = _score(session, content), _score(session, tuned)
-    kept = after.value > before.value
-    values = f"{after.value[0]:.4f} after it, {before.value[0]:.4f} before"
+    kept = after > before
+    values = f"{after:.4f} after it, {before:.4f} before"
     session.reporter.say(
         f"  quantisation-aware fine-tuning: validation score {values}: "
         + ("it stays" if kept else "the file without it stays")
     )
-    facts = {"before": before.value[0], "after": after.value[0], "kept": kept}
+    facts = {"before": before, "after": after, "kept": kept}
     return tuned if kept else content, facts
 
 
@@ -72,20 +70,12 @@ def fine_tuned(session: Session, network: nn.Module) -> nn.Module:
         keep_best="never",
         patience=None,
     )
-    job = Training(
-        network=fake,
-        task=problem.training_task(config),
-        train=problem.batches("train", config),
-        settings=settings,
-        seed=config.seed,
-        machine=session.machine,
-        ranks=session.ranks,
-        stage="evaluate",
-    )
+    train = problem.batches("train", config)
+    job = session.training(fake, problem.training_task(config), train, settings, stage="evaluate")
     session.drive("evaluate", job, "fine-tuning for int8")
     return fake.network.eval()
 
 
-def _score(session: Session, content: bytes) -> Score:
+def _score(session: Session, content: bytes) -> float:
     with running(session.runtime, content, session.config.measure.batch) as deployed:
-        return scored(session, deployed, "scoring")
+        return scored(session, deployed, "scoring").value[0]

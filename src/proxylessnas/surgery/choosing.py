@@ -23,7 +23,6 @@ from proxylessnas.pretrained.scores import Scores, tempered
 from proxylessnas.pretrained.space import prior, rescored
 from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.choose import (
-    TOLERANCE,
     Choice,
     MeasureFunction,
     Proposal,
@@ -39,6 +38,7 @@ from proxylessnas.training.freezing import evaluating
 from proxylessnas.training.task import call
 
 SCORES_WITHIN, CHOICE = "scores_within.json", "choice.json"
+OVER = 0.02  # share of the limit that a network measured once more may be over it
 VERIFIED = 2  # choices that are measured once more, before the smallest network is taken
 RESCORED = 2  # times that candidates are scored again around the network that is chosen
 DERIVE = DeriveSettings(top_k=10, measure_best=3, rounds=6, recalibrate_images=0)
@@ -185,7 +185,7 @@ def _verified(space: Around, costs: Costs, update: Callable[[int, int, str], Non
 
 
 def _keeps(chosen: Proposal, limit: float) -> bool:
-    return chosen.measured_ms is not None and chosen.measured_ms <= limit * (1 + TOLERANCE)
+    return chosen.measured_ms is not None and chosen.measured_ms <= limit * (1 + OVER)
 
 
 def _score_of(space: Around) -> ScoreFunction:

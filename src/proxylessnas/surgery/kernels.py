@@ -8,6 +8,7 @@ channels other choices leave, and with the refits of those.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -124,12 +125,12 @@ def cropped(model: nn.Module, blanks: Iterable[Crop], batches: Iterable[Any]) ->
 
         return hook
 
-    handles = [model.get_submodule(p).register_forward_pre_hook(look(p)) for p in sums]
-    with evaluating(model):
+    with ExitStack() as stack, evaluating(model):
+        for path in sums:
+            hook = model.get_submodule(path).register_forward_pre_hook(look(path))
+            stack.callback(hook.remove)
         for batch in batches:
             call(model, batch)
-    for handle in handles:
-        handle.remove()
     return {crop.layer: _fitted(crop, *sums[crop.layer]) for crop in blanks}
 
 
