@@ -109,7 +109,7 @@ def choose(
         measured |= {p.indices: p for p in latest}
         ratio = _measured_over_predicted(latest, costs.index("latency"))
         # With a true cost model, further rounds would propose the same networks.
-        close = abs(ratio - 1) <= TOLERANCE and any(_keeps(p, limit) for p in latest)
+        close = abs(ratio - 1) <= TOLERANCE and any(keeps(p, limit) for p in latest)
         if round_ == settings.rounds or close:
             break
         costs, correction = costs.scaled("latency", ratio), correction * ratio
@@ -181,7 +181,7 @@ def _best_measured(
 ) -> Proposal:
     """Of the measured networks of all rounds: the best within the limit, or else the fastest."""
     measured = list(measured)
-    keeping = [p for p in measured if _keeps(p, limit)]
+    keeping = [p for p in measured if keeps(p, limit)]
     if keeping:
         return max(keeping, key=lambda p: worth[p.indices])
     return min(measured, key=lambda p: p.measured_ms or 0.0)
@@ -219,7 +219,7 @@ def beliefs(
     return worth | dict(zip(log_p, believed.tolist(), strict=True))
 
 
-def _keeps(proposal: Proposal, limit: float) -> bool:
+def keeps(proposal: Proposal, limit: float) -> bool:
     """Whether the measured latency keeps the limit, as far as measuring can tell."""
     assert proposal.measured_ms is not None
     return proposal.measured_ms <= limit * (1 + proposal.noise)

@@ -9,8 +9,10 @@ tensor whose shape depends on what the other has chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from proxylessnas.config import DeriveSettings
@@ -23,11 +25,13 @@ from proxylessnas.pretrained.scores import Scores, tempered
 from proxylessnas.pretrained.space import prior, rescored
 from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.choose import (
+    TOLERANCE,
     Choice,
     MeasureFunction,
     Proposal,
     ScoreFunction,
     choose,
+    keeps,
 )
 from proxylessnas.surgery.around import Around
 from proxylessnas.surgery.latency import patient
@@ -38,10 +42,10 @@ from proxylessnas.training.freezing import evaluating
 from proxylessnas.training.task import call
 
 SCORES_WITHIN, CHOICE = "scores_within.json", "choice.json"
-OVER = 0.02  # share of the limit that a network measured once more may be over it
-VERIFIED = 2  # choices that are measured once more, before the smallest network is taken
+ROUNDS = 6  # of choosing, measuring and correcting
+CLOSE = 0.005  # corrections that differ by so little choose the same
 RESCORED = 2  # times that candidates are scored again around the network that is chosen
-DERIVE = DeriveSettings(top_k=10, measure_best=3, rounds=6, recalibrate_images=0)
+DERIVE = DeriveSettings(top_k=10, measure_best=3, rounds=1, recalibrate_images=0)
 
 Keep = Callable[[Choice], dict[str, Any]]  # leaves what a choice leads to; facts with its files
 
@@ -127,14 +131,13 @@ def _choice(space: Around, costs: Costs, scores: Scores) -> Choice:
     # Without the costs: nothing is learned from here, and decoding keeps the limit exactly.
     space.space.alpha = prior(space.space, tempered(scores))
     with brought.reporter.bar("choosing") as update:
-        choice = _verified(space, costs, update)
+        choice = _Choosing(space, costs, update).converged()
     chosen = choice.chosen
-    assert chosen.measured_ms is not None
     brought.reporter.say(
         f"  predicted {chosen.costs[0]:.4g} ms, measured {chosen.measured_ms:.4g} ms "
         f"(± {100 * chosen.noise:.1f} %), limit {limit:.4g} ms"
     )
-    if not _keeps(chosen, limit):
+    if not keeps(chosen, limit):
         raise LimitError(
             f"no network keeps {limit:.4g} ms: the fastest takes {chosen.measured_ms:.4g} ms on "
             f"{brought.runtime.name}; {brought.wider}"
@@ -142,50 +145,102 @@ def _choice(space: Around, costs: Costs, scores: Scores) -> Choice:
     return choice
 
 
-def _verified(space: Around, costs: Costs, update: Callable[[int, int, str], None]) -> Choice:
-    """The choice, measured once more; in the end the smallest network.
+class _Choosing:
+    """Choices under one limit, corrected until what is measured keeps the limit and uses it.
 
-    The best of several measured networks is, by chance, one that was measured too fast. Where it
-    does not keep the limit again, all that were measured are measured once more; where none of
-    them does, the costs are corrected, and others are chosen.
+    again: networks that were measured once more. The best of several measured ones is, by chance,
+    one that was measured too fast; so the first figure chooses it, and the second is believed.
+    loose, tight: corrections of the costs under which the limit was missed, and under which it was
+    not used up. One factor makes the sums of layers right for one network; between these two is
+    the best that it can do for all.
     """
-    measure = _measure_of(space, lambda done, total: update(done, total, "measuring"))
-    score, correction = _score_of(space), 1.0
 
-    def again(several: Sequence[Proposal]) -> list[Proposal]:
-        values = measure([p.indices for p in several]) if several else []
-        both = zip(several, values, strict=True)
-        return [replace(p, measured_ms=ms, noise=noise) for p, (ms, noise) in both]
+    def __init__(self, space: Around, costs: Costs, update: Callable[[int, int, str], None]):
+        self.space, self.costs, self.limit = space, costs, costs.limit("latency")
+        self.measure = _measure_of(space, lambda done, total: update(done, total, "measuring"))
+        self.score, self.update = cache(_score_of(space)), update
+        self.again: dict[Indices, Proposal] = {}
+        self.loose, self.tight = 0.0, math.inf
 
-    for _ in range(VERIFIED):
+    def converged(self) -> Choice:
+        """The best of all that keep the limit; the smallest network where none does.
+
+        Raises:
+            LimitError: no network keeps the limit by the costs.
+        """
+        correction, round_ = 1.0, 0
+        while round_ < ROUNDS and self.loose * (1 + CLOSE) < self.tight:
+            round_ += 1
+            ratio = self._ratio(self.costs.scaled("latency", correction))
+            if ratio is None:
+                break
+            if ratio > 1:
+                self.loose = correction
+            else:
+                self.tight = correction
+            correction *= ratio
+            if not self.loose < correction < self.tight:
+                correction = math.sqrt(self.loose * self.tight)
+        if not self._kept(self.again.values()):
+            smallest, costs = self.space.space.smallest, self.costs.scaled("latency", correction)
+            costs_of = tuple(costs.of(smallest))
+            self._once_more([Proposal(smallest, 0.0, costs_of, *self.score(smallest))])
+        every = tuple(self.again.values())
+        chosen = max(self._kept(every) or every[-1:], key=lambda p: p.score)
+        correction = chosen.costs[0] / self.costs.of(chosen.indices)[0]
+        costs = self.costs.scaled("latency", correction)
+        return Choice(chosen, every, costs, round_, correction)
+
+    def _ratio(self, costs: Costs) -> float | None:
+        """Choose by these costs; by how much they want to be corrected further.
+
+        None where the limit is kept, and used up but for what predictions may miss.
+        """
         try:
             choice = choose(
-                space.space,
-                costs.scaled("latency", correction),
+                self.space.space,
+                costs,
                 DERIVE,
-                score=score,
-                measure=measure,
-                seed=derive_seed(space.brought.seed, "proposals"),
-                progress=lambda done, total: update(done, total, "comparing outputs"),
+                score=self.score,
+                measure=self._measured,
+                seed=derive_seed(self.space.brought.seed, "proposals"),
+                progress=lambda done, total: self.update(done, total, "comparing outputs"),
             )
-        except LimitError:  # by the corrected costs
-            break
-        correction *= choice.correction
-        best, fresh = choice.chosen, list[Proposal]()
-        others = [p for p in choice.proposals if p.measured_ms and p.indices != best.indices]
-        for several in ([best], others):
-            fresh += again(several)
-            if kept := [p for p in fresh if _keeps(p, costs.limit("latency"))]:
-                chosen = max(kept, key=lambda p: p.score)
-                return replace(choice, chosen=chosen, correction=correction)
-        correction *= (fresh[0].measured_ms or 0.0) / choice.costs.of(best.indices)[0]
-    smallest, costs = space.space.smallest, costs.scaled("latency", correction)
-    (chosen,) = again([Proposal(smallest, 0.0, tuple(costs.of(smallest)), *score(smallest))])
-    return Choice(chosen, (chosen,), costs, VERIFIED, correction)
+        except LimitError:
+            if not self.again:
+                raise
+            return 0.0  # corrected too far
+        (best,) = self._once_more([choice.chosen])
+        kept = self._kept([best])
+        if not kept:
+            others = [p for p in choice.proposals if p.measured_ms and p.indices != best.indices]
+            kept = self._kept(self._once_more(others))
+        unbound = costs.range(self.space.space.mask)[0][1] <= self.limit
+        if kept and (unbound or max(map(_ms, kept)) >= (1 - TOLERANCE) * self.limit):
+            return None
+        missed, used = _ms(best) / best.costs[0], _ms(best) / self.limit
+        return min(missed, used) if keeps(best, self.limit) else max(missed, 1 + CLOSE)
+
+    def _kept(self, several: Iterable[Proposal]) -> list[Proposal]:
+        return [p for p in several if keeps(p, self.limit)]
+
+    def _measured(self, networks: Sequence[Indices]) -> list[tuple[float, float]]:
+        """What is known of networks by two measurements is not measured a third time."""
+        unknown = [n for n in networks if n not in self.again]
+        new = iter(self.measure(unknown) if unknown else ())
+        known = (self.again.get(n) for n in networks)
+        return [(_ms(p), p.noise) if p else next(new) for p in known]
+
+    def _once_more(self, several: Sequence[Proposal]) -> list[Proposal]:
+        both = zip(several, self._measured([p.indices for p in several]), strict=True)
+        fresh = [replace(p, measured_ms=ms, noise=noise) for p, (ms, noise) in both]
+        self.again |= {p.indices: p for p in fresh}
+        return fresh
 
 
-def _keeps(chosen: Proposal, limit: float) -> bool:
-    return chosen.measured_ms is not None and chosen.measured_ms <= limit * (1 + OVER)
+def _ms(proposal: Proposal) -> float:
+    assert proposal.measured_ms is not None
+    return proposal.measured_ms
 
 
 def _score_of(space: Around) -> ScoreFunction:

@@ -9,6 +9,7 @@ pairs are narrowed alike; whole networks, uniform and random, correct the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -150,18 +151,19 @@ def layers_of(
     if tuple(indices) == space.own:
         paths |= {p for p, m in network.named_modules() if isinstance(m, nn.Linear | Convolution)}
     reads: dict[str, list[Tensor]] = {}
-    handles = [
-        network.get_submodule(path).register_forward_pre_hook(
-            lambda _, args, path=path: reads.setdefault(path, []).append(args[0].detach())
-        )
+    layers = {
+        path: layer
         for path in sorted(paths)
-        if getattr(network.get_submodule(path), "weight", None) is not None
-        and not isinstance(network.get_submodule(path), nn.modules.batchnorm._NormBase)
-    ]
-    outputs(network, inputs)
-    for handle in handles:
-        handle.remove()
-    layers = {path: network.get_submodule(path) for path in reads}
+        if getattr(layer := network.get_submodule(path), "weight", None) is not None
+        and not isinstance(layer, nn.modules.batchnorm._NormBase)
+    }
+    with ExitStack() as stack:
+        for path, layer in layers.items():
+            hook = layer.register_forward_pre_hook(
+                lambda _, args, path=path: reads.setdefault(path, []).append(args[0].detach())
+            )
+            stack.callback(hook.remove)
+        outputs(network, inputs)
     return {
         path: [(f"{layers[path]} of {list(x.shape)}", (layers[path], x)) for x in several]
         for path, several in reads.items()
