@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from pretrained import WORDS, trained_run
@@ -50,6 +51,31 @@ def test_the_summary_says_what_one_would_do_by_hand(specialised: Path) -> None:
     assert summary["predicted_latency_ms"] <= summary["target_latency_ms"] * 1.001
     teacher_ms = summary["largest_network_ms"]
     assert summary["target_latency_ms"] == pytest.approx(0.8 * teacher_ms)
+
+
+def test_networks_made_by_hand_are_files_that_can_be_deployed(specialised: Path) -> None:
+    """Of the accuracy and the input that the summary says, with the classes in them."""
+    summary = json.loads((specialised / "summary.json").read_text())
+    directory = RunDirectory(specialised)
+    problem = problem_of(directory.read_config(), Reporter(quiet=True), directory)
+    for name, row in summary["baselines"].items():
+        assert ("file" in row) == (name != "teacher")
+        if name == "teacher":
+            continue
+        session = onnxruntime.InferenceSession(specialised / row["file"])
+        said = session.get_modelmeta().custom_metadata_map
+        shape = session.get_inputs()[0].shape
+        assert shape[2:] == [row["image_size"]] * 2 == json.loads(said["shape"])[1:]
+        assert json.loads(said["classes"]) == list(problem.data.info.classes)
+        if row["image_size"] == problem.data.info.shape[1]:
+            right = total = 0
+            for images, labels in problem.batches("test", problem.config).epoch(0):
+                for image, label in zip(images, labels, strict=True):
+                    (logits,) = session.run(
+                        None, {session.get_inputs()[0].name: image[None].numpy()}
+                    )
+                    right, total = right + int(logits.argmax() == int(label)), total + 1
+            assert right / total == pytest.approx(row["test_accuracy"])
 
 
 def test_without_a_share_of_the_loss_the_teacher_is_not_asked(specialised: Path) -> None:

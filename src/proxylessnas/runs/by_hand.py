@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,12 +18,14 @@ from torch import nn
 
 from proxylessnas.config import TrainSettings
 from proxylessnas.data import Batches
+from proxylessnas.export.onnx import to_onnx
 from proxylessnas.hardware.whole_networks import NetworkReport, measure_networks
 from proxylessnas.pretrained.space import largest_within
 from proxylessnas.runs.specialised import SpecialisedProblem
 from proxylessnas.runs.trials import learned, training_of_copy
 from proxylessnas.seeds import derive_seed
 from proxylessnas.session.deploying import as_deployed
+from proxylessnas.session.exporting import metadata_of
 from proxylessnas.session.finishing import has_time, trained_network
 from proxylessnas.session.fitting import mean_seconds
 from proxylessnas.session.problem import Problem
@@ -36,7 +39,7 @@ LEAST_SIZE, SIZE_STEP = 32, 4  # pixels
 ROAD = ("teach", "candidates", "search", "derive", "train")
 SCRATCH = TrainSettings(learning_rate=0.025)  # as from scratch, with batches half as large
 COMPARING_ROUNDS = 8  # of the search for a network as fast; the table's figures take all
-STAGE = "by-hand"
+STAGE, FILE = "by-hand", "by-hand/{}.onnx"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +85,11 @@ def by_hand(session: Session, problem: SpecialisedProblem) -> None:
         )
         facts["found_ms"] = latencies["found"]
         facts["baselines"] = _table(rows, latencies)
+        files = {name: FILE.format(name) for name in rows if name != "teacher"}
+        for name, file in files.items():
+            facts["baselines"][name]["file"] = file
+            session.ranks.of_main(partial(_write, session, file, rows[name]))
+        facts["files"] = list(files.values())
 
 
 def _as_fast_as(session: Session, found: nn.Module, found_size: int) -> Callable[..., bool]:
@@ -117,6 +125,16 @@ def _table(
         }
         for name, row in rows.items()
     }
+
+
+def _write(session: Session, file: str, row: Compared) -> None:
+    """The network as a file: one that is no worse than what was found may be wanted."""
+    batch, channels, _, _ = session.inputs[0].shape
+    shape = (channels, row.size, row.size)
+    info = session.problem.input()
+    metadata = metadata_of(None if info is None else replace(info, shape=shape))
+    inputs = (torch.zeros((batch, *shape)),)
+    session.store.write(file, to_onnx(_as_exported(row.network), inputs, metadata=metadata))
 
 
 def _accuracy(

@@ -55,6 +55,9 @@ def show(facts: dict[str, Any], directory: str, console: Console) -> None:
         f"       proxylessnas predict {directory} IMAGE...      classify images with it",
         f"       {directory}/{facts.get('int8', FLOAT)['file']:<26} {deploy}",
     ]
+    for name, row in facts.get("baselines", {}).items():
+        if "file" in row and row["test_accuracy"] >= facts["test_accuracy"]:
+            lines.append(f"       {directory}/{row['file']:<26} {name}, as fast and as good")
     if facts["space"] != MODEL:
         lines.append(
             f"       proxylessnas derive {directory} --latencies ...   other latencies, same search"

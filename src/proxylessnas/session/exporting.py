@@ -52,7 +52,7 @@ def export(session: Session) -> None:
 
 def _export_onnx(session: Session) -> dict[str, Any]:
     network = trained_network(session).cpu()
-    data = to_onnx(network, session.inputs, metadata=_metadata(session.problem.input()))
+    data = to_onnx(network, session.inputs, metadata=metadata_of(session.problem.input()))
     session.store.write(ONNX, data)
     difference = compare(network, data, session.inputs)
     report = _measured(session, network) if session.is_local else NOT_MEASURED
@@ -83,7 +83,7 @@ def _beside_float(session: Session, network: nn.Module) -> dict[str, Any]:
     }
 
 
-def _metadata(info: InputInfo | None) -> dict[str, Any]:
+def metadata_of(info: InputInfo | None) -> dict[str, Any]:
     """What whoever uses the file elsewhere must know of its inputs and outputs."""
     made_by = {"made_by": "proxylessnas"}
     with contextlib.suppress(PackageNotFoundError):  # a tree that is not installed
