@@ -45,12 +45,10 @@ from proxylessnas.hardware.whole_networks import measure_networks
 from proxylessnas.io.console import Reporter, output
 from proxylessnas.pretrained.space import largest_within
 from proxylessnas.runs.directory import RunDirectory
-from proxylessnas.selection.choose import Choice
 from proxylessnas.session.records import Records
 from proxylessnas.surgery.around import Around, Found, around, find, measured, uniform_network
 from proxylessnas.surgery.brought import Trained, inputs_of
-from proxylessnas.surgery.choosing import chosen_within
-from proxylessnas.surgery.specialise import Specialised
+from proxylessnas.surgery.specialise import FINETUNE, finetuning, within
 from proxylessnas.training.device import Machine
 from proxylessnas.training.evaluate import evaluate
 from proxylessnas.training.loop import run_loop
@@ -254,10 +252,8 @@ def line(space: Around, rivals: Rivals, target: float, test: Batches, epochs: fl
         return {name: report[name].raw_ms for name in both}
 
     networks: dict[str, nn.Module | None] = dict.fromkeys(WAYS)
-    choice: Choice | None = None
     try:
-        choice = chosen_within(space, space.limit_of(f"{target}x"))
-        networks["chosen"] = space.space.network(choice.chosen.indices)
+        networks["chosen"] = within(space, f"{target}x").network
     except LimitError as error:
         output().print(f"  {error}")
     chosen = networks["chosen"]
@@ -274,15 +270,8 @@ def line(space: Around, rivals: Rivals, target: float, test: Batches, epochs: fl
     cells: dict[str, Any] = dict.fromkeys(WAYS)
     for way, network in made.items():
         before = _accuracy(network, brought, test)
-        result = Specialised(
-            around=space,
-            limit_ms=target * space.model_ms,
-            network=network,
-            choice=choice,  # type: ignore[arg-type]
-            before=evaluate(network, brought.task, brought.valid, Machine()),
-        )
-        result.finetune(epochs=epochs)
-        after = _accuracy(result.network, brought, test)
+        run_loop(finetuning(brought, network, dataclasses.replace(FINETUNE, epochs=epochs)))
+        after = _accuracy(network, brought, test)
         cells[way] = (before, after, shares[way] / shares["model"])
     return cells
 

@@ -14,7 +14,7 @@ import torch
 from proxylessnas.config import RunConfig, left_to_defaults, read_config
 from proxylessnas.errors import ConfigError, RunError
 from proxylessnas.io.files import write_atomic
-from proxylessnas.runs.directory import RunDirectory, held
+from proxylessnas.runs.directory import RunDirectory
 
 
 @pytest.fixture
@@ -114,12 +114,12 @@ def _try_to_lock(path: str, queue: multiprocessing.Queue[str]) -> None:
 def test_a_second_process_is_refused_and_the_lock_dies_with_the_first(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     queue: multiprocessing.Queue[str] = context.Queue()
-    with held(RunDirectory(tmp_path)):
+    with RunDirectory(tmp_path).held():
         process = context.Process(target=_try_to_lock, args=(str(tmp_path), queue))
         process.start()
         assert "another process works in" in queue.get(timeout=30)
         process.join()
-    with held(RunDirectory(tmp_path)):
+    with RunDirectory(tmp_path).held():
         pass
 
 

@@ -379,7 +379,7 @@ def test_weights_alone_and_alpha_alone_are_ways_to_run_the_loop() -> None:
 def test_example_inputs_of_plain_kinds_are_kept(
     inputs: Callable[[], Any], restored: bool, tmp_path: Path
 ) -> None:
-    from proxylessnas.api.result import load_inputs, save_inputs
+    from proxylessnas.session.inputs import load_inputs, save_inputs
     from proxylessnas.session.store import MemoryStore
 
     store = MemoryStore()

@@ -109,8 +109,9 @@ def under(
 ) -> proxylessnas.Specialised:
     """The choice from latencies that were measured before."""
     runtime.is_later = True
-    around = replace(before.around, brought=replace(before.around.brought, runtime=runtime))
-    return replace(before, around=around).within(latency)
+    records = before.around.brought.records.below(f"{runtime.factor} {runtime.spread}")
+    brought = replace(before.around.brought, runtime=runtime, records=records)
+    return replace(before, around=replace(before.around, brought=brought)).within(latency)
 
 
 @pytest.mark.parametrize("factor", [0.6, 0.85, 1.25, 1.6])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,11 @@ import torch
 from killed import killed_before_record
 from trained_model import MEASURE, batches, latency, specialised, trained
 
+import proxylessnas
 from proxylessnas.errors import RunError
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
+from proxylessnas.surgery.saved import restored
+from proxylessnas.training.train import Training
 
 STAGES = ("measure", "candidates", "scores", "search", "derive")
 FILES = ("weights.safetensors", "summary.json", "layers.txt", "choice.json", "scores_within.json")
@@ -59,6 +65,85 @@ def test_a_stage_whose_file_was_changed_is_done_again(whole: Path, tmp_path: Pat
     (out / "choice.json").write_text("{}")
     specialised(out=out)
     assert (out / "choice.json").read_bytes() == (whole / "choice.json").read_bytes()
+
+
+class Dies(Exception):
+    pass
+
+
+@contextmanager
+def dying_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Within the block the process dies in a training, which saves its state at every step."""
+    take, left = Training.take_step, [steps]
+
+    def step(self: Training) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Dies
+        take(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "take_step", step)
+        patch.setattr("proxylessnas.session.checkpoints.CHECKPOINT_SECONDS", -1.0)
+        with pytest.raises(Dies):
+            yield
+
+
+def test_a_fine_tuning_goes_on_to_the_same_bits(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (plain, killed) = (specialised(out=shutil.copytree(whole, tmp_path / n)) for n in "ab")
+    plain.finetune(epochs=2)
+    for steps in (3, 2):
+        with dying_after(steps, monkeypatch):
+            killed.finetune(epochs=2)
+        killed = specialised(out=tmp_path / "b")
+        assert killed.after is None
+    with killed_before_record(monkeypatch, "finetune"), pytest.raises(KeyboardInterrupt):
+        killed.finetune(epochs=2)
+    killed.finetune(epochs=2)
+    for name in ("finetuned.safetensors", "summary.json", *FILES):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    record = json.loads((tmp_path / "b" / "stages" / "finetune.json").read_text())
+    assert record["accuracy"] == killed.summary["score"]
+
+
+def test_a_finished_fine_tuning_is_read_again(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = specialised(out=shutil.copytree(whole, tmp_path / "run"))
+    score = found.finetune(epochs=1)
+    again = specialised(out=tmp_path / "run")
+    assert again.after is not None and again.after.value == score.value
+    assert again.summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+    (images, _), *_ = batches(2)
+    learned = found.derive()(images)
+    assert torch.equal(again.derive()(images), learned)
+    assert torch.equal(restored(trained(), tmp_path / "run")(images), learned)
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "take_step", lambda self: 1 / 0)
+        again.finetune(epochs=1)  # it is done
+        with pytest.raises(ZeroDivisionError):
+            again.finetune(epochs=2)  # of other settings: from the beginning
+    anew = specialised(out=tmp_path / "run")
+    assert anew.after is None and not torch.equal(anew.derive()(images), learned)
+    anew.finetune(epochs=1)
+    assert torch.equal(anew.derive()(images), learned)
+    with pytest.raises(RunError, match=r"same call of specialise\(out=...\) returns its result"):
+        proxylessnas.load(tmp_path / "run", model=trained())
+
+
+def test_other_limits_have_directories_of_their_own(whole: Path, tmp_path: Path) -> None:
+    found = specialised(out=shutil.copytree(whole, tmp_path / "run"))
+    wider = found.within("0.8x")
+    wider.finetune(epochs=1)
+    (place,) = (tmp_path / "run" / "within").iterdir()
+    assert torch.equal(
+        restored(trained(), place)(batches(2)[0][0]), wider.derive()(batches(2)[0][0])
+    )
+    again = specialised(out=tmp_path / "run")
+    assert again.after is None and again.summary == found.summary
+    assert again.within("0.8x").summary == wider.summary
 
 
 def test_another_call_is_refused(whole: Path) -> None:

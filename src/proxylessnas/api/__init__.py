@@ -17,13 +17,15 @@
 
 What happens is the session's, see `session/`: the command line uses the same one.
 
-calls.py      `search` and `specialise`
+calls.py      `search`
+specialised.py  `specialise`
 result.py     what they return, and `load`
 arguments.py  what their arguments may be
 """
 
-from proxylessnas.api.calls import search, specialise
+from proxylessnas.api.calls import search
 from proxylessnas.api.result import Result, load
+from proxylessnas.api.specialised import specialise
 from proxylessnas.surgery.specialise import Specialised
 
 __all__ = ["Result", "Specialised", "load", "search", "specialise"]

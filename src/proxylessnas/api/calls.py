@@ -18,7 +18,7 @@ from proxylessnas.api.arguments import (
     in_words,
     precision_of,
 )
-from proxylessnas.api.result import CUSTOM, Result, save_inputs
+from proxylessnas.api.result import CUSTOM, Result
 from proxylessnas.config import (
     DeriveSettings,
     MachineSettings,
@@ -28,10 +28,10 @@ from proxylessnas.config import (
 )
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data import Batches
-from proxylessnas.errors import ConfigError, DataError, RunError
+from proxylessnas.errors import ConfigError, RunError
 from proxylessnas.hardware.costs import CostFunction, check_names
 from proxylessnas.hardware.examples import initialise_lazy
-from proxylessnas.hardware.runtimes import Runtime, make
+from proxylessnas.hardware.runtimes import Runtime
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.io.console import Reporter
 from proxylessnas.limits import Limit
@@ -39,15 +39,12 @@ from proxylessnas.runs.directory import RunDirectory, begun
 from proxylessnas.runs.opening import opened
 from proxylessnas.runs.python_call import named_objects, objects, run_whole_job
 from proxylessnas.session.identity import check_identity, save_identity
+from proxylessnas.session.inputs import save_inputs
 from proxylessnas.session.loaders import blamed
 from proxylessnas.session.pipeline import find_network, told
 from proxylessnas.session.problem import ModelProblem
-from proxylessnas.session.records import Records
 from proxylessnas.session.session import Session
 from proxylessnas.session.store import CONFIG
-from proxylessnas.surgery.brought import Trained
-from proxylessnas.surgery.saved import CALL
-from proxylessnas.surgery.specialise import Specialised, specialise_model
 from proxylessnas.training.callbacks import Callback, Callbacks
 from proxylessnas.training.ranks import ALONE, Ranks
 from proxylessnas.training.task import Task
@@ -235,71 +232,3 @@ def _searched(session: Session, problem: ModelProblem, directory: RunDirectory |
         find_network(session)
         facts |= session.records.require("derive")
     return Result(session=session)
-
-
-@torch.inference_mode(False)
-@torch.enable_grad()
-def specialise(
-    model: nn.Module,
-    *,
-    train: Any,
-    valid: Any,
-    loss: Callable[[Any, Any], Tensor],
-    target_latency: str,
-    example_inputs: Sequence[Any] | None = None,
-    example_kwargs: Mapping[str, Any] | None = None,
-    blocks: Any = "auto",
-    correct: Callable[[Any, Any], Tensor] | None = None,
-    runtime: str | Runtime = "onnxruntime",
-    measure: MeasureSettings | None = None,
-    seed: int = 0,
-    out: str | Path | None = None,
-    quiet: bool = False,
-) -> Specialised:
-    """Narrow a trained model, of whatever kind, to a latency; the model itself stays as it is.
-
-    Layers whose channels can be taken out are found on the graph of `torch.export`, and printed
-    with what may be chosen, or why they stay (see `surgery.pairs` for what is refused so far).
-    What reads fewer channels is refitted by least squares, so that networks work from the first
-    step on; the best one within the limit is chosen and measured. `Specialised.finetune` trains
-    it with the model as its teacher, `Specialised.derive` returns it.
-
-    train, valid, loss, example_inputs, example_kwargs, correct, runtime: as of `search`.
-    target_latency: `12ms`, `800us`, or `0.5x` of the model's own, measured on `runtime`.
-    blocks: which layers may be narrowed: `auto`, or names (`layer3.*`) and classes of modules.
-    out: a directory for `summary.json`, `layers.txt` and `weights.safetensors`, which
-        `surgery.saved.restored` loads into the model. The same call, made again after it was
-        killed, goes on from the stages that it finished.
-
-    Raises:
-        UserError: the model cannot be exported or narrowed, no network keeps the limit, or an
-            argument is not usable; the message says what to do.
-    """
-    arguments = given(locals())
-    check_kinds(arguments, "model", "loss", "example_inputs", "runtime")
-    inputs = tuple(arguments["example_inputs"])
-    batches = batches_of(seed, inputs, search=train, valid=valid)
-    for part, name in (("search", "train"), ("valid", "valid")):
-        if part not in batches:
-            raise DataError(f"there are no batches of `{name}`: give them to the call")
-    settings, reporter = measure or MeasureSettings(), Reporter(quiet=quiet)
-    directory = None if out is None else RunDirectory(Path(out))
-    if directory is not None:
-        directory.check_free(CALL)
-    with begun(directory) as store:
-        brought = Trained(
-            model=model,
-            inputs=inputs,
-            task=Task(loss=loss, correct=correct),
-            train=batches["search"],
-            valid=batches["valid"],
-            runtime=make(runtime, threads=settings.threads)
-            if isinstance(runtime, str)
-            else runtime,
-            measure=settings,
-            seed=seed,
-            reporter=reporter,
-            records=Records(store, ALONE, reporter),
-        )
-        with blamed(batches.values()):
-            return specialise_model(brought, target_latency, blocks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,19 +26,19 @@ from proxylessnas.io.console import Reporter
 from proxylessnas.limits import Limit, all_limits
 from proxylessnas.runs.begin import Brought, problem_of
 from proxylessnas.runs.configured import LOADERS
-from proxylessnas.runs.directory import RunDirectory, begun, held
+from proxylessnas.runs.directory import RunDirectory, begun
 from proxylessnas.session.deriving import derive_within, inherited_network
 from proxylessnas.session.finishing import trained_network
 from proxylessnas.session.identity import check_identity
-from proxylessnas.session.inputs import flatten, unflatten
+from proxylessnas.session.inputs import load_inputs
 from proxylessnas.session.loaders import blamed
 from proxylessnas.session.problem import ModelProblem, Problem
 from proxylessnas.session.session import Session
-from proxylessnas.session.store import CONFIG, Store
+from proxylessnas.session.store import CONFIG
+from proxylessnas.surgery.saved import CALL
 from proxylessnas.training.task import Task
 
 CUSTOM = "custom"  # the space of a model that was handed in
-INPUTS = "example_inputs.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +143,7 @@ class Result:
         name = "-".join(f"{k}-{v}" if k != "latency" else str(v) for k, v in others.items())
         if not self.session.records.done(f"derive-{name}"):
             loaders = getattr(self.session.problem, "batches_of", {}).values()
-            with held(self.session.store), blamed(loaders):
+            with self.session.store.held(), blamed(loaders):
                 derive_within(self.session, {**self.limits, **others}, name)
         return inherited_network(self.session, f"-{name}")
 
@@ -196,6 +195,11 @@ def load(
     """
     check_kinds(locals(), "path")
     directory = RunDirectory(Path(path))
+    if directory.has(CALL):
+        raise RunError(
+            f"{path} holds a specialised model: the same call of specialise(out=...) returns its "
+            "result again, and surgery.saved.restored(model, path) the network alone"
+        )
     if not directory.has(CONFIG):
         raise RunError(f"{path} holds no run: there is no {CONFIG}")
     config = directory.read_config()
@@ -235,18 +239,3 @@ def load(
 
 def _no_loss(output: Any, target: Any) -> Tensor:
     raise ConfigError("this needs the loss of the search: load(path, loss=...)")
-
-
-def save_inputs(store: Store, inputs: tuple[Any, ...]) -> None:
-    """Kept for `load`, where they are of plain kinds."""
-    tensors: dict[str, Tensor] = {}
-    with contextlib.suppress(TypeError):
-        structure = flatten(tuple(inputs), tensors)
-        store.save_tensors(INPUTS, tensors, {"structure": structure})
-
-
-def load_inputs(store: Store) -> Any:
-    if not store.has(INPUTS):
-        raise RunError("the run directory has no example inputs: load(path, example_inputs=(x,))")
-    tensors, values = store.load_tensors(INPUTS)
-    return unflatten(values.get("structure"), tensors)

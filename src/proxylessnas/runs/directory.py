@@ -25,14 +25,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Self
 
 from proxylessnas.config import RunConfig, read_config
 from proxylessnas.errors import RunError
 from proxylessnas.io.files import TEMPORARY, read_bytes, write_atomic
 from proxylessnas.session.store import BROUGHT_TABLE, CONFIG, MemoryStore, Store
-
-AnyStore = TypeVar("AnyStore", bound=Store)
 
 
 class RunDirectory(Store):
@@ -151,6 +149,14 @@ class RunDirectory(Store):
             self._lock.close()
             self._lock = None
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Self]:
+        self.lock()
+        try:
+            yield self
+        finally:
+            self.unlock()
+
     def check_free(self, mark: str = CONFIG) -> None:
         """Refuse a directory of somebody else's files, among which a run's would be lost.
 
@@ -180,27 +186,14 @@ class RunDirectory(Store):
 
 
 @contextlib.contextmanager
-def held(store: AnyStore) -> Iterator[AnyStore]:
-    """Within the block no other process works in the directory; a store in memory has none."""
-    if not isinstance(store, RunDirectory):
-        yield store
-        return
-    store.lock()
-    try:
-        yield store
-    finally:
-        store.unlock()
-
-
-@contextlib.contextmanager
 def begun(directory: RunDirectory | None) -> Iterator[Store]:
-    """`held`, and a directory made for nothing goes again; without one, a store in memory."""
+    """`Store.held`, and a directory made for nothing goes again; without one, a store in memory."""
     if directory is None:
         yield MemoryStore()
         return
     existed = os.path.exists(directory.path)
     try:
-        with held(directory):
+        with directory.held():
             yield directory
     finally:
         if not existed:

@@ -15,7 +15,6 @@ from typing import Any
 from proxylessnas.config import RunConfig, parse_sizes
 from proxylessnas.errors import LimitError
 from proxylessnas.io.console import Reporter
-from proxylessnas.runs.directory import held
 from proxylessnas.runs.specialised import SpecialisedProblem
 from proxylessnas.runs.teaching import prepare
 from proxylessnas.runs.trials import tried
@@ -54,7 +53,7 @@ def decide_size(
     for size in sizes:
         reporter.say(f"image size {size}")
         place = store.below(f"{FOLDER}/{size}")
-        with held(place):
+        with place.held():
             stored = place.read_config() if place.has(CONFIG) else None
             one = stored or replace(config, image_size=size, baselines=False)
             try:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from torch import Tensor
 
 from proxylessnas.data.arguments import Keywords
 from proxylessnas.errors import RunError
+from proxylessnas.session.store import Store
+
+INPUTS = "example_inputs.safetensors"
 
 
 def flatten(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -53,3 +57,19 @@ def unflatten(value: Any, tensors: dict[str, Tensor]) -> Any:
     except (AttributeError, KeyError, TypeError, ValueError):
         pass
     raise RunError("the example inputs in the run directory are damaged")
+
+
+def save_inputs(store: Store, inputs: tuple[Any, ...]) -> None:
+    """Kept for `load`, where they are of plain kinds."""
+    tensors: dict[str, Tensor] = {}
+    with contextlib.suppress(TypeError):
+        structure = flatten(tuple(inputs), tensors)
+        store.save_tensors(INPUTS, tensors, {"structure": structure})
+
+
+def load_inputs(store: Store) -> Any:
+    """Raises RunError where none are kept."""
+    if not store.has(INPUTS):
+        raise RunError("the run directory has no example inputs: load(path, example_inputs=(x,))")
+    tensors, values = store.load_tensors(INPUTS)
+    return unflatten(values.get("structure"), tensors)

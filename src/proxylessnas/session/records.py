@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from proxylessnas.errors import RunError
 from proxylessnas.io.console import Reporter, duration
+from proxylessnas.io.stopping import Signal
 from proxylessnas.schema import Hint, from_plain
 from proxylessnas.session import STAGES
+from proxylessnas.session.checkpoints import StoreCheckpoints
 from proxylessnas.session.store import MODEL, Store
-from proxylessnas.training.callbacks import Callbacks, StageMetrics
+from proxylessnas.training.callbacks import (
+    Callback,
+    Callbacks,
+    MetricsLog,
+    ProgressBar,
+    StageMetrics,
+)
+from proxylessnas.training.job import Job
+from proxylessnas.training.loop import run_loop
 from proxylessnas.training.ranks import Ranks
 
 BASELINES = ("largest", "random")
@@ -163,6 +173,37 @@ class Records:
         for name in later:
             self.store.remove(_name(name))
             self.store.remove_checkpoints(name)
+
+    def drive(
+        self,
+        stage: str,
+        job: Job,
+        words: str,
+        callbacks: Sequence[Callback] = (),
+        *,
+        before: Callable[[], object] = lambda: None,
+        signal: Signal | None = None,
+    ) -> str:
+        """Take a stage's steps, on from the checkpoint that there is.
+
+        before: see `run_loop`. signal: of a process that was asked to stop.
+        Returns the name of the last checkpoint, "" in memory.
+        """
+        with self.reporter.bar(words) as update:
+            callbacks, signal = [ProgressBar(update), *callbacks], signal or Signal()
+            if self.store.path is None:
+                run_loop(job, callbacks=callbacks, before=before)
+                return ""
+            checkpoints = StoreCheckpoints(self.store, stage, signal)
+            checkpoints.resume(job, self.reporter)
+            with signal.looked_at():
+                log = MetricsLog(self.store.log)
+                run_loop(job, checkpoints, [log, *callbacks], before=before)
+            return checkpoints.save(job)
+
+    def below(self, folder: str) -> Records:
+        """Records of a store within this one."""
+        return Records(self.store.below(folder), self.ranks, self.reporter)
 
     def undo(self, stage: str) -> list[str]:
         """Forget a stage and all that was done upon it; returns what was done of these."""

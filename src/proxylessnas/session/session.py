@@ -26,9 +26,8 @@ from proxylessnas.session.budget import Budget
 from proxylessnas.session.checkpoints import StoreCheckpoints
 from proxylessnas.session.costed import Costed
 from proxylessnas.session.memory import fit_memory
-from proxylessnas.training.callbacks import Callback, Callbacks, MetricsLog, ProgressBar
+from proxylessnas.training.callbacks import Callback, Callbacks
 from proxylessnas.training.job import Job
-from proxylessnas.training.loop import run_loop
 from proxylessnas.training.optimizers import load_model
 from proxylessnas.training.task import Task
 from proxylessnas.training.train import Training
@@ -91,18 +90,9 @@ class Session(Costed):
 
         more: callbacks besides.
         """
-        with self.reporter.bar(words) as update:
-            callbacks = [ProgressBar(update), *more, *self.callbacks.callbacks]
-            before = partial(fit_memory, job, stage, self.config.memory, self.reporter.say)
-            if self.store.path is None:
-                run_loop(job, callbacks=callbacks, before=before)
-                return ""
-            checkpoints = StoreCheckpoints(self.store, stage, self.signal)
-            checkpoints.resume(job, self.reporter)
-            with self.signal.looked_at():
-                log = MetricsLog(self.store.log)
-                run_loop(job, checkpoints, [log, *callbacks], before=before)
-            return checkpoints.save(job)
+        before = partial(fit_memory, job, stage, self.config.memory, self.reporter.say)
+        callbacks = [*more, *self.callbacks.callbacks]
+        return self.records.drive(stage, job, words, callbacks, before=before, signal=self.signal)
 
     def finished_supernet(self) -> Supernet:
         """The supernet as the search left it, which needs no batches.

@@ -13,9 +13,10 @@ import math
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import safetensors
 import safetensors.torch
@@ -101,6 +102,11 @@ class Store(ABC):
 
     def check_free(self) -> None:  # noqa: B027 (a store in memory is free)
         """RunError where files of somebody else lie, among which a new run's would be lost."""
+
+    @contextmanager
+    def held(self) -> Iterator[Self]:
+        """Within the block no other process works in the directory; a store in memory has none."""
+        yield self
 
     # --- plain values ---
 

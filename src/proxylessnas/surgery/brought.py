@@ -19,6 +19,7 @@ from proxylessnas.io.console import Reporter
 from proxylessnas.surgery.attention import opened
 from proxylessnas.training.copying import copied
 from proxylessnas.training.freezing import evaluating
+from proxylessnas.training.job import Job
 from proxylessnas.training.task import Task, call, scalar, split
 
 
@@ -28,6 +29,12 @@ class Records(Protocol):
     store: Any
 
     def done(self, stage: str) -> bool: ...
+
+    def below(self, folder: str) -> Records: ...
+
+    def undo(self, stage: str) -> object: ...
+
+    def drive(self, stage: str, job: Job, words: str, callbacks: Any = ()) -> object: ...
 
     def stage(
         self, name: str, title: str, callbacks: Any = None

@@ -88,17 +88,6 @@ def _facts(choice: Choice) -> dict[str, Any]:
     }
 
 
-def chosen_within(space: Around, limit: float) -> Choice:
-    """The network for one limit, nothing of it recorded.
-
-    Raises:
-        LimitError: no network of the space keeps it, as measured.
-    """
-    costs = _limited(space, limit)
-    space.brought.reporter.say(f"choose: the best network within {limit:.4g} ms")
-    return _choice(space, costs, _scores_within(space, costs))
-
-
 def _limited(space: Around, limit: float) -> Costs:
     """The costs under a limit; all of them less where their sum denies what was measured.
 

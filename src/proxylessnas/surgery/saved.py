@@ -28,21 +28,21 @@ from proxylessnas.surgery.space import LEFT_OUT
 from proxylessnas.training.copying import copied
 
 SUMMARY, LAYERS, WEIGHTS = "summary.json", "layers.txt", "weights.safetensors"
+LEARNED = "finetuned.safetensors"  # the weights once they were fine-tuned
 CALL = "call.json"  # of the Python call that a directory is of
 
 
-def files_of(network: nn.Module, summary: Mapping[str, Any], table: str) -> dict[str, bytes]:
-    """The three files: name -> content."""
+def files_of(network: nn.Module, table: str) -> dict[str, bytes]:
+    """The weights and the table of layers: name -> content."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
     return {
         WEIGHTS: save({name: t.clone() for name, t in tensors.items()}),
         LAYERS: (table + "\n").encode(),
-        SUMMARY: (json.dumps(summary, indent=2) + "\n").encode(),
     }
 
 
 def save_network(path: Path, network: nn.Module, summary: Mapping[str, Any], table: str) -> None:
-    """Write the three files.
+    """Write weights, table and figures.
 
     Raises:
         RunError: the directory is not new, or cannot be written.
@@ -51,12 +51,14 @@ def save_network(path: Path, network: nn.Module, summary: Mapping[str, Any], tab
         raise RunError(f"{path} exists and is not an empty directory; choose a new one")
     with foreign(RunError, f"{path} cannot be written"):
         path.mkdir(parents=True, exist_ok=True)
-    for name, content in files_of(network, summary, table).items():
+    figures = {SUMMARY: (json.dumps(summary, indent=2) + "\n").encode()}
+    for name, content in (files_of(network, table) | figures).items():
         write_atomic(path / name, content)
 
 
 def restored(model: nn.Module, path: str | Path) -> nn.Module:
-    """The specialised network of a directory, made of the model that it was made of.
+    """The specialised network of a directory, made of the model that it was made of; fine-tuned,
+    if it was.
 
     model: an instance of the same class, of whatever weights; it stays as it is.
 
@@ -65,7 +67,9 @@ def restored(model: nn.Module, path: str | Path) -> nn.Module:
     """
     path = Path(path)
     with foreign(RunError, f"{path} holds no specialised network"):
-        tensors: dict[str, Tensor] = load_file(path / WEIGHTS)
+        tensors: dict[str, Tensor] = load_file(
+            path / (LEARNED if (path / LEARNED).is_file() else WEIGHTS)
+        )
         summary = json.loads((path / SUMMARY).read_text())
         choices, attributes = summary["architecture"], summary["attributes"]
     with foreign(RunError, f"{path} holds a network of another model"):

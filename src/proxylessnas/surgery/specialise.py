@@ -5,7 +5,8 @@ The model stays as it is: all that is made of it are copies.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,23 @@ from proxylessnas.limits import parse_latency
 from proxylessnas.pretrained.distil import TEMPERATURE, distilled
 from proxylessnas.selection.choose import Choice, Proposal
 from proxylessnas.surgery.around import Around, around, find, limit_of, measured
-from proxylessnas.surgery.brought import Trained, plain_copy, try_batches
-from proxylessnas.surgery.choosing import chosen_within, recorded_choice
-from proxylessnas.surgery.saved import check_same_call, files_of, save_network
+from proxylessnas.surgery.brought import Records, Trained, plain_copy, try_batches
+from proxylessnas.surgery.choosing import recorded_choice
+from proxylessnas.surgery.saved import (
+    LEARNED,
+    SUMMARY,
+    WEIGHTS,
+    check_same_call,
+    files_of,
+    save_network,
+)
 from proxylessnas.surgery.scores import distance_for
-from proxylessnas.training.callbacks import ProgressBar
 from proxylessnas.training.copying import copied
 from proxylessnas.training.device import Machine
 from proxylessnas.training.evaluate import Score, evaluate
-from proxylessnas.training.loop import run_loop
 from proxylessnas.training.train import Training
 
+FINETUNED, BEGUN = "finetune", "finetune.json"  # the stage, and what it is of
 # AdamW's rate depends little on what the model is.
 FINETUNE = TrainSettings(
     epochs=3,
@@ -44,6 +51,7 @@ class Specialised:
 
     around: the space that it was chosen from. limit_ms: the limit. network: the chosen network,
     fine-tuned once `finetune` was called. chosen: with its predicted and measured latency.
+    before, after: scores of the validation part, as chosen and fine-tuned.
     """
 
     around: Around
@@ -104,11 +112,12 @@ class Specialised:
     def within(self, latency: str) -> Specialised:
         """The same for another limit; nothing but the networks proposed for it is measured again.
 
+        What it leaves is in a directory of its own within the first one's.
+
         Raises:
             ConfigError: it is not understood. LimitError: no network keeps it.
         """
-        limit = self.around.limit_of(latency)
-        return _specialised(self.around, limit, chosen_within(self.around, limit))
+        return within(self.around, latency)
 
     def save(self, path: str | Path) -> None:
         """Write the network and its figures into a new directory, see `surgery.saved`.
@@ -121,32 +130,72 @@ class Specialised:
     def finetune(self, *, epochs: float | None = None, settings: TrainSettings = FINETUNE) -> Score:
         """Train the network on `train` with the model as its teacher; the best epoch is kept.
 
+        It begins with the network as it was chosen, whatever it was fine-tuned to before. Where the
+        call had an `out`, it is a stage there: killed, it goes on from its last checkpoint to the
+        same bits, and finished, it is not done again, unless the settings are others.
+
         settings: of the training; `teacher_share` of the loss is the distance to the model's
         outputs.
         """
         settings = settings if epochs is None else replace(settings, epochs=epochs)
-        brought, machine = self.around.brought, Machine()
-        share, distance = settings.teacher_share, distance_for(brought.task.loss, TEMPERATURE)
-        task = brought.task
-        if share:
-            task = distilled(task, brought.model, share=share, distance=distance)
-        job = Training(
-            network=self.network,
-            task=task,
-            train=brought.train,
-            valid=brought.valid,
-            settings=settings,
-            seed=brought.seed,
-            may_skip=True,
-            stage="finetune",
-        )
-        with brought.reporter.bar("fine-tuning") as update:
-            run_loop(job, callbacks=[ProgressBar(update)])
-        self.network = job.network.eval()
-        self.after = evaluate(self.network, brought.task, brought.valid, machine)
+        brought = self.around.brought
+        records = brought.records
+        with records.store.held():
+            _begin_anew_unless_same(records, settings)
+            if not records.done(FINETUNED):
+                title = f"{settings.epochs:.4g} epochs with the model as teacher"
+                with brought.stage(FINETUNED, title) as facts:
+                    network = self.around.space.network(self.chosen.indices)
+                    job = finetuning(brought, network, settings)
+                    records.drive(FINETUNED, job, "fine-tuning")
+                    records.store.save_tensors(LEARNED, job.network.state_dict())
+                    self._take_learned()
+                    assert self.after is not None
+                    facts |= {"accuracy": self.after.accuracy, "loss": self.after.loss}
+                    facts["files"] = [LEARNED]
+            self._take_learned()
+            records.store.write_json(SUMMARY, self.summary)
+        assert self.after is not None
         words = f"{self.before.value[0]:.4f} -> {self.after.value[0]:.4f}"
         brought.reporter.say(f"  validation score {words}")
         return self.after
+
+    def _take_learned(self) -> None:
+        """The weights that fine-tuning left."""
+        brought = self.around.brought
+        network = self.around.space.network(self.chosen.indices)
+        brought.records.store.load_weights(LEARNED, network)
+        self.network = network.eval()
+        self.after = evaluate(network, brought.task, brought.valid, Machine())
+
+
+def finetuning(brought: Trained, network: nn.Module, settings: TrainSettings) -> Training:
+    """The training of a network made of the model, which teaches it."""
+    task, distance = brought.task, distance_for(brought.task.loss, TEMPERATURE)
+    if share := settings.teacher_share:
+        task = distilled(task, brought.model, share=share, distance=distance)
+    return Training(
+        network=network,
+        task=task,
+        train=brought.train,
+        valid=brought.valid,
+        settings=settings,
+        seed=brought.seed,
+        may_skip=True,
+        stage=FINETUNED,
+    )
+
+
+def _begin_anew_unless_same(records: Records, settings: TrainSettings) -> None:
+    """Forget a fine-tuning of other settings, or of another network."""
+    store = records.store
+    now = {"settings": json.loads(json.dumps(asdict(settings))), "of": store.digest(WEIGHTS)}
+    if store.has(BEGUN) and store.read_json(BEGUN) == now:
+        return
+    records.undo(FINETUNED)
+    for name in (LEARNED, f"{LEARNED}.sha256"):
+        store.remove(name)
+    store.write_json(BEGUN, now)
 
 
 # --- the path to it ---
@@ -165,22 +214,41 @@ def specialise_model(brought: Trained, target_latency: str, blocks: Any = "auto"
     latencies = measured(found)
     limit_of(target_latency, latencies, brought)  # before anything is fitted
     space = around(found, latencies)
-    limit = space.limit_of(target_latency)
-    made: list[Specialised] = []
+    return _chosen(space, space.limit_of(target_latency))
+
+
+def within(space: Around, latency: str) -> Specialised:
+    """The network for one limit of several, in a store of its own.
+
+    Raises:
+        ConfigError: the limit is not understood. LimitError: no network keeps it.
+    """
+    limit, brought = space.limit_of(latency), space.brought
+    brought = replace(brought, records=brought.records.below(f"within/{limit:.6g}ms"))
+    with brought.records.store.held():
+        return _chosen(replace(space, brought=brought), limit)
+
+
+def _chosen(space: Around, limit: float) -> Specialised:
+    """The network for the limit; what the stages leave is in the records of `space.brought`.
+
+    Raises:
+        LimitError: no network of the space keeps it, as measured.
+    """
+    brought = space.brought
+    store = brought.records.store
 
     def keep(choice: Choice) -> dict[str, Any]:
-        made.append(_specialised(space, limit, choice))
-        files = files_of(made[0].network, made[0].summary, made[0].table)
+        files = files_of(space.space.network(choice.chosen.indices), space.table)
         for name, content in files.items():
-            brought.records.store.write(name, content)
+            store.write(name, content)
         return {"files": list(files)}
 
     choice = recorded_choice(space, limit, keep)
-    return made[0] if made else _specialised(space, limit, choice)
-
-
-def _specialised(space: Around, limit: float, choice: Choice) -> Specialised:
-    brought = space.brought
     network = space.space.network(choice.chosen.indices)
     before = evaluate(network, brought.task, brought.valid, Machine())
-    return Specialised(around=space, limit_ms=limit, network=network, choice=choice, before=before)
+    made = Specialised(around=space, limit_ms=limit, network=network, choice=choice, before=before)
+    if brought.records.done(FINETUNED):
+        made._take_learned()
+    store.write_json(SUMMARY, made.summary)
+    return made
