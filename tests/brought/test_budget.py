@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,6 +47,25 @@ def test_the_last_stage_takes_all_but_what_is_kept_for_the_end() -> None:
     clock.sleep(2000)
     assert mine.seconds_for("train") == 0
     assert mine.left == -1000
+
+
+def test_every_stage_has_its_least_and_only_the_rest_is_divided() -> None:
+    """A stage that took too long takes from the rest alone, as long as there is any."""
+    clock = Clock()
+    mine = budget(clock)
+    for stage, seconds in {"search": 100, "derive": 60, "train": 150, "exit": 10}.items():
+        mine.reserve(stage, seconds)
+    rest = 1000 * (1 - MARGIN) - 320
+    assert mine.spare == pytest.approx(rest)
+    assert mine.seconds_for("search") == pytest.approx(100 + 0.4 * rest)
+    mine.fitted.append("search")
+    assert mine.seconds_for("search") == pytest.approx(100 + 0.4 * rest)  # while it goes on
+    assert mine.spare == pytest.approx(rest + 100)
+    clock.sleep(780)
+    assert mine.seconds_for("derive") == pytest.approx(220 * (1 - MARGIN) - 160)  # and no more
+    assert mine.spare == pytest.approx(220 * (1 - MARGIN) - 220)
+    clock.sleep(150)
+    assert mine.seconds_for("train") == pytest.approx(70 * (1 - MARGIN) - 10)  # what there is
 
 
 def test_a_run_that_goes_on_counts_what_it_took_before() -> None:
@@ -148,3 +170,32 @@ def test_a_budget_that_cannot_be_kept_is_refused_before_anything_is_measured(
     assert "the budget 1s is too short: the least useful run of these settings takes about" in line
     assert "--pretrained" in line
     assert "measure:" not in error
+
+
+def test_the_clock_starts_with_the_process() -> None:
+    """Of a process that waits before it asks; where the system does not tell, by its CPU time."""
+    code = (
+        "import time; from pathlib import Path; from proxylessnas.io.process import began; "
+        "start = time.monotonic(); time.sleep(0.3); "
+        "print(start - began(), time.process_time() - time.monotonic() + began(Path('none')))"
+    )
+    before = time.monotonic()
+    words = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    passed = time.monotonic() - before
+    since, cpu = map(float, words.split())
+    assert 0 < since < passed - 0.3 + 0.02
+    assert abs(cpu) < 0.05
+
+
+def test_cold_steps_that_take_long_are_not_timed_to_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A budget that is far too short is refused soon: the faster of two steps has to do."""
+    clock, job = Clock(), SimpleNamespace(step=0)
+    monkeypatch.setattr(fitting.time, "perf_counter", clock)
+    seconds = iter([9.0, 5.0, 1.0, 1.0, 2.0])
+    step = lambda: clock.sleep(next(seconds))  # noqa: E731
+    assert fitting.mean_seconds(step, 2, job, warmup=3, most=10) == 5  # type: ignore[arg-type]
+    assert (job.step, clock()) == (2, 14)
+    seconds = iter([9.0, 5.0, 1.0, 1.0, 2.0])
+    assert fitting.mean_seconds(step, 2, job, warmup=3) == 1.5  # type: ignore[arg-type]

@@ -58,13 +58,13 @@ def test_the_baselines_have_a_share_where_they_are_wanted() -> None:
     assert "by-hand" not in shares(RunConfig(**pretrained, baselines=False))
 
 
-@pytest.mark.parametrize(("left", "has_time"), [(11.0, True), (9.0, False), (None, True)])
+@pytest.mark.parametrize(("spare", "has_time"), [(11.0, True), (9.0, False), (None, True)])
 def test_baselines_that_would_break_the_budget_are_left_out(
-    left: float | None, has_time: bool
+    spare: float | None, has_time: bool
 ) -> None:
     """One takes about as long as the training of the network that was found."""
     session = SimpleNamespace(
-        budget=None if left is None else SimpleNamespace(left=left),
+        budget=None if spare is None else SimpleNamespace(spare=spare),
         ranks=ALONE,
     )
     assert finishing.has_time(session, 10.0) is has_time  # type: ignore[arg-type]

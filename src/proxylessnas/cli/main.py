@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
+import time
 
 from proxylessnas.errors import ConfigError, UserError, did_you_mean
 from proxylessnas.io.console import write_anything
+from proxylessnas.io.process import began
 from proxylessnas.io.stopping import Signal, Stopped, listening
 from proxylessnas.session import STAGES
 
@@ -40,14 +43,15 @@ VERBS = ("run", *STAGES, "predict", "report", "watch", "tables", "zoo", "complet
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0 done, 2 wrong input, 130 interrupted; a bug keeps its traceback."""
-    words = sys.argv[1:] if argv is None else argv
+    # A budget counts from the command; in a process of others, from the call.
+    started, words = (began(), sys.argv[1:]) if argv is None else (time.monotonic(), argv)
     # Torch's threads spin while they wait for one another. Where another process has taken one
     # of their cores, that costs 20 times the step; a short spin costs nothing on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     write_anything()
     try:
         with listening() as signal:
-            return _verb(words, signal)
+            return _verb(words, signal, started)
     except UserError as error:
         rank = os.environ.get("RANK", "0")  # of several, each says its own
         name = "proxylessnas" if rank == "0" else f"proxylessnas, rank {rank}"
@@ -59,9 +63,14 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    finally:
+        if (
+            argv is None
+        ):  # the process ends: Python would look through torch for cycles, seconds long
+            gc.freeze()
 
 
-def _verb(words: list[str], signal: Signal) -> int:
+def _verb(words: list[str], signal: Signal, started: float) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -76,7 +85,7 @@ def _verb(words: list[str], signal: Signal) -> int:
     from proxylessnas.cli import flags, options, stages  # only now: the help above is instant
 
     if verb not in flags.OPTIONS:
-        return stages.main(verb, signal, rest)
+        return stages.main(verb, signal, rest, started)
     chosen = options.parsed(verb, rest)
     if chosen is not None:  # torch, too, only where there is something to do
         return importlib.import_module(f"proxylessnas.cli.{verb}").main(chosen) or 0

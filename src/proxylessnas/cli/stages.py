@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -48,9 +47,11 @@ FLAGS = (
 )
 
 
-def main(verb: str, signal: Signal, words: list[str]) -> int:
-    """The verb with its words; returns the exit code."""
-    started = time.monotonic()  # a budget counts from here
+def main(verb: str, signal: Signal, words: list[str], started: float) -> int:
+    """The verb with its words; returns the exit code.
+
+    started: when the command began, in seconds of `time.monotonic`; a budget counts from there.
+    """
     parser = stage_parser(verb)
     explained = wanted(verb, parser, words)
     if explained is not None:

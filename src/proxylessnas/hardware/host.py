@@ -84,6 +84,12 @@ def waited_s() -> float:
         return 0.0
 
 
+def crowd() -> float:
+    """How many times as long as alone the calling thread took so far, since others had its core."""
+    ran = time.thread_time()
+    return (ran + waited_s()) / ran
+
+
 @contextlib.contextmanager
 def pinned(wanted: bool) -> Iterator[int | None]:
     """The calling thread on the idlest core, as long as it lasts; None where it is not."""

@@ -21,7 +21,7 @@ from proxylessnas.runs.specialised import (
     SpecialisedProblem,
     images_of,
 )
-from proxylessnas.session.finishing import once_more
+from proxylessnas.session.finishing import has_time, once_more
 from proxylessnas.session.fitting import fit
 from proxylessnas.session.pipeline import stop_if_asked
 from proxylessnas.session.problem import Part
@@ -98,8 +98,10 @@ def _fine_tuned(
         session.drive(stage, job, "teaching")
         return taught(job, fit)
 
+    start = time.monotonic()
     teacher = learn("teach")
-    if teacher.best_step > 0 or session.config.teach.clip_norm:
+    steady = session.config.teach.clip_norm or not has_time(session, time.monotonic() - start)
+    if teacher.best_step > 0 or steady:
         return teacher
     return once_more(session, ("teach", "train"), "the linear classifier", learn)
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 
 from proxylessnas.config import RunConfig, TrainSettings
+from proxylessnas.hardware.host import crowd
 from proxylessnas.runs.defaults import RATE_STEPS
 from proxylessnas.runs.specialised import SpecialisedProblem
 from proxylessnas.session.budget import Budget
@@ -18,7 +19,7 @@ from proxylessnas.session.fitting import (
     Fit,
     fit_measure,
     mean_seconds,
-    refuse_below,
+    reserve_least,
     seconds_of_training_step,
 )
 from proxylessnas.session.memory import fit_memory
@@ -32,7 +33,8 @@ SHARES = {"teach": 0.26, "candidates": 0.12, "measure": 0.04, "search": 0.15, "t
 BY_HAND = 0.3
 LEAST_STEPS, LEAST_PHOTOS = 30, 32  # of every training, and of scores
 PASSES = 80  # of the teacher over a photo that scores all candidates: about half a pass for each
-FIXED = 45.0  # seconds of cutting, measuring, deriving and exporting on a machine of two cores
+# Seconds of cutting, measuring, deriving and exporting each, on a machine of two cores.
+FIXED = 12.0
 
 
 def shares(config: RunConfig) -> dict[str, float]:
@@ -42,6 +44,8 @@ def shares(config: RunConfig) -> dict[str, float]:
 
 def begin_within(session: Session, problem: SpecialisedProblem, budget: Budget) -> None:
     """Time a few steps, and refuse a budget in which nothing useful can be done.
+
+    What has fixed seconds takes longer where other programs have the cores, as they had so far.
 
     Raises:
         ConfigError: how long the least useful run takes.
@@ -58,16 +62,22 @@ def begin_within(session: Session, problem: SpecialisedProblem, budget: Budget) 
             fit_memory(job, "teach", config.memory)
             step = mean_seconds(job.take_step, 3, job)
             undo()
-        return {"step": step, "image": step / config.teach.batch_size / 3}  # no way back
+        image = step / config.teach.batch_size / 3  # no way back
+        return {"step": step, "image": image, "crowd": crowd()}
 
     budget.speeds = session.ranks.of_main(timed)
-    step, image = budget.speeds["step"], budget.speeds["image"]
-    end = 3 * size("test") * image
-    trainings = 5 if config.baselines else 3
-    features = size("search") * image
-    least = trainings * LEAST_STEPS * step + features + PASSES * LEAST_PHOTOS * image + end + FIXED
-    refuse_below(session, budget, least, "take fewer pixels (--image-size)")
-    budget.reserve("the end", end + FIXED / 3)
+    speeds = budget.speeds
+    step, image, fixed = speeds["step"], speeds["image"], FIXED * speeds["crowd"]
+    training = LEAST_STEPS * step
+    least = {
+        "teach": training + size("search") * image,
+        "candidates": fixed + PASSES * LEAST_PHOTOS * image,
+        "measure": fixed,
+        "search": training,
+        "train": fixed + training,
+        "the end": fixed + 3 * size("test") * image,  # baselines only where there is time
+    }
+    reserve_least(session, budget, least, "take fewer pixels (--image-size)")
 
 
 def _fit_teach(session: Session, seconds: float, speeds: dict[str, float]) -> RunConfig:
@@ -83,7 +93,7 @@ def _fit_teach(session: Session, seconds: float, speeds: dict[str, float]) -> Ru
 
 def _fit_candidates(session: Session, seconds: float, speeds: dict[str, float]) -> RunConfig:
     config = session.config
-    photos = int(max(LEAST_PHOTOS, (seconds - FIXED / 3) / speeds["image"] / PASSES))
+    photos = int(max(LEAST_PHOTOS, (seconds - FIXED * speeds["crowd"]) / speeds["image"] / PASSES))
     most = config.candidates.score_images
     return replace(config, candidates=replace(config.candidates, score_images=min(photos, most)))
 

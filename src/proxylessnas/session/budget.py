@@ -6,14 +6,14 @@ Whatever an earlier stage took too much or too little is shared by those that co
 How a stage joins: it has a share in its road's `shares`, whose order is that of the stages. When
 it begins it asks `budget.seconds_for(STAGE)`, fits its settings to these seconds, and records them
 with `budget.keep(...)`, so that a run that goes on does not fit them again (`fitting.py` does that
-for the stages of a search from scratch). What a later stage takes whatever is fitted, such as an
-export, is set aside: `budget.reserve(STAGE, seconds)`.
+for the stages of a search from scratch). What a stage takes at least, and what an export takes
+whatever is fitted, is set aside: `budget.reserve(STAGE, seconds)`; only the rest is divided.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,8 @@ FILE = "budget.json"
 FROM_SCRATCH = {"measure": 0.1, "search": 0.38, "derive": 0.11, "train": 0.41}
 LONGER, ENOUGH = 1.15, 0.5  # of its seconds and of its steps: a search that took both ends
 MARGIN = 0.02  # of what is left: the noise of all estimates
+# Python's end takes about a fifth of its start, which is heard of when the budget is opened.
+ENDING, MOST_ENDING = 0.2, 0.03  # of these seconds, and of the budget
 QUARTERS, WORTH_A_CHANGE = (0.25, 0.5, 0.75), 0.03
 KEPT = {"fitted": list[str], "reserved": dict[str, float], "speeds": dict[str, float]}
 
@@ -63,15 +65,26 @@ class Budget:
         """Seconds; negative where the budget is exceeded."""
         return self.total - self.spent
 
+    @property
+    def spare(self) -> float:
+        """Seconds that no stage to come needs."""
+        return self._free(self.fitted)
+
+    def _free(self, stages: Sequence[str]) -> float:
+        """Seconds that are left for these stages: what is kept for others is taken off."""
+        kept = sum(seconds for name, seconds in self.reserved.items() if name not in stages)
+        return self.left * (1 - MARGIN) - kept
+
     def seconds_for(self, stage: str) -> float:
         """Seconds of what is left that are this stage's, with all stages from it on to come.
 
-        At least 0. What is reserved for stages is taken off first.
+        At least 0: what is kept for it, and its share of what nothing is kept for.
         """
         names = list(self.shares)
-        coming = names[names.index(stage) :]
-        free = self.left * (1 - MARGIN) - sum(self.reserved.values())
-        return max(0.0, free) * self.shares[stage] / sum(self.shares[name] for name in coming)
+        begun, coming = names[: names.index(stage) + 1], names[names.index(stage) :]
+        free = max(0.0, self._free(begun))
+        least = min(free, self.reserved.get(stage, 0.0))
+        return least + (free - least) * self.shares[stage] / sum(self.shares[n] for n in coming)
 
     def reserve(self, stage: str, seconds: float) -> None:
         """Keep seconds for a stage, in place of what was kept for it before."""
@@ -143,6 +156,7 @@ def open_budget(
         return None
     total = 60 * parse_minutes(text)
     budget = Budget(total=total, shares=shares, started=started, fits=fits or {})
+    budget.reserve("exit", min(ENDING * budget.spent, MOST_ENDING * total))
     if store.has(FILE):
         values, where = store.read_json(FILE), str(store.file(FILE))
         if not isinstance(values, dict) or values.keys() != {"spent", *KEPT}:

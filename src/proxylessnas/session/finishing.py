@@ -146,9 +146,9 @@ def _score(session: Session, network: nn.Module) -> Score:
 
 
 def has_time(session: Session, seconds: float) -> bool:
-    """Whether the budget, where there is one, leaves so many seconds."""
+    """Whether the budget, where there is one, has so many seconds to spare."""
     budget = session.budget
-    return budget is None or session.ranks.of_main(lambda: budget.left > seconds)
+    return budget is None or session.ranks.of_main(lambda: budget.spare > seconds)
 
 
 def _pace(session: Session, stage: str, job: Training) -> list[Pace]:

@@ -16,7 +16,7 @@ from functools import partial
 
 import torch
 
-from proxylessnas.config import DeriveSettings, RunConfig
+from proxylessnas.config import DeriveSettings, MeasureSettings, RunConfig
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.estimators import estimator_of
 from proxylessnas.core.search import Search
@@ -38,6 +38,7 @@ from proxylessnas.training.train import Training
 # trained, rounds of architecture steps in which all are compared, and steps of the training.
 WARMUP_ROUNDS, COMPARED_ROUNDS, TRAINING_STEPS = 2, 6, 100
 LATE = 0.05  # of a budget, by which an estimate may exceed it: half of what a run may
+TRIAL = 0.05  # of a budget, that timing steps of one kind may take
 LEAST_ROUNDS, LEAST_NETWORKS = 3, 4  # of the stage `measure`
 FEW_IMAGES, FEW_NETWORKS = 500, 2  # of the scores in `derive`
 # Seconds in which a runtime takes a candidate, and a whole network; those of exporting.
@@ -66,14 +67,22 @@ def begin_within(session: Session, budget: Budget) -> None:
         "take fewer pixels (--image-size), a narrower space (--space-settings), or, for photos, "
         "trained weights (--pretrained efficientnet_lite0)"
     )
-    refuse_below(session, budget, _least_seconds(session, budget.speeds), remedy)
-    budget.reserve("the end", _end_seconds(session, budget.speeds))
+    reserve_least(session, budget, _least_seconds(session, budget.speeds), remedy)
 
 
-def refuse_below(session: Session, budget: Budget, least: float, remedy: str) -> None:
-    """ConfigError where the least useful run takes more seconds from here on than there are."""
-    if session.ranks.of_main(lambda: budget.left + LATE * budget.total < least):
-        asked, takes = session.config.budget, session.ranks.of_main(lambda: budget.spent + least)
+def reserve_least(
+    session: Session, budget: Budget, least: Mapping[str, float], remedy: str
+) -> None:
+    """Keep what every stage of the least useful run takes from here on, in seconds.
+
+    Raises:
+        ConfigError: it is more than there is; the message says how long such a run takes.
+    """
+    for stage, seconds in least.items():
+        budget.reserve(stage, seconds)
+    if session.ranks.of_main(lambda: budget.spare + LATE * budget.total < 0):
+        asked = session.config.budget
+        takes = session.ranks.of_main(lambda: budget.total - budget.spare)
         raise ConfigError(
             f"the budget {asked} is too short: the least useful run of these settings takes about "
             f"{duration(takes)} (minutes:seconds) here; allow that, or {remedy}"
@@ -123,8 +132,9 @@ def _time_steps(session: Session, budget: Budget) -> None:
             job.prepare()  # for good: the trial ends here
             widest = int(session.supernet.mask.sum(1).max())
             # In as many steps each candidate runs once; its first time takes several times as long.
-            weight = mean_seconds(job.weight_step, widest, job, warmup=widest)
-            architecture = mean_seconds(job.architecture_step, 2, job)
+            most = TRIAL * budget.total
+            weight = mean_seconds(job.weight_step, widest, job, warmup=widest, most=most)
+            architecture = mean_seconds(job.architecture_step, 2, job, most=most)
         scale = 1 / share_of_batch(session)
         image = weight * scale / session.config.search.batch_size / 3  # without the way back
         return {"weight": weight * scale, "architecture": architecture * scale, "image": image}
@@ -133,18 +143,27 @@ def _time_steps(session: Session, budget: Budget) -> None:
 
 
 def mean_seconds(
-    step: Callable[[], object], count: int, job: Search | Training, *, warmup: int = 1
+    step: Callable[[], object],
+    count: int,
+    job: Search | Training,
+    *,
+    warmup: int = 1,
+    most: float = math.inf,
 ) -> float:
-    """Of `count` steps, after some to warm up."""
-    times = []
-    for _ in range(warmup + count):
+    """Of `count` steps, after some to warm up.
+
+    most: seconds that this may take; where two steps take more, the faster one has to do.
+    """
+    times: list[float] = []
+    while len(times) < warmup + count and (len(times) < 2 or sum(times) < most):
         wait()
         start = time.perf_counter()
         step()
         job.step += 1
         wait()
         times.append(time.perf_counter() - start)
-    return sum(times[warmup:]) / count
+    timed = times[warmup:]
+    return sum(timed) / len(timed) if timed else min(times)
 
 
 def seconds_of_training_step(session: Session) -> float:
@@ -164,7 +183,8 @@ def seconds_of_training_step(session: Session) -> float:
 
 def fit_measure(session: Session, seconds: float, speeds: dict[str, float]) -> RunConfig:
     """Fewer rounds, and fewer whole networks; one of the runtime's sessions each is the least."""
-    m, whole = session.config.measure, _table_seconds(session, speeds)
+    m = session.config.measure
+    whole = _table_seconds(session, speeds, m)
     loading = CANDIDATE * len(session.trace.units)
     share = max(0.0, seconds - loading) / max(whole - loading, 1e-9)
     if session.config.table is not None or share >= 1:
@@ -274,8 +294,8 @@ def _networks_to_train(session: Session) -> float:
 # --- estimates before anything is measured ---
 
 
-def _least_seconds(session: Session, speeds: dict[str, float]) -> float:
-    """Of the least useful run, from here on."""
+def _least_seconds(session: Session, speeds: dict[str, float]) -> dict[str, float]:
+    """Of the least useful run, from here on, by its stages."""
     config, widest = session.config, session.supernet.mask.shape[1]
     weight, architecture, image = (speeds[k] for k in ("weight", "architecture", "image"))
     warmup = WARMUP_ROUNDS * widest if config.search.warmup_epochs else 0
@@ -284,15 +304,18 @@ def _least_seconds(session: Session, speeds: dict[str, float]) -> float:
     images = _fewer(config.derive.recalibrate_images, 0) + _fewer(_score_images(session), 0)
     train = TRAINING_STEPS * config.train.batch_size / config.search.batch_size * weight
     networks = 4 if config.baselines else 1
-    derive = FEW_NETWORKS * images * image
-    end = _end_seconds(session, speeds)
-    return _table_seconds(session, speeds) + search + derive + networks * train + end
+    return {
+        "measure": _table_seconds(session, speeds, fit_measure(session, 0.0, speeds).measure),
+        "search": search,
+        "derive": FEW_NETWORKS * images * image,
+        "train": networks * train,
+        "the end": _end_seconds(session, speeds),
+    }
 
 
-def _table_seconds(session: Session, speeds: dict[str, float]) -> float:
-    """Of the stage `measure`."""
-    config, m = session.config, session.config.measure
-    if config.table is not None:
+def _table_seconds(session: Session, speeds: dict[str, float], m: MeasureSettings) -> float:
+    """Of the stage `measure` with these settings."""
+    if session.config.table is not None:
         return 0.0
     widest, milliseconds = session.supernet.mask.shape[1], _network_ms(session, speeds)
     visits = m.rounds * (m.runs + m.warmup) * widest * milliseconds / 1000
