@@ -10,9 +10,9 @@ from image_folders import load, make_folder, mixed_size, picture, whole_part
 from PIL import Image
 
 from proxylessnas.data import survey
+from proxylessnas.data.content import Header
 from proxylessnas.data.decode import ImageShape
 from proxylessnas.data.stores import PixelsInMemory, StreamedImages
-from proxylessnas.data.survey import Header
 
 
 def test_images_of_mixed_size_are_photos(tmp_path: Path) -> None:

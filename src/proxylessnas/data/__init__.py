@@ -11,6 +11,7 @@ watching.py        progress of what takes long
 source.py          `Source`, which every kind becomes: images opened by number, with labels
 splits.py          how a split is made
 decode.py          how an image is decoded
+content.py         what is to be said of images: constant, of one colour, seen before
 survey.py          all images looked at once: sizes, damage, mean and deviation
 load.py            `load_data`: all of the above in order
 dataset.py         `ImageData`, its result, and `DataSummary`, counts of everything that was read

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from proxylessnas.architecture import InputInfo
+from proxylessnas.data.content import (
+    Blank,
+    Header,
+    Statistics,
+    mean_and_std,
+    nothing_to_see,
+    of_content,
+    of_depth,
+    of_twins,
+)
 from proxylessnas.data.decode import (
     DamagedImage,
     ImageShape,
@@ -42,8 +52,6 @@ SAMPLE = 4096  # images whose headers and pixels are looked at, where not all ar
 PHOTO_SHARE = 0.875  # of a photo's shorter side is seen in evaluation
 DEEP_SAMPLE = 512  # images of more than 8 bits that tell the range of their values
 BLANK = 3  # of 255: an image is of one colour if no channel has a greater range
-FAINT = 5  # of 255: a set is practically constant if no channel has a greater deviation
-ALIKE = 8  # of 255: images of one colour are of the same one if they differ by no more
 _BLOCK = 16  # images that a thread decodes at a time; a slow disk soon shows a count
 
 
@@ -99,7 +107,7 @@ def survey_images(
             pixels, damaged, statistics = survey.decode_all(
                 examined, frozenset(sample.tolist()), progress
             )
-            nothing = _nothing_to_see(source, statistics)
+            nothing = nothing_to_see(source, statistics)
             if not nothing:
                 break
             if background == "black" or not any(header.is_transparent for header in headers):
@@ -121,20 +129,11 @@ def survey_images(
         rows={part: np.flatnonzero(roles == part).astype(np.int64) for part in parts},
         pixels=torch.from_numpy(pixels[intact] if damaged else pixels) if only_size else None,
         notes=[
-            *_depth(info),
-            *_content(headers, statistics),
-            *_twins(source, parts, statistics.hashes),
+            *of_depth(info),
+            *of_content(headers, len(headers) == SAMPLE, statistics),
+            *of_twins(source, parts, statistics.hashes),
         ],
     )
-
-
-class Header(NamedTuple):
-    """What the header of an image file says."""
-
-    shape: ImageShape
-    is_deep: bool
-    is_transparent: bool
-    frames: int
 
 
 def read_headers(reader: ImageReader, numbers: Indices, progress: Progress) -> list[Header]:
@@ -235,25 +234,6 @@ class UnexpectedDepth(Exception):
     """An image has values of more than 8 bits, whose range is not known yet."""
 
 
-class Blank(NamedTuple):
-    """An image of one colour: its number, and the mean of each channel."""
-
-    number: int
-    means: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Over the training images that were counted: how often each value of a pixel occurs, int64
-    [channels, 256]; how many images there are; and those of one colour. Over all that were decoded:
-    number -> a hash of the pixels, but for images of one colour."""
-
-    counts: NDArray[np.int64]
-    images: int
-    blanks: tuple[Blank, ...]
-    hashes: Mapping[int, bytes]
-
-
 @dataclass(frozen=True)
 class _Survey:
     """Images looked at under one format. only_size: (height, width) that all files must have."""
@@ -319,79 +299,6 @@ class _Survey:
             if is_deep(image) and not self.has_deep:
                 raise UnexpectedDepth
             return decode(image, info)
-
-
-def _depth(info: InputInfo) -> list[str]:
-    notes = []
-    if info.value_range is not None:
-        low, high = info.value_range
-        notes += [f"images of more than 8 bits: values from {low:g} to {high:g} become 0 to 255"]
-    if info.background == "black":
-        notes += ["transparent pixels are put on black: on white there is nothing to see"]
-    return notes
-
-
-def _nothing_to_see(source: Source, statistics: Statistics) -> str:
-    """Why the images have practically no content; empty where they have."""
-    counts, blanks = statistics.counts, statistics.blanks
-    remedy = "look at the files: is their content in another range, channel or frame?"
-    if statistics.images and max(mean_and_std(counts)[1]) * 255 < FAINT:
-        used = np.flatnonzero(counts.sum(0))
-        return (
-            f"the images of {source.name} are practically constant: their pixels are from "
-            f"{used[0]} to {used[-1]} of 0 to 255, with a deviation under {FAINT}; {remedy}"
-        )
-    same = bool(blanks) and np.ptp([blank.means for blank in blanks], axis=0).max() <= ALIKE
-    if same and 2 * len(blanks) > statistics.images:
-        return (
-            f"{len(blanks):,} of {statistics.images:,} images of {source.name} are of one and the "
-            f"same colour, such as {source.reader.describe(blanks[0].number)}; {remedy}"
-        )
-    return ""
-
-
-def _content(headers: Sequence[Header], statistics: Statistics) -> list[str]:
-    """What is to be said of the content of the images."""
-    blanks = statistics.blanks
-    moving = sum(header.frames > 1 for header in headers)
-    of_sample = f" of {len(headers):,} looked at" if len(headers) == SAMPLE else ""
-    notes = [f"{len(blanks):,} training images of one colour"] if blanks else []
-    if moving:
-        notes.append(f"{moving:,}{of_sample} animated or of several pages: the first is read")
-    return notes
-
-
-def _twins(source: Source, parts: Mapping[str, Indices], hashes: Mapping[int, bytes]) -> list[str]:
-    """What is to be said of images that are there more than once, as far as all were looked at."""
-    notes, first = [], {hashes[n]: n for n in parts["train"].tolist() if n in hashes}
-    for role, numbers in ((role, part.tolist()) for role, part in parts.items()):
-        twins = [(n, first[hashes[n]]) for n in numbers if hashes.get(n) in first]
-        if role != "train" and twins:
-            notes.append(
-                f"{len(twins):,} of {len(numbers):,} {role} images are in the training part as "
-                "well, pixel for pixel: what they score is learned by heart"
-            )
-        unlike = [pair for pair in twins if source.labels[pair[0]] != source.labels[pair[1]]]
-        if unlike:
-            one, other = map(source.reader.describe, unlike[0])
-            notes.append(
-                f"{len(unlike):,} {role} images have another label in the training part, such as "
-                f"{one} and {other}"
-            )
-    return notes
-
-
-def mean_and_std(counts: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per channel, of pixels in [0, 1]; the deviation of a constant channel is 1/255.
-
-    counts: [channels, 256], how often each value of a pixel occurs.
-    """
-    values = np.arange(256) / 255
-    total = counts.sum(axis=1)
-    mean = counts @ values / total
-    variance = (counts * (values[None] - mean[:, None]) ** 2).sum(axis=1) / total
-    std = np.maximum(np.sqrt(variance), 1 / 255)
-    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def evenly(numbers: Indices, count: int) -> Indices:

@@ -101,18 +101,35 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def paid(accuracy: float, by_hand: Mapping[str, float], examples: int) -> str:
+@dataclass(frozen=True)
+class Rival:
+    """A network made by hand: its accuracy, and on how many of the test images the network that
+    was found is right where this one errs (won), and the other way round (lost)."""
+
+    accuracy: float
+    won: int
+    lost: int
+
+    def points(self, examples: int) -> tuple[float, float]:
+        """(lead of the network that was found over this one, its 95 % interval's half), in points.
+
+        On the same images, so only those count on which one alone is right: the interval for
+        matched pairs of Bonett and Price (2012), which adds one to either count.
+        """
+        won, lost, n = self.won + 1, self.lost + 1, examples + 2
+        error = math.sqrt((won + lost - (won - lost) ** 2 / n) / n / n)
+        return 100 * (self.won - self.lost) / max(1, examples), 100 * Z * error
+
+
+def paid(by_hand: Mapping[str, Rival], examples: int) -> str:
     """Whether a search was worth it, against networks of the same latency made by hand.
 
-    by_hand: name -> accuracy on the same images. A difference counts where it is beyond two
-    standard errors of that between two networks which err independently; on the same images they
-    do not, so that this is careful.
+    by_hand: by name, at least one. examples: test images, the same for all.
     """
-    name = max(by_hand, key=by_hand.__getitem__)
-    best, points = by_hand[name], 100 * (accuracy - by_hand[name])
-    spread = accuracy * (1 - accuracy) + best * (1 - best)
-    noise = 100 * Z * math.sqrt(spread / max(1, examples))
-    against = f"{name.replace('_', ' ')}, the best by hand at its latency ({_percent(best)})"
+    name, best = max(by_hand.items(), key=lambda item: item[1].accuracy)
+    points, noise = best.points(examples)
+    rival = _percent(best.accuracy)
+    against = f"{name.replace('_', ' ')}, the best by hand at its latency ({rival})"
     if abs(points) <= noise:
         return (
             f"the search: {points:+.1f} points against {against}; {examples:,} test images tell "

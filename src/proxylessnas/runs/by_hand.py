@@ -8,13 +8,13 @@ network that was found, and fine-tuned as long.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from proxylessnas.config import TrainSettings
 from proxylessnas.data import Batches
@@ -31,6 +31,7 @@ from proxylessnas.session.fitting import mean_seconds
 from proxylessnas.session.problem import Problem
 from proxylessnas.session.session import Session
 from proxylessnas.training.evaluate import evaluate
+from proxylessnas.training.ranks import Ranks
 from proxylessnas.training.task import Task, batch_size
 from proxylessnas.training.train import Training
 
@@ -44,11 +45,22 @@ STAGE, FILE = "by-hand", "by-hand/{}.onnx"
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """A network, the size of its input in pixels, and its accuracy on the test part."""
+    """A network, the size of its input in pixels, and which test images it is right about.
+
+    right: bool, in the order of the test part; of several ranks, of this one's share.
+    """
 
     network: nn.Module
     size: int
     accuracy: float
+    right: Tensor
+
+    def alone(self, other: Compared, ranks: Ranks) -> list[int]:
+        """How many images this one is right about and the other is not, and the other way round."""
+        ours, theirs = self.right & ~other.right, other.right & ~self.right
+        counts = torch.stack([ours.sum(), theirs.sum()]).double()
+        ranks.sum([counts])
+        return [round(count) for count in counts.tolist()]
 
 
 def by_hand(session: Session, problem: SpecialisedProblem) -> None:
@@ -56,61 +68,60 @@ def by_hand(session: Session, problem: SpecialisedProblem) -> None:
     session.records.require("train")
     title = "what one would do by hand, at the same latency"
     with session.records.stage(STAGE, title, session.callbacks) as facts:
-        teacher, size = problem.teacher(), problem.data.info.shape[1]
+        size, test = problem.data.info.shape[1], problem.batches("test", session.config)
         majority = session.records.require("teach")["majority_class"]
-        test = problem.batches("test", session.config)
         facts["majority_accuracy"] = _share_of(majority, test)
-        facts["linear_accuracy"] = _accuracy(session, problem.linear(), test)
-        rows = {"teacher": Compared(teacher, size, _accuracy(session, teacher, test))}
-        found = trained_network(session).cpu()
-        if session.is_local and "latency" in session.limits:
-            keeps = _as_fast_as(session, found, size)
-            rivals: dict[str, Any] = {"uniform": _uniform}
-            if problem.takes_other_sizes:
-                rivals["smaller_input"] = _smaller_input
-            for name, make in rivals.items():
-                if not has_time(session, session.records.require("train")["seconds"]):
-                    session.reporter.say(f"  {name}: left out, the budget has no time for it")
-                    continue
-                row = make(session, problem, teacher, keeps)
-                if row is None:
-                    session.reporter.say(f"  {name}: none is as fast as the network found")
-                else:
-                    rows[name] = row
-        if session.config.from_scratch:
-            rows["from_scratch"] = _from_scratch(session, problem)
-        latencies = _latencies(
-            session,
-            {name: (r.network, r.size) for name, r in rows.items()} | {"found": (found, size)},
-        )
+        facts["linear_accuracy"] = _judged(session, problem.linear(), test, size).accuracy
+        teacher = _judged(session, problem.teacher(), test, size)
+        found = _judged(session, trained_network(session).cpu(), test, size)
+        rivals = dict(_rivals(session, problem, teacher.network, found))
+        latencies = _latencies(session, {"teacher": teacher, "found": found, **rivals})
         facts["found_ms"] = latencies["found"]
-        facts["baselines"] = _table(rows, latencies)
-        files = {name: FILE.format(name) for name in rows if name != "teacher"}
-        for name, file in files.items():
-            facts["baselines"][name]["file"] = file
-            session.ranks.of_main(partial(_write, session, file, rows[name]))
-        facts["files"] = list(files.values())
+        facts["baselines"] = _table({"teacher": teacher, **rivals}, latencies)
+        for name, rival in rivals.items():
+            file = FILE.format(name)
+            facts["baselines"][name] |= {"file": file, "alone": found.alone(rival, session.ranks)}
+            session.ranks.of_main(partial(_write, session, file, rival))
+            facts["files"] = [*facts["files"], file]
 
 
-def _as_fast_as(session: Session, found: nn.Module, found_size: int) -> Callable[..., bool]:
+def _rivals(
+    session: Session, problem: SpecialisedProblem, teacher: nn.Module, found: Compared
+) -> Iterator[tuple[str, Compared]]:
+    """What is as fast as the network found, as far as there is time, and such a thing."""
+    if session.is_local and "latency" in session.limits:
+        keeps = _as_fast_as(session, found)
+        makers: dict[str, Any] = {"uniform": _uniform}
+        if problem.takes_other_sizes:
+            makers["smaller_input"] = _smaller_input
+        for name, make in makers.items():
+            if not has_time(session, session.records.require("train")["seconds"]):
+                session.reporter.say(f"  {name}: left out, the budget has no time for it")
+            elif (rival := make(session, problem, teacher, keeps)) is not None:
+                yield name, rival
+            else:
+                session.reporter.say(f"  {name}: none is as fast as the network found")
+    if session.config.from_scratch:
+        yield "from_scratch", _from_scratch(session, problem)
+
+
+def _as_fast_as(session: Session, found: Compared) -> Callable[..., bool]:
     """Whether a network with inputs of a size takes no longer, measured in the same rounds."""
 
     def keeps(network: nn.Module, size: int) -> bool:
-        both = {"one": (network, size), "found": (found, found_size)}
+        both = {"one": (network, size), "found": (found.network, found.size)}
         report = measured(session, both, rounds=COMPARING_ROUNDS)
         return report["one"].raw_ms <= report["found"].raw_ms
 
     return keeps
 
 
-def _latencies(
-    session: Session, networks: Mapping[str, tuple[nn.Module, int]]
-) -> dict[str, float | None]:
+def _latencies(session: Session, rows: Mapping[str, Compared]) -> dict[str, float | None]:
     """Latencies that may be compared: all measured in the same rounds."""
     if not session.is_local:
-        return dict.fromkeys(networks)
-    report = measured(session, networks)
-    return {name: report[name].raw_ms for name in networks}
+        return dict.fromkeys(rows)
+    report = measured(session, {name: (row.network, row.size) for name, row in rows.items()})
+    return {name: report[name].raw_ms for name in rows}
 
 
 def _table(
@@ -137,14 +148,20 @@ def _write(session: Session, file: str, row: Compared) -> None:
     session.store.write(file, to_onnx(_as_exported(row.network), inputs, metadata=metadata))
 
 
-def _accuracy(
-    session: Session, network: nn.Module, test: Batches, problem: Problem | None = None
-) -> float:
-    """On the test part, as the device computes it. problem: see `as_deployed`."""
-    network = session.machine.place(copy.deepcopy(network))
+def _judged(
+    session: Session, network: nn.Module, test: Batches, size: int, problem: Problem | None = None
+) -> Compared:
+    """A network on the test part, as the device computes it. problem: see `as_deployed`."""
+    placed = session.machine.place(copy.deepcopy(network))
+    right: list[Tensor] = []
+
+    def see(inputs: Tensor, target: Tensor, output: Tensor) -> None:
+        right.append((output.argmax(1) == target).cpu())
+
     task, ranks = session.problem.task, session.ranks
-    with as_deployed(session, network, problem) as deployed:
-        return evaluate(deployed, task, test, session.machine, ranks=ranks).accuracy or 0.0
+    with as_deployed(session, placed, problem) as deployed:
+        score = evaluate(deployed, task, test, session.machine, ranks=ranks, see=see)
+    return Compared(network, size, score.accuracy or 0.0, torch.cat(right))
 
 
 def _share_of(label: int, batches: Batches) -> float:
@@ -208,8 +225,7 @@ def _from_scratch(session: Session, problem: SpecialisedProblem) -> Compared:
     step = session.ranks.of_main(lambda: mean_seconds(probe.take_step, 3, probe))
     undo()
     trained = learned(session, job(max(1.0, seconds / step) / len(train)))
-    accuracy = _accuracy(session, trained, problem.batches("test", config))
-    return Compared(trained, problem.data.info.shape[1], accuracy)
+    return _judged(session, trained, problem.batches("test", config), problem.data.info.shape[1])
 
 
 # --- a smaller input ---
@@ -230,8 +246,7 @@ def _smaller_input(
     train = smaller.batches("train", config)
     task = problem.task_of_labels(config)
     network = _tuned(session, teacher, task, train, "smaller input")
-    accuracy = _accuracy(session, network, smaller.batches("test", config), smaller)
-    return Compared(network, size, accuracy)
+    return _judged(session, network, smaller.batches("test", config), size, smaller)
 
 
 # --- narrower everywhere ---
@@ -248,5 +263,4 @@ def _uniform(
         return None
     train = problem.batches("train", config)
     network = _tuned(session, fitted(share), problem.training_task(config), train, "narrower")
-    accuracy = _accuracy(session, network, problem.batches("test", config))
-    return Compared(network, size, accuracy)
+    return _judged(session, network, problem.batches("test", config), size)

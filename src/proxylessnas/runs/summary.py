@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from proxylessnas.architecture import Architecture
-from proxylessnas.report.verdict import Figures, judge, paid
+from proxylessnas.report.verdict import Figures, Rival, judge, paid
 from proxylessnas.runs import narrowing
 from proxylessnas.runs.any_model import ModelProblem
 from proxylessnas.runs.sizes import FACTS as SIZES
@@ -136,9 +136,13 @@ def _specialised(session: Session, facts: dict[str, Any]) -> dict[str, Any]:
     if "by-hand" not in records:
         return common
     compared = records["by-hand"]
-    rivals = {n: row["test_accuracy"] for n, row in compared["baselines"].items() if n != "teacher"}
+    rivals = {
+        name: Rival(row["test_accuracy"], *row["alone"])
+        for name, row in compared["baselines"].items()
+        if "alone" in row
+    }
     if rivals:
-        common["paid"] = paid(facts["test_accuracy"], rivals, facts["test_images"])
+        common["paid"] = paid(rivals, facts["test_images"])
     return common | {
         "majority_accuracy": compared["majority_accuracy"],
         "linear_accuracy": compared["linear_accuracy"],
