@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from proxylessnas.config import TrainSettings
 from proxylessnas.data import Batches
 from proxylessnas.export.onnx import to_onnx
+from proxylessnas.hardware.precisions import paired_ratio
 from proxylessnas.hardware.whole_networks import NetworkReport, measure_networks
 from proxylessnas.pretrained.space import largest_within
 from proxylessnas.runs.specialised import SpecialisedProblem
@@ -111,7 +112,7 @@ def _as_fast_as(session: Session, found: Compared) -> Callable[..., bool]:
     def keeps(network: nn.Module, size: int) -> bool:
         both = {"one": (network, size), "found": (found.network, found.size)}
         report = measured(session, both, rounds=COMPARING_ROUNDS)
-        return report["one"].raw_ms <= report["found"].raw_ms
+        return paired_ratio(report["one"].raw, report["found"].raw).value <= 1
 
     return keeps
 
