@@ -33,6 +33,7 @@ def test_one_network_comes_out_at_the_size_whose_loss_is_least(
         RunDirectory(out).read_config(),
         json.loads((out / "summary.json").read_text()),
     )
+    assert config.train.learning_rate < 0.004 and config.machine.threads  # as one size decides them
     assert config.image_size == int(best) and summary["sizes"].keys() == facts.keys()
     assert json.loads((out / "architecture.json").read_text())["input"]["shape"][1] == int(best)
     assert summary["predicted_latency_ms"] <= summary["target_latency_ms"] * 1.001

@@ -141,7 +141,7 @@ class RunConfig:
         if isinstance(self.image_size, str) and not self.is_specialised:
             raise ConfigError(
                 f"image_size is {self.image_size}: several sizes are compared with --pretrained "
-                "alone; give one, as 128"
+                "and --model; give one, as 128"
             )
         if isinstance(self.image_size, str) and self.budget is not None:
             raise ConfigError(
@@ -162,18 +162,15 @@ class RunConfig:
             "pretrained": self.pretrained not in (None, "none"),
             "table": self.table is not None,
             "costs": bool(self.costs),
-            "precision": self.precision == "int8",
             "space_settings": bool(self.space_settings),
-            "budget": self.budget is not None,
             "from_scratch": self.from_scratch,
             "limits": bool(set(self.limits) - {"latency"}),
-            "image_size": isinstance(self.image_size, str),
         }
         for name in (name for name, given in unused.items() if given):
             value = getattr(self, name)
             raise ConfigError(
                 f"{name} is {value}, which --model {self.model} does not take: a model is narrowed "
-                "to a latency that is measured here, at one image size; leave it out"
+                "to a latency that is measured here; leave it out"
             )
 
     @property

@@ -30,6 +30,7 @@ from proxylessnas.runs.specialised import (
     SpecialisedProblem,
     check_enough,
 )
+from proxylessnas.session.deploying import as_scored
 from proxylessnas.session.finishing import STEADY_NORM
 from proxylessnas.session.session import Session
 from proxylessnas.surgery.around import Found, find, uniform_network
@@ -174,6 +175,8 @@ class ModelProblem(SpecialisedProblem):
             reporter=session.reporter,
             records=session.records,
             callbacks=session.callbacks,
+            scored=session.config.candidates.score_images,
+            deployed=partial(as_scored, session),
             wider="give a higher limit, or fewer pixels (--image-size); the table says what stays",
         )
 

@@ -170,7 +170,8 @@ def _budget(config: RunConfig, store: Store, started: float) -> Budget | None:
     if not config.is_specialised:
         return open_budget(config.budget, store, started)
     shares = within_budget.shares(config)
-    return open_budget(config.budget, store, started, shares, within_budget.FITS)
+    fits = within_budget.FITS if config.model is None else within_budget.MODEL_FITS
+    return open_budget(config.budget, store, started, shares, fits)
 
 
 def _with(stored: RunConfig, settings: Mapping[str, Any], reporter: Reporter) -> RunConfig:

@@ -19,7 +19,7 @@ from proxylessnas.runs.any_model import ModelProblem
 from proxylessnas.runs.by_hand import STAGE as BY_HAND
 from proxylessnas.runs.by_hand import by_hand
 from proxylessnas.runs.narrowing import STAGES as NARROWING
-from proxylessnas.runs.narrowing import narrow
+from proxylessnas.runs.narrowing import narrow, narrow_within
 from proxylessnas.runs.reporting import write_report
 from proxylessnas.runs.specialised import SpecialisedProblem
 from proxylessnas.runs.teaching import prepare
@@ -90,13 +90,16 @@ def derive_latencies(
     changes: settings of these derivations alone; the run keeps its own. budget: time for all of
     them, as `10m`. started: when the command began, as for a run.
     """
+    names = list(map(str.strip, latencies))
     if isinstance(session.problem, ModelProblem):
-        raise ConfigError(
-            "a run of --model is for one limit: begin another one with --target-latency in another "
-            "--out, or take result.within(...) of proxylessnas.specialise in Python"
-        )
+        if budget is not None or changes:
+            raise ConfigError(
+                "further networks of a run of --model take neither a budget nor settings of their "
+                "own: they are chosen by the run's scores; leave those out"
+            )
+        return narrow_within(session, session.problem, names)
     settings = dataclasses.replace(session.config.derive, **changes)
-    limits = {name: {**session.limits, "latency": name} for name in map(str.strip, latencies)}
+    limits = {name: {**session.limits, "latency": name} for name in names}
     session.finished_search()
     for within in limits.values():  # all can be kept before the first is derived
         session.within(within)

@@ -6,19 +6,24 @@ that cannot be kept is refused before anything is learned.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
+from proxylessnas.architecture import Architecture
 from proxylessnas.hardware.count import count_macs, count_parameters
 from proxylessnas.hardware.measure import describe
-from proxylessnas.runs.any_model import INHERITED, ModelProblem
+from proxylessnas.limits import Limit
+from proxylessnas.runs.any_model import ModelProblem
 from proxylessnas.runs.specialised import LINEAR, TEACHER
 from proxylessnas.runs.teaching import linear_classifier, teach
 from proxylessnas.selection.choose import Choice
 from proxylessnas.session.finishing import trained_network
+from proxylessnas.session.fitting import fit
 from proxylessnas.session.pipeline import stop_if_asked
 from proxylessnas.session.session import Session
-from proxylessnas.surgery.around import Around, around, limit_of, measured
-from proxylessnas.surgery.choosing import recorded_choice
+from proxylessnas.surgery.around import LATENCIES, Around, around, limit_of, measured
+from proxylessnas.surgery.choosing import facts_of, recorded_choice, unrecorded_choice
 from proxylessnas.surgery.latency import Latencies
 from proxylessnas.training.evaluate import evaluate
 from proxylessnas.training.task import batch_size
@@ -34,38 +39,73 @@ def narrow(session: Session, problem: ModelProblem) -> None:
     """
     if all(map(session.records.done, STAGES)):
         return
+    fit(session, "measure")
     found = problem.found(session)
-    latencies = measured(found)
-    limit = limit_of(_target(session), latencies, found.brought)
+    latencies = measured(replace(found, brought=problem.brought(session, found.brought.model)))
+    limit = limit_of(_text(session.limits["latency"]), latencies, found.brought)
     stop_if_asked(session)
     if not session.records.done("teach"):
+        fit(session, "teach")
         teach_model(session, problem)
     stop_if_asked(session)
-    space = around(found, latencies, problem.brought(session, problem.teacher().model))
+    fit(session, "candidates")
+    space = _space(session, problem)
     recorded_choice(space, limit, lambda choice: _keep(session, problem, space, choice))
 
 
-def _target(session: Session) -> str:
+def narrow_within(
+    session: Session, problem: ModelProblem, latencies: Iterable[str]
+) -> dict[str, Architecture]:
+    """A network for each limit, from the candidates and scores of the finished run.
+
+    Raises:
+        RunError: the run is not finished. LimitError: no network keeps one of the limits.
+    """
+    for stage in STAGES:
+        session.records.require(stage)
+    space, networks = _space(session, problem), dict[str, Architecture]()
+    limits = {name: space.limit_of(name) for name in latencies}  # before the first is derived
+    for name, limit in limits.items():
+        stage, title = f"derive-{name}", f"the best network within {limit:.4g} ms"
+        with session.records.stage(stage, title, session.callbacks) as facts:
+            choice = unrecorded_choice(space, limit)
+            facts |= {**facts_of(choice), **_keep(session, problem, space, choice, f"-{name}")}
+            facts["limits"] = {"latency": limit}
+        networks[name] = session.load_architecture(f"architecture-{name}.json")
+    return networks
+
+
+def _space(session: Session, problem: ModelProblem) -> Around:
+    found = problem.found(session)
+    latencies = Latencies.from_json(session.store.read_json(LATENCIES))
+    return around(found, latencies, problem.brought(session, problem.teacher().model))
+
+
+def _text(limit: Limit) -> str:
     """The limit, as `specialise` takes it."""
-    limit = session.limits["latency"]
     return limit if isinstance(limit, str) else f"{limit}ms"
 
 
-def _keep(session: Session, problem: ModelProblem, space: Around, choice: Choice) -> dict[str, Any]:
+def _keep(
+    session: Session, problem: ModelProblem, space: Around, choice: Choice, suffix: str = ""
+) -> dict[str, Any]:
     """The architecture, and the weights that its training begins with."""
     indices = choice.chosen.indices
     network = space.space.network(indices)
     chosen = space.space.chosen(indices)
     architecture = problem.described(chosen, space.space.attributes(indices))
-    session.store.write("architecture.json", architecture.to_json().encode())
-    session.store.save_tensors(INHERITED, network.state_dict())
+    files = [f"architecture{suffix}.json", f"inherited{suffix}.safetensors"]
+    session.store.write(files[0], architecture.to_json().encode())
+    session.store.save_tensors(files[1], network.state_dict())
+    costs = choice.costs  # as measurements corrected them: their sum is what is predicted
     blocks = [
         {"name": name, "choice": candidate, "ms": float(row[index])}
         for (name, candidate), row, index in zip(
-            chosen.items(), space.costs.per_candidate[0], indices, strict=True
+            chosen.items(), costs.per_candidate[0], indices, strict=True
         )
     ]
-    return {"blocks": blocks, "files": ["architecture.json", INHERITED]}
+    blocks.append({"name": "everything else", "choice": "", "ms": float(costs.fixed[0])})
+    return {"blocks": blocks, "files": files}
 
 
 def teach_model(session: Session, problem: ModelProblem) -> None:
@@ -111,10 +151,9 @@ def teach_model(session: Session, problem: ModelProblem) -> None:
 def space_facts(session: Session) -> dict[str, Any]:
     """What a summary says of the space and of the network in it."""
     record = session.records.require("derive")
-    latencies = Latencies.from_json(session.store.read_json("latencies.json"))
+    latencies = Latencies.from_json(session.store.read_json(LATENCIES))
     network = trained_network(session).cpu()
     batch = batch_size(*session.inputs)
-    rest = {"name": "everything else", "choice": "", "ms": float(latencies.costs.fixed[0])}
     return {
         "runtime": dict(describe(session.runtime, session.inputs)),
         "target_latency_ms": record["target_ms"],
@@ -123,6 +162,6 @@ def space_facts(session: Session) -> dict[str, Any]:
         "macs": count_macs(network, session.inputs) // batch,
         "limits": {},
         "largest_network_ms": latencies.model_ms,
-        "blocks": [*record["blocks"], rest],
+        "blocks": record["blocks"],
         "candidates": max(map(len, session.store.read_json("scores.json"))),
     }

@@ -12,9 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from proxylessnas.config import RunConfig, parse_sizes
 from proxylessnas.errors import LimitError
 from proxylessnas.io.console import Reporter
+from proxylessnas.runs.any_model import ModelProblem
+from proxylessnas.runs.narrowing import narrow
 from proxylessnas.runs.specialised import SpecialisedProblem
 from proxylessnas.runs.teaching import prepare
 from proxylessnas.runs.trials import tried
@@ -68,8 +72,9 @@ def decide_size(
                 refusals.append(refusal)
                 reporter.say(f"  {refusal}")
                 continue
-            if session.target_ms is not None:
-                config = replace(config, target_latency=f"{session.target_ms:.6g}ms")
+            target_ms = session.records.require("derive")["target_ms"]
+            if target_ms is not None:
+                config = replace(config, target_latency=f"{target_ms:.6g}ms")
     if not facts:
         if not store.has(CONFIG):  # nothing is left of what was refused
             store.below(FOLDER).clear()
@@ -78,7 +83,9 @@ def decide_size(
     reporter.say(
         f"image size {best} pays most: " + "; ".join(_words(s, f) for s, f in facts.items())
     )
-    return _adopted(replace(config, image_size=best), store, {"asked": asked, "tried": facts})
+    decided = store.below(f"{FOLDER}/{best}").read_config()  # lengths and rates suit the images
+    kept = {name: getattr(config, name) for name in ("target_latency", "baselines")}
+    return _adopted(replace(decided, **kept), store, {"asked": asked, "tried": facts})
 
 
 def undecided(store: Store, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,13 +106,22 @@ def _trial(session: Session) -> dict[str, Any]:
     """What a size's network is worth after a short fine-tuning; kept as a record."""
     problem = session.problem
     assert isinstance(problem, SpecialisedProblem)
-    prepare(session, problem)
-    find_network(session)
+    if isinstance(problem, ModelProblem):
+        narrow(session, problem)
+    else:
+        prepare(session, problem)
+        find_network(session)
     if not session.records.done(TRIAL):
         with session.records.stage(TRIAL, "a short fine-tuning") as facts:
-            score = tried(session, problem, inherited_network(session))
+            score = tried(session, problem, _inherited(session, problem))
             facts |= {"loss": score.loss, "accuracy": score.accuracy, "examples": score.examples}
     return session.records.require(TRIAL)
+
+
+def _inherited(session: Session, problem: SpecialisedProblem) -> nn.Module:
+    if isinstance(problem, ModelProblem):
+        return problem.network(session.load_architecture("architecture.json"), session.config)
+    return inherited_network(session)
 
 
 def _words(size: int, facts: dict[str, Any]) -> str:

@@ -12,10 +12,15 @@ import torch
 
 from proxylessnas.config import RunConfig, TrainSettings
 from proxylessnas.hardware.host import crowd
+from proxylessnas.pretrained.candidates import SHARES as SHARES_OF_CHANNELS
+from proxylessnas.runs.any_model import ModelProblem
 from proxylessnas.runs.defaults import RATE_STEPS
 from proxylessnas.runs.specialised import SpecialisedProblem
 from proxylessnas.session.budget import Budget
 from proxylessnas.session.fitting import (
+    CANDIDATE,
+    LEAST_ROUNDS,
+    NETWORK,
     Fit,
     fit_measure,
     mean_seconds,
@@ -24,22 +29,29 @@ from proxylessnas.session.fitting import (
 )
 from proxylessnas.session.memory import fit_memory
 from proxylessnas.session.session import Session
+from proxylessnas.surgery.latency import RANDOM
+from proxylessnas.surgery.space import Space
 from proxylessnas.training.ranks import ALONE
 
 AnySettings = TypeVar("AnySettings", bound=TrainSettings)
 
 # The networks compared by hand are two, trained as long as the one that was found.
 SHARES = {"teach": 0.26, "candidates": 0.12, "measure": 0.04, "search": 0.15, "train": 0.14}
+# Of any model: "candidates" are fitted, scored and chosen from.
+MODEL_SHARES = {"measure": 0.1, "teach": 0.28, "candidates": 0.24, "train": 0.14}
 BY_HAND = 0.3
+LAYERS = 4  # of one choice of any model, that are measured alone
 LEAST_STEPS, LEAST_PHOTOS = 30, 32  # of every training, and of scores
 PASSES = 80  # of the teacher over a photo that scores all candidates: about half a pass for each
+ROUNDS, COMPARED = 3, 40  # of scores of any model's candidates; networks that are compared
 # Seconds of cutting, measuring, deriving and exporting each, on a machine of two cores.
 FIXED = 12.0
 
 
 def shares(config: RunConfig) -> dict[str, float]:
     """Of every stage that is fitted; baselines take theirs where they are wanted."""
-    return SHARES | ({"by-hand": BY_HAND} if config.baselines else {})
+    road = SHARES if config.model is None else MODEL_SHARES
+    return road | ({"by-hand": BY_HAND} if config.baselines else {})
 
 
 def begin_within(session: Session, problem: SpecialisedProblem, budget: Budget) -> None:
@@ -77,6 +89,8 @@ def begin_within(session: Session, problem: SpecialisedProblem, budget: Budget) 
         "train": fixed + training,
         "the end": fixed + 3 * size("test") * image,  # baselines only where there is time
     }
+    if config.model is not None:
+        del least["search"]  # by gates, which it has not
     reserve_least(session, budget, least, "take fewer pixels (--image-size)")
 
 
@@ -133,6 +147,43 @@ def _within(settings: AnySettings, steps: float, length: int) -> AnySettings:
     )
 
 
+def _fit_model_measure(session: Session, seconds: float, speeds: dict[str, float]) -> RunConfig:
+    """Fewer visits to the whole networks, and to the layers alone."""
+    m, space = session.config.measure, _space_of(session)
+    networks, layers = len(SHARES_OF_CHANNELS) + RANDOM + 3, len(space.names) * LAYERS
+    pass_s = speeds["image"] * m.batch * (m.runs + m.warmup)
+    visits = (networks * m.network_rounds + len(SHARES_OF_CHANNELS) * m.rounds) * pass_s
+    share = max(0.0, seconds - networks * NETWORK - layers * CANDIDATE) / max(visits, 1e-9)
+    if share >= 1:
+        return session.config
+    rounds, network_rounds = (
+        min(count, max(LEAST_ROUNDS, round(count * share)))
+        for count in (m.rounds, m.network_rounds)
+    )
+    measure = replace(m, rounds=rounds, network_rounds=network_rounds, networks=networks)
+    return replace(session.config, measure=measure)
+
+
+def _fit_model_candidates(session: Session, seconds: float, speeds: dict[str, float]) -> RunConfig:
+    config, space = session.config, _space_of(session)
+    # Passes share their beginning: about half of one for each candidate.
+    passes = ROUNDS * sum(map(len, space.candidates)) / 2 + COMPARED
+    photos = int(max(LEAST_PHOTOS, (seconds - FIXED * speeds["crowd"]) / speeds["image"] / passes))
+    photos = min(photos, config.candidates.score_images)
+    return replace(config, candidates=replace(config.candidates, score_images=photos))
+
+
+def _space_of(session: Session) -> Space:
+    assert isinstance(session.problem, ModelProblem)
+    return session.problem.found(session).blank
+
+
+MODEL_FITS: dict[str, Fit] = {
+    "measure": _fit_model_measure,
+    "teach": _fit_teach,
+    "candidates": _fit_model_candidates,
+    "train": _fit_train,
+}
 FITS: dict[str, Fit] = {
     "teach": _fit_teach,
     "candidates": _fit_candidates,

@@ -36,7 +36,7 @@ from proxylessnas.training.task import batch_size
 
 LATENCIES, FITS, SCORES = "latencies.json", "fits.safetensors", "scores.json"
 MARGIN = 0.98  # a limit above this share of the smallest network's latency may still be kept
-SCORED, SCORE_BATCHES = 256, 8  # examples of the validation part, and their batches at most
+SCORE_BATCHES = 8  # of the validation part, at most
 
 Fits = Mapping[Pair, Mapping[int, Narrowed]]
 
@@ -247,7 +247,7 @@ def _first(brought: Trained) -> tuple[Any, ...]:
     for inputs in inputs_of(brought.valid, SCORE_BATCHES):
         batches.append(inputs)
         examples += batch_size(inputs)
-        if examples >= SCORED:
+        if examples >= brought.scored:
             break
     return tuple(batches)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +21,8 @@ from proxylessnas.training.copying import copied
 from proxylessnas.training.freezing import evaluating
 from proxylessnas.training.job import Job
 from proxylessnas.training.task import Task, call, scalar, split
+
+SCORED = 256  # examples, of at most so many batches, see `around`
 
 
 class Records(Protocol):
@@ -46,7 +48,9 @@ class Trained:
     """What was brought: a trained model on the CPU, its task and its batches.
 
     inputs: the arguments of the forward pass that is measured. records: of finished stages, with
-    the store of what they left (`session.records`). callbacks: that are told of them.
+    the store of what they left (`session.records`). callbacks: that are told of them. scored:
+    examples of the validation part that networks are compared on. deployed: what a network's
+    device computes in its place.
     wider: what to do where no network keeps a limit.
     """
 
@@ -61,6 +65,8 @@ class Trained:
     reporter: Reporter
     records: Records
     callbacks: Any = None
+    scored: int = SCORED
+    deployed: Callable[[nn.Module], AbstractContextManager[nn.Module]] = nullcontext
     wider: str = "give a higher limit, or blocks='auto' where blocks= left layers out"
 
     def stage(self, name: str, title: str) -> AbstractContextManager[dict[str, Any]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -70,12 +71,22 @@ def recorded_choice(space: Around, limit: float, keep: Keep) -> Choice:
         with brought.stage("derive", f"the best network within {limit:.4g} ms") as facts:
             choice = _choice(space, costs, store.read_json(SCORES_WITHIN))
             store.write_json(CHOICE, plain_choice(choice))
-            facts |= {**_facts(choice), **(kept := keep(choice))}
+            facts |= {**facts_of(choice), **(kept := keep(choice))}
             facts["files"] = [CHOICE, *kept["files"]]
     return choice_of(store.read_json(CHOICE), costs)
 
 
-def _facts(choice: Choice) -> dict[str, Any]:
+def unrecorded_choice(space: Around, limit: float) -> Choice:
+    """The same at once, of which nothing is left.
+
+    Raises:
+        LimitError: no network of the space keeps the limit, as measured.
+    """
+    costs = _limited(space, limit)
+    return _choice(space, costs, _scores_within(space, costs))
+
+
+def facts_of(choice: Choice) -> dict[str, Any]:
     chosen = choice.chosen
     return {
         "predicted": dict(zip(choice.costs.names, chosen.costs, strict=True)),
@@ -239,8 +250,10 @@ def _score_of(space: Around) -> ScoreFunction:
         wanted = [call(space.brought.model, batch) for batch in space.batches]
 
     def score(indices: Indices) -> tuple[float, tuple[float, ...]]:
-        with space.space.in_place(indices) as network:
-            moved = distances(network, space.batches, wanted, distance)
+        with ExitStack() as stack:
+            network = stack.enter_context(space.space.in_place(indices))
+            deployed = stack.enter_context(space.brought.deployed(network))
+            moved = distances(deployed, space.batches, wanted, distance)
         return -sum(moved) / len(moved), tuple(-value for value in moved)
 
     return score
