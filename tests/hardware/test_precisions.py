@@ -26,7 +26,7 @@ from proxylessnas.hardware.precisions import WHOLE, blocks_of, compare_precision
 from proxylessnas.hardware.runtimes import make
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.hardware.timing import Measurement
-from proxylessnas.report.precisions import processor_lines, verdicts
+from proxylessnas.report.precisions import float_lines, processor_lines, verdicts
 from proxylessnas.session.deploying import SUFFIXES
 from proxylessnas.spaces.blocks import ConvBN, Head, MBConv, Network
 
@@ -48,12 +48,16 @@ NEEDS = {
 }
 
 
-@pytest.mark.parametrize("name", NEEDS)
-def test_int8_computes_nearly_what_eager_computes(name: str, tmp_path: Path) -> None:
-    """The contract of every runtime that has int8: of a module and of a file."""
+def skip_without(name: str) -> None:
     for package in NEEDS[name]:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"the package {package} of an optional extra is not installed")
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_int8_computes_nearly_what_eager_computes(name: str, tmp_path: Path) -> None:
+    """The contract of every runtime that has int8: of a module and of a file."""
+    skip_without(name)
     runtime, module = make(name, precision="int8"), network()
     assert runtime.describe()["precision"] == "int8" and runtime.name == name
     expected = eager_outputs(module, (IMAGE,))[0]
@@ -76,11 +80,45 @@ def test_int8_computes_nearly_what_eager_computes(name: str, tmp_path: Path) -> 
     assert abs(got - wanted).max() < 0.15 * abs(wanted).max()
 
 
+class Wave(nn.Module):
+    """Convolution, sine, mean, linear: no runtime has a sine of integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.sin(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "floats"),
+    [
+        ("onnxruntime", {"Sin": 1, "ReduceMean": 1}),
+        ("litert", {"SIN": 1}),
+        ("executorch", {"Sin": 1, "mean": 1}),
+    ],
+)
+def test_what_stays_in_float_is_read_from_the_network(name: str, floats: dict[str, int]) -> None:
+    skip_without(name)
+    shares = make(name, precision="int8").load(Wave().eval(), (IMAGE,)).float_share()
+    assert shares is not None and {op: count for op, (count, _) in shares.items()} == floats
+    assert make(name, precision="int8").load(network(), (IMAGE,)).float_share() == {}
+    plain = make(name).load(network(), (IMAGE,)).float_share() or {}
+    assert sum(count for op, (count, _) in plain.items() if "conv" in op.lower()) >= 6
+
+
+def test_what_stays_in_float_is_said() -> None:
+    floats = {"Sin": (1, 0.25), "Pad": (2, 0.5)}
+    assert list(float_lines(floats)) == ["stays in float: 1 Sin, 2 Pad, 75 % of the time"]
+    assert list(float_lines({"SIN": (1, None)})) == ["stays in float: 1 SIN"]
+    assert list(float_lines({})) == ["stays in float: nothing"]
+    assert list(float_lines(None)) == []  # a runtime that does not tell
+
+
 @pytest.mark.parametrize("name", ["litert", "executorch"])
 def test_a_file_of_another_precision_is_refused(name: str, tmp_path: Path) -> None:
-    for package in NEEDS[name]:
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"the package {package} of an optional extra is not installed")
+    skip_without(name)
     linear, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.ones(1, 4)
     path = tmp_path / f"net{SUFFIXES[name]}"
     if name == "executorch":

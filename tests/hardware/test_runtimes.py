@@ -109,6 +109,22 @@ def test_computes_what_eager_computes(runtime: Runtime, case: str) -> None:
     session.close()
 
 
+def test_other_inputs_leave_the_own_ones_alone(runtime: Runtime) -> None:
+    """A runtime that keeps a view of the caller's memory writes into it, or reads it when freed."""
+    module, inputs = CASES["network"]()
+    own = inputs[0].clone()
+    session = runtime.load(module, inputs)
+    other = torch.randn(2, 3, 16, 16)
+    try:
+        (got,) = session.run([other.numpy()])
+    except MeasurementError as error:
+        assert "this runtime measures networks" in str(error)
+        return
+    expected = eager_outputs(module, (other,))[0]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    assert torch.equal(inputs[0], own)
+
+
 def test_loading_leaves_the_module_alone(runtime: Runtime) -> None:
     module = network()
     before = {k: v.clone() for k, v in module.state_dict().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -32,6 +33,7 @@ from proxylessnas.runs.elsewhere import trained_network
 from proxylessnas.session.deploying import (
     as_deployed,
     as_scored,
+    calibration,
     check_quantise,
     int8_file,
     int8_name,
@@ -106,6 +108,33 @@ def test_calibration_is_on_training_images_and_repeats(run: Path) -> None:
         answers = module(images).numpy()
     expected = network(images).detach().numpy()
     assert 0 < np.abs(answers - expected).max() < 0.2 * np.abs(expected).max()
+
+
+def test_calibration_images_are_gathered_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For every score and file; of other settings and of another problem they are others."""
+    session, drawn = session_of(run), []
+    network = network_of(session)
+    ours, batches = type(session.problem), session.problem.batches
+
+    def counted(problem, part, config):  # type: ignore[no-untyped-def]
+        drawn.append(part)
+        return batches(part, config)
+
+    monkeypatch.setattr(ours, "batches", counted)
+    for _ in range(2):
+        assert int8_file(session, network) == (run / INT8).read_bytes()
+        with as_scored(session, network), as_deployed(session, network):
+            pass
+    assert drawn == ["calibration"]
+    first = calibration(session)
+    assert calibration(session, session.problem) is first and len(first) == 40
+    quantisation = dataclasses.replace(session.config.quantise, images=8)
+    session.settle(dataclasses.replace(session.config, quantise=quantisation))
+    few = calibration(session)
+    assert len(few) == 8 and all(torch.equal(*pair) for pair in zip(few[0], first[0], strict=True))
+    other = copy.copy(session.problem)
+    assert drawn == ["calibration"] * 2
+    assert len(calibration(session, other)) == 8 and drawn == ["calibration"] * 3
 
 
 def test_what_is_used_elsewhere_is_the_int8_file(run: Path) -> None:

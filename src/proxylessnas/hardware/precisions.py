@@ -25,12 +25,11 @@ from proxylessnas.export.onnx_blocks import block_files
 from proxylessnas.hardware.measure import opened
 from proxylessnas.hardware.plan import Measurable
 from proxylessnas.hardware.runtimes import Runtime
-from proxylessnas.hardware.runtimes.base import Session
+from proxylessnas.hardware.runtimes.base import FloatShare, Session
 from proxylessnas.hardware.timing import Measurement, ProgressCallback, measure_sessions
 
 WHOLE = "the whole network"
 WORTH = 0.98  # a ratio from here on pays nothing
-FloatShare = Mapping[str, tuple[int, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +63,13 @@ def paired_ratio(one: Measurement, other: Measurement) -> Ratio:
 class Compared:
     """A network, or a block of one, in every precision.
 
-    measured: precision -> measurement. floats: precision -> what computes in float after all, see
-    `Session.float_share`; empty where the runtime does not tell.
+    measured: precision -> measurement. floats: of the whole network in int8, what computes in
+    float after all, see `Session.float_share`; None where the runtime does not tell.
     """
 
     name: str
     measured: Mapping[str, Measurement]
-    floats: Mapping[str, FloatShare]
+    floats: FloatShare | None = None
 
     def ratio(self, precision: str, over: str) -> Ratio:
         return paired_ratio(self.measured[precision], self.measured[over])
@@ -118,7 +117,8 @@ def compare_precisions(
                         f"{precision}: leave --precision out, or give the float network"
                     )
                 sessions[name, precision] = session
-        floats = {key: dict(session.float_share() or {}) for key, session in sessions.items()}
+        whole = sessions.get((WHOLE, "int8"))
+        floats = None if whole is None else whole.float_share()
         keys = {f"{name} in {precision}": (name, precision) for name, precision in sessions}
         named = {key: sessions[pair] for key, pair in keys.items()}
         visits = dict.fromkeys(named, settings.network_rounds)
@@ -134,7 +134,7 @@ def compare_precisions(
                 )
                 for p in runtimes
             },
-            floats={p: floats[name, p] for p in runtimes},
+            floats=floats if name == WHOLE else None,
         )
         for name in subjects
     ]

@@ -8,7 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from proxylessnas.hardware.host import INTEGER_FLAGS, integer_instructions, needs_reduced_range
-from proxylessnas.hardware.precisions import WORTH, Compared, FloatShare, Ratio
+from proxylessnas.hardware.precisions import WORTH, Compared, Ratio
+from proxylessnas.hardware.runtimes.base import FloatShare
 from proxylessnas.io.console import table_of
 
 MOST_NAMED = 6
@@ -47,7 +48,7 @@ def verdicts(compared: Sequence[Compared]) -> Iterator[str]:
         if slower:
             yield f"slower in {precision}: {named(slower)}"
         if precision == "int8":
-            yield from float_lines(whole.floats[precision])
+            yield from float_lines(whole.floats)
     tails = {p: m.tail_words for p, m in whole.measured.items()}
     if all(tails.values()):
         yield "; ".join(f"{p}: {words} ms" for p, words in tails.items())
@@ -65,12 +66,13 @@ def processor_lines() -> Iterator[str]:
         )
 
 
-def float_lines(floats: FloatShare) -> Iterator[str]:
-    """What computes in float in the int8 network's optimised graph."""
-    if floats:
-        share = sum(part for _, part in floats.values())
-        words = [f"{count} {operator}" for operator, (count, _) in floats.items()]
-        yield f"stays in float: {named(words)}, {100 * share:.0f} % of the time"
+def float_lines(floats: FloatShare | None) -> Iterator[str]:
+    """What computes in float in the int8 network, as its runtime runs it."""
+    if floats is None:
+        return
+    words = named([f"{count} {operator}" for operator, (count, _) in floats.items()]) or "nothing"
+    shares = [share for _, share in floats.values() if share is not None]
+    yield f"stays in float: {words}" + (f", {100 * sum(shares):.0f} % of the time" * bool(shares))
 
 
 def int8_lines(facts: Mapping[str, Any] | None, directory: str) -> Iterator[str]:
@@ -89,7 +91,7 @@ def int8_lines(facts: Mapping[str, Any] | None, directory: str) -> Iterator[str]
         yield (
             f"int8: {words}" if ratio.high < WORTH else f"warning: int8 does not pay here: {words}"
         )
-        yield from float_lines(facts["stays_float"])
+        yield from float_lines(facts.get("in_float"))
         yield from processor_lines()
     if loss is not None and round(loss, 6) > MOST_LOST:
         yield from remedies(facts, directory)

@@ -141,14 +141,25 @@ def reduces_range(session: Session) -> bool:
 def calibration(session: Session, problem: Problem | None = None) -> list[tuple[Tensor, ...]]:
     """`quantise.images` training images, as many at a time as an inference takes.
 
-    problem: whose images they are, where it is not the session's.
+    Every score and every file of a session takes the same ones, which it gathers once.
+
+    problem: whose images they are, where it is not the session's; those are not kept.
 
     Raises:
         DataError: the network's inputs are no tensors.
     """
+    if problem is not None and problem is not session.problem:
+        return _gathered(session, problem)
+    key = (session.config.measure.batch, session.config.quantise.images)
+    if key not in session.calibrations:
+        session.calibrations[key] = _gathered(session, session.problem)
+    return session.calibrations[key]
+
+
+def _gathered(session: Session, problem: Problem) -> list[tuple[Tensor, ...]]:
     batch, left = session.config.measure.batch, session.config.quantise.images
     examples: list[tuple[Tensor, ...]] = []
-    for step in (problem or session.problem).batches("calibration", session.config).epoch(0):
+    for step in problem.batches("calibration", session.config).epoch(0):
         inputs = split(step)[0]
         tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs)
         if not all(isinstance(tensor, Tensor) for tensor in tensors):

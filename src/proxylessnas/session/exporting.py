@@ -19,6 +19,7 @@ from proxylessnas.export.write import export_network
 from proxylessnas.hardware.precisions import compare_precisions
 from proxylessnas.hardware.runtimes import make
 from proxylessnas.hardware.timing import TAILS, disturbance
+from proxylessnas.report.precisions import float_lines
 from proxylessnas.report.verdict import accuracy_words
 from proxylessnas.session.deploying import SUFFIXES, int8_file, int8_name, running, scored
 from proxylessnas.session.finishing import trained_network
@@ -79,7 +80,7 @@ def _beside_float(session: Session, network: nn.Module) -> dict[str, Any]:
         "int8_ms": both.measured["int8"].median_ms,
         "float_ms": both.measured["f32"].median_ms,
         "ratio": asdict(both.ratio("int8", "f32")),
-        "stays_float": {name: list(share) for name, share in both.floats["int8"].items()},
+        "in_float": None if both.floats is None else {n: list(s) for n, s in both.floats.items()},
     }
 
 
@@ -141,12 +142,14 @@ def _write_int8(session: Session, form: str) -> None:
     session.store.write(name, content)
     with running(runtime, content, session.config.measure.batch) as deployed:
         score = scored(session, deployed, "test")
+        in_float_after_all = list(float_lines(deployed.loaded.float_share()))
     in_float = scored(session, session.machine.place(network), "test")
     words = f"  {session.store.file(name)}"
     if score.accuracy is not None and in_float.accuracy is not None:
         words += f": test accuracy {accuracy_words(score.accuracy, score.examples)} on {base}, "
         words += f"{100 * in_float.accuracy:.2f} % in float"
-    session.reporter.say(words)
+    for line in [words, *(f"    {line}" for line in in_float_after_all)]:
+        session.reporter.say(line)
 
 
 def _write(session: Session, form: str) -> None:

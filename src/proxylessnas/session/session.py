@@ -41,7 +41,7 @@ class Session(Costed):
 
     callbacks: see `training.callbacks`. signal: whether the process was asked to stop. budget: the
     time that is left for it; None without one. scores: of networks with the finished search's
-    weights.
+    weights. calibrations: images for int8, gathered once; see `deploying.calibration`.
     """
 
     callbacks: Callbacks = field(default_factory=lambda: Callbacks(()), kw_only=True)
@@ -49,6 +49,7 @@ class Session(Costed):
     budget: Budget | None = field(default=None, kw_only=True)
     search: Search | None = field(default=None, init=False)
     scores: dict[Any, tuple[float, tuple[float, ...]]] = field(default_factory=dict, init=False)
+    calibrations: dict[Any, list[tuple[Tensor, ...]]] = field(default_factory=dict, init=False)
 
     def settle(self, config: RunConfig) -> None:
         """Other settings of how it computes, and of stages that have not begun."""

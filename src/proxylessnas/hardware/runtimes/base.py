@@ -17,6 +17,7 @@ from proxylessnas.hardware.rounds import TimedNetwork
 
 Shape = tuple[int, ...]
 Array = np.ndarray[Any, Any]
+FloatShare = Mapping[str, tuple[int, float | None]]  # operator -> nodes, share of the time if known
 
 
 class Session(TimedNetwork, ABC):
@@ -29,11 +30,8 @@ class Session(TimedNetwork, ABC):
     file = ""
     precision = ""
 
-    def float_share(self) -> Mapping[str, tuple[int, float]] | None:
-        """What computes in float after all: operator -> (nodes, share of the time).
-
-        None where the runtime does not tell.
-        """
+    def float_share(self) -> FloatShare | None:
+        """What computes in float after all; None where the runtime does not tell."""
         return None
 
     def run(self, arrays: Sequence[Array]) -> tuple[Array, ...]:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from proxylessnas.errors import MeasurementError, foreign
 from proxylessnas.export.executorch import is_int8, loaded, to_executorch
+from proxylessnas.export.executorch_nodes import float_nodes
 from proxylessnas.export.precision import noisy_inputs
 from proxylessnas.export.quiet import stderr_away
 from proxylessnas.hardware.networks import stand_in
-from proxylessnas.hardware.runtimes.base import Array, OfPackage, Session, Shape
+from proxylessnas.hardware.runtimes.base import Array, FloatShare, OfPackage, Session, Shape
 from proxylessnas.hardware.runtimes.files import FileInput, checked_file, full_shapes, in_words
 
 
@@ -27,7 +28,7 @@ class ExecuTorch(OfPackage):
         noise = noisy_inputs(inputs) if self.precision == "int8" else None
         content = to_executorch(module, inputs, noise)
         with foreign(MeasurementError, "executorch cannot run the network"), stderr_away():
-            return _Session(loaded(content), inputs, self.threads)
+            return _Session(content, inputs, self.threads)
 
     def load_file(
         self, path: str | Path, *, batch: int = 1, shapes: Mapping[str, Shape] | None = None
@@ -35,8 +36,7 @@ class ExecuTorch(OfPackage):
         path = checked_file(path, ".pte", "executorch")
         with foreign(MeasurementError, f"executorch cannot load {path}"), stderr_away():
             content = path.read_bytes()
-            method, in_int8 = loaded(content), is_int8(content)
-            inputs = _inputs(method)
+            in_int8, inputs = is_int8(content), _inputs(loaded(content))
         if self.precision == "int8" and not in_int8:
             raise MeasurementError(
                 f"{path} does not say that it is in int8, which a .pte file is made in: export "
@@ -45,7 +45,7 @@ class ExecuTorch(OfPackage):
         full = full_shapes(inputs, batch, shapes or {}, str(path))
         tensors = tuple(torch.from_numpy(stand_in(full[x.name], x.dtype)) for x in inputs)
         with foreign(MeasurementError, f"executorch cannot run {path}"), stderr_away():
-            session = _Session(method, tensors, self.threads)
+            session = _Session(content, tensors, self.threads)
         session.precision = "int8" if in_int8 else ""
         session.file = in_words(inputs, full, session.precision)
         return session
@@ -63,8 +63,8 @@ def _inputs(method: Any) -> list[FileInput]:
 
 
 class _Session(Session):
-    def __init__(self, method: Any, inputs: tuple[Tensor, ...], threads: int) -> None:
-        self.method, self.threads = method, threads
+    def __init__(self, content: bytes, inputs: tuple[Tensor, ...], threads: int) -> None:
+        self.content, self.method, self.threads = content, loaded(content), threads
         self.inputs = [x.detach().cpu().contiguous() for x in inputs]
         self()
 
@@ -74,6 +74,10 @@ class _Session(Session):
     def timed(self, repeat: int) -> float:
         _set_threads(self.threads)
         return super().timed(repeat)
+
+    def float_share(self) -> FloatShare | None:
+        nodes = float_nodes(self.content)
+        return None if nodes is None else {name: (count, None) for name, count in nodes.items()}
 
     def run(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
         tensors = [torch.from_numpy(array) for array in arrays]

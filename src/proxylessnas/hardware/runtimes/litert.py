@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,11 @@ from proxylessnas.export.quiet import stderr_away
 from proxylessnas.export.tflite import lite_feed, quantised_tflite, to_tflite
 from proxylessnas.hardware.fingerprint import fingerprint
 from proxylessnas.hardware.networks import LiteRtNetwork, stand_in
-from proxylessnas.hardware.runtimes.base import Array, OfPackage, Session, Shape
+from proxylessnas.hardware.runtimes.base import Array, FloatShare, OfPackage, Session, Shape
 from proxylessnas.hardware.runtimes.files import FileInput, checked_file, full_shapes, in_words
+
+# Operators that only convert or move values; DELEGATE stands for others that are listed besides.
+CONVERSIONS = ("QUANTIZE", "DEQUANTIZE", "TRANSPOSE", "RESHAPE", "SQUEEZE", "DELEGATE")
 
 
 class LiteRt(OfPackage):
@@ -102,6 +106,16 @@ def _quantised(path: Path, weights: str) -> bytes:
 
 
 class _LiteRtSession(LiteRtNetwork, Session):
+    def float_share(self) -> FloatShare:
+        tensors = self.interpreter.get_tensor_details()
+        floats = {t["index"] for t in tensors if np.issubdtype(t["dtype"], np.floating)}
+        operators = Counter(
+            node["op_name"]
+            for node in self.interpreter._get_ops_details()
+            if node["op_name"] not in CONVERSIONS and floats.intersection(node["outputs"])
+        )
+        return {name: (count, None) for name, count in operators.items()}
+
     def run(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
         feed(self.interpreter, lite_feed(tuple(map(torch.from_numpy, arrays))))
         return self.outputs()

@@ -20,6 +20,7 @@ from proxylessnas.hardware.host import cpu_model, needs_reduced_range
 from proxylessnas.hardware.networks import OnnxNetwork, float_share, stand_in
 from proxylessnas.hardware.runtimes.base import (
     Array,
+    FloatShare,
     Session,
     Shape,
     description,
@@ -134,7 +135,7 @@ class _OnnxSession(OnnxNetwork, Session):
         super().__init__(opened, arrays, block=block, integers=integers)
         self.opened, self.arrays = opened, arrays
 
-    def float_share(self) -> Mapping[str, tuple[int, float]]:
+    def float_share(self) -> FloatShare:
         with foreign(MeasurementError, "onnxruntime gives no profile of it"), stderr_away():
             return float_share(self.opened, self.arrays)
 

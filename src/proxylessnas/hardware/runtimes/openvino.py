@@ -152,9 +152,11 @@ class _OpenVinoSession(Session):
     def __init__(self, request: Any, arrays: Mapping[str, Array], *, block: bool = False) -> None:
         self._request, self._block = request, block
         self._inputs = tuple(node.get_any_name() for node in request.model_inputs)
-        for i, name in enumerate(self._inputs):  # without those that the graph never reads
-            tensor = openvino.Tensor(np.ascontiguousarray(arrays[name]), shared_memory=True)
-            request.set_input_tensor(i, tensor)
+        # Without those that the graph never reads. Copied, and held: the request reads and `run`
+        # writes memory that it does not own.
+        self._arrays = [np.array(arrays[name], order="C") for name in self._inputs]
+        for i, array in enumerate(self._arrays):
+            request.set_input_tensor(i, openvino.Tensor(array, shared_memory=True))
 
     def __call__(self) -> None:
         self._request.infer(share_outputs=True)
