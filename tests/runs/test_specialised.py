@@ -45,6 +45,11 @@ def test_the_summary_says_what_one_would_do_by_hand(specialised: Path) -> None:
     assert {"teacher", "from_scratch"} <= summary["baselines"].keys() <= named
     for row in summary["baselines"].values():
         assert 0 <= row["test_accuracy"] <= 1 and row["measured_latency_ms"] > 0
+        assert row["macs"] > 0
+    teacher = summary["baselines"]["teacher"]
+    for name in {"uniform", "smaller_input"} & summary["baselines"].keys():
+        assert summary["baselines"][name]["macs"] < teacher["macs"]
+    assert summary["macs"] < teacher["macs"]
     assert summary["found_ms"] > 0  # in the same rounds
     stages = ["teach", "candidates", "measure", "search", "derive", "train", "evaluate", "export"]
     assert all(summary["seconds"][stage] >= 0 for stage in [*stages, "by-hand"])

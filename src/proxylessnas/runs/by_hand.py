@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from proxylessnas.config import TrainSettings
 from proxylessnas.data import Batches
 from proxylessnas.export.onnx import to_onnx
+from proxylessnas.hardware.count import count_macs, count_parameters
 from proxylessnas.hardware.precisions import paired_ratio
 from proxylessnas.hardware.whole_networks import NetworkReport, measure_networks
 from proxylessnas.pretrained.space import largest_within
@@ -78,12 +79,16 @@ def by_hand(session: Session, problem: SpecialisedProblem) -> None:
         rivals = dict(_rivals(session, problem, teacher.network, found))
         latencies = _latencies(session, {"teacher": teacher, "found": found, **rivals})
         facts["found_ms"] = latencies["found"]
-        facts["baselines"] = _table({"teacher": teacher, **rivals}, latencies)
+        facts["baselines"] = {
+            name: _row(session, row, latencies[name])
+            for name, row in {"teacher": teacher, **rivals}.items()
+        }
         for name, rival in rivals.items():
-            file = FILE.format(name)
-            facts["baselines"][name] |= {"file": file, "alone": found.alone(rival, session.ranks)}
-            session.ranks.of_main(partial(_write, session, file, rival))
-            facts["files"] = [*facts["files"], file]
+            facts["baselines"][name]["alone"] = found.alone(rival, session.ranks)
+            if not session.is_int8:  # a file in float is not what was measured
+                facts["baselines"][name]["file"] = file = FILE.format(name)
+                session.ranks.of_main(partial(_write, session, file, rival))
+                facts["files"] = [*facts["files"], file]
 
 
 def _rivals(
@@ -125,17 +130,15 @@ def _latencies(session: Session, rows: Mapping[str, Compared]) -> dict[str, floa
     return {name: report[name].raw_ms for name in rows}
 
 
-def _table(
-    rows: Mapping[str, Compared], latencies: Mapping[str, float | None]
-) -> dict[str, dict[str, Any]]:
+def _row(session: Session, row: Compared, ms: float | None) -> dict[str, Any]:
+    """A line of the table of networks."""
+    image = torch.zeros((1, session.inputs[0].shape[1], row.size, row.size))
     return {
-        name: {
-            "test_accuracy": row.accuracy,
-            "measured_latency_ms": latencies[name],
-            "parameters": sum(p.numel() for p in row.network.parameters()),
-            "image_size": row.size,
-        }
-        for name, row in rows.items()
+        "test_accuracy": row.accuracy,
+        "measured_latency_ms": ms,
+        "parameters": count_parameters(row.network),
+        "macs": count_macs(_as_exported(row.network), (image,)),
+        "image_size": row.size,
     }
 
 
