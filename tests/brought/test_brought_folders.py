@@ -333,5 +333,5 @@ def test_a_zip_that_is_cut_off(tmp_path: Path) -> None:
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "data.tar.gz").write_bytes(b"")
-    assert "is a file; --data takes" in refusal(tmp_path / "data.tar.gz")
+    (tmp_path / "data.mp4").write_bytes(b"")
+    assert "is a file; --data takes" in refusal(tmp_path / "data.mp4")

@@ -17,9 +17,12 @@ from toys import search_of_vectors
 
 import proxylessnas
 from proxylessnas import MixedOp
+from proxylessnas.config import MeasureSettings
 from proxylessnas.core.supernet import Supernet, Zero
-from proxylessnas.errors import SupernetError
-from proxylessnas.hardware.runtimes.fake import FakeRuntime
+from proxylessnas.errors import MeasurementError, SupernetError
+from proxylessnas.hardware.count import count_macs
+from proxylessnas.hardware.runtimes.fake import FakeRuntime, FakeSession
+from proxylessnas.hardware.timing import MEND, measure_sessions
 from proxylessnas.training.copying import copied
 from proxylessnas.training.task import Task
 
@@ -205,3 +208,53 @@ def test_zero_beside_lazy_layers() -> None:
     model = Net(Zero())
     model.first.candidates["plain"] = nn.LazyLinear(4)
     assert search_of_vectors(model).architecture.choices["first"] in ("plain", "special")
+
+
+# --- a candidate that breaks when it is measured ---
+
+
+class Breaking(Telling):
+    """Cannot be exported; as many of its passes outside of an export as `held` says succeed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.onnx.is_in_onnx_export():
+            raise RuntimeError("only for training")
+        self.held -= 1
+        if self.held < 0:
+            raise LookupError("my queue is empty")
+        return super().forward(x)
+
+
+def test_a_candidate_that_cannot_be_exported_is_named_with_its_own_words() -> None:
+    with pytest.raises(MeasurementError) as error:
+        search_of_vectors(Net(Breaking(1000)), target_latency="0.9x", runtime="onnxruntime")
+    assert str(error.value) == (
+        "the candidate 'special' of 'first' (Breaking 4>4) cannot be measured on onnxruntime: "
+        f"Breaking cannot be exported to ONNX: only for training; {MEND}"
+    )
+
+
+def test_what_fails_while_it_is_measured_is_named_with_its_own_words() -> None:
+    """Of two networks in turns the one that fails, not the one before."""
+
+    class Failing(FakeSession):
+        def timed(self, repeat: int) -> float:
+            if self.runtime.timed_runs > 40:
+                raise LookupError("my queue is empty")
+            return super().timed(repeat)
+
+    runtime = FakeRuntime()
+    sessions = {"a": FakeSession(runtime, 1.0), "b": Failing(runtime, 2.0)}
+    sessions["a"].label, sessions["b"].label = "the candidate 'a'", "the candidate 'b'"
+    with pytest.raises(MeasurementError) as error:
+        measure_sessions(sessions, {"a": 9, "b": 9}, MeasureSettings(), seed=0)
+    assert str(error.value).startswith(
+        "the candidate 'b' ran when it was loaded, and fails while it is measured: LookupError: "
+        "my queue is empty; mend this module"
+    )
+
+
+def test_what_fails_where_it_is_counted_is_one_line() -> None:
+    module = Breaking(0)
+    with pytest.raises(SupernetError, match=r"Breaking ran before, and fails .*: LookupError"):
+        count_macs(module, (torch.zeros(2, 4),))

@@ -265,7 +265,7 @@ def test_two_spaces_share_a_table(tmp_path: Path) -> None:
 
 
 def test_a_candidate_that_cannot_run_is_named() -> None:
-    with pytest.raises(MeasurementError, match=r"candidate 'MBConv k3 .* on fake"):
+    with pytest.raises(MeasurementError, match=r"'e3_k3' of 'blocks.0' .MBConv k3 .* on fake"):
         measure_table(small(), FakeRuntime(fails="MBConv"), INPUTS, SETTINGS, seed=0)
 
 

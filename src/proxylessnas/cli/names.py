@@ -50,7 +50,9 @@ def check_names(settings: Mapping[str, Any], *, measuring: bool = False) -> None
 
 def _is_elsewhere(name: str) -> bool:
     """Whether a name is of a library or of the hub, or a path, which say later what is wrong."""
-    return ":" in name or bool(HUB_NAME.fullmatch(name)) or Path(name).expanduser().exists()
+    path = Path(name).expanduser()
+    in_archive = any(above.is_file() for above in path.parents)
+    return ":" in name or bool(HUB_NAME.fullmatch(name)) or path.exists() or in_archive
 
 
 def _known(name: str, allowed: Iterable[str], kind: str, more: str = "") -> None:

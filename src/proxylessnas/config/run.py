@@ -69,9 +69,9 @@ class RunConfig:
     """One run: data set and device in, specialised network out."""
 
     data: str = ""
-    """Data set: a folder of images, a .zip of one, a .csv of file names and labels, a Hugging Face
-    data set (owner/name, .parquet, save_to_disk), torchvision:NAME, mnist5k,
-    digits, surfaces."""
+    """Data set: a folder of images, a .zip or .tar of one, a .csv of file names and labels,
+    WebDataset's shards, a Hugging Face data set (owner/name, .parquet, save_to_disk),
+    torchvision:NAME, mnist5k, digits, surfaces."""
     image_size: Side | Sizes | None = None
     """Height and width in pixels; null reads them from the data, 224 where sizes are mixed. With
     pretrained also several, as 96,128,160, or auto: the one that pays under the limit is taken."""

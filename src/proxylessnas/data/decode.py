@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from proxylessnas.architecture import InputInfo
+from proxylessnas.data.pixels import VALUES
 from proxylessnas.data.source import ImageFiles, ImageReader
 from proxylessnas.errors import DataError, one_line
 
@@ -202,6 +203,8 @@ def _resized(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image
 def is_deep(image: Image.Image) -> bool:
     """Whether values are no bytes but floats, or whole numbers of 16 or 32 bits; of an image that
     is not decoded yet."""
+    if VALUES in image.info:
+        return True
     return image.mode in ("I", "F") or image.mode.startswith("I;16") or bool(_wide(image))
 
 
@@ -229,6 +232,8 @@ def _values(image: Image.Image) -> NDArray[np.float64]:
     Pillow keeps the upper byte of colours; read in the other order of bytes, it is the lower one.
     """
     mode = _wide(image)
+    if VALUES in image.info:
+        return np.asarray(image.info[VALUES], dtype=np.float64)
     if not mode:
         return np.asarray(image, dtype=np.float64)
     file: Any = image.fp  # type: ignore[attr-defined]
@@ -255,8 +260,8 @@ def _converted(image: Image.Image, info: InputInfo) -> Image.Image:
     by their own.
     """
     if is_deep(image):
-        if info.value_range is None and image.mode in ("I", "F"):
-            raise ValueError(f"values of mode {image.mode}, but the network was made for bytes")
+        if info.value_range is None and (image.mode in ("I", "F") or VALUES in image.info):
+            raise ValueError("values of any range, but the network was made for bytes")
         image = _scaled_to_bytes(image, *(info.value_range or (0.0, 65535.0)))
     if image.has_transparency_data:
         if image.mode != "RGBA":

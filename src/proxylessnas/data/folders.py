@@ -13,19 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from proxylessnas.data.archives import read_archive, reader_of, tables_in
 from proxylessnas.data.formats import IMAGE_SUFFIXES
 from proxylessnas.data.parts import part_of, parts_among
 from proxylessnas.data.source import ImageFiles, ImageReader, Source, SplitPart, assemble, digest
-from proxylessnas.data.tree import (
-    Folder,
-    Scan,
-    Stamp,
-    ZippedImages,
-    read_folder,
-    read_zip,
-    stamp_of,
-    unwrapped,
-)
+from proxylessnas.data.tree import Folder, Scan, Stamp, read_folder, unwrapped
 from proxylessnas.data.watching import Progress, silent, watched
 from proxylessnas.errors import DataError, did_you_mean
 
@@ -53,12 +45,11 @@ def folder_source(root: Path, progress: Progress = silent) -> Source:
     return _source(tree, scan, reader)
 
 
-def zip_source(path: Path, progress: Progress = silent) -> Source:
-    """A zip file of such a folder; images are read out of it, nothing is unpacked."""
-    scan = Scan(str(path), progress)
-    stamp = stamp_of(path)
-    tree = watched(lambda: read_zip(path, scan), scan.tell)
-    return _source(tree, scan, lambda names: ZippedImages(str(path), names, stamp))
+def archive_source(path: Path, progress: Progress = silent) -> Source:
+    """A zip or tar file of such a folder; images are read out of it, nothing is unpacked."""
+    scan, reader = Scan(str(path), progress), reader_of(path)
+    tree = watched(lambda: read_archive(path, scan), scan.tell)
+    return _source(tree, scan, reader)
 
 
 def _source(tree: Folder, scan: Scan, reader: Callable[[tuple[str, ...]], ImageReader]) -> Source:
@@ -152,8 +143,8 @@ class _Layout:
                 return {}
             holds = "images but no folders" if folder.images else "no images"
             raise DataError(
-                f"folder {self.name(folder)} holds {holds}; expected one folder of images a class"
-                " (or a CSV file of file names and labels as --data)"
+                f"folder {self.name(folder)} holds {holds}; expected one folder of images a class ("
+                f"{self._table() or 'or a CSV file of file names and labels as --data'})"
             )
         if set(map(str.lower, folder.folders)) <= OF_OTHER_TASKS and len(folder.folders) > 1:
             raise DataError(
@@ -176,12 +167,9 @@ class _Layout:
             hint = "one folder a class is expected"
             if len(only.folders) > 1:
                 hint = f"did you mean {self.name(only)}?"
-            tables = [] if os.path.isfile(self.root) else sorted(Path(self.root).glob("*.csv"))
-            if tables:
-                hint = f"did you mean {tables[0]}?"
             raise DataError(
                 f"folder {self.name(folder)} holds 1 class ({next(iter(files))}), at least 2 are "
-                f"needed; {hint}"
+                f"needed; {self._table() or hint}"
             )
         return files
 
@@ -216,6 +204,15 @@ class _Layout:
                 "folders: rename it if it is a class, or put it and the classes under train/ and "
                 "test/"
             )
+
+    def _table(self) -> str:
+        """A question after a table of labels, where there is one beside the images."""
+        root = Path(self.root)
+        if root.is_file():
+            tables = [root / name for name in tables_in(root, (".csv",))]
+        else:
+            tables = sorted(root.glob("*.csv"))
+        return f"did you mean {tables[0]}?" if tables else ""
 
     def _leave(self, reason: str, count: int) -> None:
         self.left_out[reason] = self.left_out.get(reason, 0) + count

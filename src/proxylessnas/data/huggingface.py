@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import io
 import os
+import re
 import socket
 import tempfile
 import time
@@ -28,6 +29,7 @@ from proxylessnas.data.labels import (
     one_hot_columns,
 )
 from proxylessnas.data.parts import parts_among
+from proxylessnas.data.pixels import are_bytes, image_of_pixels
 from proxylessnas.data.source import Source, SplitPart, assemble, digest
 from proxylessnas.data.watching import Progress, silent, watched
 from proxylessnas.errors import DataError, foreign
@@ -44,12 +46,16 @@ MAX_FOLDERS = 20_000  # that are looked into for parquet
 
 @dataclass(frozen=True)
 class _ImageColumn:
-    """The image column of a `datasets.Dataset`: undecoded bytes, paths beside the data, pixels."""
+    """The image column of a `datasets.Dataset`: undecoded bytes, paths beside the data, pixels.
+
+    scaled: pixels have the range of the set, see `image_of_pixels`.
+    """
 
     name: str
     dataset: Any
     column: str
     folder: str
+    scaled: bool = False
 
     def open(self, index: int) -> Image.Image:
         cell = self.dataset.data.column(self.column)[index].as_py()
@@ -60,23 +66,11 @@ class _ImageColumn:
         if isinstance(cell, str) and cell:
             return Image.open(os.path.join(self.folder, cell))
         if isinstance(cell, list):
-            return _image_of_pixels(np.asarray(cell))
+            return image_of_pixels(np.asarray(cell), scaled=self.scaled)
         raise ValueError("the image is missing" if cell is None else f"no image but {cell!r:.60}")
 
     def describe(self, index: int) -> str:
         return f"{self.name} row {index}"
-
-
-def _image_of_pixels(pixels: Any) -> Image.Image:
-    """Nested lists [H, W], [H, W, C] or [C, H, W] of whole numbers from 0 to 255."""
-    if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3, 4):
-        pixels = pixels.transpose(1, 2, 0)
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[:, :, 0]
-    whole = pixels.dtype.kind in "iu" and pixels.size and 0 <= pixels.min() <= pixels.max() <= 255
-    if pixels.ndim not in (2, 3) or not whole:
-        raise ValueError(f"lists of shape {list(pixels.shape)} are no pixels from 0 to 255")
-    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def holds_parquet(root: Path) -> bool:
@@ -227,7 +221,9 @@ def _from_splits(
     for role, split in used.items():
         if image not in split.features:
             raise DataError(f"{name}: split {roles[role]} has no column {image!r}")
-        reader = _ImageColumn(f"{name} {roles[role]}", split, image, name)
+    scaled = any(_is_scaled(split, image) for split in used.values())
+    for role, split in used.items():
+        reader = _ImageColumn(f"{name} {roles[role]}", split, image, name, scaled)
         parts[role] = SplitPart(labels[role], reader)
     of_files = {role: digest(stamps) for role in used} if stamps else {}
     return assemble(
@@ -243,6 +239,19 @@ def _from_splits(
         ],
         digests=of_files or {role: (split._fingerprint, "") for role, split in used.items()},
     )
+
+
+def _is_scaled(split: Any, column: str) -> bool:
+    """Whether a column of lists of numbers holds others than bytes."""
+    for chunk in split.data.column(column).chunks:
+        chunk = getattr(chunk, "storage", chunk)  # of Array2D and Array3D
+        while "list" in str(chunk.type).partition("<")[0]:
+            chunk = chunk.flatten()
+        if not re.fullmatch(r"u?int\d+|float|double|halffloat", str(chunk.type)):
+            return False
+        if not are_bytes(chunk.drop_null().to_numpy(zero_copy_only=False)):
+            return True
+    return False
 
 
 def _split_roles(name: str, splits: Mapping[str, Any]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from proxylessnas.data.source import Indices
 from proxylessnas.errors import DataError, did_you_mean
 
 IMAGE_COLUMNS = (
-    *("image", "img", "images", "picture", "photo", "pixel_values", "file", "filename"),
+    *("image", "img", "images", "picture", "photo", "pixels", "pixel_values", "file", "filename"),
     *("file_name", "filepath", "file_path", "path", "image_path", "image_id", "id"),
 )
 LABEL_COLUMNS = (

@@ -39,7 +39,8 @@ def load_data(
     """Open, split, check and (if small) decode a data set.
 
     spec: mnist5k, digits, surfaces, a folder of images (one folder a class, with or without
-        train/, val/, test/) or a .zip of one, a .csv of file names and labels, a folder of
+        train/, val/, test/) or a .zip or .tar of one, a .csv of file names and labels or of
+        pixels (also within an archive), shards of WebDataset, a folder of
         parquet or of `save_to_disk`, a Hugging Face owner/name[:config], torchvision:NAME.
     settings: how the data are split and augmented, see `DataSettings`. A validation part that
         the data set has itself is used as it is, and is the test part where there is none.

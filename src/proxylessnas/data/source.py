@@ -110,12 +110,11 @@ def assemble(
     if "train" not in numbers:
         raise DataError(f"{name} has no labelled training images (its parts: {sorted(parts)})")
     _check_classes(name, classes, {role: labels[chosen] for role, chosen in numbers.items()})
-    readers = tuple(part.reader for part in parts.values())
     return Source(
         name=name,
         classes=tuple(classes),
         labels=labels,
-        reader=readers[0] if len(readers) == 1 else _JoinedReaders(readers, tuple(starts)),
+        reader=joined([part.reader for part in parts.values()], starts),
         parts=numbers,
         left_out=unused,
         notes=tuple(notes),
@@ -166,6 +165,11 @@ def _check_classes(name: str, classes: Sequence[str], labels: Mapping[str, Indic
             raise DataError(
                 f"{name}: class {classes[untrained[0]]!r} has no training image, only {role}"
             )
+
+
+def joined(readers: Sequence[ImageReader], starts: Sequence[int]) -> ImageReader:
+    """Readers as one; `starts` are the numbers of their first images, in one numbering."""
+    return readers[0] if len(readers) == 1 else _JoinedReaders(tuple(readers), tuple(starts))
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 mnist5k, digits                   arrays that a package carries          packaged.py
 surfaces                          crops of photographs of a package      surfaces.py
 torchvision:NAME                  a class of torchvision.datasets        packaged.py
-a folder, or a .zip of one        one folder a class, with or without
+a folder, or a .zip, .tar of one  one folder a class, with or without
                                   train/, val/, test/                    folders.py
-a .csv of file names and labels   beside the images                      tables.py
+a .csv of file names and labels   beside the images; x.zip/labels.csv    tables.py
+a .tar, or a folder of several    WebDataset: a.jpg beside a.cls         shards.py
 a folder holding *.parquet        the layout of Hugging Face             huggingface.py
 a .parquet, or save_to_disk       of Hugging Face                        huggingface.py
 owner/name[:config]               a data set of the Hugging Face hub     huggingface.py
@@ -17,7 +18,9 @@ import os
 from pathlib import Path
 
 from proxylessnas.config import HUB_NAME, DataSettings
-from proxylessnas.data.folders import folder_source, zip_source
+from proxylessnas.data.archives import PACKED, table_in
+from proxylessnas.data.archives import SUFFIXES as ARCHIVES
+from proxylessnas.data.folders import archive_source, folder_source
 from proxylessnas.data.huggingface import (
     holds_parquet,
     hub_source,
@@ -26,9 +29,10 @@ from proxylessnas.data.huggingface import (
     saved_source,
 )
 from proxylessnas.data.packaged import TORCHVISION, digits, mnist5k, torchvision_source
+from proxylessnas.data.shards import holds_shards, shards_source
 from proxylessnas.data.source import Source
 from proxylessnas.data.surfaces import surfaces
-from proxylessnas.data.tables import TABLE_SUFFIXES, table_source
+from proxylessnas.data.tables import TABLE_SUFFIXES, archived_table_source, table_source
 from proxylessnas.data.watching import Progress, silent, watched
 from proxylessnas.errors import DataError, did_you_mean
 
@@ -53,9 +57,13 @@ def open_source(
             return saved_source(path, settings, progress)
         if watched(lambda: holds_parquet(path), lambda: progress(0, 0, "tables seen")):
             return parquet_source(path, settings, progress)
+        if holds_shards(path):
+            return shards_source(path, progress)
         return folder_source(path, progress)
     if path.exists():
         return _of_file(path, spec, settings, progress)
+    if (found := table_in(path, TABLE_SUFFIXES)) is not None:
+        return archived_table_source(*found, settings, progress)
     if path.is_symlink():
         raise DataError(f"{spec} is a link that leads nowhere; give the folder itself")
     if HUB_NAME.fullmatch(spec):
@@ -69,13 +77,20 @@ def _of_file(path: Path, spec: str, settings: DataSettings | None, progress: Pro
     suffix = path.suffix.lower()
     if suffix in TABLE_SUFFIXES:
         return table_source(path, settings, progress)
-    if suffix == ".zip":
-        return zip_source(path, progress)
+    if suffix == ".tar" and holds_shards(path):
+        return shards_source(path, progress)
+    if suffix in ARCHIVES:
+        return archive_source(path, progress)
     if suffix == ".parquet":
         return parquet_source(path, settings, progress)
+    if path.name.lower().endswith(PACKED):
+        raise DataError(
+            f"{spec} is compressed as a whole, so that no image in it can be read without all "
+            f"those before it: unpack it, and give the folder; .zip and .tar are read as they are"
+        )
     raise DataError(
-        f"{spec} is a file; --data takes a folder of images or of parquet files, a .zip of a "
-        "folder, a .csv of file names and labels, or a .parquet (unpack other archives)"
+        f"{spec} is a file; --data takes a folder of images or of parquet files, a .zip or .tar of "
+        "a folder, a .csv of file names and labels, or a .parquet"
     )
 
 

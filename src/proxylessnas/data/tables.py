@@ -5,23 +5,35 @@ from __future__ import annotations
 import csv
 import io
 import os
-import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from proxylessnas.config import DataSettings
+from proxylessnas.data.archives import read_archive, read_file, reader_of, stamp_of
+from proxylessnas.data.columns import RowLabels, key_of, row_labels
 from proxylessnas.data.formats import IMAGE_SUFFIXES
 from proxylessnas.data.labels import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
     choose_column,
     class_numbers,
-    not_used,
-    one_hot_columns,
 )
-from proxylessnas.data.parts import part_of
-from proxylessnas.data.source import ImageFiles, Source, SplitPart, assemble, digest
+from proxylessnas.data.pixel_tables import (
+    LEAST_PIXELS,
+    is_number,
+    pixel_columns,
+    source_of_pixels,
+)
+from proxylessnas.data.source import (
+    ImageFiles,
+    ImageReader,
+    Source,
+    SplitPart,
+    assemble,
+    digest,
+)
 from proxylessnas.data.tree import Scan, Stamp, read_folder
 from proxylessnas.data.watching import Progress, silent, watched
 from proxylessnas.errors import DataError
@@ -31,8 +43,6 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
 MAX_BYTES = 1 << 30
 MISSING_SHARE = 0.01  # of the rows; more files than this must not be missing
 _DELIMITERS = (",", ";", "\t", "|", " ")
-PART_COLUMNS = ("split", "subset", "partition", "usage")
-_FLAGS = ({"0", "1"}, {"false", "true"}, {"no", "yes"})
 _SAMPLE = 50  # rows that tell which column holds files
 
 
@@ -47,20 +57,42 @@ def table_source(
     Raises:
         DataError: no such columns, more than 1 % of the files missing, or a file with two labels.
     """
-    settings = settings or DataSettings()
     scan = Scan(str(path.parent), progress)
     tree = watched(lambda: read_folder(path.parent, scan), scan.tell)
     files = _Files(str(path.parent), tree.all_images())
-    table = _columns(path, _rows(path), files)
-    image, label, names, part, notes = _roles(str(path), table, files, settings)
+    return _table_source(path, read_bytes(path, MAX_BYTES, DataError), files, settings)
+
+
+def archived_table_source(
+    archive: Path, name: str, settings: DataSettings | None = None, progress: Progress = silent
+) -> Source:
+    """A table within a zip or tar file, as `table_source`: of images in its folder there."""
+    scan = Scan(str(archive), progress)
+    tree = watched(lambda: read_archive(archive, scan), scan.tell)
+    folder = os.path.dirname(name.replace("\\", "/"))
+    files = _ArchivedFiles.under(folder, archive, tree.all_images())
+    return _table_source(archive / name, read_file(archive, name), files, settings)
+
+
+def _table_source(path: Path, data: bytes, files: _Files, settings: DataSettings | None) -> Source:
+    settings = settings or DataSettings()
+    table = _columns(path, _rows(path, data), files)
+    pixels = None if files.hold(table) else pixel_columns(str(path), table, settings)
+    if pixels is not None:
+        columns, images = pixels
+        said = f"pixels from {len(columns)} column{'s' * (len(columns) > 1)}, as {columns[0]}"
+        labelled = row_labels(str(path), table, columns, said, settings)
+        return source_of_pixels(
+            str(path), images, labelled, {path.name: (len(data), zlib.crc32(data))}
+        )
+    image, labelled = _roles(str(path), table, files, settings)
     rows = _Rows(str(path), files)
-    for cell, text, role in zip(image, label, part or ["train"] * len(image), strict=True):
+    for cell, text, role in zip(image, labelled.cells, labelled.parts, strict=True):
         rows.add(role, cell, text)
     rows.check()
-    classes, labels = class_numbers(str(path), rows.labels, names)
+    classes, labels = class_numbers(str(path), rows.labels, labelled.names)
     parts = {
-        role: SplitPart(labels[role], ImageFiles(tuple(files.full(p) for p in images)))
-        for role, images in rows.images.items()
+        role: SplitPart(labels[role], files.reader(images)) for role, images in rows.images.items()
     }
     listed = {p for images in rows.images.values() for p in images}
     unlisted = len(files.stamps.keys() - listed)
@@ -73,7 +105,7 @@ def table_source(
             "row that stands there twice": rows.repeated,
             "image that is not in the table": unlisted,
         },
-        notes=notes,
+        notes=labelled.notes,
         digests={
             role: digest({p: files.stamp(p) for p in images})
             for role, images in rows.images.items()
@@ -81,9 +113,8 @@ def table_source(
     )
 
 
-def _rows(path: Path) -> list[list[str]]:
+def _rows(path: Path, data: bytes) -> list[list[str]]:
     """The cells of every row; DataError where rows are not of one length."""
-    data = read_bytes(path, MAX_BYTES, DataError)
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         text = data.decode("utf-16" if wide else "utf-8-sig")
@@ -120,14 +151,15 @@ class _Files:
             for key in (name, os.path.splitext(name)[0]):
                 self.by_name.setdefault(key, []).append(path)
 
-    def full(self, path: str) -> str:
-        return os.path.join(self.root, path)
+    def reader(self, paths: Sequence[str]) -> ImageReader:
+        return ImageFiles(tuple(os.path.join(self.root, path) for path in paths))
 
     def stamp(self, path: str) -> Stamp:
-        if path in self.stamps:
-            return self.stamps[path]
-        status = os.stat(self.full(path))
-        return status.st_size, status.st_mtime_ns
+        return self.stamps.get(path) or stamp_of(os.path.join(self.root, path))
+
+    def elsewhere(self, path: str) -> bool:
+        """Whether a path that leads out of the folder is a file: ../images/1.png."""
+        return os.path.isfile(os.path.join(self.root, path))
 
     def find(self, cell: str) -> str | None:
         """The path of the file that a cell names; None where there is none.
@@ -138,8 +170,8 @@ class _Files:
         path = os.path.normpath(cell.replace("\\", "/"))
         if path in self.stamps:
             return path
-        if path.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(self.full(path)):
-            return path  # elsewhere: ../images/1.png
+        if path.lower().endswith(IMAGE_SUFFIXES) and self.elsewhere(path):
+            return path
         paths = self.by_name.get(os.path.basename(path), [])
         if len(paths) > 1:
             raise DataError(f"the name {cell!r} is of several files: {paths[0]}, {paths[1]}")
@@ -150,6 +182,11 @@ class _Files:
         sample = [cell for cell in cells[:: max(1, len(cells) // _SAMPLE)] if cell]
         return tuple(self._found(cell) for cell in sample)
 
+    def hold(self, table: Mapping[str, Sequence[str]]) -> bool:
+        """Whether most cells of a column name files."""
+        samples = map(self.sample, table.values())
+        return any(2 * sum(p is not None for p in paths) > len(paths) for paths in samples if paths)
+
     def _found(self, cell: str) -> str | None:
         try:
             return self.find(cell)
@@ -157,10 +194,34 @@ class _Files:
             return cell
 
 
+@dataclass
+class _ArchivedFiles(_Files):
+    """The images in an archive, by their paths from the table's folder there.
+
+    names: path -> as the archive writes it.
+    """
+
+    names: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def under(cls, folder: str, archive: Path, images: Mapping[str, Stamp]) -> _ArchivedFiles:
+        names = {os.path.relpath(n.replace("\\", "/"), folder or "."): n for n in images}
+        stamps = {path: images[name] for path, name in names.items()}
+        return cls(str(archive), stamps, names=names)
+
+    def reader(self, paths: Sequence[str]) -> ImageReader:
+        return reader_of(self.root)(tuple(self.names[path] for path in paths))
+
+    def elsewhere(self, path: str) -> bool:
+        return False
+
+
 def _columns(path: Path, rows: list[list[str]], files: _Files) -> dict[str, list[str]]:
     """Name -> cells; without a header, which holds no name of a file, names are numbers."""
-    words = [cell for cell in rows[0] if _key(cell) not in (*IMAGE_COLUMNS, *LABEL_COLUMNS)]
-    headless = any(files.sample(words))
+    words = [cell for cell in rows[0] if key_of(cell) not in (*IMAGE_COLUMNS, *LABEL_COLUMNS)]
+    headless = any(files.sample(words)) or (
+        len(words) > LEAST_PIXELS and all(map(is_number, words))
+    )
     names = [str(i + 1) for i in range(len(rows[0]))] if headless else rows[0]
     if len(names) < 2 or len(set(names)) < len(names):
         raise DataError(
@@ -175,72 +236,17 @@ def _columns(path: Path, rows: list[list[str]], files: _Files) -> dict[str, list
 
 def _roles(
     name: str, table: dict[str, list[str]], files: _Files, settings: DataSettings
-) -> tuple[list[str], list[str], list[str] | None, list[str] | None, list[str]]:
-    """The cells of files and of labels, the classes where columns are classes, each row's part
-    (None: all train), and what is said of them."""
-    named = [column for column in table if _key(column) in IMAGE_COLUMNS]
+) -> tuple[list[str], RowLabels]:
+    """The cells of files, and the labels."""
+    named = [column for column in table if key_of(column) in IMAGE_COLUMNS]
     holding: dict[tuple[str | None, ...], str] = {}  # of two names of the same file, the first
-    for column in [*named, *(c for c in table if _key(c) not in LABEL_COLUMNS)]:
+    for column in [*named, *(c for c in table if key_of(c) not in LABEL_COLUMNS)]:
         sample = files.sample(table[column])
         if 2 * sum(path is not None for path in sample) > len(sample):
             holding.setdefault(sample, column)
     likely = list(holding.values()) or named[:1]
-    image, image_said = choose_column(name, "image", table, likely, settings.image_column)
-    roles = {column: _parts_of_rows(name, column, table[column]) for column in table}
-    parts = next((column for column in table if roles[column]), None)
-    rest = [column for column in table if column not in (image, parts)]
-    likely = [column for column in rest if _key(column) in LABEL_COLUMNS]
-    if not likely and len(rest) == 1:
-        likely = rest
-    notes = [image_said, *([f"parts from column {parts}"] if parts else [])]
-    hot = None
-    if not likely and settings.label_column is None:
-        hot = one_hot_columns(name, {column: table[column] for column in rest})
-    if hot is not None:
-        classes, labels = hot
-        notes += [f"a column a class: {', '.join(classes[:8])}{', ...' * (len(classes) > 8)}"]
-        notes += not_used(table, (image, parts, *classes))
-        return table[image], labels, classes, roles[parts] if parts else None, notes
-    label, label_said = choose_column(name, "label", table, likely, settings.label_column)
-    notes[1:1] = [label_said]
-    notes += not_used(table, (image, label, parts))
-    return table[image], _whole(table[label]), None, roles[parts] if parts else None, notes
-
-
-def _whole(cells: list[str]) -> list[str]:
-    """`3` for `3.0`, as tables with empty cells are written, where all are such numbers."""
-    if all(re.fullmatch(r"\d+\.0+|nan|", cell, re.IGNORECASE) for cell in cells):
-        return [cell.partition(".")[0] for cell in cells]
-    return cells
-
-
-def _key(column: str) -> str:
-    return re.sub(r"[\s_-]+", "_", column.lower())
-
-
-def _parts_of_rows(name: str, column: str, cells: Sequence[str]) -> list[str] | None:
-    """The part of each row, where a column says it; None where it says something else.
-
-    Raises:
-        DataError: it is called like a column of parts, and its cells are no parts.
-    """
-    key, values = _key(column), sorted(set(cells)) if len(set(cells)) < 9 else []
-    meanings = {value: part_of(value) for value in values}
-    named = key in PART_COLUMNS
-    parts = {v: m[0] for v, m in meanings.items() if m is not None and (named or not m[1])}
-    flag = part_of(key[3:]) if key.startswith("is_") else None
-    if flag is not None and {value.lower() for value in values} in _FLAGS:
-        other = "test" if flag[0] == "train" else "train"
-        parts = {v: flag[0] if v.lower() in ("1", "true", "yes") else other for v in values}
-    if values and len(parts) == len(values) and "train" in parts.values():
-        return [parts[cell] for cell in cells] if len(values) > 1 else None
-    if named:
-        raise DataError(
-            f"{name}: the column {column} is called like one of parts, and holds "
-            f"{', '.join(values[:4]) or 'many values'}: call the parts train, val and test, or the "
-            "column by what it says"
-        )
-    return None
+    image, said = choose_column(name, "image", table, likely, settings.image_column)
+    return table[image], row_labels(name, table, [image], said, settings)
 
 
 @dataclass

@@ -1,26 +1,21 @@
-"""The names in a folder or a zip file: images by folder, and counts of everything else.
+"""The names in a folder: images by folder, and counts of everything else.
 
 Nothing but names, sizes and times is read. How the folders are meant says `folders.py`.
 """
 
 from __future__ import annotations
 
-import functools
 import io
 import os
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
 from proxylessnas.data.formats import IMAGE_SUFFIXES, MAGIC, UNREADABLE_SUFFIXES, remedy
 from proxylessnas.data.watching import Progress, silent
-from proxylessnas.errors import DataError, foreign, one_line
+from proxylessnas.errors import DataError
 
 SYSTEM_FOLDERS = {  # thumbnails, bins and snapshots that file systems put beside images
     *("@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "@recently-snapshot", "@sharebin"),
@@ -29,11 +24,8 @@ SYSTEM_FOLDERS = {  # thumbnails, bins and snapshots that file systems put besid
 UNREADABLE_SHARE = 0.01  # of the images; more than this is an error
 MAX_OTHERS = 100_000  # entries that are no image; a data set has few, a whole disk has many
 MAX_DEPTH = 64  # folders in folders
-# RuntimeError is of encrypted files and of compressions that are not known.
-ZIP_ERRORS = (zipfile.BadZipFile, RuntimeError, OSError, ValueError, EOFError, zlib.error)
-MAX_ZIPPED = 1 << 29  # bytes of an image in a zip file
 
-Stamp = tuple[int, int]  # size in bytes, and time in ns (of a zip: its checksum)
+Stamp = tuple[int, int]  # size in bytes, and time in ns (in a zip file: a checksum)
 
 
 @dataclass(eq=False)
@@ -192,40 +184,7 @@ def _stamp(entry: os.DirEntry[str]) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 
-# --- zip files ---
-
-
-def read_zip(path: Path, scan: Scan) -> Folder:
-    """The folders of a zip file, without the one that holds all others.
-
-    Raises:
-        DataError: it is damaged or encrypted.
-    """
-    root, archive = Folder(""), zipped(str(path), stamp_of(path), os.getpid())
-    for entry in archive.infolist():
-        *above, name = entry.filename.replace("\\", "/").split("/")
-        folder = _folder_in(root, [part for part in above if part not in ("", ".")], scan)
-        if (
-            folder is not None
-            and name
-            and scan.is_image(name, partial(_beginning_of, archive, entry))
-        ):
-            if entry.flag_bits & 1:
-                raise DataError(f"{path} is encrypted: unpack it and give the folder")
-            folder.images[entry.filename] = (entry.file_size, entry.CRC)
-    scan.tell()
-    return _sorted(unwrapped(root))
-
-
-def _beginning_of(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    try:
-        with archive.open(entry) as file:
-            return file.read(8)
-    except ZIP_ERRORS:
-        return b""
-
-
-def _folder_in(root: Folder, path: list[str], scan: Scan) -> Folder | None:
+def folder_in(root: Folder, path: list[str], scan: Scan) -> Folder | None:
     """The folder of a path, made where it is new; None where it is left out."""
     if len(path) > MAX_DEPTH:
         return None
@@ -240,52 +199,14 @@ def _folder_in(root: Folder, path: list[str], scan: Scan) -> Folder | None:
 
 
 def unwrapped(folder: Folder) -> Folder:
-    """The one folder of several that a chain of single folders leads to, as in most zip files."""
+    """The one folder of several that a chain of single folders leads to, as in most archives."""
     inner = folder
     while len(inner.folders) == 1 and not inner.images:
         (inner,) = inner.folders.values()
     return inner if len(inner.folders) > 1 else folder
 
 
-def _sorted(folder: Folder) -> Folder:
-    inner = {name: _sorted(folder.folders[name]) for name in sorted(folder.folders)}
+def in_order(folder: Folder) -> Folder:
+    """The folder with all names sorted."""
+    inner = {name: in_order(folder.folders[name]) for name in sorted(folder.folders)}
     return Folder(folder.path, dict(sorted(folder.images.items())), inner)
-
-
-def stamp_of(path: str | Path) -> Stamp:
-    """DataError where there is no such file."""
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    return status.st_size, status.st_mtime_ns
-
-
-@functools.lru_cache(maxsize=4)
-def zipped(path: str, stamp: Stamp, process: int) -> zipfile.ZipFile:
-    """An open zip file as it was at the time of `stamp`; each process has its own, because a
-    position in it is shared."""
-    with foreign(DataError, f"{path} is no whole zip file"):
-        return zipfile.ZipFile(path)
-
-
-@dataclass(frozen=True)
-class ZippedImages:
-    """Reads images out of a zip file."""
-
-    path: str
-    names: tuple[str, ...]
-    stamp: Stamp
-
-    def open(self, index: int) -> Image.Image:
-        archive = zipped(self.path, self.stamp, os.getpid())
-        entry = archive.getinfo(self.names[index])
-        if entry.file_size > MAX_ZIPPED:
-            raise ValueError(f"{entry.file_size:,} bytes, more than {MAX_ZIPPED:,}")
-        try:
-            return Image.open(io.BytesIO(archive.read(entry)))
-        except ZIP_ERRORS as error:
-            raise OSError(one_line(error)) from error
-
-    def describe(self, index: int) -> str:
-        return f"{self.path}/{self.names[index]}"

@@ -33,7 +33,9 @@ def count_macs(
     try:
         return _counted(module, lambda: _on_meta(module, arguments))
     except Exception:  # whatever the module's code raises where it has no values
-        return _counted(module, lambda: module(*arguments[0], **arguments[1]))
+        failure = f"{type(module).__name__} ran before, and fails on the same inputs"
+        with foreign(SupernetError, failure, kind=True):
+            return _counted(module, lambda: module(*arguments[0], **arguments[1]))
 
 
 def _on_meta(

@@ -28,7 +28,7 @@ from proxylessnas.hardware.plan import (
 from proxylessnas.hardware.runtimes.base import Runtime, Session
 from proxylessnas.hardware.table import ALIKE, LatencyTable, differing
 from proxylessnas.hardware.table_entries import Column, NetworkValue, Scalar
-from proxylessnas.hardware.timing import Measurement, ProgressCallback, measure_sessions
+from proxylessnas.hardware.timing import MEND, Measurement, ProgressCallback, measure_sessions
 from proxylessnas.hardware.trace import Trace
 from proxylessnas.io.process import usable_cpus
 from proxylessnas.training.task import batch_size
@@ -123,6 +123,7 @@ def opened(
         for name, measurable in measurables:
             with one_thread():
                 sessions[name] = _load(runtime, measurable)
+                sessions[name].label = measurable.label
             stack.callback(sessions[name].close)
             if progress is not None:
                 progress(len(sessions), count)
@@ -137,8 +138,9 @@ def _load(runtime: Runtime, measurable: Measurable) -> Session:
         options = {"shapes": measurable.shapes} if measurable.shapes else {}
         return runtime.load_file(network, batch=batch_size(*inputs), **options)
     except UserError as error:
+        remedy = f"; {MEND}" if isinstance(network, nn.Module) else ""
         raise MeasurementError(
-            f"{measurable.label} cannot be measured on {runtime.name}: {error}"
+            f"{measurable.label} cannot be measured on {runtime.name}: {error}{remedy}"
         ) from error
 
 

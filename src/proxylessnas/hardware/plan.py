@@ -89,11 +89,24 @@ class PlannedModules:
         """The candidate of a key, or the whole network of a name."""
         if key in self.trace.units:
             unit = self.trace.units[key]
-            return Measurable(f"the candidate {unit.label!r}", *unit.plain())
+            return Measurable(f"the candidate {self._place(key)} ({unit.label})", *unit.plain())
         name = key.removesuffix(REPEAT)
         choices = next(n.choices for n in self.plan.networks if n.name == name)
         module = self.supernet.derive(indices_of(self.supernet, choices)).eval()
-        return Measurable("a whole network", *plain_call(module, self.trace.inputs))
+        words = ", ".join(f"{path}={candidate}" for path, candidate in [*choices.items()][:3])
+        label = f"the whole network {words}{', ...' * (len(choices) > 3)}"
+        return Measurable(label, *plain_call(module, self.trace.inputs))
+
+    def _place(self, key: str) -> str:
+        """The name of the first candidate of this key, and of its mixed operation."""
+        operations = {path: mixed for mixed, path in self.supernet.paths.items()}
+        return next(
+            f"{name!r} of {call.path!r}"
+            for calls in self.trace.calls
+            for call in calls
+            for name, own in zip(operations[call.path].candidates, call.keys, strict=True)
+            if own == key
+        )
 
 
 def plan_measurement(

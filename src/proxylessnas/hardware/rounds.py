@@ -59,7 +59,7 @@ class Rounds:
     samples_ms: name -> the median of every visit's timed runs, in the order of the rounds.
     runs_ms: name -> single inferences, of networks that are not timed in groups.
     environment: date, other load, pinned core, canary drift, and what the system tells of clocks.
-    clock: seconds, which tell when to save.
+    clock: seconds, which tell when to save. running: the name of the network that ran last.
     """
 
     networks: Mapping[str, TimedNetwork]
@@ -73,6 +73,7 @@ class Rounds:
     runs_ms: dict[str, list[float]] = field(default_factory=dict)
     environment: dict[str, str | int | float] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
+    running: str = ""
 
     def missing(self) -> dict[str, int]:
         """The visits that are still to be made, of the networks that lack some."""
@@ -116,24 +117,28 @@ class Rounds:
 
     def _visits(self) -> Iterator[None]:
         wanted = self.missing()
-        loops = {key: loops_of(self.networks[key], self.warmup) for key in wanted}
+        loops = {key: loops_of(self._run(key), self.warmup) for key in wanted}
         canary_ms: list[float] = []
         names = chain.from_iterable(orders(wanted, self.seed))
         for done, key in enumerate(names, start=1):
-            runs = visit(self.networks[key], loops[key], self.runs, self.warmup)
+            runs = visit(self._run(key), loops[key], self.runs, self.warmup)
             ms = statistics.median(runs)
             if loops[key] == 1:
                 self.runs_ms.setdefault(key, []).extend(runs)
             # Rounded as in the file: a measurement that goes on has the same samples.
             self.samples_ms.setdefault(key, []).append(float(f"{ms:.6g}"))
             if self.canary is not None and done % CANARY_EVERY == 0:
-                of_canary = visit(self.networks[self.canary], 1, self.runs, self.warmup)
+                of_canary = visit(self._run(self.canary), 1, self.runs, self.warmup)
                 canary_ms.append(statistics.median(of_canary))
             yield
         half = len(canary_ms) // 2
         if half >= 2:
             ratio = statistics.median(canary_ms[half:]) / statistics.median(canary_ms[:half])
             self.environment["canary_drift_pct"] = round(100 * (ratio - 1), 2)
+
+    def _run(self, name: str) -> TimedNetwork:
+        self.running = name
+        return self.networks[name]
 
 
 def orders(visits: Mapping[str, int], seed: int) -> list[list[str]]:

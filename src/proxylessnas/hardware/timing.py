@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from proxylessnas.config import MeasureSettings
-from proxylessnas.errors import MeasurementError, foreign
+from proxylessnas.errors import MeasurementError, UserError, in_words
 from proxylessnas.export.quiet import denormal_mode
 from proxylessnas.hardware.rounds import Rounds, quantile
 from proxylessnas.hardware.runtimes.base import Session
@@ -17,6 +17,7 @@ ProgressCallback = Callable[[int, int], None]
 Environment = Mapping[str, str | int | float]
 
 TAILS = {"p95": 0.95, "p99": 0.99}
+MEND = "mend this module, or measure where PyTorch runs it as it is (the runtime torch)"
 BUSY_CORES, DRIFTED_PCT = 0.3, 5.0  # from here on a measurement was disturbed
 
 
@@ -90,7 +91,7 @@ def measure_sessions(
     save: called every few seconds and at the end with the measurements so far.
 
     Raises:
-        MeasurementError: a session fails while it runs.
+        MeasurementError: a session fails while it runs; it is named, with its error's own words.
     """
     rounds = Rounds(
         sessions,
@@ -102,13 +103,21 @@ def measure_sessions(
         canary=canary,
         samples_ms={key: list(samples) for key, samples in (earlier or {}).items()},
     )
-    failure = "a network fails while it is measured"
     # The training that follows must not compute otherwise than a training that is resumed.
-    with foreign(MeasurementError, failure), denormal_mode(flushed=True):
-        rounds.run(
-            progress or (lambda done, total: None),
-            (lambda: save(_measurements(rounds))) if save else (lambda: None),
-        )
+    with denormal_mode(flushed=True):
+        try:
+            rounds.run(
+                progress or (lambda done, total: None),
+                (lambda: save(_measurements(rounds))) if save else (lambda: None),
+            )
+        except UserError:
+            raise
+        except Exception as error:  # whatever the runtime and the module raise
+            failing = sessions[rounds.running].label if rounds.running else "a network"
+            raise MeasurementError(
+                f"{failing} ran when it was loaded, and fails while it is measured: "
+                f"{in_words(error)}; {MEND}"
+            ) from error
     return _measurements(rounds)
 
 

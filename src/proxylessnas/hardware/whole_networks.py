@@ -131,7 +131,9 @@ def measure_networks(
         for name, network in modules.items()
     }
     if canary is not None:
-        measurables[CANARY] = _measurable("the table's canary", canary.network, inputs)
+        measurables[CANARY] = _measurable(
+            "the whole network that the table was calibrated with", canary.network, inputs
+        )
     with opened(runtime, measurables.items()) as sessions:
         visits = dict.fromkeys(sessions, settings.network_rounds)
         visits |= {f"network {name}": rounds for name, rounds in (rounds_of or {}).items()}

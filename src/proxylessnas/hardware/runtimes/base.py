@@ -23,10 +23,11 @@ FloatShare = Mapping[str, tuple[int, float | None]]  # operator -> nodes, share 
 class Session(TimedNetwork, ABC):
     """A loaded network of a runtime; calling it is one inference, see `TimedNetwork`.
 
-    file: of a file, what was measured of it, in words. precision: of a file's weights, where that
-    is known.
+    label: what messages call it. file: of a file, what was measured of it, in words. precision: of
+    a file's weights, where that is known.
     """
 
+    label = "a network"
     file = ""
     precision = ""
 
