@@ -67,7 +67,7 @@ def test_a_power_meters_file_is_aligned_by_time(tmp_path: Path) -> None:
     log = PowerLog(path, clock=clock, sleep=lambda seconds: None)
     assert log.joules(999, 1003) == pytest.approx(1 * 2 + 2 * 4 + 1 * 6)
     iso = tmp_path / "iso.csv"
-    iso.write_text("1970-01-01T00:00:00+00:00,3.0\n1970-01-01T00:00:10+00:00,3.0\n")
+    iso.write_text("1970-01-01T00:00:00+00:00,3.0\n1970-01-01T00:00:04+00:00,3.0\n")
     assert PowerLog(iso).joules(1, 4) == pytest.approx(9)
 
     def later(seconds: float) -> None:
@@ -86,6 +86,15 @@ def test_a_power_meters_file_is_aligned_by_time(tmp_path: Path) -> None:
         ("", "no line of a time"),
         ("time,W\n", "no line"),
         ("1,2\nx,y\n", "line 2: 'x,y' is no time"),
+        ("1,2\n2,nan\n", "line 2: '2,nan'"),
+        ("1,2\n2,inf\n", "line 2: '2,inf'"),
+        ("1,2\n2,-1\n", "line 2: '2,-1'"),
+        ("1,2\n3,2\n2,2\n", "line 3: '2,2' is no time, after that of the line before"),
+        ("inf,2\n", "line 1: 'inf,2'"),
+        ("time,volts,amps\n1,5,2\n", "which column is the power.*time,volts,amps"),
+        ("time,energy_J\n1,5\n", "which column is the power"),
+        ("time,W,cpu_W\n1,5,2\n", "which column is the power"),
+        ("1,5,3\n2,5,3\n", "which column is the power"),  # 5,3 watts between commas, or two columns
     ],
 )
 def test_a_file_of_something_else_is_one_line(tmp_path: Path, content: str, words: str) -> None:
@@ -94,6 +103,30 @@ def test_a_file_of_something_else_is_one_line(tmp_path: Path, content: str, word
         PowerLog(tmp_path / "p.csv")
     with pytest.raises(MeasurementError, match="cannot read the power meter's"):
         meter_of(str(tmp_path / "missing.csv"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "time,V,A,power_mW\n0,5.0,0.6,3000\n4,5.0,0.6,3000\n",
+        "\ufeffZeit;Watt\n0;3,0\n4;3,0\n",
+        "time\tPower (W)\tmode\n0\t3\tidle\n4\t3\tbusy\n",
+        "1970-01-01T00:00:00Z,3\n1970-01-01T00:00:04+00:00,3\n",
+        "time,V,power\n0,12,3\n4,12,3\n",
+    ],
+)
+def test_power_is_the_column_that_says_so(tmp_path: Path, content: str) -> None:
+    """Volts before watts were taken for watts."""
+    (tmp_path / "p.csv").write_text(content)
+    assert PowerLog(tmp_path / "p.csv").joules(1, 3) == pytest.approx(6)
+
+
+def test_thousandths_of_seconds_and_gaps(tmp_path: Path) -> None:
+    path, now = tmp_path / "p.csv", 1_700_000_000
+    path.write_text(f"{now}000,3\n{now}500,3\n{now + 2}000000,3\n{now + 30}000,3\n")
+    assert PowerLog(path).joules(now, now + 1) == pytest.approx(3)
+    with pytest.raises(MeasurementError, match="no line for 28 s while networks ran; at most 5"):
+        PowerLog(path).joules(now, now + 4)
 
 
 def test_energy_is_of_one_inference() -> None:

@@ -16,7 +16,7 @@ from proxylessnas.cli.main import main
 from proxylessnas.errors import MeasurementError
 from proxylessnas.hardware import shared_tables
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
-from proxylessnas.hardware.shared_tables import table_of_device, tables_in
+from proxylessnas.hardware.shared_tables import SharedTable, table_of_device, tables_in
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.hardware.timing import Measurement
 from proxylessnas.runs.directory import RunDirectory
@@ -169,3 +169,21 @@ def test_a_url_that_lists_no_tables_is_one_line(
     assert main(["tables", url]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert words in line
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "same"),
+    [
+        ("pixel1", "Google Pixel 1", True),
+        ("pixel1", "Pixel 10", False),
+        ("pixel", "Pixel 10", True),
+        ("note10", "Samsung Note10", True),
+        ("epyc", "AMD EPYC 7763", True),
+        ("7763", "AMD EPYC 7763", True),
+        ("776", "AMD EPYC 7763", False),
+        ("63", "AMD EPYC 7763", False),
+        ("--", "Pixel 1", False),
+    ],
+)
+def test_a_device_is_known_by_whole_numbers(asked: str, device: str, same: bool) -> None:
+    assert SharedTable(path=Path("t.json"), device=device).is_of(asked) == same

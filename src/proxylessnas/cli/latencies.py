@@ -89,7 +89,7 @@ def _row_name(network: NamedNetwork, settings: MeasureSettings, how: How) -> str
     if len({s.batch for s in how.settings}) > 1:
         words.append(f"batch {settings.batch}")
     if len({s.threads for s in how.settings}) > 1:
-        words.append(f"{settings.threads} threads")
+        words.append(f"{settings.threads} thread{'s' * (settings.threads > 1)}")
     return ", ".join(words)
 
 

@@ -200,7 +200,7 @@ def _networks(options: Values, settings: Values, reporter: Reporter) -> None:
     )
     precisions = parse_precisions(settings["precision"]) if settings.get("precision") else ()
     precision = precisions[0] if len(precisions) == 1 else None
-    if options["sustained"]:
+    if options["sustained"] is not None:
         if len(precisions) > 1:
             raise ConfigError("--sustained is of one precision: give one, as --precision int8")
         show_sustained(

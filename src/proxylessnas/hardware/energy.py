@@ -7,7 +7,10 @@ from files of their documented form.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +28,17 @@ POWERCAP = Path("/sys/class/powercap")
 COLUMN = "energy_mj"
 WINDOW_S = 1.0  # of one network without a pause: meters are read about every millisecond
 PATIENCE_S = 15.0  # that a power meter's file may be behind
+MOST_GAP_S = 5.0  # between two lines of it
+LATEST_S = 1e11  # since 1970: the year 5138
+UNITS = {
+    "w": 1.0,
+    "watt": 1.0,
+    "watts": 1.0,
+    "mw": 1e-3,
+    "milliwatts": 1e-3,
+    "µw": 1e-6,
+    "uw": 1e-6,
+}
 
 
 class Meter(Protocol):
@@ -111,8 +125,9 @@ class Nvml:
 class PowerLog:
     """A .csv that a power meter's program goes on writing: a time and watts a line.
 
-    The time is in seconds since 1970 or ISO 8601, of this machine's clock, by which windows are
-    found. clock, sleep: of tests.
+    The time is in seconds since 1970 (or thousandths, and so on) or ISO 8601, of this machine's
+    clock, by which windows are found. Of more columns the head line says which one is the power, as
+    `W`, `power_mW` or `power`. clock, sleep: of tests.
     """
 
     path: Path
@@ -135,38 +150,78 @@ class PowerLog:
             self.sleep(0.2)
         if rows[0][0] > start:
             raise MeasurementError(f"{self.path} begins after the first network: start it before")
-        return sum(
-            watts * max(0.0, min(after, end) - max(at, start))
-            for (at, watts), (after, _) in pairwise(rows)
-        )
+        joules = 0.0
+        for (at, watts), (after, _) in pairwise(rows):
+            within = max(0.0, min(after, end) - max(at, start))
+            if within and after - at > MOST_GAP_S:
+                raise MeasurementError(
+                    f"{self.path} has no line for {after - at:.0f} s while networks ran; at most "
+                    f"{MOST_GAP_S:g}"
+                )
+            joules += watts * within
+        return joules
 
     def _rows(self) -> list[tuple[float, float]]:
         """(time, watts), without a head line and a last line that is not finished yet."""
         try:
-            text = self.path.read_text()
+            text = self.path.read_text("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise MeasurementError(f"cannot read the power meter's {self.path}: {error}") from None
         whole = text[: text.rfind("\n") + 1].splitlines()
-        rows = []
-        for number, row in enumerate(csv.reader(whole)):
-            try:
-                rows.append((_seconds(row[0]), float(row[1])))
-            except (ValueError, IndexError):
-                if number:
-                    raise MeasurementError(
-                        f"{self.path}, line {number + 1}: {','.join(row)[:60]!r} is no time and "
-                        "watts"
-                    ) from None
-        if not rows:
+        separator = next((s for s in ";\t" if whole and s in whole[0]), ",")
+        lines = list(enumerate(csv.reader(whole, delimiter=separator), start=1))
+        with contextlib.suppress(ValueError, IndexError):
+            _number(lines[0][1][1])  # there is no head line
+            lines.insert(0, (0, ["time", "W"] if len(lines[0][1]) == 2 else lines[0][1]))
+        if len(lines) < 2:
             raise MeasurementError(f"{self.path} has no line of a time and watts yet")
+        (_, head), *lines = lines
+        column, watts = self._power(head)
+        rows: list[tuple[float, float]] = []
+        for number, row in lines:
+            try:
+                rows.append((_seconds(row[0]), watts * _number(row[column])))
+                if not (0 <= rows[-1][1] < math.inf and rows[0][0] <= rows[-1][0] < math.inf):
+                    raise ValueError
+                if len(rows) > 1 and rows[-1][0] < rows[-2][0]:
+                    raise ValueError
+            except (ValueError, IndexError):
+                raise MeasurementError(
+                    f"{self.path}, line {number}: {separator.join(row)[:60]!r} is no time, after "
+                    "that of the line before, and watts, of at least 0"
+                ) from None
         return rows
+
+    def _power(self, head: list[str]) -> tuple[int, float]:
+        """The column of the power, and its unit in watts, by the words of a head line."""
+        words = [set(re.findall("[a-zµ]+", name.lower())) for name in head]
+        named = [
+            (column, watts)
+            for column in range(1, len(head))
+            for unit, watts in UNITS.items()
+            if unit in words[column]
+        ]
+        named = named or [(i, 1.0) for i in range(1, len(head)) if "power" in words[i]]
+        if len(named) != 1:
+            raise MeasurementError(
+                f"{self.path}: which column is the power? Its head is {','.join(head)[:60]!r}: "
+                "name one as W, mW or power, and the first one time"
+            )
+        return named[0]
+
+
+def _number(text: str) -> float:
+    return float(text.replace(",", "."))  # 3,5 between semicolons
 
 
 def _seconds(text: str) -> float:
     try:
-        return float(text)
+        seconds = _number(text)
     except ValueError:
         return datetime.fromisoformat(text.strip()).timestamp()
+    while LATEST_S < seconds < math.inf:  # of thousandths, millionths
+        seconds /= 1e3
+    return seconds
 
 
 def measure_energy(

@@ -47,8 +47,10 @@ class SharedTable:
     problem: str = ""
 
     def is_of(self, device: str) -> bool:
-        """Whether a user's name of a device is this one: `pixel1` for `Pixel 1`."""
-        return _plain(device) in _plain(self.device)
+        """Whether a user's name of a device is this one: `pixel1` for `Pixel 1`, not `Pixel 10`."""
+        name, digit = _plain(device), "[0-9]"
+        begins, ends = f"(?:(?<!{digit})|(?!{digit}))", f"(?:(?!{digit})|(?<!{digit}))"
+        return bool(name and re.search(begins + name + ends, _plain(self.device)))
 
 
 def tables_in(folder: str | Path) -> list[SharedTable]:

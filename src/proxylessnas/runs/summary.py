@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -43,7 +43,6 @@ def summarise(session: Session) -> dict[str, Any]:
         "measured_latency_raw_ms": export["measured_raw_ms"],
         "canary_drift": export["canary_drift"],
         "latency_noise_pct": export["noise_pct"],
-        "latency_interval_ms": export.get("interval_ms"),
         "latency_p95_ms": export.get("p95_ms"),
         "latency_p99_ms": export.get("p99_ms"),
         "disturbance": export.get("disturbance", ""),
@@ -65,7 +64,23 @@ def summarise(session: Session) -> dict[str, Any]:
         for name in BASELINES:
             for stage in (f"train-{name}", f"evaluate-{name}"):
                 facts["seconds"][stage] = session.records.require(stage)["seconds"]
+    at_other_times = [records["derive"].get("measured_ms"), facts.get("found_ms")]
+    at_other_times.append((in_int8 or {}).get("int8_ms"))
+    facts["latency_interval_ms"] = widened(export.get("interval_ms"), at_other_times)
     return facts | {"verdict": _verdict(session, facts, records, candidates)}
+
+
+def widened(
+    interval: Sequence[float] | None, others: Iterable[float | None]
+) -> tuple[float, float] | None:
+    """An interval of a measurement, and what else was measured of the same network.
+
+    A machine that others use differs more from minute to minute than within one measurement.
+    """
+    if interval is None:
+        return None
+    every = [*interval, *(ms for ms in others if ms is not None)]
+    return min(every), max(every)
 
 
 def _space_facts(session: Session) -> dict[str, Any]:

@@ -154,11 +154,11 @@ def _latency_line(facts: dict[str, Any]) -> str:
         f"; noise {facts['latency_noise_pct']:.1f} %, raw "
         f"{facts['measured_latency_raw_ms']:.3f} before the canary's drift of {drift:+.1f} %"
     )
-    disturbed = facts.get("disturbance") or abs(drift) >= DRIFTED_PCT
-    if disturbed and facts.get("latency_interval_ms"):
-        low, high = facts["latency_interval_ms"]
+    low, high = facts.get("latency_interval_ms") or (measured, measured)
+    apart = 100 * (high / low - 1) >= 2 * DRIFTED_PCT
+    if high > low and (facts.get("disturbance") or abs(drift) >= DRIFTED_PCT or apart):
         text += (
-            f"; the machine was busy or drifted: between {low:.3f} and {high:.3f} ms on one at "
-            "rest, as `proxylessnas measure` of the file tells"
+            f"; the machine was busy or drifted: by all measurements of this run between {low:.3f} "
+            f"and {high:.3f} ms, where a later `proxylessnas measure` of the file should lie"
         )
     return text

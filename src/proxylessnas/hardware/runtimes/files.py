@@ -83,6 +83,11 @@ def full_shapes(
         )
     leading = next((shape for shape in shapes.values() if len(shape) > 1), None)
     if leading is not None and leading[0] != batch:
+        if leading in given.values():
+            raise MeasurementError(
+                f"{file} is given the shape {'x'.join(map(str, leading))}, of a batch of "
+                f"{leading[0]} and not {batch}: say --shape and --batch of one batch"
+            )
         raise MeasurementError(
             f"{file} takes a batch of {leading[0]}, not {batch}: ask for that batch "
             f"(--measure.batch {leading[0]}), or export it anew"
