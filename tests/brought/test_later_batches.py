@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,10 @@ import torch
 from small_search import CLASSES, Net, changed, images, refused, searched
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from proxylessnas import specialise
-from proxylessnas.errors import DataError
+from proxylessnas import SearchSettings, specialise
+from proxylessnas.errors import DataError, RunError
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
 
 Change = Callable[[Tensor, Tensor], Any]
@@ -144,3 +145,77 @@ def test_batches_of_several_shapes_that_do_no_harm() -> None:
     """A network takes images of any size; the last batch is smaller."""
     batches = changed(images(), lambda x, y: (x[:5], y[:5]))
     assert searched(train=[*images(), *batches]).architecture.choices
+
+
+# --- what can be tried early, and what is lost by nothing else ---
+
+
+class Sized(Dataset[Any]):
+    """A data set whose length is a guess."""
+
+    def __init__(self, says: int, has: int) -> None:
+        self.says, self.has = says, has
+
+    def __len__(self) -> int:
+        return self.says
+
+    def __getitem__(self, index: int) -> Any:
+        if index >= self.has:
+            raise IndexError(f"no row {index}")
+        return torch.randn(1, 6, 6), index % CLASSES
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_data_set_that_is_shorter_than_it_says(workers: int, shuffle: bool) -> None:
+    loader = DataLoader(Sized(1000, 900), 8, num_workers=workers, shuffle=shuffle)
+    line = refused(train=loader)
+    assert line == (
+        "example 999 of train, whose length says 1,000, cannot be loaded: IndexError: no row 999"
+    )
+    inside = Subset(Sized(1000, 900), range(100, 900))  # of which the loader reads what there is
+    assert searched(train=DataLoader(inside, 80)).architecture.choices
+
+
+LONG = SearchSettings(warmup_epochs=0, epochs=100, learning_rate=0.01)
+
+
+def test_a_length_is_proven_where_an_epoch_is_a_hundredth_of_the_search() -> None:
+    line = refused(train=Opaque(images(), says=4), settings=LONG)
+    assert line.startswith("train ended after 3 of the 4 batches that its length says")
+    assert "the loader fails on" in refused(train=DataLoader(Broken(), 8), settings=LONG)
+    wide = Opaque(later(KINDS["channels"][0]))
+    assert "batch 1 of valid" in refused(valid=wide, settings=LONG)
+
+
+def test_nothing_is_lost_where_a_loader_fails_after_measuring(tmp_path: Path) -> None:
+    """The table and the steps stay; with the mended loader the same call goes on."""
+    first, second = FakeRuntime(), FakeRuntime()
+    how: dict[str, Any] = {"out": tmp_path / "run", "target_latency": "1x"}
+    with pytest.raises(DataError) as error:
+        searched(train=Opaque(images(), says=5), runtime=first, **how)
+    line = str(error.value)
+    assert "train ended after 3 of the 5 batches" in line and "\n" not in line
+    assert f"what was done is kept in {tmp_path / 'run'}: mend the data and give the same" in line
+    assert first.timed_runs > 0
+    with pytest.raises(RunError, match="accept_changed_data=True, or search in another `out`"):
+        searched(train=Opaque(images()), runtime=second, **how)
+    result = searched(train=Opaque(images()), runtime=second, accept_changed_data=True, **how)
+    assert result.architecture.choices
+    assert second.loaded < first.loaded  # the table was not measured again
+    assert searched(train=Opaque(images()), runtime=second, **how).architecture.choices
+
+
+def test_nothing_is_lost_where_a_broken_example_was_mended(tmp_path: Path) -> None:
+    """To the bit what a search would have found that never failed."""
+
+    class Mended(Broken):
+        def __getitem__(self, index: int) -> Any:
+            return super().__getitem__(index) if index != 20 else super().__getitem__(17)
+
+    whole = searched(train=DataLoader(Mended(), 8), runtime=FakeRuntime())
+    with pytest.raises(DataError, match=r"no picture 20; what was done is kept in"):
+        searched(train=DataLoader(Broken(), 8), out=tmp_path / "run", runtime=FakeRuntime())
+    again = searched(train=DataLoader(Mended(), 8), out=tmp_path / "run", runtime=FakeRuntime())
+    alphas = [result.session.finished_search().supernet.alpha for result in (again, whole)]
+    assert torch.equal(*alphas)

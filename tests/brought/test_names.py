@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from proxylessnas.cli import names
 from proxylessnas.cli.main import main
 from proxylessnas.data.spec import _BUNDLED
 from proxylessnas.errors import ConfigError
+from proxylessnas.hardware.kit import FORMATS
 from proxylessnas.hardware.runtimes import RUNTIMES
 from proxylessnas.pretrained.loading import LITE
 from proxylessnas.spaces import SPACES
@@ -75,6 +77,20 @@ def test_the_lists_are_those_of_the_registries() -> None:
     assert set(names.RUNTIMES) == set(RUNTIMES)
     assert set(names.DATA) == set(_BUNDLED)
     assert set(names.PRETRAINED) == set(LITE)
+    assert set(names.KITS) == set(FORMATS) - set(RUNTIMES)
+
+
+def test_the_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Texts of options are written by hand: a runtime that comes or goes changes them, too."""
+    assert main(["run", "--help-all"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    said = re.search(r"--runtime \S+ Runtime that the latency is measured on: ([^.]*)\.", text)
+    assert said is not None
+    assert set(re.findall(r"\w+", said[1])) - {"or"} == set(RUNTIMES) - {"fake"}
+    said = re.search(r"Trained network that is specialised: (.*?), torchvision:", text)
+    assert said is not None
+    first, *others = said[1].split(", ")
+    assert {first, *(first[:-6] + other for other in others)} == set(names.PRETRAINED)
 
 
 def test_a_directory_of_other_files_is_no_place_for_a_run(

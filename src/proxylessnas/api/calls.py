@@ -40,7 +40,7 @@ from proxylessnas.runs.opening import opened
 from proxylessnas.runs.python_call import named_objects, objects, run_whole_job
 from proxylessnas.session.identity import check_identity, save_identity
 from proxylessnas.session.inputs import save_inputs
-from proxylessnas.session.loaders import blamed
+from proxylessnas.session.loaders import blamed, nothing_lost
 from proxylessnas.session.pipeline import find_network, told
 from proxylessnas.session.problem import ModelProblem
 from proxylessnas.session.session import Session
@@ -136,7 +136,8 @@ def search(
         scoring: validation batches that networks are scored on; default: `valid`.
     out: a run directory. The search is saved there every half minute, and the same call goes on
         from where it was, to the bit, whatever ended it; `load` reads it later.
-    accept_changed_data: go on there although files of `data` were added, removed or replaced.
+    accept_changed_data: go on there although files of `data` were added, removed or replaced, or
+        loaders give another number of batches.
     callbacks: see `training.callbacks`.
     ranks: of `with open_ranks() as ranks`, in a script that torchrun starts. All ranks give the
         same batches, of which each takes its slice; rank 0's weights are what counts.
@@ -156,7 +157,7 @@ def search(
 
 def _search_model(arguments: Mapping[str, Any], batches: Mapping[str, Batches]) -> Result:
     """The search of a model of the user's own."""
-    for name in ("pretrained", "data", "image_size", "test", "accept_changed_data"):
+    for name in ("pretrained", "data", "image_size", "test"):
         if arguments.get(name, False) is not False:
             raise ConfigError(f"{name} is for trained weights: leave it out, or the model")
     check_kinds(arguments, "model", "loss", "example_inputs", "runtime")
@@ -203,10 +204,17 @@ def _search_model(arguments: Mapping[str, Any], batches: Mapping[str, Batches]) 
             runtime_object=runtime,
             table_object=table,
         )
-        return _searched(session, problem, directory)
+        accept = arguments["accept_changed_data"]
+        return _searched(session, problem, directory, accept_changed_data=accept)
 
 
-def _searched(session: Session, problem: ModelProblem, directory: RunDirectory | None) -> Result:
+def _searched(
+    session: Session,
+    problem: ModelProblem,
+    directory: RunDirectory | None,
+    *,
+    accept_changed_data: bool,
+) -> Result:
     """Begin, or go on with what the directory holds, to the derived network."""
     table = session.brought_table
     if table is not None and not session.is_local:
@@ -221,14 +229,18 @@ def _searched(session: Session, problem: ModelProblem, directory: RunDirectory |
             )
         config = dataclasses.replace(session.config, machine=stored.machine)  # chosen before
         session = session.configured(config)
-        check_identity(session.store, problem)
+        check_identity(session.store, problem, accept_changed_data=accept_changed_data)
     elif directory is not None:
         directory.check_free()
     session = opened(session, stored)
     if stored is None:
         save_identity(session.store, problem)
         save_inputs(session.store, session.inputs)
-    with told(session) as facts, blamed(problem.batches_of.values()):
+    with (
+        told(session) as facts,
+        nothing_lost(session.store),
+        blamed(problem.batches_of.values()),
+    ):
         find_network(session)
         facts |= session.records.require("derive")
     return Result(session=session)

@@ -16,6 +16,7 @@ import scipy.sparse
 from torch import Tensor
 
 from proxylessnas.core.costs import Costs
+from proxylessnas.io.native import native_away
 
 Indices = tuple[int, ...]  # of one candidate for every choice
 
@@ -102,13 +103,14 @@ def _solve(
 ) -> np.ndarray | None:
     """The best 0/1 vector, or None where no other exists."""
     cut = [scipy.optimize.LinearConstraint(np.array(cuts), -np.inf, count - 1)] if cuts else []
-    result = scipy.optimize.milp(
-        -score,
-        integrality=np.ones(len(score), dtype=np.int64),
-        bounds=scipy.optimize.Bounds(0, 1),
-        constraints=[*constraints, *cut],
-        options={"mip_rel_gap": 0.0},  # proven optimal, not nearly
-    )
+    with native_away(1):  # HiGHS leaves a line of its debugging there, now and then
+        result = scipy.optimize.milp(
+            -score,
+            integrality=np.ones(len(score), dtype=np.int64),
+            bounds=scipy.optimize.Bounds(0, 1),
+            constraints=[*constraints, *cut],
+            options={"mip_rel_gap": 0.0},  # proven optimal, not nearly
+        )
     if result.x is None:
         return None  # infeasible: every network within the limits has been cut off
     return np.round(result.x)

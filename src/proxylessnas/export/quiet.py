@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
-import sys
 import warnings
 from collections.abc import Iterator
 
@@ -14,6 +12,7 @@ import torch
 from torch import nn
 
 from proxylessnas.errors import ExportError, foreign
+from proxylessnas.io.native import native_away
 
 
 @contextlib.contextmanager
@@ -41,7 +40,7 @@ def quietly() -> Iterator[None]:
     before = logging.root.manager.disable
     stdout_away = contextlib.redirect_stdout(io.StringIO())
     python_away = contextlib.redirect_stderr(io.StringIO())  # which a notebook shows elsewhere
-    with one_thread(), warnings.catch_warnings(), stdout_away, stderr_away(), python_away:
+    with one_thread(), warnings.catch_warnings(), stdout_away, native_away(), python_away:
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
@@ -78,18 +77,3 @@ def denormal_mode(*, flushed: bool | None = None) -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(before)
-
-
-@contextlib.contextmanager
-def stderr_away() -> Iterator[None]:
-    """Native code's log lines, which Python's logging cannot stop, go nowhere meanwhile."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)

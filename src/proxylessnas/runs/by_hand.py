@@ -22,6 +22,7 @@ from proxylessnas.export.onnx import to_onnx
 from proxylessnas.hardware.count import count_macs, count_parameters
 from proxylessnas.hardware.precisions import paired_ratio
 from proxylessnas.hardware.whole_networks import NetworkReport, measure_networks
+from proxylessnas.io.console import Reporter
 from proxylessnas.pretrained.space import largest_within
 from proxylessnas.runs.specialised import SpecialisedProblem
 from proxylessnas.runs.trials import learned, training_of_copy
@@ -246,7 +247,9 @@ def _smaller_input(
     if size is None:
         return None
     config = replace(session.config, image_size=size)
-    smaller = SpecialisedProblem(config, session.reporter, session.store, problem.loaders)
+    session.reporter.say(f"  smaller_input: {size} pixels, at which the images are read anew")
+    quiet = Reporter(quiet=True)  # what was read has been said
+    smaller = SpecialisedProblem(config, quiet, session.store, problem.loaders)
     train = smaller.batches("train", config)
     task = problem.task_of_labels(config)
     network = _tuned(session, teacher, task, train, "smaller input")

@@ -20,7 +20,7 @@ from proxylessnas.runs.configured import LOADERS
 from proxylessnas.runs.defaults import with_defaults
 from proxylessnas.runs.directory import RunDirectory, begun
 from proxylessnas.runs.job import run_all
-from proxylessnas.session.loaders import blamed
+from proxylessnas.session.loaders import blamed, nothing_lost
 from proxylessnas.session.session import Session
 from proxylessnas.session.store import BROUGHT_TABLE
 from proxylessnas.training.callbacks import Callbacks
@@ -62,7 +62,7 @@ def run_whole_job(
         callbacks=Callbacks(arguments.get("callbacks", ())),
     )
     reporter = Reporter(quiet=arguments["quiet"] or not ranks.is_main)
-    with begun(directory) as store, blamed(loaders.values()):
+    with begun(directory) as store, nothing_lost(store), blamed(loaders.values()):
         session = open_run(
             store,
             settings,

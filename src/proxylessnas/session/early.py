@@ -28,6 +28,7 @@ from proxylessnas.session.loaders import (
     label_range,
     last_line,
     single_example,
+    try_examples,
     unlike_the_first,
     warn_of_sharing,
 )
@@ -40,6 +41,7 @@ from proxylessnas.training.freezing import undisturbed
 from proxylessnas.training.optimizers import beside_parameters, unshared
 from proxylessnas.training.task import batch_size, own_tensors, split
 
+TRIED = 0.01  # of the batches of a search, that are drawn before it from loaders
 NAMES: dict[Part, str] = {
     "search": "train",  # as the argument is called
     "valid": "valid",
@@ -154,6 +156,7 @@ def _try_loader(
     session: Session, job: Search, part: Part, name: str, batches: Batches
 ) -> dict[str, str]:
     """Returns {name: words} where images are of another size than the example inputs."""
+    try_examples(name, batches)
     batch = first_batch(name, batches)
     inputs, target = split(batch)
     size = batch_size(target, inputs)
@@ -164,7 +167,7 @@ def _try_loader(
     trial = Trial(job=job, name=name, words=words, batch=placed(job, words, batch), size=size)
     other_size = trial.other_size(session.inputs)
     _run(trial, part)
-    for words, other in unlike_the_first(batches):
+    for words, other in unlike_the_first(batches, int(TRIED * job.schedule.total)):
         _run(trial.other(words, other), part)
     single = single_example(batches, trial.batch, size) if batch_norms(job.model) else None
     if part != "scoring" and single is not None:

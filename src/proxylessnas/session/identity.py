@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from torch import nn
 
@@ -35,10 +35,13 @@ def save_identity(store: Store, problem: ModelProblem) -> None:
     store.write_json(MODEL, asdict(identity(problem)))
 
 
-def check_identity(store: Store, problem: ModelProblem, *, loss: bool = True) -> None:
+def check_identity(
+    store: Store, problem: ModelProblem, *, loss: bool = True, accept_changed_data: bool = False
+) -> None:
     """Rows of α belong to candidates by their order alone: another order would go unnoticed.
 
-    loss: whether the problem has the loss. Loaders that it has not are not compared.
+    loss: whether the problem has the loss. Loaders that it has not are not compared, and none
+    with `accept_changed_data`; the new lengths are written down then.
 
     Raises:
         RunError: the model has other choices, candidates or parameters than the stored one, or
@@ -53,6 +56,9 @@ def check_identity(store: Store, problem: ModelProblem, *, loss: bool = True) ->
     _compare("model", "shape of the parameter", before.parameters, now.parameters)
     if loss:
         _compare("loss", "shape of its tensor", before.loss, now.loss)
+    if accept_changed_data:
+        store.write_json(MODEL, asdict(replace(before, loaders={**before.loaders, **now.loaders})))
+        return
     known = {name: before.loaders[name] for name in now.loaders if name in before.loaders}
     compared = {name: now.loaders[name] for name in known}
     _compare("data", "number of batches (and examples) of", known, compared)
@@ -81,7 +87,8 @@ def _compare(
             raise RunError(
                 f"{verb} the {whole} of the search: the {what} {name!r} is now "
                 f"{_words(now.get(name))}, and was {_words(before.get(name))}; give the same "
-                f"{whole}, or search in another `out`"
+                f"{whole}, {'accept_changed_data=True, ' * (whole == 'data')}or search in another "
+                "`out`"
             )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from torch.utils.data import SubsetRandomSampler as SubsetSampler
 from proxylessnas.data import Batches, ImageBatches, LoaderBatches
 from proxylessnas.data.arguments import as_pair, in_words
 from proxylessnas.errors import DataError, UserError, one_line
+from proxylessnas.seeds import undisturbed_generators
+from proxylessnas.session.store import CONFIG, Store
 from proxylessnas.training.faults import first_examples
 from proxylessnas.training.task import is_integer, split
 
@@ -60,16 +63,63 @@ def single_example(batches: Batches, first: Any, size: int) -> Any:
     return first_examples(1, first) if examples % each == 1 < size else None
 
 
-def unlike_the_first(batches: Batches) -> Iterator[tuple[str, Any]]:
-    """Of a list of batches a few of other shapes or types than the first one, and their names."""
+def unlike_the_first(batches: Batches, most: int) -> Iterator[tuple[str, Any]]:
+    """A few batches of other shapes or types than the first one, and their names.
+
+    Of a list all are looked at. Of another loader `most` batches are drawn, and the whole epoch
+    where it has no more, which shows whether its length is true.
+    """
     loader = batches.loader if isinstance(batches, LoaderBatches) else None
-    if not isinstance(batches, LoaderBatches) or not isinstance(loader, list | tuple):
+    if not isinstance(batches, LoaderBatches) or isinstance(loader, Iterator):
         return
-    known = {in_words(loader[0])}
-    for number, batch in enumerate(loader[1:], 1):
-        if len(known) <= MOST_UNLIKE and in_words(batch) not in known:
-            known.add(in_words(batch))
-            yield f"batch {number} of {{name}}", as_pair(batch, batches.example)
+    most = len(batches) if isinstance(loader, list | tuple) else most
+    known = {batches.first}
+    with blamed([batches]):
+        for number, batch in enumerate(islice(batches.epoch(0), most)):
+            words = in_words(batches.latest.batch)
+            if len(known) <= MOST_UNLIKE and words not in known:
+                known.add(words)
+                yield f"batch {number} of {{name}}", batch
+
+
+def try_examples(name: str, batches: Batches) -> None:
+    """Load the first and the last example of a data set behind a `DataLoader`.
+
+    A length that is too large, and files that were not copied to the end, fail there, and else
+    some way into the search.
+
+    Raises:
+        DataError: one cannot be loaded.
+    """
+    loader = batches.loader if isinstance(batches, LoaderBatches) else None
+    if not isinstance(loader, DataLoader) or type(loader.batch_sampler) is not BatchSampler:
+        return
+    data, rows = loader.dataset, _own_rows(loader)
+    for row in sorted({min(rows), max(rows)}) if rows else ():
+        with undisturbed_generators():
+            try:
+                data[row]
+            except UserError:
+                raise
+            except Exception as error:  # whatever the user's own data set raises
+                raise DataError(
+                    f"example {row} of {name}, whose length says {len(data):,}, "  # type: ignore[arg-type]
+                    f"cannot be loaded: {last_line(error)}"
+                ) from error
+
+
+@contextmanager
+def nothing_lost(store: Store) -> Iterator[None]:
+    """Data that fail after something was done: one line says that it is kept, and how to go on."""
+    try:
+        yield
+    except DataError as error:
+        if store.path is None or not store.has(CONFIG):
+            raise
+        raise DataError(
+            f"{error}; what was done is kept in {store.path}: mend the data and give the same call "
+            "again (with accept_changed_data=True where their length is another one now)"
+        ) from error
 
 
 @contextmanager
@@ -196,15 +246,19 @@ def _shared(one: Any, other: Any) -> int:
     return len(rows & other_rows) if data is others else 0
 
 
-def _rows(loader: DataLoader[Any]) -> tuple[Any, set[int]]:
-    """The data set under a loader, and the numbers of its examples that the loader draws."""
-    data, sampler = loader.dataset, loader.sampler
+def _own_rows(loader: DataLoader[Any]) -> Sequence[int]:
+    """The numbers of the examples that a loader draws; none where its sampler does not tell."""
+    sampler = loader.sampler
     if isinstance(sampler, SubsetSampler):
-        rows = [int(i) for i in sampler.indices]
-    elif isinstance(sampler, RandomSampler | SequentialSampler):
-        rows = list(range(len(data)))  # type: ignore[arg-type]
-    else:
-        return data, set()  # whatever it draws
+        return [int(i) for i in sampler.indices]
+    if isinstance(sampler, RandomSampler | SequentialSampler):
+        return range(len(loader.dataset))  # type: ignore[arg-type]
+    return ()
+
+
+def _rows(loader: DataLoader[Any]) -> tuple[Any, set[int]]:
+    """The data set under all subsets, and the numbers of its examples that the loader draws."""
+    data, rows = loader.dataset, _own_rows(loader)
     while isinstance(data, Subset):
         rows = [int(data.indices[i]) for i in rows]
         data = data.dataset

@@ -13,10 +13,10 @@ from proxylessnas.errors import MeasurementError, foreign
 from proxylessnas.export.executorch import is_int8, loaded, to_executorch
 from proxylessnas.export.executorch_nodes import float_nodes
 from proxylessnas.export.precision import noisy_inputs
-from proxylessnas.export.quiet import stderr_away
 from proxylessnas.hardware.networks import stand_in
 from proxylessnas.hardware.runtimes.base import Array, FloatShare, OfPackage, Session, Shape
 from proxylessnas.hardware.runtimes.files import FileInput, checked_file, full_shapes, in_words
+from proxylessnas.io.native import native_away
 
 
 class ExecuTorch(OfPackage):
@@ -27,14 +27,14 @@ class ExecuTorch(OfPackage):
     def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
         noise = noisy_inputs(inputs) if self.precision == "int8" else None
         content = to_executorch(module, inputs, noise)
-        with foreign(MeasurementError, "executorch cannot run the network"), stderr_away():
+        with foreign(MeasurementError, "executorch cannot run the network"), native_away():
             return _Session(content, inputs, self.threads)
 
     def load_file(
         self, path: str | Path, *, batch: int = 1, shapes: Mapping[str, Shape] | None = None
     ) -> Session:
         path = checked_file(path, ".pte", "executorch")
-        with foreign(MeasurementError, f"executorch cannot load {path}"), stderr_away():
+        with foreign(MeasurementError, f"executorch cannot load {path}"), native_away():
             content = path.read_bytes()
             in_int8, inputs = is_int8(content), _inputs(loaded(content))
         if self.precision == "int8" and not in_int8:
@@ -44,7 +44,7 @@ class ExecuTorch(OfPackage):
             )
         full = full_shapes(inputs, batch, shapes or {}, str(path))
         tensors = tuple(torch.from_numpy(stand_in(full[x.name], x.dtype)) for x in inputs)
-        with foreign(MeasurementError, f"executorch cannot run {path}"), stderr_away():
+        with foreign(MeasurementError, f"executorch cannot run {path}"), native_away():
             session = _Session(content, tensors, self.threads)
         session.precision = "int8" if in_int8 else ""
         session.file = in_words(inputs, full, session.precision)
@@ -92,5 +92,5 @@ def _set_threads(count: int) -> None:
     from executorch.extension.pybindings import portable_lib
 
     if portable_lib._threadpool_get_thread_count() != count:
-        with stderr_away():
+        with native_away():
             portable_lib._unsafe_reset_threadpool(count)

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from proxylessnas.errors import MeasurementError, foreign
 from proxylessnas.export.lite_names import computed, feed, lite_name
 from proxylessnas.export.precision import noisy_feeds, noisy_inputs
-from proxylessnas.export.quiet import stderr_away
 from proxylessnas.export.tflite import lite_feed, quantised_tflite, to_tflite
 from proxylessnas.hardware.fingerprint import fingerprint
 from proxylessnas.hardware.networks import LiteRtNetwork, stand_in
 from proxylessnas.hardware.runtimes.base import Array, FloatShare, OfPackage, Session, Shape
 from proxylessnas.hardware.runtimes.files import FileInput, checked_file, full_shapes, in_words
+from proxylessnas.io.native import native_away
 
 # Operators that only convert or move values; DELEGATE stands for others that are listed besides.
 CONVERSIONS = ("QUANTIZE", "DEQUANTIZE", "TRANSPOSE", "RESHAPE", "SQUEEZE", "DELEGATE")
@@ -35,7 +35,7 @@ class LiteRt(OfPackage):
 
     def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
         model = self._converted(module, inputs)
-        with foreign(MeasurementError, "litert cannot load the network"), stderr_away():
+        with foreign(MeasurementError, "litert cannot load the network"), native_away():
             interpreter = self._interpreter(model_content=model)
             interpreter.allocate_tensors()
             return _LiteRtSession(interpreter, lite_feed(inputs))
@@ -62,7 +62,7 @@ class LiteRt(OfPackage):
         self, path: str | Path, *, batch: int = 1, shapes: Mapping[str, Shape] | None = None
     ) -> Session:
         path = checked_file(path, ".tflite", "litert")
-        with foreign(MeasurementError, f"litert cannot load {path}"), stderr_away():
+        with foreign(MeasurementError, f"litert cannot load {path}"), native_away():
             interpreter = self._interpreter(model_path=str(path))
             if self.precision == "int8" and (weights := _precision(interpreter)) != "int8":
                 interpreter = self._interpreter(model_content=_quantised(path, weights))

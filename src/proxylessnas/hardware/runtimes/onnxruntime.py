@@ -15,7 +15,7 @@ from proxylessnas.errors import MeasurementError, did_you_mean, foreign
 from proxylessnas.export.onnx import to_onnx
 from proxylessnas.export.onnx_session import CPU, feed_of, named_inputs, open_session
 from proxylessnas.export.precision import in_precision, noisy_feeds
-from proxylessnas.export.quiet import denormal_mode, stderr_away
+from proxylessnas.export.quiet import denormal_mode
 from proxylessnas.hardware.host import cpu_model, needs_reduced_range
 from proxylessnas.hardware.networks import OnnxNetwork, float_share, stand_in
 from proxylessnas.hardware.runtimes.base import (
@@ -34,6 +34,7 @@ from proxylessnas.hardware.runtimes.files import (
     full_shapes,
     in_words,
 )
+from proxylessnas.io.native import native_away
 
 _DTYPES = {
     "float": "float32",
@@ -83,7 +84,7 @@ class OnnxRuntime:
         feeds, reduced = noisy_feeds(arrays), needs_reduced_range()
         content = in_precision(to_onnx(module, inputs), self.precision, feeds, reduce_range=reduced)
         opened = partial(self.open, content)
-        with foreign(MeasurementError, "onnxruntime cannot run it", 800), stderr_away():
+        with foreign(MeasurementError, "onnxruntime cannot run it", 800), native_away():
             return _OnnxSession(opened, arrays, block=block, integers=self.precision == "int8")
 
     def load_file(
@@ -101,7 +102,7 @@ class OnnxRuntime:
                 return opened
             return self.open(content or str(path), profile, subject=str(path))
 
-        with foreign(MeasurementError, f"onnxruntime cannot run {path}", 800), stderr_away():
+        with foreign(MeasurementError, f"onnxruntime cannot run {path}", 800), native_away():
             session = _OnnxSession(opening, arrays)
         session.precision = weights
         session.file = in_words(inputs, full, weights)
@@ -136,7 +137,7 @@ class _OnnxSession(OnnxNetwork, Session):
         self.opened, self.arrays = opened, arrays
 
     def float_share(self) -> FloatShare:
-        with foreign(MeasurementError, "onnxruntime gives no profile of it"), stderr_away():
+        with foreign(MeasurementError, "onnxruntime gives no profile of it"), native_away():
             return float_share(self.opened, self.arrays)
 
     def run(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
