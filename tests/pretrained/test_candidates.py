@@ -81,6 +81,31 @@ def test_delayed_updates_change_no_order(steps: int, monkeypatch: pytest.MonkeyP
     assert elimination_order(moments, 2).tolist() == expected
 
 
+@pytest.mark.parametrize("at_once", [1, 5, 1000])
+def test_each_removal_is_the_cheapest_of_all_by_new_solutions(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Channels of three rows and of one at once; what is gone leaves the tensors, or does not."""
+    monkeypatch.setattr(solver, "COLUMNS_AT_ONCE", at_once)
+    wide, narrow = random_moments(3, size=24), random_moments(4, size=8)
+    several = [replace(wide, rows=3), narrow]
+    order = elimination_order(several, 2, ridge=1e-3).tolist()
+
+    def lost(channels: list[int]) -> float:
+        """What both layers miss of their targets, as shares of their outputs' variance."""
+        return sum(
+            least_objective(m, m.inputs_of(torch.tensor(channels)).tolist(), 1e-3) / m.variance
+            for m in several
+        )
+
+    remaining = list(range(8))
+    for removed in order[:1:-1]:
+        costs = {j: lost([c for c in remaining if c != j]) for j in remaining}
+        assert costs[removed] == pytest.approx(min(costs.values()), rel=1e-6)
+        remaining.remove(removed)
+    assert sorted(remaining) == sorted(order[:2])
+
+
 def test_elimination_is_no_worse_than_half_of_all_subsets() -> None:
     moments = random_moments(3, size=8)
     chosen = elimination_order(moments, 3)[:3].tolist()

@@ -19,7 +19,7 @@ from proxylessnas.errors import DataError
 # As a share of the mean second moment. Examples are few and activations correlated: without a ridge
 # the fit would follow the noise of these examples.
 RIDGE = 1e-3
-COLUMNS_AT_ONCE = 64  # rank of the update between two updates of the whole inverse
+COLUMNS_AT_ONCE = 256  # rank of an update of the whole inverse, which copies what remains of it
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,8 +85,12 @@ def fit_projection(moments: Moments, channels: Tensor, ridge: float = RIDGE) -> 
     rows = moments.gram[inputs]
     system = rows[:, inputs] + weight * torch.eye(len(inputs), dtype=rows.dtype)
     cross = rows @ moments.weight + moments.residual[inputs]
-    solution: Tensor = torch.linalg.solve(system, cross + weight * moments.weight[inputs])
-    return solution
+    wanted = cross + weight * moments.weight[inputs]
+    factor, info = torch.linalg.cholesky_ex(system)
+    if int(info):  # not positive definite, as far as sums of float32 tell
+        solution: Tensor = torch.linalg.solve(system, wanted)
+        return solution
+    return torch.cholesky_solve(wanted, factor)
 
 
 def elimination_order(
@@ -122,6 +126,8 @@ class _Elimination:
     With A the ridged Gram matrix, P its inverse and W the fit, removing channel j with its rows J
     and refitting the others costs tr(W_Jᵀ P_JJ⁻¹ W_J) (Hassibi and Stork, 1993), leaves the fit
     W - P_:J P_JJ⁻¹ W_J and the inverse P - P_:J P_JJ⁻¹ P_J:, an update of as low a rank.
+
+    left: of every channel its place in the tensors, which lose those that are removed now and then.
     """
 
     def __init__(self, moments: Moments, ridge: float) -> None:
@@ -129,38 +135,46 @@ class _Elimination:
         self.channels, self.rows = moments.channels, moments.rows
         self.inverse, weight = _inverse(moments, ridge)
         self.fit = self.inverse @ (moments.cross + weight * moments.weight)
-        self.rows_by_channel = torch.arange(size).view(self.channels, self.rows)
-        self.blocks = self.inverse[
-            self.rows_by_channel[:, :, None], self.rows_by_channel[:, None, :]
-        ]
-        self.gone = torch.zeros(size, dtype=torch.bool)
+        rows_by_channel = torch.arange(size).view(self.channels, self.rows)
+        self.blocks = self.inverse[rows_by_channel[:, :, None], rows_by_channel[:, None, :]]
+        self.left, self.gone = torch.arange(self.channels), torch.zeros(size, dtype=torch.bool)
         # Updating the whole inverse at each step is bound by memory. So updates are kept as
         # columns, columns of the inverse are made current when they are needed, and all of them
         # enter the inverse in one product of matrices.
         self.pending = torch.zeros(size, 0, dtype=torch.float64)
 
     def costs(self) -> Tensor:
-        """What removing each channel costs; of those that are removed, 0."""
-        return _removal_costs(self.fit, self.blocks)
+        """What removing each channel costs, [channels]; of those that are removed, anything."""
+        return _removal_costs(self.fit, self.blocks)[self.left]
 
     def remove(self, j: int) -> None:
         if self.pending.shape[1] >= COLUMNS_AT_ONCE:
-            self.inverse -= self.pending @ self.pending.T
-            self.pending = self.pending[:, :0]
-        rows = self.rows_by_channel[j]
+            self._catch_up()
+        place = int(self.left[j])
+        rows = torch.arange(self.rows) + place * self.rows
         columns = self.inverse[:, rows] - self.pending @ self.pending[rows].T
         columns = columns.masked_fill(self.gone[:, None], 0.0)
         # With P_JJ = L Lᵀ and U = P_:J L⁻ᵀ, the inverse loses U Uᵀ and the fit U L⁻¹ W_J.
         factor = torch.linalg.cholesky(columns[rows])
         update = torch.linalg.solve_triangular(factor, columns.T, upper=False).T
         lost = torch.linalg.solve_triangular(factor, self.fit[rows], upper=False)
-        self.fit = self.fit - update @ lost
-        by_channel = update.view(self.channels, self.rows, -1)
-        self.blocks -= by_channel @ by_channel.transpose(1, 2)
+        self.fit.addmm_(update, lost, alpha=-1)
+        by_channel = update.reshape(-1, self.rows, self.rows)
+        self.blocks -= by_channel @ by_channel.mT
         self.pending = torch.cat((self.pending, update), 1)
         self.gone[rows] = True
         self.fit[rows] = 0.0
-        self.blocks[j] = torch.eye(self.rows, dtype=torch.float64)
+        self.blocks[place] = torch.eye(self.rows, dtype=torch.float64)
+
+    def _catch_up(self) -> None:
+        """Let all updates enter the inverse, without the channels that are gone."""
+        stay = ~self.gone
+        pending = self.pending[stay]
+        self.inverse = self.inverse[stay][:, stay].addmm_(pending, pending.T, alpha=-1)
+        self.pending, self.fit = pending[:, :0], self.fit[stay]
+        remain = stay.view(-1, self.rows)[:, 0]
+        self.blocks, self.gone = self.blocks[remain], self.gone[stay]
+        self.left = (remain.cumsum(0) - 1).clamp_min(0)[self.left]
 
 
 def _inverse(moments: Moments, ridge: float) -> tuple[Tensor, float]:
@@ -188,5 +202,7 @@ def _removal_costs(fit: Tensor, blocks: Tensor) -> Tensor:
     if rows == 1:
         return fit.square().sum(1) / blocks[:, 0, 0].clamp_min(1e-300)
     weights = fit.view(channels, rows, -1)
-    costs: Tensor = (weights * torch.linalg.solve(blocks, weights)).sum((1, 2))
+    # tr(P⁻¹ W Wᵀ): systems of as many right sides as a channel has rows, not as there are outputs.
+    solved = torch.linalg.solve(blocks, weights @ weights.mT)
+    costs: Tensor = solved.diagonal(dim1=1, dim2=2).sum(1)
     return costs
