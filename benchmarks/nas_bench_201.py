@@ -182,10 +182,10 @@ class Scorer:
         self.valid = list(itertools.islice(batches("valid", 250, False).epoch(0), 8))
 
     def __call__(self, network: Indices) -> Score:
-        """Accuracy on validation images, with BN statistics of its own; the same of each batch."""
+        """Negative loss on validation images, with BN statistics of its own; of each batch."""
         model, task = self.supernet.derive(network), Task.classification()
         recalibrate(model, Kept(self.training), RENEWED_IMAGES, self.machine)
-        return evaluate(model, task, Kept(self.valid), self.machine, examples=SCORED_IMAGES).value
+        return evaluate(model, task, Kept(self.valid), self.machine, examples=SCORED_IMAGES).rank
 
 
 @dataclass(frozen=True)

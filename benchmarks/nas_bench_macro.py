@@ -239,7 +239,7 @@ class Bench:
             job.supernet,
             job.costs,
             DeriveSettings(top_k=TOP_K + self.more(estimator)),
-            score=lambda indices: self.score(indices).value,
+            score=lambda indices: self.score(indices).rank,
             learned=job.estimator.learns,
             seed=self.args.seed,
         )

@@ -142,7 +142,7 @@ class Setting:
         model = supernet.derive(network)
         recalibrate(model, self.batches("search", 250), RENEWED, self.machine)
         valid = self.batches("valid", 125)
-        return evaluate(model, Task.classification(), valid, self.machine, examples=SCORED).value
+        return evaluate(model, Task.classification(), valid, self.machine, examples=SCORED).rank
 
     def accuracy(self, network: Indices) -> float:
         """On the test part, after the same training from scratch."""

@@ -107,7 +107,7 @@ def test_calibration_is_on_training_images_and_repeats(run: Path) -> None:
         images = next(iter(session.problem.batches("test", session.config).epoch(0)))[0]
         answers = module(images).numpy()
     expected = network(images).detach().numpy()
-    assert 0 < np.abs(answers - expected).max() < 0.2 * np.abs(expected).max()
+    assert 0 < np.abs(answers - expected).max() < 0.5 * np.abs(expected).max()
 
 
 def test_calibration_images_are_gathered_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +274,7 @@ def test_proposals_are_scored_in_int8_on_both_roads(
     network = inherited_network(session)
     with as_deployed(session, network) as deployed:
         score = scored(session, deployed, "scoring", examples=SCORED_IN_INT8)
-    assert record["score"] == score.value[0]
+    assert record["score"] == score.rank[0]
     assert score.loss != scored(session, network, "scoring", examples=SCORED_IN_INT8).loss
     assert facts_of_int8(path)["loss_points"] is not None
 

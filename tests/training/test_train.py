@@ -221,12 +221,11 @@ def test_a_score_keeps_what_each_batch_said(counted: bool) -> None:
     task = Task(loss=nn.functional.mse_loss, correct=correct if counted else None)
     score = evaluate(model, task, LoaderBatches(data, name="v"))
     with torch.no_grad():
-        each = [
-            float(correct(model(x), y)) / len(y) if counted else -float(task.loss(model(x), y))
-            for x, y in data
-        ]
-    value, batches = score.value
-    assert batches == pytest.approx(each) and value == pytest.approx(sum(each) / len(each))
+        each = [-float(task.loss(model(x), y)) for x, y in data]
+        right = [float(correct(model(x), y)) / len(y) for x, y in data]
+    rank, batches = score.rank
+    assert batches == pytest.approx(each) and rank == pytest.approx(sum(each) / len(each))
+    assert score.value == pytest.approx(sum(right) / len(right) if counted else rank)
     assert score.examples == sum(len(y) for _, y in data)
 
 

@@ -98,9 +98,9 @@ def scored(facts: Facts) -> str:
     lines = {peer.name: peer.predicted_ms for peer in facts.peers}
     if facts.latency.target is not None:
         lines["limit"] = facts.latency.target
-    return Markup(
-        charts.scatter(groups, "predicted, ms", "validation score", front=True, uprights=lines)
-    )
+    scores = [mark.y for group in groups.values() for mark in group]
+    axis = "negative validation loss" if max(scores, default=1) <= 0 else "validation score"
+    return Markup(charts.scatter(groups, "predicted, ms", axis, front=True, uprights=lines))
 
 
 # --- the device ---

@@ -67,12 +67,13 @@ def _measured(
         for end, network in _ends(config.space, settings).items()
     }
     settings = dataclasses.replace(config.measure, network_rounds=ROUNDS, energy=None)
-    report = ranks.of_main(
-        lambda: measure_networks(
-            networks, runtime, problem.example_inputs(config), settings, seed=config.seed
-        )
-    )
-    low, high, low_2, high_2 = (report[name].raw_ms for name in networks)
+    inputs = problem.example_inputs(config)
+
+    def measured() -> list[float]:
+        report = measure_networks(networks, runtime, inputs, settings, seed=config.seed)
+        return [report[name].raw_ms for name in networks]
+
+    low, high, low_2, high_2 = ranks.of_main(measured)
     limit, is_factor = parse_latency(config.target_latency or "1x")
     larger = not is_factor and limit < low
     problem.reporter.say(

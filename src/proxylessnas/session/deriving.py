@@ -105,7 +105,7 @@ def _choose(session: Session, job: Search, settings: DeriveSettings) -> Choice:
                     session.machine,
                     examples=examples,
                     ranks=session.ranks,
-                ).value
+                ).rank
         return session.scores[key]
 
     def measured(networks: Sequence[Indices]) -> list[tuple[float, float]]:
@@ -169,7 +169,7 @@ def _say_choice(session: Session, facts: dict[str, Any], limit_ms: float) -> Non
         words.append(f"measured {facts['measured_ms']:.4g} ms (± {facts['noise_pct']:.1f} %)")
     if math.isfinite(limit_ms):
         words.append(f"limit {limit_ms:.4g} ms")
-    score = f"validation score {facts['score']:.4f} with the supernet's weights"
+    score = f"validation loss {-facts['score']:.4f} with the supernet's weights"
     session.reporter.say("  " + "; ".join(filter(None, [", ".join(words), score])))
 
 

@@ -98,7 +98,7 @@ def _steadied(session: Session, network: nn.Module, seconds: float) -> bool:
     """
     begin = new_network(session)
     least = _least_score(session, begin)
-    if not _score(session, network).value[0] < least:
+    if not _score(session, network).value < least:
         return False
 
     def learn(stage: str) -> None:
@@ -107,7 +107,7 @@ def _steadied(session: Session, network: nn.Module, seconds: float) -> bool:
 
     if not session.config.train.clip_norm and has_time(session, seconds):
         once_more(session, ("train",), "the weights that it began with", learn)
-        if not _score(session, network).value[0] < least:
+        if not _score(session, network).value < least:
             return True
     session.reporter.say("  fine-tuning led away from the weights that it began with: those stay")
     network.load_state_dict(begin.state_dict())
@@ -137,7 +137,7 @@ def _least_score(session: Session, begin: nn.Module) -> float:
     A trained network has learned these images, and the one before it has not.
     """
     score = _score(session, begin)
-    value = float(score.value[0])
+    value = score.value
     return value - math.sqrt(max(0.0, value * (1 - value)) / max(1, score.examples))
 
 

@@ -78,4 +78,4 @@ def fine_tuned(session: Session, network: nn.Module) -> nn.Module:
 
 def _score(session: Session, content: bytes) -> float:
     with running(session.runtime, content, session.config.measure.batch) as deployed:
-        return scored(session, deployed, "scoring").value[0]
+        return scored(session, deployed, "scoring").value

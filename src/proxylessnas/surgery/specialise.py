@@ -95,8 +95,8 @@ class Specialised:
             "rounds": self.choice.rounds,
             "correction": self.choice.correction,
             "distance": -self.chosen.score,
-            "score_before_finetuning": self.before.value[0],
-            "score": (self.after or self.before).value[0],
+            "score_before_finetuning": self.before.value,
+            "score": (self.after or self.before).value,
         }
 
     def derive(self, latency: str | None = None) -> nn.Module:
@@ -156,7 +156,7 @@ class Specialised:
             self._take_learned()
             records.store.write_json(SUMMARY, self.summary)
         assert self.after is not None
-        words = f"{self.before.value[0]:.4f} -> {self.after.value[0]:.4f}"
+        words = f"{self.before.value:.4f} -> {self.after.value:.4f}"
         brought.reporter.say(f"  validation score {words}")
         return self.after
 

@@ -22,20 +22,29 @@ from proxylessnas.training.task import Task, batch_size, call, scalar, split
 class Score:
     """loss: mean over the examples. accuracy: share in [0, 1], None where it has no meaning.
 
-    batches: of each batch the accuracy, or else the negative loss. confusion: examples by [true
-    class][answer], int64, where they were counted.
+    losses: the mean of each batch. confusion: examples by [true class][answer], int64, where they
+    were counted.
     """
 
     loss: float
     accuracy: float | None
     examples: int
-    batches: tuple[float, ...] = ()
+    losses: tuple[float, ...] = ()
     confusion: Tensor | None = field(default=None, compare=False)
 
     @property
-    def value(self) -> tuple[float, tuple[float, ...]]:
-        """(accuracy, or else the negative loss; the same of each batch): higher is better."""
-        return -self.loss if self.accuracy is None else self.accuracy, self.batches
+    def value(self) -> float:
+        """What a person asks for: the accuracy, or else the negative loss; higher is better."""
+        return -self.loss if self.accuracy is None else self.accuracy
+
+    @property
+    def rank(self) -> tuple[float, tuple[float, ...]]:
+        """What networks are chosen by: the negative loss, and that of each batch.
+
+        An answer is right or wrong, so that accuracies of few images are mostly chance; and among
+        good networks the loss tells better which is the best once trained (docs/log.md).
+        """
+        return -self.loss, tuple(-loss for loss in self.losses)
 
 
 def batch_norms(network: nn.Module) -> list[_BatchNorm]:
@@ -84,12 +93,11 @@ def evaluate(
     ranks.sum([seen, confusion])
     loss, right, examples = seen.sum(0).tolist()
     seen = seen[seen[:, 2] > 0]
-    each = -seen[:, 0] / seen[:, 2] if task.correct is None else seen[:, 1] / seen[:, 2]
     return Score(
         loss=loss / examples,
         accuracy=None if task.correct is None else right / examples,
         examples=int(examples),
-        batches=tuple(each.tolist()),
+        losses=tuple((seen[:, 0] / seen[:, 2]).tolist()),
         confusion=confusion.long() if classes and task.answers is not None else None,
     )
 

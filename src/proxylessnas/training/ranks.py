@@ -99,9 +99,11 @@ class Ranks:
 
     def of_main(self, make: Callable[[], T]) -> T:
         """What rank 0 makes, a plain value as JSON holds it; the others do not make it."""
-        if self.world == 1:
-            return make()
-        data = list(json.dumps(make()).encode()) if self.is_main else []
+        text = json.dumps(make()) if self.is_main else ""
+        if self.world == 1:  # through JSON too, so that what several ranks cannot share is seen
+            alone: T = json.loads(text)
+            return alone
+        data = list(text.encode())
         size = torch.tensor(len(data))
         self.copy_main([size])
         content = torch.tensor(data or [0] * int(size), dtype=torch.uint8)

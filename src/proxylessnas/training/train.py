@@ -153,7 +153,7 @@ class Training(Job):
         with self._averaged():
             score = evaluate(self.model, self.task, self.valid, self.machine, ranks=self.ranks)
             # Where as many are right the loss decides: small parts have few distinct accuracies.
-            self.best.offer((score.value[0], -score.loss), steps, self.model)
+            self.best.offer((score.value, -score.loss), steps, self.model)
 
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self.average is None else self.average.in_place()
