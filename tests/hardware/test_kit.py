@@ -6,7 +6,6 @@ import importlib.util
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -256,6 +255,14 @@ def test_the_output_of_benchmark_model_becomes_a_table(kit: Path, tmp_path: Path
     assert {m.median_ms for m in table.entries.values()} == {0.66}
     assert table.device["device"] == "Maker Phone 9"
     assert table.device["system"] == "Android 16"
+    # From Windows, and two runs of the script in one file.
+    log.write_bytes(log.read_text().replace("\n", "\r\n").encode("utf-16"))
+    assert import_kit(log).table.entries.keys() == table.entries.keys()
+    log.write_text(android_log(manifest) + "\n" + android_log(manifest))
+    assert {len(m.samples_ms) for m in import_kit(log).table.entries.values()} == {4}
+    log.write_text(android_log(manifest) + "\n" + android_log({**manifest, "precision": "int8"}))
+    with pytest.raises(MeasurementError, match="the output of several kits"):
+        import_kit(log)
     # An older benchmark_model prints no median: its mean is taken.
     older = "INFO: Inference timings in us: Init: 1, Inference (avg): {avg}"
     log.write_text(android_log(manifest, older))
@@ -438,8 +445,8 @@ def test_the_script_runs_trtexec_in_rounds(tmp_path: Path) -> None:
     (tmp_path / "results.log").write_text(done.stdout)
     table = import_kit(tmp_path / "results.log").table
     assert table.complete and {m.median_ms for m in table.entries.values()} == {1.5}
-    trtexec.write_text("#!/bin/sh\nexit 1\n")
-    shutil.rmtree(tmp_path / "kit/engines")
+    trtexec.write_text("#!/bin/sh\nexit 1\n")  # engines of another kit are not this one's
+    (tmp_path / "kit/engines/manifest.json").write_text("{}")
     words = ["sh", str(tmp_path / "kit/trtexec.sh")]
     environment = {**os.environ, "TRTEXEC": str(trtexec)}
     failed = subprocess.run(words, env=environment, capture_output=True, text=True)

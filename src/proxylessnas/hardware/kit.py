@@ -257,7 +257,10 @@ def _tensorrt_script(manifest: Mapping[str, Any]) -> str:
     )
     built = dict.fromkeys(entry["file"] for entry in manifest["files"].values())
     lines = [
-        'mkdir -p engines; trt="${TRTEXEC:-trtexec}"',
+        # Engines of another kit that was unpacked here are not this one's.
+        "cmp -s manifest.json engines/manifest.json ||",
+        "  { rm -rf engines; mkdir engines; cp manifest.json engines; }",
+        'trt="${TRTEXEC:-trtexec}"',
         'echo "### system $(uname -sr)"',
         "build() {",
         f'  [ -f "$2" ] || "$trt" --onnx="$1" --saveEngine="$2" {flags} --skipInference 2>&1 || {{',

@@ -5,6 +5,7 @@ Nothing in the file is trusted on reading.
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from dataclasses import dataclass
@@ -127,6 +128,8 @@ def import_kit(path: str | Path) -> KitResults:
         MeasurementError: the file is missing, too large, or not a kit's results.
     """
     text = read_bytes(path, MAX_FILE_BYTES, MeasurementError)
+    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell's > writes it
+        text = text.decode("utf-16", errors="replace").encode()
     try:
         if b"### manifest " in text:
             results = _results_of_log(text.decode("utf-8", errors="replace"))
@@ -144,6 +147,8 @@ def _results_of_log(text: str) -> KitResults:
         name: match[1].strip() if (match := re.search(rf"^### {name} (.*)$", text, re.M)) else ""
         for name in ("manifest", "device", "system", "date", "failed")
     }
+    if len(set(re.findall(r"^### manifest (.*?)\s*$", text, re.M))) > 1:
+        raise MeasurementError("it has the output of several kits: keep each in a file of its own")
     manifest: _Manifest = parse_json(_Manifest, header["manifest"], MeasurementError)
     on_nvidia = manifest.runtime == "tensorrt"
     if header["failed"]:
