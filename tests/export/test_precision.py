@@ -93,6 +93,15 @@ def test_the_block_that_quantises_worst_stays_in_float() -> None:
     without = quantised(plain, feeds(), reduce_range=False)
     kept = quantised(plain, feeds(), reduce_range=False, float_blocks=worst[:2])
     assert error(kept, module) < 0.3 * error(without, module)
+    graph = onnx.load_model_from_string(kept).graph
+    made = {output: node.op_type for node in graph.node for output in node.output}
+    weights = {
+        node.name.split("/")[1]: made.get(node.input[1])
+        for node in graph.node
+        if node.op_type == "Conv"
+    }
+    integers = {name for name, source in weights.items() if source == "DequantizeLinear"}
+    assert len(weights) == 3 and integers == set(weights) - set(worst[:2])
 
 
 def test_what_stays_in_float_is_told() -> None:
