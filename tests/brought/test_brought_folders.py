@@ -335,3 +335,23 @@ def test_a_zip_that_is_cut_off(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "data.mp4").write_bytes(b"")
     assert "is a file; --data takes" in refusal(tmp_path / "data.mp4")
+
+
+@pytest.mark.parametrize("name", ["augmented", "results", "Cat_old"])
+def test_a_folder_beside_the_classes_that_holds_the_classes_again(
+    tmp_path: Path, name: str
+) -> None:
+    """Copies of the classes would be a class of their own, and test images learned by heart."""
+    make_folder(tmp_path)
+    make_folder(tmp_path / name, first=5000)
+    line = refusal(tmp_path)
+    assert (
+        f"the folder {name} beside the classes holds folders of the same names (cat, dog)" in line
+    )
+
+
+def test_a_class_folder_within_a_folder_of_its_own_name(tmp_path: Path) -> None:
+    """As some tools unpack: cat/cat/1.png."""
+    for name in ("cat", "dog"):
+        make_folder(tmp_path / name, classes=(name,))
+    assert load(tmp_path).summary.classes == {"cat": 10, "dog": 10}

@@ -426,3 +426,31 @@ def test_changes_of_every_kind_of_data_are_seen(
     after = read()
     names = [{part: facts[1] for part, facts in digests.items()} for digests in (before, after)]
     assert (names[0] == names[1]) == (change is same)
+
+
+@pytest.mark.parametrize("header", ["path,label,fold", "filename, fold, label", None])
+def test_numbers_of_another_column_are_files_by_accident(
+    tmp_path: Path, header: str | None
+) -> None:
+    """A fold, or a class, called 0 to 4 beside files called 0.png to 19.png."""
+    files = {f"img/{i}.png": picture(i) for i in range(20)}
+    for name, image in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        image.save(tmp_path / name)
+    cells = [{"label": "ab"[i % 2], "fold": str(i % 5)} for i in range(20)]
+    columns = [c.strip() for c in (header or "path,label").split(",")]
+    lines = [",".join(row.get(c, f"img/{i}.png") for c in columns) for i, row in enumerate(cells)]
+    (tmp_path / "t.csv").write_text("\n".join([header, *lines] if header else lines))
+    summary = load(tmp_path / "t.csv").summary
+    assert summary.classes == {"a": 10, "b": 10} and "image column" in " ".join(summary.notes)
+
+
+def test_several_labels_by_spaces_or_commas_are_refused(tmp_path: Path) -> None:
+    make_folder(tmp_path / "img", classes=("x",), count=12)
+    for several in ("clear haze", "clear, haze", "haze,clear"):
+        rows = [f'{i:05},"{("clear", "haze", several)[i % 3]}"' for i in range(12)]
+        (tmp_path / "t.csv").write_text("image,tags\n" + "\n".join(rows))
+        assert "one label an image is expected, not several" in refusal(tmp_path / "t.csv")
+        rows = [f'{i:05},"{("new york", "york, old", "new")[i % 3]}"' for i in range(12)]
+        (tmp_path / "t.csv").write_text("image,tags\n" + "\n".join(rows))
+        assert len(load(tmp_path / "t.csv").summary.classes) == 3

@@ -12,7 +12,7 @@ import torch
 from small_search import CLASSES, Net, changed, images, refused, searched
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, get_worker_info
 
 from proxylessnas import SearchSettings, specialise
 from proxylessnas.errors import DataError, RunError
@@ -219,3 +219,42 @@ def test_nothing_is_lost_where_a_broken_example_was_mended(tmp_path: Path) -> No
     again = searched(train=DataLoader(Mended(), 8), out=tmp_path / "run", runtime=FakeRuntime())
     alphas = [result.session.finished_search().supernet.alpha for result in (again, whole)]
     assert torch.equal(*alphas)
+
+
+def test_a_loader_that_gives_more_than_its_length(recwarn: pytest.WarningsRecorder) -> None:
+    """The batches after the last one that counts are never read, which nothing else would say."""
+    line = "train gives more than the 1 batches that its length says"
+    with pytest.warns(UserWarning, match=line):
+        searched(train=Opaque(images(), says=1))
+    with pytest.warns(UserWarning, match="valid gives more than the 2 batches"):
+        searched(valid=Opaque(images(), says=2), settings=LONG)
+    recwarn.clear()
+    searched(train=Opaque(images()), settings=LONG)
+    assert not any("gives more" in str(warning.message) for warning in recwarn)
+
+
+class Stream(IterableDataset[Any]):
+    """Every worker gives all examples, or its own."""
+
+    def __init__(self, parted: bool) -> None:
+        self.parted = parted
+
+    def __len__(self) -> int:
+        return 24
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        start, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        rows = range(start, 24, step) if self.parted else range(24)
+        return iter([(torch.full((1, 6, 6), float(i)), i % CLASSES) for i in rows])
+
+
+@pytest.mark.parametrize("parted", [False, True])
+def test_a_stream_that_every_worker_gives_whole(
+    parted: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    searched(train=DataLoader(Stream(parted), 4, num_workers=2))
+    said = [
+        str(w.message) for w in recwarn if "batches 0 and 1 of train are the same" in str(w.message)
+    ]
+    assert len(said) == (not parted)

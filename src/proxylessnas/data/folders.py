@@ -197,6 +197,15 @@ class _Layout:
                 f"({', '.join(same[:3])}), so that the classes can be either; parts are called "
                 "train, val and test, and hold one folder of images a class"
             )
+        names = {name.casefold() for name in folder.folders}
+        for name, below in folder.folders.items():
+            others = [n for n in below.folders if n.casefold() in names - {name.casefold()}]
+            if others:
+                raise DataError(
+                    f"{self.name(folder)}: the folder {name} beside the classes holds folders of "
+                    f"the same names ({', '.join(others[:3])}): move it out of the data set, or "
+                    "move its images into the classes"
+                )
         parts = [name for name in inner if name.lower() in LEFT_FOR_LATER]
         if parts and len(inner) > 2:
             raise DataError(

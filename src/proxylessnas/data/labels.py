@@ -141,8 +141,11 @@ def _refuse_what_is_no_class(name: str, labels: Sequence[int | str | None]) -> N
             "choose a column with --loading.label-column"
         )
     for label in values:
-        pieces = re.split(r"[|;]", label) if isinstance(label, str) else []
-        if len(pieces) > 1 and any(piece.strip() in values for piece in pieces):
+        text = label if isinstance(label, str) else ""
+        pieces = re.split(r"[|;]", text)
+        several = len(pieces) > 1 and any(piece.strip() in values for piece in pieces)
+        words = re.split(r"[\s,]+", text)  # a name may have a comma or a space, too
+        if several or (len({*words}) > 1 and values.issuperset(words)):
             raise DataError(
                 f"{name}: one label an image is expected, not several ({label!r:.80}); choose a "
                 "column with --loading.label-column"

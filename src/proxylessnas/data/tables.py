@@ -245,8 +245,15 @@ def _roles(
         if 2 * sum(path is not None for path in sample) > len(sample):
             holding.setdefault(sample, column)
     likely = list(holding.values()) or named[:1]
+    full = [c for c in likely if all(map(_is_file_name, table[c][:_SAMPLE]))]
+    if len(full) == 1:  # the numbers of another column are names of files by accident
+        likely = full
     image, said = choose_column(name, "image", table, likely, settings.image_column)
     return table[image], row_labels(name, table, [image], said, settings)
+
+
+def _is_file_name(cell: str) -> bool:
+    return cell.lower().endswith(IMAGE_SUFFIXES)
 
 
 @dataclass

@@ -64,14 +64,17 @@ def try_early(session: Session) -> None:
     warn_of_sharing({name: batches for name, batches in parts.values()})
     _say_learning_losses(session, job)
     other_sizes: dict[str, str] = {}
+    said: list[str] = []
     try:
         with undisturbed(modules), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the search gives them again
             for part, (name, batches) in parts.items():
-                other_sizes |= _try_loader(session, job, part, name, batches)
+                other_sizes |= _try_loader(session, job, part, name, batches, said)
             fit_memory(job, "search", session.config.memory)  # said when the search begins
     finally:
         job.model.to(device)
+    for line in said:
+        warnings.warn(line, stacklevel=2)
     _judge_sizes(other_sizes)
 
 
@@ -153,9 +156,12 @@ def _say_learning_losses(session: Session, job: Search) -> None:
 
 
 def _try_loader(
-    session: Session, job: Search, part: Part, name: str, batches: Batches
+    session: Session, job: Search, part: Part, name: str, batches: Batches, said: list[str]
 ) -> dict[str, str]:
-    """Returns {name: words} where images are of another size than the example inputs."""
+    """Returns {name: words} where images are of another size than the example inputs.
+
+    said: takes what else is to be said.
+    """
     try_examples(name, batches)
     batch = first_batch(name, batches)
     inputs, target = split(batch)
@@ -167,7 +173,7 @@ def _try_loader(
     trial = Trial(job=job, name=name, words=words, batch=placed(job, words, batch), size=size)
     other_size = trial.other_size(session.inputs)
     _run(trial, part)
-    for words, other in unlike_the_first(batches, int(TRIED * job.schedule.total)):
+    for words, other in unlike_the_first(batches, int(TRIED * job.schedule.total), said):
         _run(trial.other(words, other), part)
     single = single_example(batches, trial.batch, size) if batch_norms(job.model) else None
     if part != "scoring" and single is not None:

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    IterableDataset,
     RandomSampler,
     SequentialSampler,
     Subset,
@@ -63,23 +64,54 @@ def single_example(batches: Batches, first: Any, size: int) -> Any:
     return first_examples(1, first) if examples % each == 1 < size else None
 
 
-def unlike_the_first(batches: Batches, most: int) -> Iterator[tuple[str, Any]]:
+def unlike_the_first(batches: Batches, most: int, said: list[str]) -> Iterator[tuple[str, Any]]:
     """A few batches of other shapes or types than the first one, and their names.
 
     Of a list all are looked at. Of another loader `most` batches are drawn, and the whole epoch
-    where it has no more, which shows whether its length is true.
+    where it has no more, which shows whether its length is true. said: takes what is to be said.
     """
     loader = batches.loader if isinstance(batches, LoaderBatches) else None
     if not isinstance(batches, LoaderBatches) or isinstance(loader, Iterator):
         return
-    most = len(batches) if isinstance(loader, list | tuple) else most
-    known = {batches.first}
+    most = len(batches) if isinstance(loader, list | tuple) else max(most, _least(loader))
+    known, before = {batches.first}, None
     with blamed([batches]):
         for number, batch in enumerate(islice(batches.epoch(0), most)):
             words = in_words(batches.latest.batch)
             if len(known) <= MOST_UNLIKE and words not in known:
                 known.add(words)
                 yield f"batch {number} of {{name}}", batch
+            if number == 1 and _least(loader) == 2 and _same(before, batch):
+                said.append(
+                    f"batches 0 and 1 of {batches.name} are the same: each worker gives all "
+                    "examples of the IterableDataset, so that an epoch is one part of them several "
+                    "times; let every worker give its own (torch.utils.data.get_worker_info)"
+                )
+            before = batch
+    if most >= len(batches) and _goes_on(loader, len(batches)):
+        said.append(
+            f"{batches.name} gives more than the {len(batches)} batches that its length says: all "
+            "that come after them are never read; let both agree"
+        )
+
+
+def _least(loader: Any) -> int:
+    """Batches that are drawn early however short the search is.
+
+    Two of a stream that several workers read, which may give the same; one of what may give more
+    than its length says.
+    """
+    if not isinstance(loader, DataLoader):
+        return 1
+    return 2 if isinstance(loader.dataset, IterableDataset) and loader.num_workers > 1 else 0
+
+
+def _goes_on(loader: Any, length: int) -> bool:
+    """Whether a loader gives more batches than its length; not asked of torch's own."""
+    if isinstance(loader, list | tuple | DataLoader):
+        return False
+    with undisturbed_generators():
+        return any(True for _ in islice(iter(loader), length, length + 1))
 
 
 def try_examples(name: str, batches: Batches) -> None:
