@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -136,7 +137,8 @@ def fit_classifier(moments: Moments, ridges: Iterable[float] = RIDGES) -> Linear
         )
     mean, prior = moments.sums.sum(0) / count, counts / count
     scatter = moments.products - count * torch.outer(mean, mean)
-    values, vectors = torch.linalg.eigh(scatter)
+    # NumPy's does not give up where many eigenvalues are 0, of fewer images than features.
+    values, vectors = map(torch.from_numpy, np.linalg.eigh(scatter.numpy()))
     positive = values > STEP_DOWN * values[-1].clamp_min(torch.finfo(torch.float64).tiny)
     values, vectors = values[positive], vectors[:, positive]
     # Σ (xᵢ − x̄)(yᵢ − ȳ)ᵀ in the eigenbasis, [directions, classes].
