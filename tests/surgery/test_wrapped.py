@@ -15,6 +15,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from trained_model import batches, specialised, trained
 
 from proxylessnas.surgery.brought import plain_copy
+from proxylessnas.surgery.saved import restored
 from proxylessnas.surgery.scores import distance_for, squared_distance
 from proxylessnas.surgery.specialise import FINETUNE
 
@@ -142,3 +143,67 @@ def test_logits_are_compared_as_such_where_the_loss_is_cross_entropy() -> None:
         output = torch.randn(4, 3)
         assert float(distance_for(loss)(output, output + 7)) == pytest.approx(0, abs=1e-5)
     assert distance_for(mse_loss) is squared_distance
+
+
+class Tied(nn.Module):
+    """Its embedding is its classifier, as language models have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.inside = nn.Embedding(50, 16), nn.Linear(16, 64)
+        self.back, self.out = nn.Linear(64, 16), nn.Linear(16, 50, bias=False)
+        self.out.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out(self.back(self.inside(self.embed(x)).relu()))
+        return out
+
+
+def test_tied_weights_stay_tied_in_what_is_fine_tuned(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = [(torch.randint(50, (8, 5)), torch.randint(50, (8, 5))) for _ in range(2)]
+    result = specialised(
+        Tied(),
+        train=data,
+        valid=data,
+        loss=lambda output, target: cross_entropy(output.flatten(0, 1), target.flatten()),
+        correct=None,
+        example_inputs=(data[0][0],),
+        target_latency="0.99x",
+        out=tmp_path / "run",
+    )
+    result.finetune(epochs=1)
+    network = result.derive()
+    assert network.out.weight is network.embed.weight and network.inside.out_features < 64
+    assert torch.equal(restored(Tied(), tmp_path / "run")(data[0][0]), network(data[0][0]))
+
+
+def test_a_layer_that_is_dead_is_narrowed_too() -> None:
+    """Whatever its readers see is constant: any channels do."""
+    torch.manual_seed(0)
+    first, second = nn.Linear(100, 64), nn.Linear(64, 64)
+    model = nn.Sequential(nn.Flatten(), first, nn.ReLU(), second, nn.ReLU(), nn.Linear(64, 2))
+    with torch.no_grad():
+        first.weight.zero_()
+        first.bias.fill_(-1.0)
+    (images, _), *_ = batches(2)
+    expected = model(images)
+    result = specialised(model, target_latency="0.99x", blocks="1")
+    assert result.derive()[1].out_features < 64
+    torch.testing.assert_close(result.derive()(images), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_stay_what_they_are(dtype: torch.dtype) -> None:
+    model = copy.deepcopy(trained()).to(dtype)
+    before = copy.deepcopy(model.state_dict())
+    data = [(x.to(dtype), y) for x, y in batches(0)]
+    result = specialised(
+        model, train=data, valid=data, example_inputs=(data[0][0][:1],), target_latency="0.7x"
+    )
+    own = result.around.space.network(result.around.space.own)
+    assert torch.equal(own(data[0][0]), model.eval()(data[0][0]))
+    assert result.derive()(data[0][0]).dtype is dtype
+    assert result.before.accuracy is not None and result.before.accuracy > 0.8
+    state = model.state_dict()
+    assert all(torch.equal(v, state[k]) and v.dtype is state[k].dtype for k, v in before.items())

@@ -80,17 +80,12 @@ def fit_projection(moments: Moments, channels: Tensor, ridge: float = RIDGE) -> 
     argmin over W of E|t - Wᵀh|² + λ|W - W₀|², both centred, where W₀ is the layer's own projection
     and λ the share `ridge` of the mean second moment.
     """
-    weight, inputs = moments.ridge(ridge), moments.inputs_of(channels)
+    inputs = moments.inputs_of(channels)
     # Products of these rows alone: the whole `cross` would cost as much as the solution.
     rows = moments.gram[inputs]
-    system = rows[:, inputs] + weight * torch.eye(len(inputs), dtype=rows.dtype)
+    factor, weight = _factored(rows[:, inputs], moments, ridge)
     cross = rows @ moments.weight + moments.residual[inputs]
-    wanted = cross + weight * moments.weight[inputs]
-    factor, info = torch.linalg.cholesky_ex(system)
-    if int(info):  # not positive definite, as far as sums of float32 tell
-        solution: Tensor = torch.linalg.solve(system, wanted)
-        return solution
-    return torch.cholesky_solve(wanted, factor)
+    return torch.cholesky_solve(cross + weight * moments.weight[inputs], factor)
 
 
 def elimination_order(
@@ -178,21 +173,27 @@ class _Elimination:
 
 
 def _inverse(moments: Moments, ridge: float) -> tuple[Tensor, float]:
-    """The inverse of the ridged Gram matrix, and the ridge.
+    """The inverse of the ridged Gram matrix, and the ridge; see `_factored`."""
+    factor, weight = _factored(moments.gram, moments, ridge)
+    return torch.cholesky_inverse(factor), weight
+
+
+def _factored(gram: Tensor, moments: Moments, ridge: float) -> tuple[Tensor, float]:
+    """The Cholesky factor of some rows and columns of the ridged Gram matrix, and the ridge.
 
     Where activations vary by less than sums of float32 are exact to, the matrix may have negative
-    eigenvalues: the ridge then grows until it has none.
+    eigenvalues, and of a layer that is dead it is zero: the ridge then grows until it has none.
 
     Raises:
         DataError: there are activations that are no numbers.
     """
-    if not bool(moments.gram.isfinite().all()):
+    if not bool(gram.isfinite().all()):
         raise DataError("the activations that channels are chosen on are not all finite numbers")
-    weight, identity = moments.ridge(ridge), torch.eye(len(moments.gram), dtype=torch.float64)
+    weight, identity = moments.ridge(ridge), torch.eye(len(gram), dtype=torch.float64)
     while True:
-        factor, info = torch.linalg.cholesky_ex(moments.gram + weight * identity)
+        factor, info = torch.linalg.cholesky_ex(gram + weight * identity)
         if not int(info):
-            return torch.cholesky_inverse(factor), weight
+            return factor, weight
         weight = 10 * max(weight, moments.ridge(1e-9), 1e-30)
 
 

@@ -163,7 +163,13 @@ class Store(ABC):
         self, name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any] | None = None
     ) -> None:
         metadata = {"values": json.dumps(dict(values or {}))}
-        plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        plain, storages = dict[str, Tensor](), set[int]()
+        for key, tensor in tensors.items():
+            tensor = tensor.detach().cpu().contiguous()
+            place = tensor.untyped_storage().data_ptr()
+            # Tied weights: the format takes no two tensors of one memory.
+            plain[key] = tensor.clone() if place in storages else tensor
+            storages.add(place)
         data = safetensors.torch.save(plain, metadata)
         self.write(name, data)
         self.write(name + ".sha256", hashlib.sha256(data).hexdigest().encode())
