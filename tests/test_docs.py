@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "proxylessnas"
 PAGES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").glob("*.md"))
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(p for p in PAGES if p != "docs/log.md")]
-OF_A_RUN = ("runs/", "stages/", "checkpoints/", "within/")
+OF_A_RUN = ("runs/", "stages/", "checkpoints/", "within/", "by-hand/")
 TEXTS = {name: (ROOT / name).read_text() for name in [*DOCUMENTS, "docs/log.md"]}
 CODE = [
     p
