@@ -23,6 +23,8 @@ from proxylessnas.limits import all_limits, check_limit_names, parse_limit
         (1.5, "MiB", (1.5, False)),
         ("1.5MiB", "MiB", (1.5, False)),
         ("5 mJ", "mJ", (5.0, False)),
+        ("0.1J", "mJ", (100.0, False)),
+        ("500uJ", "mJ", (0.5, False)),
     ],
 )
 def test_limits_are_read(limit: Any, unit: str, value: tuple[float, bool]) -> None:
@@ -35,7 +37,7 @@ def test_limits_are_read(limit: Any, unit: str, value: tuple[float, bool]) -> No
     [
         *((limit, "") for limit in ("", "M", "-1", 0, -5, float("nan"), float("inf"), True, None)),
         *((limit, "") for limit in ("1Q", "5ms", "1 2", [5], "1e99")),
-        *(("5J", "mJ"), ("600M", "ms"), ("5s", "MiB")),
+        *(("5W", "mJ"), ("600M", "ms"), ("5s", "MiB")),
     ],
 )
 def test_other_forms_and_units_are_refused_by_name(limit: Any, unit: str) -> None:
@@ -55,6 +57,11 @@ def test_all_forms_are_checked_before_the_costs_are_known() -> None:
     for limits in ({"energy_mj": "five"}, {"macs": "5ms"}, {"parameters": -5}):
         with pytest.raises(ConfigError, match="is not understood"):
             all_limits(limits)
+    for wrong in ("5W", "nan", "-1", "5M"):
+        with pytest.raises(ConfigError, match=r"energy_mj .* is not understood: write 5mJ, 0\.1J,"):
+            all_limits({"energy_mj": wrong})
+    with pytest.raises(ConfigError, match=r"the own .nan. is not understood: write 600M, 1\.5e6"):
+        all_limits({"own": "nan"})
     with pytest.raises(ConfigError, match="write MiB"):
         all_limits({"peak_memory": "0.5x"})
 

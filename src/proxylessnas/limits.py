@@ -12,9 +12,11 @@ UNITS = {"latency": "ms", "macs": "", "parameters": "", "peak_memory": "MiB"}
 NUMBER = r"\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*"
 SCALES = {
     "ms": {"ms": 1.0, "us": 1e-3, "µs": 1e-3, "s": 1e3},
+    "mJ": {"J": 1e3, "uJ": 1e-3, "µJ": 1e-3},
     "": {"k": 1e3, "M": 1e6, "G": 1e9},
 }
-EXAMPLES = {"ms": "12ms, 800us", "": "600M, 1.5e6"}
+EXAMPLES = {"ms": "12ms, 800us", "mJ": "5mJ, 0.1J", "": "600M, 1.5e6"}
+MEASURED = {"energy_mj": "mJ"}  # costs that a table has where a meter was there
 
 
 def parse_limit(name: str, limit: object, unit: str) -> tuple[float, bool]:
@@ -64,7 +66,8 @@ def all_limits(limits: Mapping[str, Limit], target_latency: str | None = None) -
             )
         limits = {"latency": target_latency, **limits}
     for name, limit in limits.items():
-        unit = UNITS[name] if name in UNITS else unit_of(limit)
+        units = UNITS | MEASURED
+        unit = units[name] if name in units else unit_of(limit)
         _, relative = parse_limit(name, limit, unit)
         if relative and name == "peak_memory":
             raise ConfigError(f"peak_memory is {limit!r}: write MiB, as 1.5, not a share")
@@ -95,5 +98,6 @@ def check_limit_names(names: Iterable[str], further: Iterable[str]) -> None:
 
 
 def unit_of(limit: object) -> str:
-    """Whatever stands behind the number."""
-    return re.sub(NUMBER, "", str(limit), count=1).strip()
+    """The word behind the number; empty where there is no such form."""
+    match = re.fullmatch(rf"{NUMBER}(\S*)\s*", str(limit))
+    return match[2] if match else ""
