@@ -104,8 +104,9 @@ def _say_files(
     """What was measured of exported files."""
     for network in networks:
         columns = [column for of_settings in results for column in of_settings.values()]
-        for file in {column[network.name].file for column in columns} - {""}:
-            say(f"{network.name}: {file}")
+        for file in dict.fromkeys(column[network.name].file for column in columns):
+            if file:
+                say(f"{network.name}: {file}")
 
 
 def show_precisions(networks: Sequence[NamedNetwork], precisions: Sequence[str], how: How) -> None:
