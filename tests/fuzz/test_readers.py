@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -184,7 +185,9 @@ def test_latency_tables(tmp_path: Path, seed: int) -> None:
     if table is not None:
         survives(lambda: table["no such key"])
         survives(lambda: table.check(DEVICE, 1))
-        survives(lambda: LatencyTable.from_json(table.to_json()))
+        assert LatencyTable.from_json(table.to_json()) == table
+        for measured in table.entries.values():
+            assert all(0 <= ms < float("inf") for ms in measured.samples_ms)
 
 
 @many(400)
@@ -193,7 +196,13 @@ def test_results_of_kits(tmp_path: Path, seed: int, android: bool) -> None:
     chance = random.Random(seed)
     path = tmp_path / "results"
     path.write_bytes(damaged(LOG.encode(), chance) if android else hostile(RESULTS, chance))
-    survives(lambda: import_kit(path))
+    read = survives(lambda: import_kit(path))
+    if read is not None:  # of what the manifest asks for, and nothing else
+        assert all(
+            0 <= ms < float("inf")
+            for entry in read.table.entries.values()
+            for ms in entry.samples_ms
+        )
 
 
 @many(200)
@@ -245,7 +254,9 @@ def test_configs(tmp_path: Path, seed: int) -> None:
         value = absurd(yaml.safe_load(CONFIG), chance)
         path.write_bytes(json.dumps(value).encode("utf-8", "surrogatepass"))
     read = survives(lambda: read_config(path))
-    assert read is None or isinstance(read, RunConfig)
+    if read is not None:  # every value has its type and range, and comes back as it is
+        assert isinstance(read, RunConfig)
+        assert parse_settings(RunConfig, json.loads(json.dumps(dataclasses.asdict(read)))) == read
 
 
 @pytest.mark.parametrize("reader", [read_config, read_published_table])
@@ -326,7 +337,12 @@ def test_checkpoints(tmp_path: Path, seed: int, sums: bool) -> None:
     (tmp_path / "w.safetensors").write_bytes(data)
     if sums:
         (tmp_path / "w.safetensors.sha256").write_text(hashlib.sha256(data).hexdigest())
-    survives(lambda: directory.load_tensors("w.safetensors"))
+    read = survives(lambda: directory.load_tensors("w.safetensors"))
+    if read is not None and not sums:  # what was damaged is refused, so it is what was saved
+        tensors, values = read
+        assert values == {"s": 1} and tensors.keys() == {"a", "b"}
+        assert torch.equal(tensors["a"], torch.ones(3))
+        assert torch.equal(tensors["b"], torch.zeros(2, 2))
 
 
 @many(200)
