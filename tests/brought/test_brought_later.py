@@ -37,7 +37,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(directory: Path) -> None:
         data = make_images(directory / "images")
         words = [*OPTIONS, f"--data={data}", f"--out={directory / 'run'}", "--quiet"]
-        assert main(["run", *words, "--train.epochs=6", "--search.epochs=1"]) == 0
+        assert main(["run", *words, "--train.epochs=15", "--search.epochs=1"]) == 0
 
     return made_once(tmp_path_factory, "finished_on_a_folder", make)
 

@@ -104,7 +104,7 @@ def test_an_open_batch_alone_is_the_batch_asked_for(
         ("images=1x3x40", "cannot be of the shape 1x3x40"),
         ("images=1x4x40x40", "cannot be of the shape 1x4x40x40"),
         ("image=1x3x40x40", "has no input 'image'; did you mean images?"),
-        ("images=2x3x40x40", "takes a batch of 2, not 1: ask for that batch (--measure.batch 2)"),
+        ("images=2x3x40x40", "is given the shape 2x3x40x40, of a batch of 2 and not 1"),
         ("images=1x3x0x40", "write NAME=SIZES, as --shape images=1x3x224x224"),
         ("1x3x40x40", "write NAME=SIZES"),
     ],

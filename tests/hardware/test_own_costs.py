@@ -234,8 +234,8 @@ def test_limits_in_units_and_in_shares_of_the_largest_network(
         "calls": 0.5 * largest["calls"],
         "macs": 1000.0,
     }
-    with pytest.raises(ConfigError, match="the energy_mj '5J' is not understood: write 5mJ"):
-        absolute_limits({"energy_mj": "5J"}, costs, largest)
+    with pytest.raises(ConfigError, match="the energy_mj '5W' is not understood: write 5mJ"):
+        absolute_limits({"energy_mj": "5W"}, costs, largest)
     with pytest.raises(ConfigError, match="no cost 'power' to limit; there are latency, macs"):
         absolute_limits({"power": 1}, costs, largest)
     counts = all_costs(supernet, found)

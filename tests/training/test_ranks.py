@@ -76,7 +76,7 @@ def test_one_process_is_alone() -> None:
     tensor = torch.tensor([1.0])
     ranks.average([tensor]), ranks.sum([tensor]), ranks.copy_main([tensor])
     ranks.check_equal("alpha", tensor), ranks.check_agreed("the step", 1), ranks.wait()
-    assert tensor.tolist() == [1.0] and ranks.of_main(lambda: (1, 2)) == (1, 2)
+    assert tensor.tolist() == [1.0] and ranks.of_main(lambda: (1, 2)) == [1, 2]
     module = torch.nn.Linear(1, 1)
     assert ranks.replicate(module, may_skip=False) is module
 

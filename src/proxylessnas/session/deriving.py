@@ -22,7 +22,7 @@ from proxylessnas.selection.choose import Choice, choose
 from proxylessnas.session.deploying import as_scored
 from proxylessnas.session.session import Session
 from proxylessnas.training.callbacks import ProgressBar
-from proxylessnas.training.evaluate import evaluate, recalibrate
+from proxylessnas.training.evaluate import Score, evaluate, recalibrate
 
 PRICES = "prices.json"
 SCORED_IN_INT8 = 1000  # images of a score, which are computed one after the other
@@ -36,7 +36,7 @@ def derive(session: Session) -> Architecture:
         choice = _choose(session, job, session.config.derive)
         facts["target_ms"] = session.target_ms
         session.store.write_json(PRICES, _prices(session.unlimited_costs, job))
-        return _keep_choice(session, choice, facts, "", job)
+        return _keep_choice(session, choice, facts, "", job, session.config.derive)
 
 
 def _prices(costs: Costs, job: Search) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def derive_within(
         steps = min(settings.arch_steps, job.schedule.architecture_steps)
         choice = _choose(session, _adapted(session, job, costs, steps), settings)
         facts["limits"] = costs.finite_limits
-        return _keep_choice(session, choice, facts, f"-{name}", job)
+        return _keep_choice(session, choice, facts, f"-{name}", job, settings)
 
 
 def _adapted(session: Session, job: Search, costs: Costs, steps: int) -> Search:
@@ -89,24 +89,9 @@ def _adapted(session: Session, job: Search, costs: Costs, steps: int) -> Search:
 
 def _choose(session: Session, job: Search, settings: DeriveSettings) -> Choice:
     """Decode, score and measure under the job's limits."""
-    scoring = session.problem.batches("scoring", session.config)
 
     def score(indices: Indices) -> tuple[float, tuple[float, ...]]:
-        examples = settings.score_images or (SCORED_IN_INT8 if session.is_int8 else None)
-        # The weights stay as they are, whatever the limits are.
-        key = (tuple(indices), settings.recalibrate_images, examples)
-        if key not in session.scores:
-            network = _calibrated(session, job, indices, settings)
-            with as_scored(session, network) as scored:
-                session.scores[key] = evaluate(
-                    scored,
-                    job.task,
-                    scoring,
-                    session.machine,
-                    examples=examples,
-                    ranks=session.ranks,
-                ).rank
-        return session.scores[key]
+        return _scored(session, job, indices, settings).rank
 
     def measured(networks: Sequence[Indices]) -> list[tuple[float, float]]:
         derived = {str(i): job.supernet.derive(n).cpu() for i, n in enumerate(networks)}
@@ -129,6 +114,25 @@ def _choose(session: Session, job: Search, settings: DeriveSettings) -> Choice:
         )
 
 
+def _scored(session: Session, job: Search, indices: Indices, settings: DeriveSettings) -> Score:
+    """A network's score with the supernet's weights, as it is deployed; taken once."""
+    examples = settings.score_images or (SCORED_IN_INT8 if session.is_int8 else None)
+    # The weights stay as they are, whatever the limits are.
+    key = (tuple(indices), settings.recalibrate_images, examples)
+    if key not in session.scores:
+        network = _calibrated(session, job, indices, settings)
+        with as_scored(session, network) as deployed:
+            session.scores[key] = evaluate(
+                deployed,
+                job.task,
+                session.problem.batches("scoring", session.config),
+                session.machine,
+                examples=examples,
+                ranks=session.ranks,
+            )
+    return session.scores[key]
+
+
 def _calibrated(
     session: Session, job: Search, indices: Indices, settings: DeriveSettings
 ) -> nn.Module:
@@ -146,17 +150,23 @@ def _calibrated(
 
 
 def _keep_choice(
-    session: Session, choice: Choice, facts: dict[str, Any], suffix: str, job: Search
+    session: Session,
+    choice: Choice,
+    facts: dict[str, Any],
+    suffix: str,
+    job: Search,
+    settings: DeriveSettings,
 ) -> Architecture:
     """Write the architecture and its inherited weights; fill the record."""
     indices = choice.chosen.indices
-    network = _calibrated(session, job, indices, session.config.derive)
+    network = _calibrated(session, job, indices, settings)
     architecture = session.described(indices)
     files = [f"architecture{suffix}.json", f"inherited{suffix}.safetensors"]
     session.store.write(files[0], architecture.to_json().encode())
     session.store.write(f"architecture{suffix}.svg", draw(architecture).encode())
     session.store.save_tensors(files[1], network.state_dict())
-    facts |= {**choice_facts(session.supernet, choice), "files": files}
+    accuracy = _scored(session, job, indices, settings).accuracy
+    facts |= {**choice_facts(session.supernet, choice), "accuracy": accuracy, "files": files}
     _say_choice(session, facts, choice.costs.limit("latency"))
     return architecture
 
@@ -169,7 +179,10 @@ def _say_choice(session: Session, facts: dict[str, Any], limit_ms: float) -> Non
         words.append(f"measured {facts['measured_ms']:.4g} ms (± {facts['noise_pct']:.1f} %)")
     if math.isfinite(limit_ms):
         words.append(f"limit {limit_ms:.4g} ms")
-    score = f"validation loss {-facts['score']:.4f} with the supernet's weights"
+    score = f"validation loss {-facts['score']:.4f}"
+    if facts["accuracy"] is not None:
+        score += f", accuracy {100 * facts['accuracy']:.2f} %,"
+    score += " with the supernet's weights"
     session.reporter.say("  " + "; ".join(filter(None, [", ".join(words), score])))
 
 

@@ -27,6 +27,7 @@ from proxylessnas.session.checkpoints import StoreCheckpoints
 from proxylessnas.session.costed import Costed
 from proxylessnas.session.memory import fit_memory
 from proxylessnas.training.callbacks import Callback, Callbacks
+from proxylessnas.training.evaluate import Score
 from proxylessnas.training.job import Job
 from proxylessnas.training.optimizers import load_model
 from proxylessnas.training.task import Task
@@ -48,7 +49,7 @@ class Session(Costed):
     signal: Signal = field(default_factory=Signal, kw_only=True)
     budget: Budget | None = field(default=None, kw_only=True)
     search: Search | None = field(default=None, init=False)
-    scores: dict[Any, tuple[float, tuple[float, ...]]] = field(default_factory=dict, init=False)
+    scores: dict[Any, Score] = field(default_factory=dict, init=False)
     calibrations: dict[Any, list[tuple[Tensor, ...]]] = field(default_factory=dict, init=False)
 
     def settle(self, config: RunConfig) -> None:
