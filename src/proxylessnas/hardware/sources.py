@@ -32,13 +32,15 @@ def is_own(module: str | None) -> bool:
 def source(code: CodeType) -> str:
     """The source without comments and docstrings; the byte code where there is none.
 
-    Lambdas are told by their byte code too: several may stand in one line.
+    Lambdas are told by their byte code too: several may stand in one line. So is what has no file:
+    Python 3.13 finds the text of `python -c` in place of what code under that name was made of.
     """
     try:
         text = inspect.getsource(code)
     except (OSError, TypeError):
         return _byte_code(code)
-    return _plain(text) + (_byte_code(code) if "<lambda>" in code.co_qualname else "")
+    unsure = "<lambda>" in code.co_qualname or code.co_filename.startswith("<")
+    return _plain(text) + (_byte_code(code) if unsure else "")
 
 
 def _plain(text: str) -> str:
