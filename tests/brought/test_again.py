@@ -51,6 +51,15 @@ def test_the_same_settings_again_do_nothing(
     assert stages(run_copy) == before
 
 
+def test_a_derivation_that_is_done_says_no_test_accuracy(
+    run_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The accuracy in its record is of the validation part."""
+    assert main(["derive", str(run_copy)]) == 0
+    out, err = capsys.readouterr()
+    assert "derive: done already" in err and "accuracy" not in out + err
+
+
 @pytest.mark.parametrize(
     "words",
     [

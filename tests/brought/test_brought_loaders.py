@@ -234,7 +234,7 @@ def test_a_correct_that_counts_nothing(correct: Any, expected: str) -> None:
     ],
 )
 def test_a_correct_that_counts(correct: Any) -> None:
-    accuracy = searched(correct=correct).session.records.require("derive")["accuracy"]
+    accuracy = searched(correct=correct).session.records.require("derive")["validation_accuracy"]
     assert 0 <= accuracy <= 1
 
 
@@ -626,7 +626,7 @@ def test_images_with_lists_of_targets(targets: type) -> None:
         loss=loss,
         correct=all_right,
     )
-    assert result.session.records.require("derive")["accuracy"] == 1.0
+    assert result.session.records.require("derive")["validation_accuracy"] == 1.0
 
 
 def test_batches_that_are_dicts() -> None:
@@ -640,7 +640,7 @@ def test_a_target_of_none() -> None:
     result = searched(
         train=[(x, None) for x, _ in images()], valid=[(x, None) for x, _ in images()], **given
     )
-    assert result.session.records.require("derive")["accuracy"] == 1.0
+    assert result.session.records.require("derive")["validation_accuracy"] == 1.0
 
 
 class Output(OrderedDict[str, Any]):

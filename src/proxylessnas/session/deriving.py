@@ -166,7 +166,8 @@ def _keep_choice(
     session.store.write(f"architecture{suffix}.svg", draw(architecture).encode())
     session.store.save_tensors(files[1], network.state_dict())
     accuracy = _scored(session, job, indices, settings).accuracy
-    facts |= {**choice_facts(session.supernet, choice), "accuracy": accuracy, "files": files}
+    facts |= {**choice_facts(session.supernet, choice), "files": files}
+    facts["validation_accuracy"] = accuracy
     _say_choice(session, facts, choice.costs.limit("latency"))
     return architecture
 
@@ -180,8 +181,8 @@ def _say_choice(session: Session, facts: dict[str, Any], limit_ms: float) -> Non
     if math.isfinite(limit_ms):
         words.append(f"limit {limit_ms:.4g} ms")
     score = f"validation loss {-facts['score']:.4f}"
-    if facts["accuracy"] is not None:
-        score += f", accuracy {100 * facts['accuracy']:.2f} %,"
+    if facts["validation_accuracy"] is not None:
+        score += f", accuracy {100 * facts['validation_accuracy']:.2f} %,"
     score += " with the supernet's weights"
     session.reporter.say("  " + "; ".join(filter(None, [", ".join(words), score])))
 
