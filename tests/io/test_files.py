@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+import yaml
 from annotated_types import Ge
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from proxylessnas.errors import ConfigError, MeasurementError
 from proxylessnas.io.files import read_bytes
 from proxylessnas.io.json_files import decode_json, parse_json, read_json
-from proxylessnas.io.yaml_files import decode_yaml
+from proxylessnas.io.yaml_files import decode_yaml, encode_yaml
 from proxylessnas.schema import checked
 
 
@@ -128,10 +129,22 @@ def test_any_text_is_decoded_or_refused(text: str | bytes) -> None:
         ("0.5", 0.5),
         ("null", None),
         ("{a: [1, x]}", {"a": [1, "x"]}),
+        # YAML 1.1 would say 8, 90, 1000, 31 and a date.
+        ("010", 10),
+        ("1:30", "1:30"),
+        ("1_000", "1_000"),
+        ("0x1f", "0x1f"),
+        ("2026-01-01", "2026-01-01"),
     ],
 )
 def test_yaml_values(text: str, value: Any) -> None:
     assert decode_yaml(text, "text") == value
+
+
+@pytest.mark.parametrize("text", ["08", "010", "1e5", "1:30", "yes", "null", "1_0", ".5", "é: #"])
+def test_texts_stay_texts(text: str) -> None:
+    written = encode_yaml({"data": text})
+    assert decode_yaml(written, "text") == yaml.safe_load(written) == {"data": text}
 
 
 @pytest.mark.parametrize(

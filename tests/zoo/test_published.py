@@ -106,6 +106,30 @@ def test_other_checkpoints(mobile: tuple[dict[str, Any], State], tmp_path: Path)
 # --- weights that do not fit ---
 
 
+def test_a_bit_that_flipped_is_seen(mobile: tuple[dict[str, Any], State], tmp_path: Path) -> None:
+    """torch reads past the checksums of its own files."""
+    config, state = mobile
+    path = checkpoint(state, tmp_path / "net.pth")
+    data = bytearray(path.read_bytes())
+    data[data.index(state["classifier.linear.weight"].numpy().tobytes()) + 2] ^= 0x40
+    path.write_bytes(data)
+    torch.load(path, weights_only=True)  # does not mind
+    with pytest.raises(ArchitectureError, match=r"damaged: the checksum of .* does not agree"):
+        load_published_weights(build(from_published(config)), path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_weights_that_are_no_numbers(
+    mobile: tuple[dict[str, Any], State], value: float, tmp_path: Path
+) -> None:
+    config, state = mobile
+    wrong = state | {"classifier.linear.bias": torch.full((1000,), value, dtype=torch.float64)}
+    with pytest.raises(
+        ArchitectureError, match=r"classifier\.linear\.bias holds values that are no"
+    ):
+        load_published_weights(build(from_published(config)), checkpoint(wrong, tmp_path / "x.pth"))
+
+
 def test_mismatch_names_the_keys_and_loads_nothing(
     mobile: tuple[dict[str, Any], State], tmp_path: Path
 ) -> None:

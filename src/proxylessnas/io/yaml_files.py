@@ -1,4 +1,4 @@
-"""Settings as YAML without surprises: `1e-3` is a number; no key twice, no aliases, no tags."""
+"""Settings as YAML without surprises: numbers are decimal; no key twice, no aliases, no tags."""
 
 from __future__ import annotations
 
@@ -34,9 +34,28 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), "-+0123456789"
-)
+class _Dumper(yaml.SafeDumper):
+    """Texts that look like a number here or to a reader of YAML 1.1 have quotes."""
+
+
+# YAML 1.1 reads 010 as 8, 1:30 as 90, 1_000 as 1000 and 2026-01-01 as a date. Here these are texts,
+# beside 010, which is 10.
+_DECIMAL = {
+    "int": r"[-+]?[0-9]+",
+    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}
+_OF_YAML_1_1 = {f"tag:yaml.org,2002:{kind}" for kind in (*_DECIMAL, "timestamp")}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OF_YAML_1_1]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind, _pattern in _DECIMAL.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})$"), list("-+.0123456789")
+        )
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
 
 
 def decode_yaml(text: str | bytes, name: str) -> Any:
@@ -49,6 +68,11 @@ def decode_yaml(text: str | bytes, name: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # safe: a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise ConfigError(f"{name} is not YAML: {one_line(error)}") from None
+
+
+def encode_yaml(value: Any) -> str:
+    """The inverse of `decode_yaml`, in the order of the keys."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

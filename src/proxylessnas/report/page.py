@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any
 
-import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from proxylessnas.hardware.validate import sentence
+from proxylessnas.io.yaml_files import encode_yaml
 from proxylessnas.report import pictures
 from proxylessnas.report.draw import draw
 from proxylessnas.report.facts import Facts
@@ -86,7 +86,7 @@ def _run(facts: Facts, name: str) -> dict[str, Any]:
         "environments": _environments(facts),
         "found": found(facts),
         "limited": limited_by(facts),
-        "settings": yaml.safe_dump(dict(facts.settings), sort_keys=False, allow_unicode=True),
+        "settings": encode_yaml(dict(facts.settings)),
         "data": _data(facts),
     }
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from proxylessnas.errors import RunError, UserError
+from proxylessnas.errors import RunError, UserError, one_line
 from proxylessnas.io.console import Reporter
 from proxylessnas.io.stopping import Signal, Stopped
 from proxylessnas.session.store import MALFORMED, Store, checkpoint_name
@@ -97,10 +99,31 @@ class StoreCheckpoints:
             if not 0 <= int(state[1]["metrics_size"]) < 1 << 62:
                 raise ValueError("its metrics_size is out of range")
             job.load(*state)
+            if isinstance(job, Job) and (unlike := _unlike(state, job.state())):
+                raise ValueError(f"its {unlike} is another's")
         except UserError:
             raise
         except (*MALFORMED, RuntimeError) as error:  # torch: shapes that differ
             raise RunError(
                 f"the checkpoint of {self.stage} in {self.store.path} is not of this run "
-                f"({type(error).__name__}): remove it, or choose another directory"
+                f"({one_line(error)}): remove it, or choose another directory"
             ) from None
+
+
+def _unlike(given: State, loaded: State) -> str:
+    """What a job did not take as it stands, by its name; "" where all is there again."""
+    values = {name: json.dumps(value) for name, value in loaded[1].items()}
+    for name in given[0].keys() ^ loaded[0].keys():
+        return name
+    for name, value in values.items():
+        if json.dumps(given[1].get(name)) != value:
+            return name
+    pairs = ((name, tensor, loaded[0][name]) for name, tensor in given[0].items())
+    return next((name for name, a, b in pairs if not _same_bits(a, b)), "")
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Of two tensors wherever they are; NaN is NaN."""
+    one, other = (t.detach().cpu().contiguous() for t in (one, other))
+    alike = one.dtype == other.dtype and one.shape == other.shape
+    return alike and torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (one, other)))

@@ -6,7 +6,9 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
 
 from proxylessnas.errors import RunError
 from proxylessnas.io.console import Reporter, duration
@@ -29,14 +31,17 @@ from proxylessnas.training.ranks import Ranks
 BASELINES = ("largest", "random")
 _BASELINE_STAGES = tuple(f"{s}-{name}" for name in BASELINES for s in ("train", "evaluate"))
 # What later stages and the summary take from a record, which may have been edited by hand.
+_Count = Annotated[int, Ge(0)]
+_Share = Annotated[float, Ge(0), Le(1)]
+_Seconds = Annotated[float, Ge(0), Le(1e9)]
 FACTS: dict[str, dict[str, Hint]] = {
     "search": {
-        **{"entropy": float, "straightness": float | None, "architecture_steps": int},
+        **{"entropy": _Share, "straightness": float | None, "architecture_steps": _Count},
     },
     "derive": {"predicted": dict[str, float], "measured_ms": float | None},
     "evaluate": {
-        **{"accuracy": float | None, "loss": float | None, "examples": int},
-        "training_accuracy": float | None,
+        **{"accuracy": _Share | None, "loss": float | None, "examples": _Count},
+        "training_accuracy": _Share | None,
     },
     "export": {
         **dict.fromkeys(("measured_ms", "measured_raw_ms"), float | None),
@@ -96,7 +101,10 @@ class Records:
             remedy = "" if where is None else f": {self._to_do(stage)} first"
             raise RunError(f"the stage {stage}{place} is not finished{remedy}")
         try:
-            for name, hint in {**FACTS.get(stage.partition("-")[0], {}), "seconds": float}.items():
+            for name, hint in {
+                **FACTS.get(stage.partition("-")[0], {}),
+                "seconds": _Seconds,
+            }.items():
                 record[name] = from_plain(hint, record.get(name), name, RunError)
         except RunError as error:
             raise RunError(

@@ -20,12 +20,12 @@ from typing import Any, Self
 
 import safetensors
 import safetensors.torch
-import yaml
 from torch import Tensor, nn
 
 from proxylessnas.config import RunConfig
 from proxylessnas.errors import RunError, one_line
 from proxylessnas.io.json_files import decode_json
+from proxylessnas.io.yaml_files import encode_yaml
 from proxylessnas.training.faults import State
 
 MODEL = "model.json"  # of a model of the user's own: which one it is
@@ -131,9 +131,8 @@ class Store(ABC):
         note: comment lines for people.
         """
         values = dataclasses.asdict(config)
-        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         header = "# Every setting of this run; proxylessnas run --config on this file repeats it.\n"
-        self.write(CONFIG, (header + note + text).encode())
+        self.write(CONFIG, (header + note + encode_yaml(values)).encode())
 
     # --- metrics ---
 

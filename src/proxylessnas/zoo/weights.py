@@ -133,6 +133,8 @@ def _check_size(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > size:
                 raise ValueError("its parts are compressed, which torch.save never does")
+            if bad := archive.testzip():  # torch itself does not look at the checksums
+                raise ValueError(f"it is damaged: the checksum of {bad} does not agree")
 
 
 def _reason(error: Exception) -> str:
@@ -162,6 +164,8 @@ def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
             )
         elif state[key].is_floating_point() != tensor.is_floating_point():
             problems.append(f"{key} is {state[key].dtype} in the file and {tensor.dtype} here")
+        elif not state[key].to(tensor.dtype).isfinite().all():
+            problems.append(f"{key} holds values that are no numbers as {tensor.dtype}")
     unknown = [key for key in state if key not in expected]
     return problems + [f"{k} {list(state[k].shape)} {UNKNOWN}" for k in unknown]
 
