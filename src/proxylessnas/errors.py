@@ -43,6 +43,10 @@ class ConfigError(UserError, ValueError):
     """A setting is unknown, of the wrong type or out of range."""
 
 
+class BudgetError(ConfigError):
+    """The time that was asked for is too short for any useful run."""
+
+
 class DataError(UserError):
     """A data set is missing, empty, damaged or not of a known layout."""
 

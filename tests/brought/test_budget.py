@@ -15,7 +15,7 @@ from clock import Clock
 from proxylessnas.cli.main import main
 from proxylessnas.config import RunConfig
 from proxylessnas.errors import RunError
-from proxylessnas.session import fitting
+from proxylessnas.session import durations, fitting
 from proxylessnas.session.budget import FILE, MARGIN, Budget, Deadline, Pace, open_budget
 from proxylessnas.session.store import MemoryStore
 from proxylessnas.training.callbacks import StopStage
@@ -192,10 +192,10 @@ def test_cold_steps_that_take_long_are_not_timed_to_the_end(
 ) -> None:
     """A budget that is far too short is refused soon: the faster of two steps has to do."""
     clock, job = Clock(), SimpleNamespace(step=0)
-    monkeypatch.setattr(fitting.time, "perf_counter", clock)
+    monkeypatch.setattr(durations.time, "perf_counter", clock)
     seconds = iter([9.0, 5.0, 1.0, 1.0, 2.0])
     step = lambda: clock.sleep(next(seconds))  # noqa: E731
-    assert fitting.mean_seconds(step, 2, job, warmup=3, most=10) == 5  # type: ignore[arg-type]
+    assert durations.mean_seconds(step, 2, job, warmup=3, most=10) == 5  # type: ignore[arg-type]
     assert (job.step, clock()) == (2, 14)
     seconds = iter([9.0, 5.0, 1.0, 1.0, 2.0])
-    assert fitting.mean_seconds(step, 2, job, warmup=3) == 1.5  # type: ignore[arg-type]
+    assert durations.mean_seconds(step, 2, job, warmup=3) == 1.5  # type: ignore[arg-type]

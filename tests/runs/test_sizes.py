@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from proxylessnas.cli.main import main
 from proxylessnas.config import RunConfig, parse_sizes
 from proxylessnas.errors import ConfigError
+from proxylessnas.runs import sizes
 from proxylessnas.runs.directory import RunDirectory
 from tests.runs import test_specialised
 
@@ -44,13 +46,44 @@ def test_one_network_comes_out_at_the_size_whose_loss_is_least(
     assert main(["run", *other]) == 2  # another limit is another run
 
 
+def test_within_a_budget_every_size_has_a_part_and_training_has_the_rest(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ["run", *SEVERAL, f"--pretrained={trained}"]
+    out = tmp_path / "run"
+    # Refused is what the largest size cannot do in its part, before anything is kept.
+    assert main([*start, f"--out={out}", "--budget=30s"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "30s" in error and "image size 32 has a part" in error
+    assert not out.exists()
+
+    assert main([*start, f"--out={out}", "--budget=20m"]) == 0
+    kept = json.loads((out / "budget.json").read_text())
+    assert kept["fitted"] == ["teach", "candidates", "measure", "search", "train"]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["sizes"].keys() == {"24", "32"} and summary["baselines"]
+    assert RunDirectory(out).read_config().budget == "20m"  # the run's, not a size's
+
+
+def test_the_parts_of_a_budget_are_by_pixels(tmp_path: Path) -> None:
+    config = RunConfig(pretrained="efficientnet_lite0", image_size="96,128", budget="10m")
+    budget = sizes._divided(config, RunDirectory(tmp_path), time.monotonic(), (128, 96))
+    assert budget is not None
+    total, first, rest = 600 * (1 - 0.02), 128**2, sizes.REST * 128**2
+    assert budget.seconds_for("128") == pytest.approx(
+        total * first / (first + 96**2 + rest), abs=0.1
+    )
+    budget.fitted.append("128")  # what it did not take is for those to come
+    assert budget.seconds_for("96") == pytest.approx(total * 96**2 / (96**2 + rest), abs=0.1)
+
+
 def test_stopped_between_two_sizes_it_goes_on(
     trained: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from proxylessnas.io.stopping import Stopped
-    from proxylessnas.runs import directory, sizes
+    from proxylessnas.runs import directory
 
     out, real = tmp_path / "run", sizes.tried
 
@@ -81,10 +114,10 @@ def test_a_limit_that_no_size_keeps_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("text", "sizes"), [("auto", None), ("96, 128,96", (128, 96)), ("64", (64,))]
+    ("text", "expected"), [("auto", None), ("96, 128,96", (128, 96)), ("64", (64,))]
 )
-def test_sizes_are_read(text: str, sizes: tuple[int, ...] | None) -> None:
-    assert parse_sizes(text) == sizes
+def test_sizes_are_read(text: str, expected: tuple[int, ...] | None) -> None:
+    assert parse_sizes(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "96,", "12.5", "-3", "big", "0", "96;128", "5000"])

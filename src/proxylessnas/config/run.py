@@ -143,11 +143,6 @@ class RunConfig:
                 f"image_size is {self.image_size}: several sizes are compared with --pretrained "
                 "and --model; give one, as 128"
             )
-        if isinstance(self.image_size, str) and self.budget is not None:
-            raise ConfigError(
-                f"image_size is {self.image_size}, and a budget is for one size: give one, as 128, "
-                "or leave the budget out"
-            )
 
     def _check_model(self) -> None:
         """ConfigError where settings are given that a model of any kind does not take."""

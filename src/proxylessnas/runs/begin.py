@@ -73,8 +73,18 @@ class Opening:
     again: str | None = None
     accept_changed_data: bool = False
 
-    def __call__(self, directory: Store, config: RunConfig, stored: RunConfig | None) -> Session:
-        """A session with these settings. stored: those that its directory holds already."""
+    def __call__(
+        self,
+        directory: Store,
+        config: RunConfig,
+        stored: RunConfig | None,
+        started: float | None = None,
+    ) -> Session:
+        """A session with these settings.
+
+        stored: those that its directory holds already. started: from when on its budget counts;
+        default: when the command began.
+        """
         check(config, self.ranks, has_runtime=self.brought.runtime is not None)
         problem = problem_of(config, self.reporter, directory, self.brought)
         _ = problem.functions  # imported now, for its error
@@ -92,7 +102,7 @@ class Opening:
             runtime_object=self.brought.runtime,
             table_object=self.brought.table,
             force=self.force,
-            budget=_budget(config, directory, self.started),
+            budget=_budget(config, directory, self.started if started is None else started),
         )
         if stored is not None:
             problem.check_data = partial(check_data, session, self.accept_changed_data)
@@ -162,7 +172,7 @@ def open_run(
         one_size = dataclasses.replace(config, image_size=None)
         whole = problem_of(one_size, reporter, directory, brought)
         side = lambda: whole.data.info.shape[1]  # noqa: E731
-        config = stored = decide_size(config, directory, opening, side, reporter)
+        config = stored = decide_size(config, directory, opening, side)
     return opening(directory, config, stored)
 
 

@@ -28,9 +28,9 @@ from proxylessnas.runs.specialised import SpecialisedProblem
 from proxylessnas.runs.trials import learned, training_of_copy
 from proxylessnas.seeds import derive_seed
 from proxylessnas.session.deploying import as_deployed
+from proxylessnas.session.durations import mean_seconds
 from proxylessnas.session.exporting import metadata_of
 from proxylessnas.session.finishing import has_time, trained_network
-from proxylessnas.session.fitting import mean_seconds
 from proxylessnas.session.problem import Problem
 from proxylessnas.session.session import Session
 from proxylessnas.training.evaluate import evaluate

@@ -3,75 +3,97 @@
 Every size has a run of its own under `sizes/`, as far as a network: teacher, candidates, latency
 table, search. All share one limit in milliseconds; `0.5x` is of the largest size's teacher. Each
 network is then fine-tuned for a while and scored on the validation part, and the run goes on as the
-one whose loss is least.
+one whose loss is least. Of a budget every size has a part for that, by its pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from proxylessnas.config import RunConfig, parse_sizes
-from proxylessnas.errors import LimitError
+from proxylessnas.errors import BudgetError, LimitError, UserError
 from proxylessnas.io.console import Reporter
 from proxylessnas.runs.any_model import ModelProblem
 from proxylessnas.runs.narrowing import narrow
 from proxylessnas.runs.specialised import SpecialisedProblem
 from proxylessnas.runs.teaching import prepare
 from proxylessnas.runs.trials import tried
+from proxylessnas.session.budget import FILE as BUDGET
+from proxylessnas.session.budget import Budget, open_budget
 from proxylessnas.session.deriving import inherited_network
 from proxylessnas.session.pipeline import find_network
 from proxylessnas.session.session import Session
 from proxylessnas.session.store import CONFIG, MAX_TENSOR_BYTES, Store
+from proxylessnas.training.ranks import Ranks
 
 AUTO = (1.0, 0.875, 0.75)  # of the data's own size
 STEP = 8  # pixels, to which `auto` rounds
 FOLDER, FACTS, TRIAL = "sizes", "sizes.json", "trial"
 ASKED = ("image_size", "target_latency")  # what the choice of a size replaces
 
-Opening = Callable[[Store, RunConfig, RunConfig | None], Session]
+REST = 0.75  # of a budget: what follows the choice, beside 1 for the largest size up to its network
+
+
+class Opening(Protocol):
+    """Makes a session: of settings, and of those that its directory holds already."""
+
+    @property
+    def reporter(self) -> Reporter: ...
+
+    @property
+    def ranks(self) -> Ranks: ...
+
+    @property
+    def started(self) -> float:
+        """When the command began; `__call__` has when a budget of its own begins."""
+
+    def __call__(
+        self, directory: Store, config: RunConfig, stored: RunConfig | None, started: float | None
+    ) -> Session: ...
 
 
 def decide_size(
-    config: RunConfig,
-    store: Store,
-    opening: Opening,
-    natural_side: Callable[[], int],
-    reporter: Reporter,
+    config: RunConfig, store: Store, opening: Opening, natural_side: Callable[[], int]
 ) -> RunConfig:
     """The settings with the size that pays, whose stages the directory then holds.
 
-    opening: a session from a store, its settings, and those it holds already. natural_side: the
-    size in pixels that the images have where none is given; asked for by `auto`.
+    natural_side: the size in pixels that the images have where none is given; asked for by `auto`.
 
     Raises:
         LimitError: the limit is below what any of the sizes reaches.
+        BudgetError: a size's part of the budget is too short.
     """
     begun, asked = config, {name: getattr(config, name) for name in ASKED}
     assert isinstance(config.image_size, str)
-    sizes, facts, refusals = _sizes(config.image_size, natural_side), {}, []
+    sizes, facts = _sizes(config.image_size, natural_side), dict[int, dict[str, Any]]()
+    budget = _divided(config, store, opening.started, sizes)
+    refusals, reporter = list[UserError](), opening.reporter
     reporter.say(f"image sizes: {', '.join(map(str, sizes))}, one run each up to its network")
     for size in sizes:
         reporter.say(f"image size {size}")
         place = store.below(f"{FOLDER}/{size}")
         with place.held():
             stored = place.read_config() if place.has(CONFIG) else None
-            one = stored or replace(config, image_size=size, baselines=False)
             try:
-                session = opening(place, one, stored)
+                part = None if budget is None else _part(budget, size, opening.ranks)
+                own = replace(config, image_size=size, baselines=False, budget=part)
+                session = opening(place, stored or own, stored, time.monotonic())
                 if not store.has(CONFIG):
                     store.write_config(begun)  # from here on `--resume` goes on
                 facts[size] = _trial(session)
-            except LimitError as refusal:
+            except (LimitError, BudgetError) as error:
+                refusals.append(_refusal(error, size, begun.budget))
                 if "x" in str(config.target_latency):  # of the largest size's teacher
-                    refusals = [refusal]
                     break
-                refusals.append(refusal)
-                reporter.say(f"  {refusal}")
+                reporter.say(f"  {refusals[-1]}")
                 continue
+            if budget is not None:
+                budget.keep(store, str(size))
             target_ms = session.records.require("derive")["target_ms"]
             if target_ms is not None:
                 config = replace(config, target_latency=f"{target_ms:.6g}ms")
@@ -84,8 +106,9 @@ def decide_size(
         f"image size {best} pays most: " + "; ".join(_words(s, f) for s, f in facts.items())
     )
     decided = store.below(f"{FOLDER}/{best}").read_config()  # lengths and rates suit the images
-    kept = {name: getattr(config, name) for name in ("target_latency", "baselines")}
-    return _adopted(replace(decided, **kept), store, {"asked": asked, "tried": facts})
+    kept = {name: getattr(config, name) for name in ("target_latency", "baselines", "budget")}
+    before = None if budget is None else budget.before
+    return _adopted(replace(decided, **kept), store, {"asked": asked, "tried": facts}, before)
 
 
 def undecided(store: Store, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,16 +147,42 @@ def _inherited(session: Session, problem: SpecialisedProblem) -> nn.Module:
     return inherited_network(session)
 
 
+def _divided(
+    config: RunConfig, store: Store, started: float, sizes: Sequence[int]
+) -> Budget | None:
+    """The run's budget, of which every size has a share, and the rest after the choice."""
+    shares = {str(size): float(size**2) for size in sizes}
+    return open_budget(config.budget, store, started, shares | {"rest": REST * max(sizes) ** 2})
+
+
+def _part(budget: Budget, size: int, ranks: Ranks) -> str:
+    """A size's part of the budget, as the settings have it."""
+    return ranks.of_main(lambda: f"{budget.seconds_for(str(size)):.0f}s")
+
+
+def _refusal(error: UserError, size: int, budget: str | None) -> UserError:
+    if not isinstance(error, BudgetError):
+        return error
+    return BudgetError(f"image size {size} has a part of the budget {budget}: {error}")
+
+
 def _words(size: int, facts: dict[str, Any]) -> str:
     return f"{size} px {100 * facts['accuracy']:.1f} %, loss {facts['loss']:.3f}"
 
 
-def _adopted(config: RunConfig, store: Store, facts: dict[str, Any]) -> RunConfig:
-    """The chosen size's files in the run's own place; the settings, written last, decide."""
+def _adopted(
+    config: RunConfig, store: Store, facts: dict[str, Any], before: float | None
+) -> RunConfig:
+    """The chosen size's files in the run's own place; the settings, written last, decide.
+
+    before: seconds that earlier processes took of a budget.
+    """
     place = store.below(f"{FOLDER}/{config.image_size}")
     for name in place.names():
         if name not in (CONFIG, f"stages/{TRIAL}.json"):
             store.write(name, place.read(name, MAX_TENSOR_BYTES))
+    if before is not None:
+        store.write_json(BUDGET, {**store.read_json(BUDGET), "spent": before})
     store.write_json(FACTS, facts)
     store.write_config(config)
     store.below(FOLDER).clear()

@@ -14,6 +14,7 @@ from torch import nn
 from proxylessnas.config import TrainSettings
 from proxylessnas.data import Batches
 from proxylessnas.runs.specialised import SpecialisedProblem
+from proxylessnas.session.fitting import fitted
 from proxylessnas.session.memory import fit_memory
 from proxylessnas.session.session import Session
 from proxylessnas.training.callbacks import ProgressBar
@@ -48,7 +49,9 @@ def learned(session: Session, job: Training) -> nn.Module:
 
 def tried(session: Session, problem: SpecialisedProblem, network: nn.Module) -> Score:
     """The validation score of a copy that was fine-tuned for a while on the other images."""
-    config = session.config
+    config, budget = session.config, session.budget
+    if budget is not None:
+        config, _ = fitted(session, budget, "train")
     settings = replace(
         config.train, epochs=SHARE * config.train.epochs, keep_best="never", patience=None
     )

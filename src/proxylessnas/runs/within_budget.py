@@ -17,16 +17,13 @@ from proxylessnas.runs.any_model import ModelProblem
 from proxylessnas.runs.defaults import RATE_STEPS
 from proxylessnas.runs.specialised import SpecialisedProblem
 from proxylessnas.session.budget import Budget
-from proxylessnas.session.fitting import (
+from proxylessnas.session.durations import (
     CANDIDATE,
-    LEAST_ROUNDS,
     NETWORK,
-    Fit,
-    fit_measure,
     mean_seconds,
-    reserve_least,
     seconds_of_training_step,
 )
+from proxylessnas.session.fitting import LEAST_ROUNDS, Fit, fit_measure, reserve_least
 from proxylessnas.session.memory import fit_memory
 from proxylessnas.session.session import Session
 from proxylessnas.surgery.latency import RANDOM
@@ -60,7 +57,7 @@ def begin_within(session: Session, problem: SpecialisedProblem, budget: Budget) 
     What has fixed seconds takes longer where other programs have the cores, as they had so far.
 
     Raises:
-        ConfigError: how long the least useful run takes.
+        BudgetError: how long the least useful run takes.
     """
     config, size = session.config, problem.data.size
 

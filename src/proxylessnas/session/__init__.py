@@ -16,6 +16,7 @@ Read in this order:
       measuring.py    `measure`: the latency table
       trials.py       searches that may be spoiled, to see how long steps take
       budget.py       minutes by the clock, divided among the stages that are left
+      durations.py    how long steps and stages will take
       fitting.py      their settings, fitted to that as they begin
       searching.py    `search`: weights and α in turn
       deploying.py    the network as its device computes it: in int8, the file that ships

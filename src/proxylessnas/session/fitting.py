@@ -7,42 +7,33 @@ training makes up, whose own steps are timed.
 
 from __future__ import annotations
 
-import copy
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 
-import torch
-
-from proxylessnas.config import DeriveSettings, MeasureSettings, RunConfig
-from proxylessnas.core.costs import Costs
-from proxylessnas.core.estimators import estimator_of
-from proxylessnas.core.search import Search
-from proxylessnas.data.image_batches import ImageBatches
-from proxylessnas.errors import ConfigError
+from proxylessnas.config import DeriveSettings, RunConfig
+from proxylessnas.errors import BudgetError
 from proxylessnas.hardware.limiting import largest_network
 from proxylessnas.io.console import duration
 from proxylessnas.session.budget import Budget
-from proxylessnas.session.finishing import TRAINING_IMAGES, new_network, new_training
-from proxylessnas.session.memory import fit_memory
-from proxylessnas.session.problem import Part
+from proxylessnas.session.durations import (
+    CANDIDATE,
+    end_seconds,
+    measuring_seconds,
+    score_images_of,
+    seconds_of_training_step,
+    table_seconds,
+    time_steps,
+)
 from proxylessnas.session.session import Session
-from proxylessnas.session.trials import on_copies, share_of_batch, trial_batch, undisturbed
 from proxylessnas.session.tuning import tune, untried_machine
-from proxylessnas.training.device import wait
-from proxylessnas.training.train import Training
 
 # The least of which anything can be expected: rounds of weight steps in which every candidate is
 # trained, rounds of architecture steps in which all are compared, and steps of the training.
 WARMUP_ROUNDS, COMPARED_ROUNDS, TRAINING_STEPS = 2, 6, 100
 LATE = 0.05  # of a budget, by which an estimate may exceed it: half of what a run may
-TRIAL = 0.05  # of a budget, that timing steps of one kind may take
 LEAST_ROUNDS, LEAST_NETWORKS = 3, 4  # of the stage `measure`
 FEW_IMAGES, FEW_NETWORKS = 500, 2  # of the scores in `derive`
-# Seconds in which a runtime takes a candidate, and a whole network; those of exporting.
-CANDIDATE, NETWORK, EXPORT = 0.1, 0.5, 3.0
 
 
 Fit = Callable[[Session, float, dict[str, float]], RunConfig]  # seconds, and `Budget.speeds`
@@ -52,17 +43,17 @@ def begin_within(session: Session, budget: Budget) -> None:
     """Decide the machine settings of a session, if a useful run fits into its budget.
 
     Raises:
-        ConfigError: none does; the message says how long one takes.
+        BudgetError: none does; the message says how long one takes.
     """
     given, untried = session.config, untried_machine(session)
     session.settle(replace(given, machine=untried))
-    _time_steps(session, budget)
+    time_steps(session, budget)
     steps = int(budget.seconds_for("search") / budget.speeds["weight"])
     session.settle(given)
     machine = tune(session, planned=session.ranks.of_main(lambda: steps))
     session.settle(replace(given, machine=machine))
     if machine != untried:
-        _time_steps(session, budget)
+        time_steps(session, budget)
     remedy = (
         "take fewer pixels (--image-size), a narrower space (--space-settings), or, for photos, "
         "trained weights (--pretrained efficientnet_lite0)"
@@ -76,14 +67,14 @@ def reserve_least(
     """Keep what every stage of the least useful run takes from here on, in seconds.
 
     Raises:
-        ConfigError: it is more than there is; the message says how long such a run takes.
+        BudgetError: it is more than there is; the message says how long such a run takes.
     """
     for stage, seconds in least.items():
         budget.reserve(stage, seconds)
     if session.ranks.of_main(lambda: budget.spare + LATE * budget.total < 0):
         asked = session.config.budget
         takes = session.ranks.of_main(lambda: budget.total - budget.spare)
-        raise ConfigError(
+        raise BudgetError(
             f"the budget {asked} is too short: the least useful run of these settings takes about "
             f"{duration(takes)} (minutes:seconds) here; allow that, or {remedy}"
         )
@@ -92,17 +83,22 @@ def reserve_least(
 def fit(session: Session, stage: str) -> None:
     """Fit a stage's settings to its seconds, unless that is done, or there is no budget."""
     budget = session.budget
-    fits: Mapping[str, Fit] = FITS if budget is None else budget.fits or FITS
-    if budget is None or stage not in fits or stage in budget.fitted:
+    if budget is None or stage not in (budget.fits or FITS) or stage in budget.fitted:
         return
-    seconds = session.ranks.of_main(lambda: budget.seconds_for(stage))
-    config = fits[stage](session, seconds, budget.speeds)
+    config, seconds = fitted(session, budget, stage)
     last = stage == list(budget.shares)[-1]
     session.settle(replace(config, budget=None) if last else config)
     session.reporter.say(f"  budget: {duration(seconds)} for {stage}, {_words(config, stage)}")
     note = f"# Fitted to a budget of {duration(budget.total)}.\n"
     session.store.write_config(session.config, note)
     budget.keep(session.store, stage)
+
+
+def fitted(session: Session, budget: Budget, stage: str) -> tuple[RunConfig, float]:
+    """The settings with those of a stage as they fit into its seconds, and these."""
+    fits: Mapping[str, Fit] = budget.fits or FITS
+    seconds = session.ranks.of_main(lambda: budget.seconds_for(stage))
+    return fits[stage](session, seconds, budget.speeds), seconds
 
 
 def _words(config: RunConfig, stage: str) -> str:
@@ -118,73 +114,13 @@ def _words(config: RunConfig, stage: str) -> str:
     }[stage]
 
 
-# --- how long steps take ---
-
-
-def _time_steps(session: Session, budget: Budget) -> None:
-    """Note the seconds of a weight step, of an architecture step, and of an image in evaluation."""
-
-    def timed() -> dict[str, float]:
-        settings = replace(session.config.search, objective="constraint")
-        make = partial(estimator_of, settings, Costs.free(*session.supernet.mask.shape))
-        with undisturbed(session):
-            job = on_copies(session, trial_batch(session), make)(session.config.machine)
-            job.prepare()  # for good: the trial ends here
-            widest = int(session.supernet.mask.sum(1).max())
-            # In as many steps each candidate runs once; its first time takes several times as long.
-            most = TRIAL * budget.total
-            weight = mean_seconds(job.weight_step, widest, job, warmup=widest, most=most)
-            architecture = mean_seconds(job.architecture_step, 2, job, most=most)
-        scale = 1 / share_of_batch(session)
-        image = weight * scale / session.config.search.batch_size / 3  # without the way back
-        return {"weight": weight * scale, "architecture": architecture * scale, "image": image}
-
-    budget.speeds = session.ranks.of_main(timed)
-
-
-def mean_seconds(
-    step: Callable[[], object],
-    count: int,
-    job: Search | Training,
-    *,
-    warmup: int = 1,
-    most: float = math.inf,
-) -> float:
-    """Of `count` steps, after some to warm up.
-
-    most: seconds that this may take; where two steps take more, the faster one has to do.
-    """
-    times: list[float] = []
-    while len(times) < warmup + count and (len(times) < 2 or sum(times) < most):
-        wait()
-        start = time.perf_counter()
-        step()
-        job.step += 1
-        wait()
-        times.append(time.perf_counter() - start)
-    timed = times[warmup:]
-    return sum(timed) / len(timed) if timed else min(times)
-
-
-def seconds_of_training_step(session: Session) -> float:
-    """A step of the derived network's training, with the batches that it will see."""
-    network = copy.deepcopy(new_network(session))
-    with torch.random.fork_rng(devices=[]):
-        job = new_training(session, "train", network)
-        undo = job.prepare()
-        fit_memory(job, "train", session.config.memory)
-        seconds = mean_seconds(job.take_step, 3, job)
-        undo()
-    return seconds
-
-
 # --- what is left, to settings ---
 
 
 def fit_measure(session: Session, seconds: float, speeds: dict[str, float]) -> RunConfig:
     """Fewer rounds, and fewer whole networks; one of the runtime's sessions each is the least."""
     m = session.config.measure
-    whole = _table_seconds(session, speeds, m)
+    whole = table_seconds(session, speeds, m)
     loading = CANDIDATE * len(session.trace.units)
     share = max(0.0, seconds - loading) / max(whole - loading, 1e-9)
     if session.config.table is not None or share >= 1:
@@ -242,12 +178,12 @@ def fewer_scores(
     session: Session, d: DeriveSettings, seconds: float, speeds: dict[str, float]
 ) -> DeriveSettings:
     """Fewer rounds and measured networks first, then fewer networks with fewer images each."""
-    measuring = _measuring_seconds(session, session.largest.get("latency"), speeds)
+    measuring = measuring_seconds(session, session.largest.get("latency"), speeds)
     measuring *= session.is_local and session.target_ms is not None
     rounds, best = d.rounds, d.measure_best
     while measuring * rounds * best > seconds / 2 and rounds * best > 1:
         rounds, best = (rounds - 1, best) if rounds > 1 else (1, best - 1)
-    valid = _score_images(session)
+    valid = score_images_of(session)
     free = max(0.0, seconds - measuring * rounds * best)
     whole = d.top_k * (d.recalibrate_images + valid) * speeds["image"]
     share = min(1.0, free / max(whole, 1e-9))
@@ -301,60 +237,13 @@ def _least_seconds(session: Session, speeds: dict[str, float]) -> dict[str, floa
     warmup = WARMUP_ROUNDS * widest if config.search.warmup_epochs else 0
     joint = config.search.arch_every * weight + architecture
     search = warmup * weight + COMPARED_ROUNDS * widest * joint
-    images = _fewer(config.derive.recalibrate_images, 0) + _fewer(_score_images(session), 0)
+    images = _fewer(config.derive.recalibrate_images, 0) + _fewer(score_images_of(session), 0)
     train = TRAINING_STEPS * config.train.batch_size / config.search.batch_size * weight
     networks = 4 if config.baselines else 1
     return {
-        "measure": _table_seconds(session, speeds, fit_measure(session, 0.0, speeds).measure),
+        "measure": table_seconds(session, speeds, fit_measure(session, 0.0, speeds).measure),
         "search": search,
         "derive": FEW_NETWORKS * images * image,
         "train": networks * train,
-        "the end": _end_seconds(session, speeds),
+        "the end": end_seconds(session, speeds),
     }
-
-
-def _table_seconds(session: Session, speeds: dict[str, float], m: MeasureSettings) -> float:
-    """Of the stage `measure` with these settings."""
-    if session.config.table is not None:
-        return 0.0
-    widest, milliseconds = session.supernet.mask.shape[1], _network_ms(session, speeds)
-    visits = m.rounds * (m.runs + m.warmup) * widest * milliseconds / 1000
-    networks = (m.networks + m.validation) * _measuring_seconds(session, milliseconds, speeds)
-    return CANDIDATE * len(session.trace.units) + visits + networks
-
-
-def _network_ms(session: Session, speeds: dict[str, float]) -> float:
-    """About what a network takes on the runtime, before any was measured."""
-    threads = (session.config.machine.threads or 1) / session.config.measure.threads
-    return 1000 * speeds["image"] * session.config.measure.batch * max(1.0, threads)
-
-
-def _measuring_seconds(
-    session: Session, milliseconds: float | None, speeds: dict[str, float]
-) -> float:
-    """Of one whole network."""
-    m = session.config.measure
-    each = _network_ms(session, speeds) if milliseconds is None else milliseconds
-    return NETWORK + m.network_rounds * (m.runs + m.warmup) * each / 1000
-
-
-def _end_seconds(session: Session, speeds: dict[str, float]) -> float:
-    """Of evaluation and export, which nothing shortens."""
-    images = _images(session, "test") + min(TRAINING_IMAGES, _images(session, "calibration"))
-    networks, evaluation = 3 if session.config.baselines else 1, images * speeds["image"]
-    return (
-        EXPORT + networks * evaluation + (networks + 1) * _measuring_seconds(session, None, speeds)
-    )
-
-
-def _images(session: Session, part: Part) -> int:
-    """Images of a part; budgets are for problems of images alone."""
-    batches = session.problem.batches(part, session.config)
-    assert isinstance(batches, ImageBatches)
-    return len(batches.rows)
-
-
-def _score_images(session: Session) -> int:
-    """Images that a network is scored on in `derive`."""
-    images = _images(session, "scoring")
-    return min(images, session.config.derive.score_images or images)
