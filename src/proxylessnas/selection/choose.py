@@ -23,7 +23,9 @@ from proxylessnas.selection.explore import Score, batch_of, explore, pool_of, pr
 from proxylessnas.selection.predictor import Array, Networks
 from proxylessnas.selection.propose import propose, used_costs
 
-TOLERANCE = 0.02  # by which predictions may miss measurements before they are corrected
+# By which predictions may miss measurements before they are corrected, and what noise may excuse of
+# a limit that is missed.
+TOLERANCE = 0.02
 
 # A network's score (higher is better), and the scores of its single batches.
 ScoreFunction = Callable[[Indices], Score]
@@ -105,7 +107,7 @@ def choose(
         if measure is None or not math.isfinite(limit):
             return Choice(ranked[0], tuple(proposals.values()), costs, round_)
         # The prediction is a sum of blocks; the device measures the network as a whole.
-        latest = _measured(ranked[: settings.measure_best], measure)
+        latest = _measured(ranked[: settings.measure_best], measure, limit, measured)
         measured |= {p.indices: p for p in latest}
         ratio = _measured_over_predicted(latest, costs.index("latency"))
         # With a true cost model, further rounds would propose the same networks.
@@ -169,11 +171,42 @@ def _proposals(
     }
 
 
-def _measured(best: Sequence[Proposal], measure: MeasureFunction) -> list[Proposal]:
-    values = measure([p.indices for p in best])
+def _measured(
+    best: Sequence[Proposal],
+    measure: MeasureFunction,
+    limit: float,
+    earlier: Mapping[Indices, Proposal],
+) -> list[Proposal]:
+    """Measured proposals; once more those of which one noisy figure does not tell what they keep.
+
+    earlier: proposals as they were measured in the rounds before, which counts as well.
+    """
+    values = {i: (p.measured_ms or 0.0, p.noise) for i, p in earlier.items()}
+
+    def visit(networks: list[Indices]) -> None:
+        for indices, value in zip(networks, measure(networks) if networks else [], strict=True):
+            values[indices] = _pooled(values[indices], value) if indices in values else value
+
+    networks = [p.indices for p in best]
+    visit(networks)
+    visit([i for i in networks if _is_unsure(*values[i], limit)])
     return [
-        replace(p, measured_ms=ms, noise=noise) for p, (ms, noise) in zip(best, values, strict=True)
+        replace(p, measured_ms=values[i][0], noise=values[i][1])
+        for i, p in zip(networks, best, strict=True)
     ]
+
+
+def _is_unsure(ms: float, noise: float, limit: float) -> bool:
+    return noise > TOLERANCE / 2 and abs(ms / limit - 1) < 2 * noise
+
+
+def _pooled(first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
+    """Two measurements as one, each weighted by its inverse variance."""
+    (ms, noise), (more_ms, more_noise) = first, second
+    both = math.hypot(noise, more_noise)
+    if not both:
+        return second  # certain, both of them: the device is another one now
+    return ms + (noise / both) ** 2 * (more_ms - ms), noise * more_noise / both
 
 
 def _best_measured(
@@ -220,9 +253,12 @@ def beliefs(
 
 
 def keeps(proposal: Proposal, limit: float) -> bool:
-    """Whether the measured latency keeps the limit, as far as measuring can tell."""
+    """Whether the measured latency keeps the limit, as far as measuring can tell.
+
+    Its noise excuses two percent at most: who asks for a limit gets no more on a noisy machine.
+    """
     assert proposal.measured_ms is not None
-    return proposal.measured_ms <= limit * (1 + proposal.noise)
+    return proposal.measured_ms <= limit * (1 + min(proposal.noise, TOLERANCE))
 
 
 def _measured_over_predicted(measured: Sequence[Proposal], latency: int) -> float:
