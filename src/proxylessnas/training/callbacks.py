@@ -248,4 +248,4 @@ def mean_entropy(probabilities: Tensor, mask: Tensor) -> float:
         return 0.0
     p = probabilities[several]
     entropy = -(p * p.clamp_min(1e-300).log()).sum(1)
-    return float((entropy / count[several].double().log()).mean())
+    return min(1.0, float((entropy / count[several].double().log()).mean()))  # but for rounding
