@@ -1,48 +1,57 @@
 """Does it pay to search for int8? A network found for int8 beside one found for float, quantised.
 
-    PROXYLESSNAS_DATA=... python benchmarks/int8_found.py --out runs/int8 [--photos 2000]
-        [--size 96] [--limit 0.5x] [--seeds 0,1,2] [--teacher efficientnet_lite0] [settings of run]
+    PROXYLESSNAS_DATA=... python benchmarks/int8_found.py --out runs/int8 [--photos 1200]
+        [--size 96] [--epochs 6] [--limit 0.5x] [--seeds 0,1,2] [--teacher efficientnet_lite0]
+        [settings of run]
 
 A seed makes two runs on the same photos of flowers. The first one searches in float, for `--limit`
-of the trained network's float latency; what it found is quantised, and its int8 latency measured.
-The second one searches in int8 within that latency. Then both int8 files are measured in the same
-rounds, and classify the test photos. Prints both accuracies, in float and of the int8 file, and
-both latencies; what is finished in `--out` is not done again.
+of the trained network's float latency; what it found is quantised, and its latency measured beside
+that of the trained network, both in int8. The second one searches in int8 within that share. Both
+have one teacher and the same candidates, which do not depend on the precision and are made once;
+from the latency table on each goes its own way, with the same settings. Then both int8 files are
+measured in the same rounds, and classify the test photos. Prints both accuracies, in float and of
+the int8 file, its loss, and both latencies; what is finished in `--out` is not done again.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from pretrained import begin_with
+from rich.table import Table
 
 from proxylessnas.cli.main import main as command
 from proxylessnas.config import MeasureSettings
 from proxylessnas.hardware.host import cpu_model
 from proxylessnas.hardware.precisions import paired_ratio
 from proxylessnas.hardware.runtimes import make
-from proxylessnas.hardware.timing import disturbance, measure_sessions
+from proxylessnas.hardware.timing import Measurement, disturbance, measure_sessions
 from proxylessnas.io.console import Reporter, output, say, table_of
 from proxylessnas.runs.begin import open_run
 from proxylessnas.runs.directory import RunDirectory
+from proxylessnas.runs.specialised import SpecialisedProblem
 from proxylessnas.session.deploying import int8_file, int8_name, running, scored
 from proxylessnas.session.finishing import trained_network
 from proxylessnas.session.session import Session
+from proxylessnas.training.evaluate import Score
 
 RUNTIME = "onnxruntime"
 ROUNDS = MeasureSettings(network_rounds=60)
+SHARED = ("teach", "candidates")  # what does not depend on the precision
+COLUMNS = ("seed", "float %", "int8 %", "int8 loss", "int8 ms", "over the first")
 
 
 @dataclass(frozen=True)
 class Found:
-    """A network of a run: its int8 file, and the accuracies in float and of the file."""
+    """A network of a run: its int8 file, and the scores in float and of the file."""
 
     file: Path
-    in_float: float
-    in_int8: float
+    in_float: Score
+    in_int8: Score
 
 
 def run(out: Path, words: list[str]) -> Session:
@@ -60,11 +69,24 @@ def found(session: Session) -> Found:
     if not path.exists():
         path.write_bytes(int8_file(session, network, runtime=RUNTIME))
     with running(make(RUNTIME, precision="int8"), path.read_bytes()) as file:
-        in_int8 = scored(session, file, "test").accuracy
-    return Found(path, scored(session, network, "test").accuracy or 0.0, in_int8 or 0.0)
+        in_int8 = scored(session, file, "test")
+    return Found(path, scored(session, network, "test"), in_int8)
 
 
-def latencies(files: list[Path], seed: int):  # type: ignore[no-untyped-def]
+def found_for_int8(plain: Session, first: Path, out: Path) -> Session:
+    """The second run, within the first one's share of the trained network's int8 latency."""
+    if not (out / "config.yaml").exists():
+        assert isinstance(plain.problem, SpecialisedProblem) and plain.store.path is not None
+        teacher = out.parent / f"teacher-{plain.config.seed}.onnx"
+        teacher.write_bytes(int8_file(plain, plain.problem.teacher(), runtime=RUNTIME))
+        share = paired_ratio(*latencies([first, teacher], plain.config.seed)).value
+        begin_with(plain.store.path, out, SHARED)
+        limited = replace(plain.config, precision="int8", target_latency=f"{share:.4f}x")
+        RunDirectory(out).write_config(limited)
+    return run(out, [])
+
+
+def latencies(files: list[Path], seed: int) -> list[Measurement]:
     """Of int8 files, in the same rounds."""
     runtime = make(RUNTIME, precision="int8")
     sessions = {str(file): runtime.load_file(file) for file in files}
@@ -73,40 +95,48 @@ def latencies(files: list[Path], seed: int):  # type: ignore[no-untyped-def]
     return [measured[str(file)] for file in files]
 
 
+def rows(table: Table, seed: int, both: list[Found], pair: list[Measurement]) -> None:
+    """The two lines of a seed."""
+    ratios = ("1", str(paired_ratio(pair[1], pair[0])))
+    for name, one, measured, over in zip(("float", "int8"), both, pair, ratios, strict=True):
+        accuracies = (f"{100 * (score.accuracy or 0):.2f}" for score in (one.in_float, one.in_int8))
+        figures = (f"{one.in_int8.loss:.4f}", f"{measured.median_ms:.3f}", over)
+        table.add_row(name, str(seed), *accuracies, *figures)
+
+
+def mean(name: str, values: list[float]) -> str:
+    tensor = torch.tensor(values)
+    spread = f" ± {tensor.std() / len(values) ** 0.5:.2g}" if len(values) > 1 else ""
+    return f"{tensor.mean():+.3g}{spread} {name}"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--photos", type=int, default=2000)
+    parser.add_argument("--photos", type=int, default=1200)
     parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--epochs", type=float, default=6, help="of the teacher, and of each found")
     parser.add_argument("--limit", default="0.5x")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--teacher", default="efficientnet_lite0")
     args, settings = parser.parse_known_args()
-    data = Path(os.environ["PROXYLESSNAS_DATA"], "flowers")
-    columns = ("seed", "float %", "int8 %", "int8 ms", "over the first")
-    table, differences, measurements = table_of("found for", columns), [], []
+    words = [f"--data={Path(os.environ['PROXYLESSNAS_DATA'], 'flowers')}", "--baselines=false"]
+    words += [f"--pretrained={args.teacher}", f"--image-size={args.size}"]
+    words += [f"--loading.limit={args.photos}", f"--target-latency={args.limit}"]
+    words += [f"--teach.epochs={args.epochs}", f"--train.epochs={args.epochs}", *settings]
+    table, points, losses, measurements = table_of("found for", COLUMNS), [], [], []
     for seed in map(int, args.seeds.split(",")):
-        words = [f"--data={data}", f"--pretrained={args.teacher}", f"--image-size={args.size}"]
-        words += [f"--loading.limit={args.photos}", f"--seed={seed}", *settings]
-        plain = run(args.out / f"float-{seed}", [*words, f"--target-latency={args.limit}"])
+        plain = run(args.out / f"float-{seed}", [*words, f"--seed={seed}"])
         first = found(plain)
-        limit = latencies([first.file], seed)[0].median_ms
-        words += [f"--target-latency={limit:.4f}ms", "--precision=int8"]
-        second = found(run(args.out / f"int8-{seed}", words))
+        second = found(found_for_int8(plain, first.file, args.out / f"int8-{seed}"))
         pair = latencies([first.file, second.file], seed)
         measurements += pair
-        ratio = paired_ratio(pair[1], pair[0])
-        for name, one, ms, over in (
-            ("float", first, pair[0].median_ms, "1"),
-            ("int8", second, pair[1].median_ms, str(ratio)),
-        ):
-            cells = (f"{100 * one.in_float:.2f}", f"{100 * one.in_int8:.2f}", f"{ms:.3f}", over)
-            table.add_row(name, str(seed), *cells)
-        differences.append(100 * (second.in_int8 - first.in_int8))
-    output().print(table)
-    values = torch.tensor(differences)
-    spread = f" ± {values.std() / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
-    say(f"found for int8 less found for float: {values.mean():+.2f}{spread} points")
+        rows(table, seed, [first, second], pair)
+        accuracies = [one.in_int8.accuracy or 0.0 for one in (first, second)]
+        points.append(100 * (accuracies[1] - accuracies[0]))
+        losses.append(second.in_int8.loss - first.in_int8.loss)
+        output().print(table)
+        say(f"found for int8 less for float: {mean('points', points)}, {mean('of loss', losses)}")
     say(f"{args.photos} photos at {args.size} px, {RUNTIME}, one thread, {cpu_model()}")
     if disturbed := disturbance(measurements):
         say(f"meanwhile {disturbed}")

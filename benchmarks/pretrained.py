@@ -76,7 +76,7 @@ def run(
     if out.exists():
         words += ["--resume"]
     elif out != first and not _changes("teach", left_out):
-        _begin_with(first, out, [s for s in SHARED if not _changes(s, left_out)])
+        begin_with(first, out, [s for s in SHARED if not _changes(s, left_out)])
         words += ["--resume", f"--target-latency={target:g}x", *left_out]
     else:
         data = os.environ.get("PROXYLESSNAS_DATA", ".")
@@ -99,8 +99,8 @@ def _changes(stage: str, options: Sequence[str]) -> bool:
     return any(o.startswith(f"--{stage}.") and "score-rounds" not in o for o in options)
 
 
-def _begin_with(first: Path, out: Path, stages: Sequence[str]) -> None:
-    """The files of another target's run that do not depend on the limit."""
+def begin_with(first: Path, out: Path, stages: Sequence[str]) -> None:
+    """The files of stages that another run has done, which this one shares."""
     (out / "stages").mkdir(parents=True)
     files = ["config.yaml", *(p.name for p in first.glob("data*.json"))]
     for stage in stages:

@@ -6,7 +6,9 @@ import copy
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,6 +30,7 @@ from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.io.console import Reporter
 from proxylessnas.report.precisions import int8_lines
 from proxylessnas.runs.begin import open_run
+from proxylessnas.runs.by_hand import Compared, by_hand
 from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.runs.elsewhere import trained_network
 from proxylessnas.session.deploying import (
@@ -40,7 +43,8 @@ from proxylessnas.session.deploying import (
     running,
     scored,
 )
-from proxylessnas.session.deriving import SCORED_IN_INT8, inherited_network
+from proxylessnas.session.deriving import SCORED_IN_INT8, derive, inherited_network
+from proxylessnas.session.finishing import evaluate
 from proxylessnas.session.finishing import trained_network as network_of
 from proxylessnas.session.quantising import fine_tuned
 from proxylessnas.session.session import Session
@@ -202,6 +206,27 @@ def test_the_remedies_are_commands_that_work(run: Path, tmp_path: Path) -> None:
     assert json.loads((copy / "summary.json").read_text())["int8"]["float_blocks"] == 1
 
 
+def test_the_limit_is_kept_with_the_blocks_that_stay_in_float(run: Path, tmp_path: Path) -> None:
+    """What is measured before a network is chosen is the file with those blocks in float."""
+    session = session_of(Path(shutil.copytree(run, tmp_path / "run")))
+    quantise = dataclasses.replace(session.config.quantise, float_blocks=1)
+    session.settle(dataclasses.replace(session.config, quantise=quantise))
+    measure, in_float = session.measure_networks, []
+
+    def recorded(networks: Mapping[str, Any], **how: Any) -> Any:
+        for file in networks.values():
+            nodes = onnx.load(file).graph.node
+            made = {output: node.op_type for node in nodes for output in node.output}
+            convolutions = [made.get(n.input[1]) for n in nodes if n.op_type == "Conv"]
+            in_float.append(sum(source != "DequantizeLinear" for source in convolutions))
+        return measure(networks, **how)
+
+    session.measure_networks = recorded  # type: ignore[method-assign]
+    session.records.undo("derive")
+    derive(session)
+    assert in_float and all(in_float)
+
+
 # --- quantisation-aware fine-tuning, and scores of what is quantised ---
 
 
@@ -277,6 +302,49 @@ def test_proposals_are_scored_in_int8_on_both_roads(
     assert record["score"] == score.rank[0]
     assert score.loss != scored(session, network, "scoring", examples=SCORED_IN_INT8).loss
     assert facts_of_int8(path)["loss_points"] is not None
+
+
+def test_the_network_found_is_not_quantised_again_beside_what_one_would_do_by_hand(
+    specialised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`evaluate` has made its file and knows its answers; another process reads the file."""
+    copied = Path(shutil.copytree(specialised, tmp_path / "run"))
+    judged: list[tuple[Mapping[str, torch.Tensor], Path | None]] = []
+    compared: dict[str, Compared] = {}
+
+    def recorded(
+        session: Session, network: nn.Module, problem: Any = None, file: Any = None
+    ) -> Any:
+        judged.append((network.state_dict(), file))
+        return as_deployed(session, network, problem, file)
+
+    def not_measured(session: Session, rows: Mapping[str, Compared]) -> dict[str, None]:
+        compared.update(rows)
+        return dict.fromkeys(rows)
+
+    def files(session: Session) -> list[Path | None]:
+        """That the network found is judged by, when the stage is done again."""
+        judged.clear()
+        session.records.undo("by-hand")
+        by_hand(session, session.problem)  # type: ignore[arg-type]
+        weights = network_of(session).state_dict()
+        same = [(state, file) for state, file in judged if state.keys() == weights.keys()]
+        return [file for state, file in same if all(state[k].equal(weights[k]) for k in weights)]
+
+    monkeypatch.setattr("proxylessnas.runs.by_hand.as_deployed", recorded)
+    monkeypatch.setattr("proxylessnas.runs.by_hand._latencies", not_measured)
+    session = session_of(copied)
+    session.runtime.name = "onnxruntime"
+    assert files(session) == [copied / INT8]
+    in_another_process = compared["found"]
+    session.records.undo("evaluate")
+    evaluate(session)
+    assert files(session) == []
+    accuracy = session.records.require("evaluate")["accuracy"]
+    for found in (in_another_process, compared["found"]):
+        assert found.measurable == (copied / INT8, 32)
+        assert found.accuracy == accuracy == found.right.double().mean()
+    assert in_another_process.right.equal(compared["found"].right)
 
 
 def facts_of_int8(path: Path) -> dict[str, float | None]:

@@ -48,7 +48,10 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """In milliseconds; None where it is not known (yet). noise_pct: of the measurement."""
+    """In milliseconds; None where it is not known (yet). noise_pct: of the measurement.
+
+    file: that was measured.
+    """
 
     target: float | None = None
     predicted: float | None = None
@@ -56,6 +59,7 @@ class Latency:
     noise_pct: float | None = None
     drift_pct: float | None = None
     why_not: str = ""
+    file: str = "model.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -197,7 +197,7 @@ def _limit(latency: Latency, directory: str) -> Iterator[str]:
     if over > KEPT:
         yield (
             f"Measured at the end the network takes {100 * over:.1f} % more than its limit: "
-            f"measure again on a quiet machine (proxylessnas measure {directory}/model.onnx), "
+            f"measure again on a quiet machine (proxylessnas measure {directory}/{latency.file}), "
             "or give a limit smaller by as much."
         )
     elif over < -MANY * KEPT:

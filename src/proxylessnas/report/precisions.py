@@ -83,7 +83,7 @@ def int8_lines(facts: Mapping[str, Any] | None, directory: str) -> Iterator[str]
     if loss is not None:
         yield (
             f"int8: test accuracy {100 * facts['test_accuracy']:.2f} % of the file, "
-            f"{100 * facts['float_test_accuracy']:.2f} % in float ({-loss:+.2f} points)"
+            f"{100 * facts['float_test_accuracy']:.2f} % in float ({0 - loss:+.2f} points)"
         )
     if "ratio" in facts:
         ratio = Ratio(**facts["ratio"])
@@ -105,7 +105,7 @@ def remedies(facts: Mapping[str, Any], directory: str) -> Iterator[str]:
     if not facts.get("all_images"):
         yield f"  {again}.images {images}   ranges of more training images"
     if facts["file"].endswith(".onnx"):
-        words = f"the {blocks} blocks that quantise worst stay in float"
+        words = f"the {blocks} blocks that quantise worst stay in float, which takes time"
         yield f"  {again}.float-blocks {blocks}   {words}"
     if not facts.get("aware"):
         yield f"  {again}.aware-epochs 1   an epoch of quantisation-aware fine-tuning"

@@ -142,6 +142,7 @@ def _latency(records: Records) -> Latency:
         noise_pct=export.get("noise_pct") if done else derive.get("noise_pct"),
         drift_pct=None if drift is None else 100 * (drift - 1),
         why_not=summary.get("not_measured", ""),
+        file=(summary.get("int8") or {}).get("file", Latency.file),
     )
 
 

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from proxylessnas.runs.trials import learned, training_of_copy
 from proxylessnas.seeds import derive_seed
 from proxylessnas.session.deploying import as_deployed
 from proxylessnas.session.durations import mean_seconds
-from proxylessnas.session.exporting import metadata_of
+from proxylessnas.session.exporting import exported_file, metadata_of
 from proxylessnas.session.finishing import has_time, trained_network
 from proxylessnas.session.problem import Problem
 from proxylessnas.session.session import Session
@@ -50,13 +51,19 @@ STAGE, FILE = "by-hand", "by-hand/{}.onnx"
 class Compared:
     """A network, the size of its input in pixels, and which test images it is right about.
 
-    right: bool, in the order of the test part; of several ranks, of this one's share.
+    right: bool, in the order of the test part; of several ranks, of this one's share. file: that is
+    measured, where there is one; else the network is.
     """
 
     network: nn.Module
     size: int
     accuracy: float
     right: Tensor
+    file: Path | None = None
+
+    @property
+    def measurable(self) -> tuple[nn.Module | Path, int]:
+        return self.file or self.network, self.size
 
     def alone(self, other: Compared, ranks: Ranks) -> list[int]:
         """How many images this one is right about and the other is not, and the other way round."""
@@ -76,7 +83,7 @@ def by_hand(session: Session, problem: SpecialisedProblem) -> None:
         facts["majority_accuracy"] = _share_of(majority, test)
         facts["linear_accuracy"] = _judged(session, problem.linear(), test, size).accuracy
         teacher = _judged(session, problem.teacher(), test, size)
-        found = _judged(session, trained_network(session).cpu(), test, size)
+        found = _found(session, test, size)
         rivals = dict(_rivals(session, problem, teacher.network, found))
         latencies = _latencies(session, {"teacher": teacher, "found": found, **rivals})
         facts["found_ms"] = latencies["found"]
@@ -116,7 +123,7 @@ def _as_fast_as(session: Session, found: Compared) -> Callable[..., bool]:
     """Whether a network with inputs of a size takes no longer, measured in the same rounds."""
 
     def keeps(network: nn.Module, size: int) -> bool:
-        both = {"one": (network, size), "found": (found.network, found.size)}
+        both = {"one": (network, size), "found": found.measurable}
         report = measured(session, both, rounds=COMPARING_ROUNDS)
         return paired_ratio(report["one"].raw, report["found"].raw).value <= 1
 
@@ -127,7 +134,7 @@ def _latencies(session: Session, rows: Mapping[str, Compared]) -> dict[str, floa
     """Latencies that may be compared: all measured in the same rounds."""
     if not session.is_local:
         return dict.fromkeys(rows)
-    report = measured(session, {name: (row.network, row.size) for name, row in rows.items()})
+    report = measured(session, {name: row.measurable for name, row in rows.items()})
     return {name: report[name].raw_ms for name in rows}
 
 
@@ -154,9 +161,14 @@ def _write(session: Session, file: str, row: Compared) -> None:
 
 
 def _judged(
-    session: Session, network: nn.Module, test: Batches, size: int, problem: Problem | None = None
+    session: Session,
+    network: nn.Module,
+    test: Batches,
+    size: int,
+    problem: Problem | None = None,
+    file: Path | None = None,
 ) -> Compared:
-    """A network on the test part, as the device computes it. problem: see `as_deployed`."""
+    """A network on the test part, as the device computes it. problem, file: see `as_deployed`."""
     placed = session.machine.place(copy.deepcopy(network))
     right: list[Tensor] = []
 
@@ -164,9 +176,19 @@ def _judged(
         right.append((output.argmax(1) == target).cpu())
 
     task, ranks = session.problem.task, session.ranks
-    with as_deployed(session, placed, problem) as deployed:
+    with as_deployed(session, placed, problem, file) as deployed:
         score = evaluate(deployed, task, test, session.machine, ranks=ranks, see=see)
-    return Compared(network, size, score.accuracy or 0.0, torch.cat(right))
+    return Compared(network, size, score.accuracy or 0.0, torch.cat(right), file)
+
+
+def _found(session: Session, test: Batches, size: int) -> Compared:
+    """The network found, of which `evaluate` has made the int8 file and knows the answers."""
+    network = trained_network(session).cpu()
+    file = exported_file(session) if session.is_int8 else None
+    if session.right is None:  # an earlier process evaluated it
+        return _judged(session, network, test, size, file=file)
+    accuracy = session.records.require("evaluate")["accuracy"]
+    return Compared(network, size, accuracy, session.right, file)
 
 
 def _share_of(label: int, batches: Batches) -> float:
@@ -178,9 +200,11 @@ def _share_of(label: int, batches: Batches) -> float:
 
 
 def measured(
-    session: Session, networks: Mapping[str, tuple[nn.Module, int]], rounds: int | None = None
+    session: Session,
+    networks: Mapping[str, tuple[nn.Module | Path, int]],
+    rounds: int | None = None,
 ) -> NetworkReport:
-    """Latencies now, of networks that are laid out in memory as they are exported."""
+    """Latencies now, of files, and of networks that are laid out in memory as they are exported."""
     batch, channels, _, _ = session.inputs[0].shape
     generator, settings = torch.Generator().manual_seed(0), session.config.measure
     inputs = {
@@ -188,7 +212,10 @@ def measured(
         for name, (_, size) in networks.items()
     }
     return measure_networks(
-        {name: _as_exported(network) for name, (network, _) in networks.items()},
+        {
+            name: network if isinstance(network, Path) else _as_exported(network)
+            for name, (network, _) in networks.items()
+        },
         session.runtime,
         session.inputs,
         replace(settings, network_rounds=min(settings.network_rounds, rounds or 10**6)),

@@ -42,11 +42,15 @@ def int8_name(runtime: str) -> str:
 
 @contextmanager
 def as_deployed(
-    session: Session, network: nn.Module, problem: Problem | None = None
+    session: Session,
+    network: nn.Module,
+    problem: Problem | None = None,
+    file: Path | None = None,
 ) -> Iterator[nn.Module]:
     """The network itself, or its int8 file run by the session's runtime.
 
-    problem: whose training images the file is calibrated on, where it is not the session's.
+    problem: whose training images the file is calibrated on, where it is not the session's. file:
+    in int8, where it is made already.
 
     Raises:
         ExportError, MeasurementError: see `int8_file`; or the runtime cannot run it.
@@ -54,7 +58,7 @@ def as_deployed(
     if not session.is_int8:
         yield network
         return
-    content = int8_file(session, network, problem)
+    content = int8_file(session, network, problem) if file is None else file.read_bytes()
     with running(session.runtime, content, session.config.measure.batch) as module:
         yield module
 
@@ -71,6 +75,25 @@ def as_scored(session: Session, network: nn.Module) -> Iterator[nn.Module]:
         return
     with as_deployed(session, network) as module:
         yield module
+
+
+@contextmanager
+def as_measured(
+    session: Session, networks: Mapping[str, nn.Module]
+) -> Iterator[Mapping[str, nn.Module | Path]]:
+    """The networks, which the runtime quantises by itself; where blocks stay in float, their files.
+
+    Raises:
+        ExportError: see `int8_file`.
+    """
+    if not (session.is_int8 and session.config.quantise.float_blocks):
+        yield networks
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: Path(folder, f"{name}.onnx") for name in networks}
+        for name, network in networks.items():
+            files[name].write_bytes(int8_file(session, network))
+        yield files
 
 
 def fake_int8(session: Session, network: nn.Module) -> FakeInt8:

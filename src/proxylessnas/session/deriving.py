@@ -19,7 +19,7 @@ from proxylessnas.core.supernet import Supernet
 from proxylessnas.report.draw import draw
 from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.choose import Choice, choose
-from proxylessnas.session.deploying import as_scored
+from proxylessnas.session.deploying import as_measured, as_scored
 from proxylessnas.session.session import Session
 from proxylessnas.training.callbacks import ProgressBar
 from proxylessnas.training.evaluate import Score, evaluate, recalibrate
@@ -95,7 +95,8 @@ def _choose(session: Session, job: Search, settings: DeriveSettings) -> Choice:
 
     def measured(networks: Sequence[Indices]) -> list[tuple[float, float]]:
         derived = {str(i): job.supernet.derive(n).cpu() for i, n in enumerate(networks)}
-        report = session.measure_networks(derived)
+        with as_measured(session, derived) as subjects:
+            report = session.measure_networks(subjects)
         return [report[name].value for name in derived]
 
     measure = None

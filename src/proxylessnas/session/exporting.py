@@ -100,11 +100,7 @@ def _measured(session: Session, network: nn.Module) -> dict[str, Any]:
     others: dict[str, nn.Module] = {}
     if session.config.baselines and not session.config.is_specialised:
         others = {name: trained_network(session, name).cpu() for name in BASELINES}
-    base = session.runtime.name.partition(":")[0]
-    reads = base in ("onnxruntime", "openvino") or (session.is_int8 and base in SUFFIXES)
-    file = session.store.path is not None and reads
-    name = int8_name(base) if session.is_int8 else ONNX
-    subject: nn.Module | Path = session.store.file(name) if file else network
+    subject = exported_file(session) or network
     with session.reporter.bar("measuring") as update:
         report = session.measure_networks({"derived": subject, **others}, progress=update)
     derived = report.networks["derived"]
@@ -118,6 +114,15 @@ def _measured(session: Session, network: nn.Module) -> dict[str, Any]:
         "disturbance": disturbance([derived.raw]),
         "baselines_ms": {name: report.networks[name].corrected_ms for name in others},
     }
+
+
+def exported_file(session: Session) -> Path | None:
+    """The file that ships, where it lies in a directory and the runtime reads it as it is."""
+    base = session.runtime.name.partition(":")[0]
+    reads = base in ("onnxruntime", "openvino") or (session.is_int8 and base in SUFFIXES)
+    if session.store.path is None or not reads:
+        return None
+    return session.store.file(int8_name(base) if session.is_int8 else ONNX)
 
 
 def export_as(session: Session, form: str) -> None:

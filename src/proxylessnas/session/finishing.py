@@ -223,6 +223,7 @@ def evaluate(session: Session, name: str = "") -> Score:
             facts["files"] = [*facts["files"], CONFUSION]
         if mistakes is not None:
             session.store.write_json(MISTAKES, mistakes.worst)
+            session.right = torch.cat(mistakes.right) if mistakes.right else None
         if not name:
             known = scored(session, deployed, "calibration", examples=TRAINING_IMAGES)
             facts["training_accuracy"] = known.accuracy

@@ -1,4 +1,4 @@
-"""The test images that the network is most wrongly sure of, small, for a report."""
+"""Which test images the network is right about, and those that it is most wrongly sure of."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ KEPT, SIDE = 12, 112  # images, and pixels of their longer side
 
 
 class Mistakes:
-    """Called with every batch of an evaluation; keeps the `KEPT` surest wrong answers.
+    """Called with every batch of an evaluation; keeps the `KEPT` surest wrong answers, small.
 
     info: how the images became inputs, so that they can be turned back. Of several ranks each
-    keeps its own share's.
+    keeps its own share's. right: of each batch, which images the answer was right about.
     """
 
     def __init__(self, info: InputInfo) -> None:
         self.info = info
         self.worst: list[dict[str, Any]] = []
+        self.right: list[Tensor] = []
 
     def __call__(self, inputs: Any, target: Any, output: Any) -> None:
         if not (isinstance(inputs, Tensor) and inputs.ndim == 4 and self.info.mean):
             return
         sure, answers = output.float().softmax(1).max(1)
+        self.right.append((answers == target).cpu())
         wrong = torch.where(answers == target, -1.0, sure)
         for value, index in zip(
             *(t.tolist() for t in wrong.topk(min(KEPT, len(wrong)))), strict=True

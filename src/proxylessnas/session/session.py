@@ -42,7 +42,9 @@ class Session(Costed):
 
     callbacks: see `training.callbacks`. signal: whether the process was asked to stop. budget: the
     time that is left for it; None without one. scores: of networks with the finished search's
-    weights. calibrations: images for int8, gathered once; see `deploying.calibration`.
+    weights. calibrations: images for int8, gathered once; see `deploying.calibration`. right: which
+    test images the network is right about, where this process has evaluated it; of several ranks,
+    of this one's share.
     """
 
     callbacks: Callbacks = field(default_factory=lambda: Callbacks(()), kw_only=True)
@@ -51,6 +53,7 @@ class Session(Costed):
     search: Search | None = field(default=None, init=False)
     scores: dict[Any, Score] = field(default_factory=dict, init=False)
     calibrations: dict[Any, list[tuple[Tensor, ...]]] = field(default_factory=dict, init=False)
+    right: Tensor | None = field(default=None, init=False)
 
     def settle(self, config: RunConfig) -> None:
         """Other settings of how it computes, and of stages that have not begun."""
