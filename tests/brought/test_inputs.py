@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from proxylessnas.core.supernet import Supernet
 from proxylessnas.export.compare import eager_outputs
 from proxylessnas.export.lite_names import lite_inputs, lite_name
 from proxylessnas.export.onnx import compare, to_onnx
+from proxylessnas.hardware.examples import plain_call
 from proxylessnas.hardware.kit import export_kit
 from proxylessnas.hardware.kit_results import import_kit
 from proxylessnas.hardware.runtimes import make
@@ -93,6 +95,28 @@ class Attends(nn.Module):
         return self.attention(self.layer(x), x, x, need_weights=False)
 
 
+class Named(NamedTuple):
+    z: Tensor
+    a: Tensor
+
+
+class Returns(nn.Module):
+    """f of the inputs: what is returned counts here, not what is computed."""
+
+    def __init__(self, f: Callable[..., Any]) -> None:
+        super().__init__()
+        self.f, self.weight = f, nn.Parameter(torch.arange(4.0))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.f(*args, **kwargs)
+
+
+def called(f: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[nn.Module, tuple[Any, ...]]:
+    """The call as the runtimes get it: tensors alone, by position."""
+    return plain_call(Returns(f), args, kwargs)
+
+
+A, B = torch.randn(2, 4), torch.randn(2, 4)
 IDS, MASK = torch.arange(10).reshape(2, 5), torch.rand(2, 5)
 MODULES: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
     "a first input that is not read": (ReadsSecond(), (torch.randn(2, 4), torch.randn(2, 8))),
@@ -105,6 +129,22 @@ MODULES: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
     "ids and a mask": (Masked("both"), (IDS, MASK)),
     "a tensor and None": (Pooled(), (torch.randn(2, 3), MASK)),
     "attention": (Attends(), (torch.randn(2, 5, 8),)),
+    "outputs by keys that are not sorted": called(lambda x: {"z": x * 2, "a": x - 1}, A),
+    "outputs by name": called(lambda x: Named(x * 2, x - 1), A),
+    "outputs in outputs": called(lambda x: [x + 1, (x * 3, {"q": x - 1, "b": x * 5})], A),
+    "one output twice": called(lambda x: (x, x), A),
+    "inputs as outputs, swapped": called(lambda x, y: (y, x), A, B),
+    "an output that is no function of any": called(lambda x: (torch.arange(3.0), x + 1), A),
+    "integers and truths out": called(lambda x: (x.argmax(1), x > 0, x * 2), A),
+    "keywords alone, in another order": called(lambda *, b, a: a - 2 * b, b=B, a=A),
+    "a keyword left out": called(lambda x, scale=None, bias=None: x + 3 * bias, A, bias=B),
+    "a dict in": called(lambda d: d["z"] - 2 * d["a"], {"z": B, "a": A}),
+    "tensors by name in": called(lambda o: o.z - 2 * o.a, Named(A, B)),
+    "a number and None between": called(lambda a, n, none, b: b - n * a, A, 3, None, B),
+    "the shape of the first alone": called(lambda x, y: y * x.shape[1], IDS, B),
+    "truths beside floats": called(lambda m, w: torch.where(m, w, -w), MASK > 0.5, MASK),
+    "a scalar": called(lambda x, t: x * t, A, torch.tensor(2.0)),
+    "half beside whole": called(lambda a, b: b + a.float(), A.half(), B),
 }
 
 

@@ -32,15 +32,19 @@ class Difference:
 def with_tensors_alone(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, int]:
     """The module with tensors alone as its outputs, and how many: None and numbers go nowhere.
 
+    Nor do tuples with names, which some exporters construct from a list.
+
     Raises:
         ExportError: it returns no tensor.
     """
-    leaves = pytree.tree_leaves(module(*inputs))
+    output = module(*inputs)
+    leaves = pytree.tree_leaves(output)
     count = sum(isinstance(leaf, Tensor) for leaf in leaves)
     if not count:
         kinds = ", ".join(sorted({type(leaf).__name__ for leaf in leaves})) or "nothing"
         raise ExportError(f"{type(module).__name__} returns no tensor, but {kinds}")
-    return (module if count == len(leaves) else _Tensors(module).eval()), count
+    plain = isinstance(output, Tensor) or type(output) in (tuple, list, dict)
+    return (module if plain and count == len(leaves) else _Tensors(module).eval()), count
 
 
 class _Tensors(nn.Module):
