@@ -18,10 +18,12 @@ from proxylessnas import MixedOp, Result, SearchSettings, load, search
 from proxylessnas.config import DeriveSettings, MachineSettings, TrainSettings
 from proxylessnas.data.batches import LoaderBatches
 from proxylessnas.errors import RunError, UserError
+from proxylessnas.session import checkpoints
 from proxylessnas.training.callbacks import Callback, StepMetrics
 from proxylessnas.training.evaluate import evaluate
+from proxylessnas.training.holding import held_modules
 from proxylessnas.training.loop import run_loop
-from proxylessnas.training.task import Task, held_modules
+from proxylessnas.training.task import Task
 from proxylessnas.training.train import Training
 
 BATCHES = 3
@@ -309,13 +311,44 @@ class Stop(Callback):
 
 
 def test_a_search_that_was_stopped_goes_on_to_the_same_bits(
-    tmp_path: Path, learned: dict[str, Tensor]
+    tmp_path: Path, learned: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", -1.0)  # one after every step
     with pytest.raises(KeyboardInterrupt):
         searched(Uncertain(), out=tmp_path / "run", callbacks=[Stop()])
+    assert any((tmp_path / "run").rglob("*search*4.safetensors"))
     again = Uncertain()
     searched(again, out=tmp_path / "run")
     assert equal(tensors_of(again), learned)
+
+
+class Counts:
+    """A loss that counts its calls and gathers features, in no buffer."""
+
+    def __init__(self) -> None:
+        self.calls, self.centre, self.rows = 0, torch.zeros(4), [0.0]
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        self.calls += 1
+        self.centre = 0.9 * self.centre + 0.1 * output.detach().mean(0)
+        self.rows.append(float(output.detach().mean()))
+        return mse_loss(output, target) * min(1.0, self.calls / 5)
+
+
+@pytest.mark.parametrize("wrapped", [lambda c: c, lambda c: lambda o, t: c(o, t)])
+def test_what_a_loss_keeps_beside_buffers_is_said_and_trials_leave_it(
+    wrapped: Any, tmp_path: Path
+) -> None:
+    first: list[int] = []
+
+    class Sees(Callback):
+        def on_step(self, metrics: StepMetrics) -> None:
+            first.append(loss.calls)
+
+    loss = Counts()
+    with pytest.warns(UserWarning, match=r"changes calls of Counts, centre of Counts, rows of Cou"):
+        searched(wrapped(loss), out=tmp_path / "run", callbacks=[Sees()])
+    assert first[0] == 1  # the first step is the first call
 
 
 def test_the_state_holds_the_loss_and_its_momentum() -> None:

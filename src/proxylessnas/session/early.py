@@ -38,6 +38,7 @@ from proxylessnas.session.session import Session
 from proxylessnas.training.evaluate import batch_norms
 from proxylessnas.training.faults import explained
 from proxylessnas.training.freezing import undisturbed
+from proxylessnas.training.holding import plain_values_kept
 from proxylessnas.training.optimizers import beside_parameters, unshared
 from proxylessnas.training.task import batch_size, own_tensors, split
 
@@ -66,13 +67,20 @@ def try_early(session: Session) -> None:
     other_sizes: dict[str, str] = {}
     said: list[str] = []
     try:
-        with undisturbed(modules), warnings.catch_warnings():
+        losses = (job.task.loss, job.task.train_loss)
+        with plain_values_kept(losses) as counted, undisturbed(modules), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the search gives them again
             for part, (name, batches) in parts.items():
                 other_sizes |= _try_loader(session, job, part, name, batches, said)
             fit_memory(job, "search", session.config.memory)  # said when the search begins
     finally:
         job.model.to(device)
+    if counted and session.store.path is not None:
+        said.append(
+            f"the loss changes {', '.join(counted)} at every call, which no checkpoint holds: "
+            "after a stop the search would go on with what the loss begins with; where the loss "
+            "depends on it, give a module as the loss and make it a buffer of that module"
+        )
     for line in said:
         warnings.warn(line, stacklevel=2)
     _judge_sizes(other_sizes)

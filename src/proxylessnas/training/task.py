@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any
@@ -16,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from proxylessnas.errors import DataError, UserError
+from proxylessnas.training.holding import held_modules
 
 
 @dataclass(frozen=True)
@@ -93,37 +92,6 @@ def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in (*module._parameters.items(), *module._buffers.items()):
         if tensor is not None:
             yield name, tensor
-
-
-def held_modules(function: Any) -> Iterator[nn.Module]:
-    """The modules that a function is, is bound to, closes over or calls by a global name."""
-    values, visited = [function], set()
-    while values:
-        value = values.pop(0)
-        if id(value) in visited:
-            continue
-        visited.add(id(value))
-        if isinstance(value, nn.Module):
-            yield value
-        elif isinstance(value, partial):
-            values += [value.func, *value.args, *value.keywords.values()]
-        elif inspect.ismethod(value):
-            values += [value.__self__, value.__func__]
-        elif inspect.isfunction(value):
-            names = inspect.getclosurevars(value)
-            values += [*(value.__defaults__ or ()), *names.nonlocals.values()]
-            # Of what is global, only what was written beside the function: not all of torch.
-            values += [
-                v
-                for v in names.globals.values()
-                if isinstance(v, nn.Module) or getattr(v, "__module__", None) == value.__module__
-            ]
-        elif isinstance(value, tuple | list):
-            values += value
-        elif isinstance(value, dict):
-            values += value.values()
-        elif callable(value) and not isinstance(value, type) and hasattr(value, "__dict__"):
-            values += vars(value).values()
 
 
 def balanced_weights(counts: Sequence[int]) -> Tensor:
