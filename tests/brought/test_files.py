@@ -205,3 +205,86 @@ def test_an_input_that_cannot_be_made_up_is_refused(
     model.graph.output[0].type.tensor_type.elem_type = TensorProto.STRING
     onnx.save(model, file)
     assert "an input 'x' of the type tensor(string)" in refused(capsys, file)
+
+
+@pytest.mark.parametrize("asked", [(), ("--precision", "int8")])
+def test_integer_arithmetic_is_int8_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: tuple[str, ...]
+) -> None:
+    """Operators on integers instead of operators that dequantise; uint8 in, uint8 out."""
+    names = ["x", "scale", "zero", "w", "scale", "wzero", "scale", "zero"]
+    weights = {
+        **{"scale": np.float32(0.1), "zero": np.uint8(0), "wzero": np.int8(0)},
+        "w": np.ones((2, 3, 3, 3), np.int8),
+    }
+    nodes = [helper.make_node("QLinearConv", names, ["q"])]
+    nodes.append(helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["out"]))
+    arrays = {name: np.asarray(value) for name, value in weights.items()}
+    file = saved(tmp_path / "q.onnx", nodes, {"x": (TensorProto.UINT8, (1, 3, 8, 8))}, arrays)
+    out = measured(capsys, file, *asked)
+    assert "x 1x3x8x8 u8, weights int8" in out and ", int8, 1 thread" in out
+
+
+def test_weights_among_the_inputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As exporters before IR version 4 write them."""
+    inputs: dict[str, Any] = {"x": (TensorProto.FLOAT, (1, 4)), "w": (TensorProto.FLOAT, (4, 2))}
+    node = helper.make_node("MatMul", ["x", "w"], ["out"])
+    file = saved(tmp_path / "OLD.ONNX", [node], inputs, {"w": np.ones((4, 2), np.float32)})
+    assert "OLD.ONNX: x 1x4 f32, weights f32" in measured(capsys, file)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("no output", "At least one output"),
+        ("no input", "has no input"),
+        ("a sequence", "type seq(tensor(float)), which cannot be made up"),
+        ("an optional", "type optional(tensor(float)), which cannot be made up"),
+        ("cut short", "cannot load"),
+        ("an operator of one's own", "is not a registered function/op"),
+        ("weights cut short", "cannot load"),
+    ],
+)
+def test_a_file_that_cannot_be_measured_is_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], how: str, says: str
+) -> None:
+    node, inputs = helper.make_node("Relu", ["x"], ["out"]), {"x": (TensorProto.FLOAT, (1, 4))}
+    if how == "no input":
+        node, inputs = helper.make_node("Identity", ["w"], ["out"]), {}
+    if how == "an operator of one's own":
+        node.domain = "mine"
+    if how == "weights cut short":
+        node = helper.make_node("MatMul", ["x", "w"], ["out"])
+    weights = {"w": np.ones((4, 2), np.float32)}
+    file = saved(tmp_path / "x.onnx", [node], inputs, weights)
+    model = onnx.load(file)
+    if how == "no output":
+        del model.graph.output[:]
+    if how == "an operator of one's own":
+        model.opset_import.append(helper.make_opsetid("mine", 1))
+    if how in ("a sequence", "an optional"):
+        tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, (1, 4))
+        of = helper.make_sequence_type_proto if "seq" in how else helper.make_optional_type_proto
+        model.graph.input[0].CopyFrom(helper.make_value_info("x", of(tensor)))
+        kind = "SequenceAt" if "seq" in how else "OptionalGetElement"
+        model.opset_import[0].version = 18
+        model.graph.node[0].op_type = kind
+        if kind == "SequenceAt":
+            model.graph.node[0].input.append("zero")
+            model.graph.initializer.append(numpy_helper.from_array(np.array(0), "zero"))
+    onnx.save(model, file)
+    if how == "cut short":
+        file.write_bytes(file.read_bytes()[:-40])
+    if how == "weights cut short":
+        options = {"location": "w.data", "size_threshold": 0}
+        onnx.save(model, file, save_as_external_data=True, **options)
+        (tmp_path / "w.data").write_bytes(b"abc")
+    assert main(["measure", str(file), *QUICK]) == 2
+    lines = capfd.readouterr().err.splitlines()  # of the runtime's own log, too
+    assert len(lines) == 1 and says in lines[0]
+
+
+def test_an_absurd_shape_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = convolution(tmp_path / "open.onnx", ("b", 3, "h", "w"))
+    line = refused(capsys, file, "--shape", "images=1x3x999999x999999")
+    assert "images of the shape 1x3x999999x999999 has more than 268,435,456 numbers" in line

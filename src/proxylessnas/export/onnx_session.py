@@ -25,7 +25,8 @@ def open_session(
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3  # errors
+    # Errors come as exceptions; what keeps a provider from starting is in the log alone.
+    options.log_severity_level = 4 if provider == CPU else 3
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
     # Activations of untrained networks can be denormal, which is slow and no fault of the device.

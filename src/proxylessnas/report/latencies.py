@@ -44,7 +44,7 @@ def is_network(word: str, *, runs: bool = False) -> bool:
     path = Path(word)
     if runs and (path / ARCHITECTURE).is_file():
         return True
-    return not path.is_dir() and (path.suffix in (".json", *FILES) or word in zoo.NETWORKS)
+    return not path.is_dir() and (path.suffix.lower() in (".json", *FILES) or word in zoo.NETWORKS)
 
 
 def named_network(word: str, *, allow: Collection[str] = ()) -> NamedNetwork:
@@ -55,7 +55,7 @@ def named_network(word: str, *, allow: Collection[str] = ()) -> NamedNetwork:
     Raises:
         ArchitectureError: the word is none of these, or the input's shape is not said.
     """
-    if Path(word).suffix in FILES:
+    if Path(word).suffix.lower() in FILES:
         return NamedNetwork(name=word, network=Path(word))
     if word in zoo.NETWORKS:
         architecture = zoo.load(word)
@@ -80,7 +80,7 @@ def named_network(word: str, *, allow: Collection[str] = ()) -> NamedNetwork:
 
 def default_runtime(networks: Sequence[NamedNetwork]) -> str:
     """That of the files where all are of one kind, else ONNX Runtime."""
-    kinds = {n.network.suffix if isinstance(n.network, Path) else "" for n in networks}
+    kinds = {n.network.suffix.lower() if isinstance(n.network, Path) else "" for n in networks}
     return FILES.get(next(iter(kinds)), DEFAULT) if len(kinds) == 1 else DEFAULT
 
 

@@ -15,6 +15,7 @@ from proxylessnas.export.precision import in_precision, is_quantised, noisy_feed
 from proxylessnas.hardware.host import needs_reduced_range
 from proxylessnas.hardware.runtimes.base import Shape
 
+MOST_NUMBERS = 1 << 28  # of one input, that are made up as float64 first
 # Names of open dimensions that are no batch.
 NO_BATCH = re.compile("seq|len|time|token|frame|sample|point|height|width", re.IGNORECASE)
 
@@ -69,6 +70,8 @@ def full_shapes(
         if not x.allows(shape):
             words = "x".join(map(str, shape))
             raise MeasurementError(f"{file}: the input {x} cannot be of the shape {words}")
+    if not inputs:
+        raise MeasurementError(f"{file} has no input: what it computes is a constant")
     if not given and not any(x.shape for x in inputs):
         raise MeasurementError(
             f"{file} says no shape of its input {', '.join(map(str, names))}: export it with one"
@@ -92,6 +95,13 @@ def full_shapes(
             f"{file} takes a batch of {leading[0]}, not {batch}: ask for that batch "
             f"(--measure.batch {leading[0]}), or export it anew"
         )
+    for x in inputs:
+        if prod(map(int, shapes[x.name])) > MOST_NUMBERS:
+            words = "x".join(map(str, shapes[x.name]))
+            raise MeasurementError(
+                f"{file}: the input {x.name} of the shape {words} has more than {MOST_NUMBERS:,} "
+                "numbers, too many to measure with"
+            )
     return {name: tuple(map(int, shape)) for name, shape in shapes.items()}
 
 
@@ -106,7 +116,7 @@ def checked_file(path: str | Path, suffix: str, runtime: str) -> Path:
         MeasurementError: it is missing, cannot be read, or is of another kind.
     """
     path = Path(path)
-    if path.suffix != suffix:
+    if path.suffix.lower() != suffix:
         raise MeasurementError(f"{runtime} measures {suffix} files, not {path}")
     try:
         with path.open("rb"):
@@ -157,7 +167,9 @@ def weights_of(path: Path) -> str:
     sizes: Counter[str] = Counter()
     for weight in model.graph.initializer:
         name = onnx.TensorProto.DataType.Name(weight.data_type).lower()
-        sizes[short({"float": "float32", "double": "float64"}.get(name, name))] += prod(weight.dims)
+        known = {"float": "float32", "double": "float64", "int8": "int8", "uint8": "int8"}
+        word = known.get(name, name)
+        sizes[word if word == "int8" else short(word)] += prod(weight.dims)
     return sizes.most_common(1)[0][0] if sizes else ""
 
 
