@@ -15,6 +15,7 @@ from proxylessnas.cli.main import main
 from proxylessnas.errors import MeasurementError
 from proxylessnas.export.onnx import to_onnx
 from proxylessnas.hardware import space_table
+from proxylessnas.hardware.rounds import Rounds
 from proxylessnas.hardware.runtimes import split
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.hardware.table import LatencyTable
@@ -293,6 +294,17 @@ def test_other_load_is_noticed() -> None:
     assert words == "other programs kept 1.5 cores busy and the canary's latency changed by -8 %"
     assert disturbance([seen(throttled=0)]) == ""
     assert disturbance([seen(throttled=12)]) == "the processor throttled 12 times"
+
+
+@pytest.mark.parametrize(("threads", "cores", "told"), [(2, 2, False), (64, 2, True)])
+def test_more_threads_than_cores_are_said(
+    monkeypatch: pytest.MonkeyPatch, threads: int, cores: int, told: bool
+) -> None:
+    monkeypatch.setattr("proxylessnas.hardware.rounds.usable_cpus", lambda: cores)
+    rounds = Rounds({}, {}, runs=1, warmup=0, seed=0, threads=threads)
+    rounds.run()
+    words = disturbance([Measurement(samples_ms=(1.0,), environment=rounds.environment)])
+    assert ("64 threads shared 2 cores" in words) == told
 
 
 # --- the stage of a run ---

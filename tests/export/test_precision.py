@@ -142,6 +142,11 @@ def test_what_cannot_be_quantised_is_one_line() -> None:
     with pytest.raises(ExportError, match="cannot be quantised") as caught:
         quantised(plain, iter([{"other": np.zeros(3)}]), reduce_range=False)
     assert "\n" not in str(caught.value)
+    endless = network()
+    with torch.no_grad():
+        next(endless.parameters()).fill_(torch.inf)
+    with pytest.raises(ExportError, match="is NaN or infinite"):
+        quantised(to_onnx(endless, (IMAGES[0],)), feeds(), reduce_range=False)
 
 
 @pytest.mark.parametrize(

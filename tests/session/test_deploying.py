@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from torch import nn
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.cli.main import main
-from proxylessnas.errors import ConfigError
+from proxylessnas.config import QuantiseSettings, RunConfig
+from proxylessnas.errors import ConfigError, DataError
 from proxylessnas.export.fake_int8 import FakeInt8
 from proxylessnas.export.onnx import to_onnx
 from proxylessnas.export.onnx_session import open_session
@@ -112,6 +114,23 @@ def test_calibration_is_on_training_images_and_repeats(run: Path) -> None:
         answers = module(images).numpy()
     expected = network(images).detach().numpy()
     assert 0 < np.abs(answers - expected).max() < 0.5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_ranges_are_not_taken_from_values_that_are_no_numbers(value: float) -> None:
+    """Nor is one such image among others passed over, as the quantiser would."""
+    images = torch.zeros(8, 3, 4, 4)
+    images[5, 0, 1, 1] = value
+    batches = SimpleNamespace(epoch=lambda number: iter([(images, torch.zeros(8))]))
+    session = Session(
+        RunConfig(precision="int8", quantise=QuantiseSettings(images=4)),
+        SimpleNamespace(batches=lambda part, config: batches),  # type: ignore[arg-type]
+        MemoryStore(),
+    )
+    assert len(calibration(session)) == 4
+    session.settle(RunConfig(precision="int8"))
+    with pytest.raises(DataError, match="a training example has values that are NaN or infinite"):
+        calibration(session)
 
 
 def test_calibration_images_are_gathered_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from proxylessnas.errors import ConfigError
 from proxylessnas.hardware.measure import opened
 from proxylessnas.hardware.plan import Measurable
 from proxylessnas.hardware.precisions import compare_precisions
+from proxylessnas.hardware.rounds import crowded
 from proxylessnas.hardware.runtimes import Runtime, make
 from proxylessnas.hardware.space_table import SpaceTable, noise
 from proxylessnas.hardware.sustained import sustain
@@ -156,8 +157,9 @@ def show_sustained(
     ):
         measured = sustain(sessions, seconds, threads=settings.threads, progress=update)
     output().print(sustained_table(measured))
-    for line in sustained_lines(measured):
-        say(line)
+    for line in [*sustained_lines(measured), crowded(settings.threads)]:
+        if line:
+            say(line)
     say(in_words({**runtime.describe(), "batch": settings.batch}))
 
 

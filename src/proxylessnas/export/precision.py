@@ -120,18 +120,26 @@ def _quantised(
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     path = plain.with_name("int8.onnx")
-    quantize_static(
-        plain,
-        path,
-        _reader(feeds),
-        quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        reduce_range=reduce_range,
-        extra_options={"ActivationSymmetric": symmetric, "QuantizeBias": not symmetric},
-        **nodes,
-    )
+    try:
+        quantize_static(
+            plain,
+            path,
+            _reader(feeds),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=reduce_range,
+            extra_options={"ActivationSymmetric": symmetric, "QuantizeBias": not symmetric},
+            **nodes,
+        )
+    except AssertionError as error:
+        if "scale" not in str(error):
+            raise
+        raise ExportError(
+            "the network cannot be quantised: a weight, or a value that it computes of the inputs "
+            "that ranges are taken from, is NaN or infinite"
+        ) from error
     return path.read_bytes()
 
 

@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from itertools import chain
 
 from proxylessnas.hardware.host import OtherLoad, pinned, read_clocks, waited_s
-from proxylessnas.io.process import keep_freed_memory
+from proxylessnas.io.process import keep_freed_memory, usable_cpus
 
 SHORTEST_S = 100e-6  # a timed run lasts at least this long, so that the timer means something
 MOST_LOOPS = 1000
@@ -94,6 +94,8 @@ class Rounds:
         load, throttled = OtherLoad(), read_clocks().throttled
         now = datetime.now(timezone.utc)  # noqa: UP017 - a kit may meet Python 3.10
         self.environment["date"] = now.isoformat(timespec="seconds")
+        if words := crowded(self.threads):
+            self.environment["crowded"] = words
         keep_freed_memory()
         with pinned(self.threads == 1) as core:
             self.environment["pinned_core"] = -1 if core is None else core
@@ -150,6 +152,14 @@ def orders(visits: Mapping[str, int], seed: int) -> list[list[str]]:
         random.Random(f"measuring order {seed} {r}").shuffle(order)
         rounds.append(order)
     return rounds
+
+
+def crowded(threads: int) -> str:
+    """That threads outnumber the cores which the process may use, in words; else empty."""
+    cores = usable_cpus()
+    if threads <= cores:
+        return ""
+    return f"{threads} threads shared {cores} core{'s' * (cores > 1)} (take no more than those)"
 
 
 def loops_of(network: TimedNetwork, warmup: int) -> int:

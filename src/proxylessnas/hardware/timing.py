@@ -135,8 +135,7 @@ def _measurements(rounds: Rounds) -> dict[str, Measurement]:
 
 
 def disturbance(measurements: Iterable[Measurement]) -> str:
-    """Other load and drift while these were measured, in words; empty on a machine at rest."""
-
+    """What disturbed these while they were measured, in words; empty on a machine at rest."""
     environments = [m.environment for m in measurements]
 
     def most(name: str) -> float:
@@ -144,7 +143,9 @@ def disturbance(measurements: Iterable[Measurement]) -> str:
         return max((v for v in values if isinstance(v, int | float)), key=abs, default=0.0)
 
     load, drift = most("other_load_cores"), most("canary_drift_pct")
-    words = [f"other programs kept {load:.1f} cores busy"] if load >= BUSY_CORES else []
+    words = list(dict.fromkeys(str(e["crowded"]) for e in environments if "crowded" in e))
+    if load >= BUSY_CORES:
+        words.append(f"other programs kept {load:.1f} cores busy")
     if abs(drift) >= DRIFTED_PCT:
         words.append(f"the canary's latency changed by {drift:+.0f} %")
     if throttled := most("throttled"):

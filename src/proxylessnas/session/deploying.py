@@ -169,7 +169,7 @@ def calibration(session: Session, problem: Problem | None = None) -> list[tuple[
     problem: whose images they are, where it is not the session's; those are not kept.
 
     Raises:
-        DataError: the network's inputs are no tensors.
+        DataError: the network's inputs are no tensors, or are not finite.
     """
     if problem is not None and problem is not session.problem:
         return _gathered(session, problem)
@@ -189,6 +189,11 @@ def _gathered(session: Session, problem: Problem) -> list[tuple[Tensor, ...]]:
             raise DataError("int8 is for networks whose inputs are tensors: use another precision")
         whole = len(tensors[0]) // batch * batch or len(tensors[0])
         for arrays in _chunks([t[:whole].cpu().numpy() for t in tensors], batch):
+            if not all(np.isfinite(a).all() for a in arrays):
+                raise DataError(
+                    "a training example has values that are NaN or infinite, of which int8 has no "
+                    "range: mend it, or leave it out"
+                )
             examples.append(tuple(map(torch.from_numpy, arrays)))
             left -= batch
             if left <= 0:

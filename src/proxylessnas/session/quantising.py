@@ -36,6 +36,11 @@ def quantise(session: Session, network: nn.Module) -> tuple[bytes, dict[str, Any
         "float_blocks": session.config.quantise.float_blocks,
         "reduced_range": reduces_range(session),
     }
+    if facts["all_images"]:
+        session.reporter.say(
+            f"  ranges of int8 are of all {images} training images that there are "
+            f"(quantise.images: {session.config.quantise.images})"
+        )
     if session.config.quantise.aware_epochs:
         content, facts["aware"] = _better(session, network, content)
     session.store.write(name, content)
