@@ -41,9 +41,11 @@ def choose_column(
             raise DataError(f"{name} has no column {asked!r}; {did_you_mean(asked, columns)}")
         return asked, f"{meaning} column {asked}"
     if not candidates:
+        first = [*columns][:20]
+        more = f" and {len(columns) - len(first)} more" if len(columns) > len(first) else ""
         raise DataError(
             f"{name} has no {meaning} column (expected: {meaning}, or {option}); its columns: "
-            f"{', '.join(columns)}"
+            f"{', '.join(first)}{more}"
         )
     plain = [column for column in candidates if column.lower() in _PLAIN[meaning]]
     if len(candidates) > 1 and len(plain) != 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -29,7 +29,7 @@ def pixel_columns(
     Raises:
         DataError: the lists are no numbers.
     """
-    columns = [c for c in table if re.fullmatch(r"(pixels?|pix|px)_?\d+|\d+x\d+", key_of(c))]
+    columns = named_pixels(table)
     rows: list[list[str]]
     if all(map(str.isdigit, table)) and len(table) > LEAST_PIXELS:  # without a header
         if settings.label_column is None:
@@ -52,6 +52,11 @@ def pixel_columns(
     whole = np.isfinite(values).all() and (values == np.round(values)).all()
     values = values.astype(np.int64) if whole else values
     return columns, PixelRows(name, values, not are_bytes(values))
+
+
+def named_pixels(columns: Iterable[str]) -> list[str]:
+    """The columns that are called like a pixel each."""
+    return [c for c in columns if re.fullmatch(r"(pixels?|pix|px)_?\d+|\d+x\d+", key_of(c))]
 
 
 def source_of_pixels(

@@ -23,6 +23,7 @@ from proxylessnas.data.labels import (
 from proxylessnas.data.pixel_tables import (
     LEAST_PIXELS,
     is_number,
+    named_pixels,
     pixel_columns,
     source_of_pixels,
 )
@@ -77,7 +78,9 @@ def archived_table_source(
 def _table_source(path: Path, data: bytes, files: _Files, settings: DataSettings | None) -> Source:
     settings = settings or DataSettings()
     table = _columns(path, _rows(path, data), files)
-    pixels = None if files.hold(table) else pixel_columns(str(path), table, settings)
+    # A number may well be the name of a file, such as 0.png, where there are images beside it.
+    of_files = len(named_pixels(table)) < LEAST_PIXELS and files.hold(table)
+    pixels = None if of_files else pixel_columns(str(path), table, settings)
     if pixels is not None:
         columns, images = pixels
         said = f"pixels from {len(columns)} column{'s' * (len(columns) > 1)}, as {columns[0]}"
