@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from proxylessnas.io.console import output, table_of
 
 SHOW = (
     "import sys, json; from proxylessnas.io.console import output, write_anything; "
@@ -44,3 +47,28 @@ def test_the_command_takes_care_of_its_streams() -> None:
     done = subprocess.run(command, env=environment, capture_output=True)
     assert done.returncode == 2
     assert done.stderr.decode("ascii").startswith("proxylessnas: there is no data set '???'")
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "said"),
+    [
+        (">&-", 0, ""),  # a service without a console
+        (">&- 2>&-", 0, ""),
+        (">/dev/full", 1, "proxylessnas: cannot print the results: No space left on device"),
+        ("| head -1", 0, ""),
+    ],
+)
+def test_an_output_that_takes_nothing(redirected: str, code: int, said: str) -> None:
+    command = f"{sys.executable} -m proxylessnas zoo {redirected}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (code, said)
+
+
+def test_a_narrow_terminal_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    table = table_of("network", ["test accuracy %", "latency ms"])
+    table.add_row("narrower everywhere", "81.25", "12.345")
+    output().print(table)
+    assert all(text in stream.getvalue() for text in ("narrower everywhere", "12.345"))

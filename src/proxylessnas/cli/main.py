@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import os
@@ -51,7 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     write_anything()
     try:
         with listening() as signal:
-            return _verb(words, signal, started)
+            code = _verb(words, signal, started)
+        sys.stdout.flush()  # what cannot be written is said below
+        return code
     except UserError as error:
         rank = os.environ.get("RANK", "0")  # of several, each says its own
         name = "proxylessnas" if rank == "0" else f"proxylessnas, rank {rank}"
@@ -62,6 +65,12 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         sys.stderr.close()
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is lost
+        print(f"proxylessnas: cannot print the results: {error.strerror}", file=sys.stderr)
         return 1
     finally:
         if (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import shutil
 import sys
 import time
 import unicodedata
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+NARROW = (
+    72  # columns that a table has at least: a narrower terminal breaks lines, and loses nothing
+)
 WIDE = 160  # columns of standard output where it is a file or a pipe: no table is cut there
 EVERY = 10.0  # seconds between lines where there is no terminal to redraw
 FIRST = 1.0  # seconds to the first of them
@@ -30,6 +34,9 @@ def write_anything() -> None:
     A console of Windows (cp1252) or of a container (ASCII) has no block for a bar; names of files
     and classes may hold what no console has.
     """
+    # Of a process without a console, or one whose output was closed (`>&-`), there are none.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     codecs.register_error("plain", _replaced)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -47,7 +54,8 @@ def _replaced(error: UnicodeError) -> tuple[str, int]:
 def output() -> Console:
     """Standard output, for results; `Reporter` has the progress, on standard error."""
     fixed = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
-    return _console(sys.stdout, width=None if fixed else WIDE)
+    columns = shutil.get_terminal_size().columns
+    return _console(sys.stdout, width=max(columns, NARROW) if fixed else WIDE)
 
 
 def _console(stream: TextIO, **how: Any) -> Console:
