@@ -47,6 +47,7 @@ from proxylessnas.errors import ConfigError, RunError, UserError
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.session.early import first_batch
 from proxylessnas.training.callbacks import Callback, StepMetrics
+from proxylessnas.training.task import not_numbers
 
 # --- K7: batches that the model or the loss does not take ---
 
@@ -266,9 +267,25 @@ def test_data_that_hold_nan() -> None:
     line = refused(train=bad)
     assert "the loss of the first batch of train is nan before any step" in line
     assert f"inputs holds NaN ({2 * SIZE} of {8 * SIZE * SIZE} numbers)" in line
-    assert "its data hold no NaN: look at the loss" in refused(
+    assert "its data are finite: look at the loss" in refused(
         loss=lambda o, t: cross_entropy(o, t) * float("nan")
     )
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf")])
+def test_data_that_are_infinite(value: float) -> None:
+    """As the logarithm of an empty channel is."""
+    bad = images()
+    bad[0][0][0, 0, :2] = value
+    assert f"inputs holds infinite values ({2 * SIZE} of {8 * SIZE * SIZE} numb" in refused(
+        train=bad
+    )
+
+
+def test_a_mask_of_minus_infinity_is_no_fault() -> None:
+    mask = torch.zeros(2, 3)
+    mask[0, 1] = -torch.inf
+    assert not_numbers(((mask, torch.ones(2)), torch.ones(2)), "batch 0") == ""
 
 
 @pytest.mark.parametrize("part", ["train", "valid"])

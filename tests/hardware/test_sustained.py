@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from proxylessnas.cli.main import main
+from proxylessnas.config import MachineSettings
 from proxylessnas.hardware.host import Clocks, read_clocks
 from proxylessnas.hardware.rounds import Rounds, TimedNetwork, quantile
 from proxylessnas.hardware.sustained import sustain
@@ -16,6 +18,7 @@ from proxylessnas.hardware.timing import Measurement
 from proxylessnas.hardware.whole_networks import NetworkResult
 from proxylessnas.report.sustained import sustained_lines, sustained_table
 from proxylessnas.runs.summary import widened
+from proxylessnas.training.device import make_machine
 
 FEW = ["--measure.network-rounds=4", "--measure.runs=6", "--runtime=fake", "--quiet"]
 
@@ -158,3 +161,15 @@ def test_bad_values_are_one_line(
     assert main(["measure", *words, "--runtime=fake", "--quiet"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert expected in line
+
+
+def test_a_short_time_and_many_threads_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["measure", "proxyless_cpu", "--runtime=fake", "--sustained=0.5s"]
+    assert main(words) == 0
+    assert "0.5 s are too short to tell what a warm device does" in capsys.readouterr().err
+    before = torch.get_num_threads()
+    try:
+        with pytest.warns(UserWarning, match=r"machine\.threads is 4096, and there are \d+ cores"):
+            make_machine(MachineSettings(device="cpu", threads=4096))
+    finally:
+        torch.set_num_threads(before)

@@ -134,6 +134,9 @@ def show_precisions(networks: Sequence[NamedNetwork], precisions: Sequence[str],
         _say_disturbance(m for row in compared for m in row.measured.values())
 
 
+SUSTAINED_S = 300.0  # until small devices are warm
+
+
 def show_sustained(
     networks: Sequence[NamedNetwork], seconds: float, precision: str | None, how: How
 ) -> None:
@@ -141,6 +144,9 @@ def show_sustained(
     if len(how.runtimes) > 1 or len(how.settings) > 1:
         raise ConfigError("--sustained is on one runtime, at one batch and number of threads")
     (settings,) = how.settings
+    if seconds < SUSTAINED_S:
+        warm = f"a device slows down within minutes: --sustained {SUSTAINED_S / 60:.0f}m or more"
+        how.reporter.say(f"{seconds:g} s are too short to tell what a warm device does ({warm})")
     runtime = how.made(how.runtimes[0], settings, precision)
     subjects = {
         n.name: Measurable(

@@ -159,7 +159,7 @@ class Trial:
             )
         if not bool(loss.isfinite()):
             cause = not_numbers(self.batch, "its data are the cause")
-            cause = cause or "its data hold no NaN: look at the loss (0/0? the logarithm of 0?)"
+            cause = cause or "its data are finite: look at the loss (0/0? the logarithm of 0?)"
             raise DataError(
                 f"the loss of {self.words} is {float(loss):g} before any step was taken; {cause}"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from proxylessnas.config import MachineSettings
 from proxylessnas.errors import ConfigError
-from proxylessnas.io.process import keep_freed_memory
+from proxylessnas.io.process import keep_freed_memory, usable_cpus
 from proxylessnas.training.kernels import speed_up
 from proxylessnas.training.kernels.fitting import apart
 
@@ -133,6 +134,12 @@ def make_machine(settings: MachineSettings) -> Machine:
                 f"{name}; leave it out"
             )
     if settings.threads is not None:
+        if settings.threads > usable_cpus():
+            warnings.warn(
+                f"machine.threads is {settings.threads}, and there are {usable_cpus()} cores: more "
+                "threads than cores make every step slower",
+                stacklevel=2,
+            )
         torch.set_num_threads(settings.threads)
     keep_freed_memory()
     return Machine(

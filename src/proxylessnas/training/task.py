@@ -185,8 +185,13 @@ def is_integer(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not any(others)
 
 
+def _is_mask(leaf: Tensor) -> bool:
+    """Whether it is 0 and minus infinity alone, as what is added to the scores of attention."""
+    return bool(((leaf == 0) | (leaf == -torch.inf)).all())
+
+
 def not_numbers(batch: Any, name: str) -> str:
-    """Which tensors of a batch (inputs, target) hold NaN, and how many; empty where none does.
+    """Which tensors of a batch (inputs, target) hold NaN or infinities, and how many; or empty.
 
     name: of the batch, in words.
     """
@@ -194,8 +199,9 @@ def not_numbers(batch: Any, name: str) -> str:
     for side, part in zip(("inputs", "target"), split(batch), strict=True):
         for path, leaf in pytree.tree_leaves_with_path(part):
             dense = isinstance(leaf, Tensor) and leaf.layout == torch.strided
-            if dense and leaf.is_floating_point():
-                if count := int(leaf.isnan().sum()):
+            if dense and leaf.is_floating_point() and not _is_mask(leaf):
+                if count := int(leaf.isfinite().logical_not().sum()):
+                    kind = "NaN" if bool(leaf.isnan().any()) else "infinite values"
                     where = side + pytree.keystr(path)
-                    words.append(f"{where} holds NaN ({count} of {leaf.numel()} numbers)")
+                    words.append(f"{where} holds {kind} ({count} of {leaf.numel()} numbers)")
     return f"{name}: {', '.join(words)}" if words else ""
