@@ -169,7 +169,7 @@ def test_a_short_time_and_many_threads_are_said(capsys: pytest.CaptureFixture[st
     assert "0.5 s are too short to tell what a warm device does" in capsys.readouterr().err
     before = torch.get_num_threads()
     try:
-        with pytest.warns(UserWarning, match=r"machine\.threads is 4096, and there are \d+ cores"):
-            make_machine(MachineSettings(device="cpu", threads=4096))
+        with pytest.warns(UserWarning, match=r"machine\.threads is 1024, and there are \d+ cores"):
+            make_machine(MachineSettings(device="cpu", threads=1024))
     finally:
         torch.set_num_threads(before)
