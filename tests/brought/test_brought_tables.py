@@ -454,3 +454,35 @@ def test_several_labels_by_spaces_or_commas_are_refused(tmp_path: Path) -> None:
         rows = [f'{i:05},"{("new york", "york, old", "new")[i % 3]}"' for i in range(12)]
         (tmp_path / "t.csv").write_text("image,tags\n" + "\n".join(rows))
         assert len(load(tmp_path / "t.csv").summary.classes) == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "warned"),
+    [
+        # As in "Planet: Understanding the Amazon": no word is ever a label alone.
+        (
+            [
+                *("clear primary", "clear water", "haze primary", "haze water", "clear road"),
+                *("haze road primary", "haze primary water", "clear cloudy", "haze cloudy"),
+            ],
+            True,
+        ),
+        (
+            [
+                *("golden retriever", "labrador retriever", "border collie", "great dane"),
+                *("german shepherd", "basset hound", "afghan hound"),
+            ],
+            False,
+        ),
+        (["cat", "dog", "bird", "red fox", "grey fox", "horse"], False),
+    ],
+)
+def test_labels_that_are_combinations_of_words_are_said(
+    tmp_path: Path, labels: list[str], warned: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    make_folder(tmp_path, classes=(".",), count=4 * len(labels))
+    rows = [f"{i:05},{labels[i % len(labels)]}" for i in range(4 * len(labels))]
+    (tmp_path / "x.csv").write_text("\n".join(["file,label", *rows]))
+    assert load(tmp_path / "x.csv").info.classes == tuple(sorted(labels))
+    said = [w for w in recwarn if "several labels of an image" in str(w.message)]
+    assert len(said) == warned

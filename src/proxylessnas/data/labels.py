@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ LABEL_COLUMNS = (
     *("label", "labels", "class", "classes", "target", "category", "fine_label", "class_name"),
     *("class_id", "label_name", "y", "species", "breed"),
 )
+LEAST_TAGGED = 6  # classes, of which combinations of words are told
 _PLAIN = {"image": ("image", "img"), "label": ("label", "labels")}  # preferred to all others
 
 
@@ -152,6 +154,22 @@ def _refuse_what_is_no_class(name: str, labels: Sequence[int | str | None]) -> N
                 f"{name}: one label an image is expected, not several ({label!r:.80}); choose a "
                 "column with --loading.label-column"
             )
+    _warn_of_tags(name, {label for label in values if isinstance(label, str)})
+
+
+def _warn_of_tags(name: str, labels: set[str]) -> None:
+    """Labels that are made of fewer words than there are labels: probably several to an image."""
+    words = [set(re.findall(r"\w+", label)) for label in labels]
+    vocabulary = set().union(*words)
+    if len(labels) >= LEAST_TAGGED and len(vocabulary) < len(labels) <= 2 * sum(
+        len(of_one) > 1 for of_one in words
+    ):
+        some = " and ".join(map(repr, sorted(labels)[:2]))
+        warnings.warn(
+            f"{name}: {len(labels)} classes are made of {len(vocabulary)} words, such as {some}: "
+            "if these are several labels of an image, each combination is now a class of its own",
+            stacklevel=2,
+        )
 
 
 def _ordered(labels: set[Any]) -> list[Any]:
