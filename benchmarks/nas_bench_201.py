@@ -2,19 +2,21 @@
 
     python benchmarks/nas_bench_201.py [--table FOLDER/nas-bench-201/cifar10.csv]
         [--data FOLDER/cifar10] [--devices gold_6226,raspi4,pixel3] [--quantiles 0.2,0.4,0.6,0.8]
-        [--weights FILE] [--minutes 40] [--seed 0] [--networks 300] [--measured 100] [--json OUT]
+        [--weights FILE] [--minutes 60] [--supernets 3] [--seed 0] [--networks 300]
+        [--measured 100] [--json OUT]
 
 FOLDER is $PROXYLESSNAS_DATA, or else `data`; CONTRIBUTING.md says what it holds. A table has the
 columns code, function and test_accuracy, and a column NAME_ms of every device.
 
 Shared weights of the space `cell` are trained on CIFAR-10 by uniform paths, one function as often
-as another, for --minutes, or taken from --weights where that file exists. The search knows a device
-by measuring whole networks on it (here: by looking their latency up): --measured random ones, to
-which a predictor is fitted, and after these only networks of which the predictor cannot say whether
-they keep a limit. Networks are scored with the shared weights on validation images: random ones,
-and under each limit those that a predictor of the scores puts first, --networks in all. The best
-within the limit, as measured, is the network found. Accuracies of the table are looked up when
-all is found, never before.
+as another, for --minutes, or taken from --weights where that file exists; those of further
+--supernets are beside it (FILE-1, ...), and a network's score is the mean over them. The search
+knows a device by measuring whole networks on it (here: by looking their latency up): --measured
+random ones, to which a predictor is fitted, and after these only networks of which the predictor
+cannot say whether they keep a limit. Networks are scored with the shared weights on validation
+images: random ones, and under each limit those that a predictor of the scores puts first,
+--networks in all. The best within the limit, as measured, is the network found. Accuracies of the
+table are looked up when all is found, never before.
 
 Printed for each limit: the best accuracy of the table within it, the expected best of 20 random
 networks by their true accuracy, what was found, and the gap to the best.
@@ -37,7 +39,7 @@ import pandas
 import torch
 from numpy.typing import NDArray
 from rich.table import Table as Printed
-from shared_weights import BATCH, Halved, SharedWeights
+from shared_weights import BATCH, Halved, SharedWeights, partial_of
 
 from proxylessnas.config import DataSettings, MachineSettings
 from proxylessnas.core.decode import Indices
@@ -156,36 +158,63 @@ def fair_functions(seed: int) -> Callable[[int], Indices]:
 
 
 class Scorer:
-    """The supernet with its weights and data."""
+    """Supernets of the space with their weights, and the data.
+
+    Each was trained by itself, from another seed: what one of them thinks too much of a network is
+    its own opinion, and the mean of several has less of it.
+    """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.machine = make_machine(MachineSettings(memory_format="channels_last"))
-        data = load_data(str(args.data), DataSettings(augment="crop+flip"), image_size=32, seed=0)
-        torch.manual_seed(0)
-        self.supernet: Supernet = build_supernet("cell", {"cells": args.cells})
+        self.args = args
+        self.data = load_data(
+            str(args.data), DataSettings(augment="crop+flip"), image_size=32, seed=0
+        )
+        files = weights_files(args.weights, args.supernets)
+        self.supernets = [self._trained(*seed_and_file) for seed_and_file in enumerate(files)]
+        self.training = list(itertools.islice(self._batches("search", 250, 0).epoch(0), 2))
+        self.valid = list(itertools.islice(self._batches("valid", 250, 0).epoch(0), 8))
 
-        def batches(part: str, size: int, augment: bool) -> Batches:
-            whole = data.batches(part, size, augment=augment, shuffle=True, seed=0)
-            return Halved(whole) if args.halved else whole
-
+    def _trained(self, seed: int, file: Path) -> Supernet:
+        args = self.args
+        torch.manual_seed(seed)
+        supernet = build_supernet("cell", {"cells": args.cells})
         SharedWeights(
-            supernet=self.supernet,
-            train=batches("search", BATCH, True),
-            valid=batches("valid", BATCH, True),
+            supernet=supernet,
+            train=self._batches("search", BATCH, seed, augment=True),
+            valid=self._batches("valid", BATCH, seed, augment=True),
             machine=self.machine,
-            seed=0,
-            minutes=args.minutes,
-            paths=fair_functions(0),
+            seed=seed,
+            minutes=args.minutes / args.supernets,
+            paths=fair_functions(seed),
             facts={"cells": args.cells, "halved": args.halved},
-        ).load(args.weights)
-        self.training = list(itertools.islice(batches("search", 250, False).epoch(0), 2))
-        self.valid = list(itertools.islice(batches("valid", 250, False).epoch(0), 8))
+        ).load(file)
+        return supernet
+
+    def _batches(self, part: str, size: int, seed: int, augment: bool = False) -> Batches:
+        whole = self.data.batches(part, size, augment=augment, shuffle=True, seed=seed)
+        return Halved(whole) if self.args.halved else whole
 
     def __call__(self, network: Indices) -> Score:
-        """Negative loss on validation images, with BN statistics of its own; of each batch."""
-        model, task = self.supernet.derive(network), Task.classification()
+        """What a network is chosen by (`Score.rank`), the mean over the supernets."""
+        ranks = [self._rank(supernet, network) for supernet in self.supernets]
+        values, batches = zip(*ranks, strict=True)
+        return float(np.mean(values)), tuple(np.mean(batches, axis=0).tolist())
+
+    def _rank(self, supernet: Supernet, network: Indices) -> Score:
+        """On validation images, with BN statistics of its own."""
+        model, task = supernet.derive(network), Task.classification()
         recalibrate(model, Kept(self.training), RENEWED_IMAGES, self.machine)
         return evaluate(model, task, Kept(self.valid), self.machine, examples=SCORED_IMAGES).rank
+
+
+def weights_files(first: Path, count: int) -> list[Path]:
+    """FILE, FILE-1, ... of the supernets; where they were trained before, those that there are."""
+    files = [first, *(first.with_stem(f"{first.stem}-{seed}") for seed in range(1, count))]
+    if not first.exists():
+        for file in files:
+            partial_of(file).mkdir(parents=True, exist_ok=True)
+    return [file for file in files if file.exists() or partial_of(file).exists()]
 
 
 @dataclass(frozen=True)
@@ -386,7 +415,8 @@ def _arguments() -> argparse.Namespace:
     add("--devices", type=partial(listed, str), default=[], help="names, a,b; default: all")
     add("--quantiles", type=partial(listed, float), default=[0.2, 0.4, 0.6, 0.8])
     add("--weights", type=Path, default=Path("runs/nas_bench_201/weights.safetensors"))
-    add("--minutes", type=float, default=40.0, help="of training, where there are no weights")
+    add("--minutes", type=float, default=60.0, help="of training, where there are no weights")
+    add("--supernets", type=int, default=3, help="trained by themselves, that share the minutes")
     add("--cells", type=int, default=2, help="of every stage of the supernet (the table's: 5)")
     add("--halved", action=argparse.BooleanOptionalAction, default=False, help="16x16 images")
     add("--seed", type=int, default=0, help="of the search")

@@ -36,6 +36,11 @@ TRIED = 24  # steps that tell how many fit into the minutes
 STAGE = "shared"
 
 
+def partial_of(file: Path) -> Path:
+    """Where a training goes on that is to leave a file of weights."""
+    return file.with_suffix(".part")
+
+
 @dataclass(frozen=True)
 class Halved:
     """Batches of images of half the side: the averages of four pixels."""
@@ -77,10 +82,10 @@ class SharedWeights:
         """
         store = RunDirectory(file.parent)
         if not file.exists():
-            made = self._train(RunDirectory(file.with_suffix(".part")))
+            made = self._train(RunDirectory(partial_of(file)))
             made |= self.facts
             store.save_tensors(file.name, self.supernet.model.state_dict(), made)
-            shutil.rmtree(file.with_suffix(".part"))
+            shutil.rmtree(partial_of(file))
         made = store.load_tensors(file.name)[1]
         for name, value in self.facts.items():
             if made.get(name, value) != value:

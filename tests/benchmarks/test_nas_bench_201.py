@@ -64,3 +64,17 @@ def test_a_table_without_accuracies_is_refused(bench: ModuleType, tmp_path: Path
     file.write_text("code,toaster_ms\n000000,1.0\n")
     with pytest.raises(SystemExit, match="no column test_accuracy"):
         bench.Truth.load(file)
+
+
+def test_further_supernets_are_trained_where_none_was_and_used_where_they_are(
+    bench: ModuleType, tmp_path: Path
+) -> None:
+    before = tmp_path / "before.safetensors"
+    before.touch()  # by itself: two more are not trained for it
+    assert bench.weights_files(before, 3) == [before]
+    file = tmp_path / "weights.safetensors"
+    files = [tmp_path / f"weights{end}.safetensors" for end in ("", "-1", "-2")]
+    assert bench.weights_files(file, 3) == files
+    file.touch()  # stopped after the first one
+    assert bench.weights_files(file, 3) == files
+    assert bench.weights_files(file, 1) == [file]

@@ -99,7 +99,7 @@ def scored(facts: Facts) -> str:
     if facts.latency.target is not None:
         lines["limit"] = facts.latency.target
     scores = [mark.y for group in groups.values() for mark in group]
-    axis = "negative validation loss" if max(scores, default=1) <= 0 else "validation score"
+    axis = "negative calibrated loss" if max(scores, default=1) <= 0 else "validation score"
     return Markup(charts.scatter(groups, "predicted, ms", axis, front=True, uprights=lines))
 
 

@@ -137,7 +137,8 @@ def _trial(session: Session) -> dict[str, Any]:
     if not session.records.done(TRIAL):
         with session.records.stage(TRIAL, "a short fine-tuning") as facts:
             score = tried(session, problem, _inherited(session, problem))
-            facts |= {"loss": score.loss, "accuracy": score.accuracy, "examples": score.examples}
+            facts |= {"accuracy": score.accuracy, "examples": score.examples}
+            facts["loss"] = score.calibrated_loss
     return session.records.require(TRIAL)
 
 

@@ -181,7 +181,7 @@ def _say_choice(session: Session, facts: dict[str, Any], limit_ms: float) -> Non
         words.append(f"measured {facts['measured_ms']:.4g} ms (± {facts['noise_pct']:.1f} %)")
     if math.isfinite(limit_ms):
         words.append(f"limit {limit_ms:.4g} ms")
-    score = f"validation loss {-facts['score']:.4f}"
+    score = f"calibrated validation loss {-facts['score']:.4f}"
     if facts["validation_accuracy"] is not None:
         score += f", accuracy {100 * facts['validation_accuracy']:.2f} %,"
     score += " with the supernet's weights"

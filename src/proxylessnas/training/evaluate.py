@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,21 +16,23 @@ from proxylessnas.training.device import Machine
 from proxylessnas.training.faults import explained
 from proxylessnas.training.freezing import evaluating, frozen_buffers
 from proxylessnas.training.ranks import ALONE, Ranks, running_statistics
-from proxylessnas.training.task import Task, batch_size, call, scalar, split
+from proxylessnas.training.task import TEMPERATURES, Task, batch_size, call, scalar, split
 
 
 @dataclass(frozen=True)
 class Score:
     """loss: mean over the examples. accuracy: share in [0, 1], None where it has no meaning.
 
-    losses: the mean of each batch. confusion: examples by [true class][answer], int64, where they
-    were counted.
+    calibrated_loss: the loss with logits divided by the best of `TEMPERATURES`, one for all; the
+    loss where there are no logits. calibrated_losses: the same of each batch.
+    confusion: examples by [true class][answer], int64, where they were counted.
     """
 
     loss: float
     accuracy: float | None
     examples: int
-    losses: tuple[float, ...] = ()
+    calibrated_loss: float = math.nan
+    calibrated_losses: tuple[float, ...] = ()
     confusion: Tensor | None = field(default=None, compare=False)
 
     @property
@@ -39,12 +42,13 @@ class Score:
 
     @property
     def rank(self) -> tuple[float, tuple[float, ...]]:
-        """What networks are chosen by: the negative loss, and that of each batch.
+        """What networks are chosen by: the negative calibrated loss, and that of each batch.
 
         An answer is right or wrong, so that accuracies of few images are mostly chance; and among
-        good networks the loss tells better which is the best once trained (docs/log.md).
+        good networks the loss tells better which is the best once trained. How sure inherited
+        weights are does not matter: training will teach that (docs/log.md).
         """
-        return -self.loss, tuple(-loss for loss in self.losses)
+        return -self.calibrated_loss, tuple(-loss for loss in self.calibrated_losses)
 
 
 def batch_norms(network: nn.Module) -> list[_BatchNorm]:
@@ -72,18 +76,22 @@ def evaluate(
     Of several ranks each takes every so-manieth batch, and all return the score of all.
     """
     machine = machine or Machine()
-    seen = torch.zeros(len(batches), 3, dtype=torch.float64)  # loss, correct, examples of each
+    # Of each batch: correct, examples, loss, and that at each temperature.
+    temperatures = 0 if task.at_temperatures is None else len(TEMPERATURES)
+    seen = torch.zeros(len(batches), 3 + temperatures, dtype=torch.float64)
     confusion = torch.zeros(classes, classes, dtype=torch.float64)  # [true, answer]
-    losses = task.modules_beside(network).values()
-    with evaluating(network, *losses), frozen_buffers(losses), explained():
+    beside = task.modules_beside(network).values()
+    with evaluating(network, *beside), frozen_buffers(beside), explained():
         for index, batch in _every(batches, ranks, examples):
             inputs, target = split(machine.put(batch))
             with machine.precision():
                 output = call(network, inputs)
-                batch_loss = scalar(task.loss(output, target))
+                losses = [scalar(task.loss(output, target))]
+                if task.at_temperatures is not None:
+                    losses += task.at_temperatures(output, target)
             size = batch_size(target, inputs)
             correct = 0.0 if task.correct is None else float(task.correct(output, target))
-            row = [float(batch_loss) * size, correct, size]
+            row = [correct, size, *(float(loss) * size for loss in losses)]
             seen[index] = torch.tensor(row, dtype=torch.float64)
             if classes and task.answers is not None:
                 pairs = (target * classes + task.answers(output)).cpu()
@@ -91,13 +99,16 @@ def evaluate(
             see(inputs, target, output)
             after_batch(index + 1, len(batches))
     ranks.sum([seen, confusion])
-    loss, right, examples = seen.sum(0).tolist()
-    seen = seen[seen[:, 2] > 0]
+    seen = seen[seen[:, 1] > 0]
+    right, examples = seen[:, :2].sum(0).tolist()
+    calibrated = seen[:, 3:] if temperatures else seen[:, 2:]
+    calibrated = calibrated[:, calibrated.sum(0).argmin()]
     return Score(
-        loss=loss / examples,
+        loss=float(seen[:, 2].sum()) / examples,
         accuracy=None if task.correct is None else right / examples,
         examples=int(examples),
-        losses=tuple((seen[:, 0] / seen[:, 2]).tolist()),
+        calibrated_loss=float(calibrated.sum()) / examples,
+        calibrated_losses=tuple((calibrated / seen[:, 1]).tolist()),
         confusion=confusion.long() if classes and task.answers is not None else None,
     )
 

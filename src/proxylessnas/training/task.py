@@ -16,6 +16,9 @@ from torch.utils import _pytree as pytree
 from proxylessnas.errors import DataError, UserError
 from proxylessnas.training.holding import held_modules
 
+# What logits are divided by, to see what their loss would be if they were calibrated.
+TEMPERATURES = tuple(2 ** (k / 4) for k in range(-6, 7))
+
 
 @dataclass(frozen=True)
 class Task:
@@ -25,6 +28,8 @@ class Task:
     train_loss: the same for weight steps (label smoothing); default: `loss`.
     correct: (output, target) -> how many of the batch are right; None where that has no meaning.
     answers: output -> the class of each example, int64 [batch]; None where there are no classes.
+    at_temperatures: (output, target) -> the loss with the output divided by each of `TEMPERATURES`,
+        [temperatures]; None where outputs are no logits.
     distil_loss: (output, target, inputs) -> scalar, of weight steps in place of `train_loss`: a
         teacher's opinion depends on the inputs (`pretrained.distil`).
     is_mean: whether every loss is known to be a mean over the examples, each of which counts alike.
@@ -35,6 +40,7 @@ class Task:
     correct: Callable[[Any, Any], Tensor] | None = None
     distil_loss: Callable[[Any, Any, Any], Tensor] | None = None
     answers: Callable[[Any], Tensor] | None = None
+    at_temperatures: Callable[[Any, Any], Tensor] | None = None
     is_mean: bool = False
 
     def weight_loss(self, output: Any, target: Any, inputs: Any) -> Tensor:
@@ -72,17 +78,20 @@ class Task:
         class_weights: [classes], of the weight steps' loss; see `balanced_weights`.
         """
 
+        loss = nn.functional.cross_entropy
+
         def smoothed(output: Tensor, target: Tensor) -> Tensor:
             weight = None if class_weights is None else class_weights.to(output)
-            return nn.functional.cross_entropy(
-                output, target, weight, label_smoothing=label_smoothing
-            )
+            return loss(output, target, weight, label_smoothing=label_smoothing)
 
         return Task(
-            loss=nn.functional.cross_entropy,
+            loss=loss,
             train_loss=smoothed,
             correct=lambda output, target: (output.argmax(1) == target).sum(),
             answers=lambda output: output.argmax(1),
+            at_temperatures=lambda output, target: torch.stack(
+                [loss(output / temperature, target) for temperature in TEMPERATURES]
+            ),
             is_mean=class_weights is None,
         )
 
