@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from proxylessnas.export.executorch import to_executorch
 from proxylessnas.export.onnx import compare, to_onnx
 from proxylessnas.export.tflite import to_tflite
 from proxylessnas.hardware import kit_main, runtimes
-from proxylessnas.hardware.runtimes import Runtime, make
+from proxylessnas.hardware.runtimes import Runtime, executorch, make
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.spaces.blocks import ConvBN, Head, MBConv
 
@@ -379,3 +381,57 @@ def test_the_reorders_of_a_block_alone_are_not_timed(name: str) -> None:
         assert 0 <= block._reordering_s() < 1e-2  # type: ignore[attr-defined]
         assert image.timed(1) > 0
     assert block.timed(3) > 0
+
+
+SHARED_POOL = """
+import torch
+from proxylessnas.export.compare import eager_outputs
+from proxylessnas.hardware.runtimes import make
+torch.manual_seed(0)
+module, inputs = torch.nn.Conv2d(3, 8, 3).eval(), (torch.randn(1, 3, 8, 8),)
+sessions = [make("executorch", threads=n).load(module, inputs) for n in (1, 2)]
+for session in 3 * sessions:
+    session.timed(1)
+    assert abs(session.outputs()[0] - eager_outputs(module, inputs)[0]).max() < 1e-4
+"""
+
+
+def test_executorch_does_not_use_a_pool_of_threads_that_is_gone() -> None:
+    """What is freed is overwritten here, as it is by chance where other runtimes are at work."""
+    pytest.importorskip("executorch", reason="the extra executorch is not installed")
+    environment = {**os.environ, "MALLOC_PERTURB_": "165"}
+    done = subprocess.run(
+        [sys.executable, "-c", SHARED_POOL], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_method_is_loaded_again_where_the_pool_of_threads_is_another_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would go on with a pointer to the one that is gone."""
+    pools = [2]  # by their threads; the last one is there
+
+    class Method:
+        def __init__(self) -> None:
+            self.pool = len(pools)
+
+        def execute(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+            assert self.pool == len(pools)
+            return inputs
+
+    portable_lib = SimpleNamespace(_unsafe_reset_threadpool=pools.append)
+    for name, value in (
+        ("executorch", SimpleNamespace()),
+        ("executorch.extension", SimpleNamespace()),
+        ("executorch.extension.pybindings", SimpleNamespace(portable_lib=portable_lib)),
+    ):
+        monkeypatch.setitem(sys.modules, name, value)
+    monkeypatch.setattr(executorch, "loaded", lambda content: Method())
+    monkeypatch.setattr(executorch, "_POOL", executorch._Pool())
+    inputs = (torch.ones(2),)
+    one, other = (executorch._Session(b"", inputs, threads) for threads in (1, 2))
+    for session in (one, one, other, one):
+        session.timed(1)
+        session.outputs()
+    assert pools == [2, 1, 2, 1, 2, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +63,49 @@ def _inputs(method: Any) -> list[FileInput]:
     ]
 
 
+@dataclass
+class _Pool:
+    """The pool of threads, which is one for the process and by default as large as the machine.
+
+    A method holds a pointer to the pool that it was loaded with: of another one it crashes, as soon
+    as somebody else has the memory.
+
+    resets: how often the pool became another one.
+    """
+
+    threads: int = 0
+    resets: int = 0
+
+    def of(self, threads: int) -> int:
+        """Which pool this is, made so large where it is not."""
+        if self.threads != threads:
+            from executorch.extension.pybindings import portable_lib
+
+            with native_away():
+                portable_lib._unsafe_reset_threadpool(threads)
+            self.threads, self.resets = threads, self.resets + 1
+        return self.resets
+
+
+_POOL = _Pool()
+
+
 class _Session(Session):
     def __init__(self, content: bytes, inputs: tuple[Tensor, ...], threads: int) -> None:
-        self.content, self.method, self.threads = content, loaded(content), threads
+        self.content, self.threads, self.pool = content, threads, -1
         self.inputs = [x.detach().cpu().contiguous() for x in inputs]
         self()
 
     def __call__(self) -> None:
-        self.method.execute(self.inputs)
+        self._execute(self.inputs)
 
-    def timed(self, repeat: int) -> float:
-        _set_threads(self.threads)
-        return super().timed(repeat)
+    def _execute(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """On the pool of this session's threads, with a method that was loaded on it."""
+        pool = _POOL.of(self.threads)
+        if self.pool != pool:
+            self.method, self.pool = loaded(self.content), pool
+        outputs: Sequence[Tensor] = self.method.execute(inputs)
+        return outputs
 
     def float_share(self) -> FloatShare | None:
         nodes = float_nodes(self.content)
@@ -81,16 +113,7 @@ class _Session(Session):
 
     def run(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
         tensors = [torch.from_numpy(array) for array in arrays]
-        return tuple(value.numpy().copy() for value in self.method.execute(tensors))
+        return tuple(value.numpy().copy() for value in self._execute(tensors))
 
     def outputs(self) -> tuple[Array, ...]:
-        return tuple(value.numpy().copy() for value in self.method.execute(self.inputs))
-
-
-def _set_threads(count: int) -> None:
-    """The pool is one for the process, and by default as large as the machine."""
-    from executorch.extension.pybindings import portable_lib
-
-    if portable_lib._threadpool_get_thread_count() != count:
-        with native_away():
-            portable_lib._unsafe_reset_threadpool(count)
+        return tuple(value.numpy().copy() for value in self._execute(self.inputs))
