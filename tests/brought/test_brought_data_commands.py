@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import os
+import tarfile
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clock import Clock
@@ -13,6 +18,7 @@ from PIL import Image
 from tiny_run import OPTIONS
 
 from proxylessnas.cli.main import main
+from proxylessnas.data import archives
 from proxylessnas.data.watching import watched
 from proxylessnas.io.console import Reporter
 
@@ -121,7 +127,7 @@ def test_counts_of_every_phase_of_reading(tmp_path: Path) -> None:
     seen: list[tuple[int, int, str]] = []
     load(tmp_path, workers=0, progress=lambda *facts: seen.append(facts))
     phases = list(dict.fromkeys(what for _, _, what in seen))
-    assert phases == ["tables seen", "images listed", "headers", "images"]
+    assert phases == ["files seen", "images listed", "headers", "images"]
     for what, last in (("images listed", (20, 0)), ("headers", (20, 20)), ("images", (20, 20))):
         assert [(done, total) for done, total, kind in seen if kind == what][-1] == last
 
@@ -161,3 +167,46 @@ def test_a_slow_disk_shows_counts_while_it_is_read(
             shown.set()
 
     assert load(tmp_path, progress=progress).size("train") == 32
+
+
+@pytest.mark.parametrize("form", ["x.zip", "x.tar", "shard.tar", "shards", "x.zip/t.csv", "t.csv"])
+def test_a_slow_archive_or_table_shows_that_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """Whatever opens a file first waits until something was shown."""
+    monkeypatch.setattr("proxylessnas.data.watching.EVERY", 0.001)
+    files = {p: p.read_bytes() for p in sorted(make_folder(tmp_path / "f").rglob("*.png"))}
+    table = "file,label\n" + "\n".join(f"{p.parent.name}/{p.name},{p.parent.name}" for p in files)
+    entries = {str(p.relative_to(tmp_path / "f")): data for p, data in files.items()}
+    (tmp_path / "f" / "t.csv").write_text(table)
+    if form.startswith("x.zip"):
+        with zipfile.ZipFile(tmp_path / "x.zip", "w") as packed:
+            for name, data in (
+                entries | ({"t.csv": table.encode()} if "/" in form else {})
+            ).items():
+                packed.writestr(name, data)
+    else:
+        (tmp_path / "shards").mkdir()
+        path = tmp_path / {"shards": "shards/0.tar"}.get(form, form.replace(".csv", ".tar"))
+        if "shard" in form:
+            names = {name.replace("/", "-"): data for name, data in entries.items()}
+            labels = {f"{name[:-4]}.cls": name.partition("-")[0].encode() for name in names}
+            entries = names | labels
+        with tarfile.open(path, "w") as packed_tar:
+            for name, data in entries.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                packed_tar.addfile(entry, io.BytesIO(data))
+    shown, scan, opened = threading.Event(), os.scandir, archives._opened
+
+    def slowly(function: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*args: Any) -> Any:
+            assert shown.wait(60), "nothing was shown"
+            return function(*args)
+
+        return slow
+
+    monkeypatch.setattr(archives, "_opened", slowly(opened))
+    monkeypatch.setattr(os, "scandir", slowly(scan))
+    spec = tmp_path / "f" / form if form == "t.csv" else tmp_path / form
+    assert load(spec, workers=0, progress=lambda *_: shown.set()).size("train") > 0

@@ -15,7 +15,10 @@ owner/name[:config]               a data set of the Hugging Face hub     hugging
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from proxylessnas.config import HUB_NAME, DataSettings
 from proxylessnas.data.archives import PACKED, table_in
@@ -36,6 +39,7 @@ from proxylessnas.data.tables import TABLE_SUFFIXES, archived_table_source, tabl
 from proxylessnas.data.watching import Progress, silent, watched
 from proxylessnas.errors import DataError, did_you_mean
 
+T = TypeVar("T")
 _BUNDLED = {"mnist5k": mnist5k, "digits": digits, "surfaces": surfaces}
 
 
@@ -55,14 +59,15 @@ def open_source(
     if path.is_dir():
         if is_saved(path):
             return saved_source(path, settings, progress)
-        if watched(lambda: holds_parquet(path), lambda: progress(0, 0, "tables seen")):
+        if _looked(holds_parquet, path, progress):
             return parquet_source(path, settings, progress)
-        if holds_shards(path):
+        if _looked(holds_shards, path, progress):
             return shards_source(path, progress)
         return folder_source(path, progress)
     if path.exists():
         return _of_file(path, spec, settings, progress)
-    if (found := table_in(path, TABLE_SUFFIXES)) is not None:
+    found = _looked(partial(table_in, suffixes=TABLE_SUFFIXES), path, progress)
+    if found is not None:
         return archived_table_source(*found, settings, progress)
     if path.is_symlink():
         raise DataError(f"{spec} is a link that leads nowhere; give the folder itself")
@@ -73,11 +78,16 @@ def open_source(
     raise DataError(f"unknown data set {spec!r}: {_suggestion(spec)}")
 
 
+def _looked(look: Callable[[Path], T], path: Path, progress: Progress) -> T:
+    """What `look` says of a path, which a slow disk may take long to show."""
+    return watched(lambda: look(path), lambda: progress(0, 0, "files seen"))
+
+
 def _of_file(path: Path, spec: str, settings: DataSettings | None, progress: Progress) -> Source:
     suffix = path.suffix.lower()
     if suffix in TABLE_SUFFIXES:
         return table_source(path, settings, progress)
-    if suffix == ".tar" and holds_shards(path):
+    if suffix == ".tar" and _looked(holds_shards, path, progress):
         return shards_source(path, progress)
     if suffix in ARCHIVES:
         return archive_source(path, progress)
