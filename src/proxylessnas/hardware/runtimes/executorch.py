@@ -14,6 +14,7 @@ from proxylessnas.errors import MeasurementError, foreign
 from proxylessnas.export.executorch import is_int8, loaded, to_executorch
 from proxylessnas.export.executorch_nodes import float_nodes
 from proxylessnas.export.precision import noisy_inputs
+from proxylessnas.export.quiet import quietly
 from proxylessnas.hardware.networks import stand_in
 from proxylessnas.hardware.runtimes.base import Array, FloatShare, OfPackage, Session, Shape
 from proxylessnas.hardware.runtimes.files import FileInput, checked_file, full_shapes, in_words
@@ -81,7 +82,7 @@ class _Pool:
         if self.threads != threads:
             from executorch.extension.pybindings import portable_lib
 
-            with native_away():
+            with quietly():  # in a notebook, too, where it writes by Python's stream
                 portable_lib._unsafe_reset_threadpool(threads)
             self.threads, self.resets = threads, self.resets + 1
         return self.resets
