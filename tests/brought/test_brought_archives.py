@@ -277,3 +277,10 @@ def test_pixels_that_are_no_square_or_not_as_many_are_refused(tmp_path: Path) ->
     assert "70 numbers are no square image" in refusal(tmp_path / "x.csv")
     (tmp_path / "x.csv").write_text(f"label,pixels\na,{row}\nb,{row} 1\n" + f"a,{row}\n" * 9)
     assert "as many a row" in refusal(tmp_path / "x.csv")
+
+
+def test_a_folder_of_archives_is_named_as_such(tmp_path: Path) -> None:
+    for name in ("cats.zip", "dogs.zip", "birds.tar"):
+        archive(tmp_path / name, {"1.png": png(1)})
+    with pytest.raises(DataError, match="holds no images but 3 archives: give one as --data"):
+        load(tmp_path)

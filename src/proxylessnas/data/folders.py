@@ -52,8 +52,20 @@ def archive_source(path: Path, progress: Progress = silent) -> Source:
     return _source(tree, scan, reader)
 
 
+_ARCHIVES = {
+    f".{kind} file"
+    for kind in ["zip", "tar", "gz", "tgz", "bz2", "tbz2", "xz", "txz", "zst", "7z", "rar"]
+}
+
+
 def _source(tree: Folder, scan: Scan, reader: Callable[[tuple[str, ...]], ImageReader]) -> Source:
     left_out, layout, inner = scan.facts(), _Layout(scan.root), unwrapped(tree)
+    archives = sum(n for reason, n in scan.left_out.items() if reason in _ARCHIVES)
+    if archives and not scan.images:
+        raise DataError(
+            f"folder {scan.root} holds no images but {archives} archives: give one as --data (.zip "
+            "or .tar), or unpack them, one folder of images a class"
+        )
     folders = layout.parts(inner if "train" in parts_among(inner.folders) else tree)
     files = {role: layout.classes(folder, role) for role, folder in folders.items()}
     classes = sorted(files["train"])
