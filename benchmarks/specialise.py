@@ -47,8 +47,9 @@ from proxylessnas.io.console import Reporter, output
 from proxylessnas.pretrained.space import largest_within
 from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.session.records import Records
-from proxylessnas.surgery.around import Around, Found, around, find, measured, uniform_network
+from proxylessnas.surgery.around import Around, around, measured, uniform_network
 from proxylessnas.surgery.brought import Trained, inputs_of
+from proxylessnas.surgery.found import Found, find
 from proxylessnas.surgery.specialise import FINETUNE, finetuning, within
 from proxylessnas.training.device import Machine
 from proxylessnas.training.evaluate import evaluate

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from proxylessnas.surgery.candidates import choices_of, widths_of, with_candidates
 from proxylessnas.surgery.finding import find_pairs
 from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.in_place import Pass, put_back
 from proxylessnas.surgery.narrow import Narrowed, narrow
 from proxylessnas.surgery.scores import distances, logits_distance, replacement_scores
-from proxylessnas.surgery.space import Space, choices_of, widths_of, with_candidates
+from proxylessnas.surgery.space import Space
 
 
 def space_of(model: nn.Module, x: Tensor) -> Space:

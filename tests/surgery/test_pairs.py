@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from proxylessnas.errors import SupernetError
 from proxylessnas.surgery.attention import opened
+from proxylessnas.surgery.candidates import choices_of
 from proxylessnas.surgery.finding import find_pairs
 from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.narrow import Narrowed, narrowed, proven
 from proxylessnas.surgery.pairs import Pair, Refused
-from proxylessnas.surgery.space import choices_of
 
 
 def found(model: nn.Module, *inputs: Tensor) -> tuple[list[Pair], dict[str, str]]:

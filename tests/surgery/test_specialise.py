@@ -30,6 +30,8 @@ from proxylessnas.surgery.moments import moments_of_readers, read_rows
 from proxylessnas.surgery.narrow import Narrowed, narrowed, outputs
 from proxylessnas.surgery.saved import restored
 
+NAN = float("nan")
+
 
 @pytest.fixture(scope="module")
 def result() -> proxylessnas.Specialised:
@@ -237,6 +239,25 @@ def test_one_line_says_what_is_wrong(
     with pytest.raises(error, match=words) as caught:
         specialised(**options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("3.weight", float("inf")), ("1.running_var", NAN)])
+def test_a_weight_that_is_no_number_is_named(name: str, value: float) -> None:
+    model = copy.deepcopy(trained())
+    model.state_dict()[name].view(-1)[3] = value
+    words = f"the model's {name} holds 1 of {model.state_dict()[name].numel()} numbers that are not"
+    with pytest.raises(SupernetError, match=words):
+        specialised(model)
+
+
+def test_outputs_that_are_no_numbers_are_told() -> None:
+    with pytest.raises(DataError, match="output on the first batch of train is not a number"):
+        specialised(nn.Sequential(*trained(), LogOfNegative()))
+
+
+class LogOfNegative(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (-x.abs()).log()
 
 
 class Heads(nn.Module):

@@ -33,9 +33,10 @@ from proxylessnas.runs.specialised import (
 from proxylessnas.session.deploying import as_scored
 from proxylessnas.session.finishing import STEADY_NORM
 from proxylessnas.session.session import Session
-from proxylessnas.surgery.around import Found, find, uniform_network
+from proxylessnas.surgery.around import uniform_network
 from proxylessnas.surgery.attention import opened
 from proxylessnas.surgery.brought import Trained, inputs_of
+from proxylessnas.surgery.found import Found, find
 from proxylessnas.surgery.saved import network_of
 from proxylessnas.training.copying import copied
 from proxylessnas.training.evaluate import recalibrate

@@ -147,7 +147,8 @@ def _within(settings: AnySettings, steps: float, length: int) -> AnySettings:
 def _fit_model_measure(session: Session, seconds: float, speeds: dict[str, float]) -> RunConfig:
     """Fewer visits to the whole networks, and to the layers alone."""
     m, space = session.config.measure, _space_of(session)
-    networks, layers = len(SHARES_OF_CHANNELS) + RANDOM + 3, len(space.names) * LAYERS
+    networks = len(SHARES_OF_CHANNELS) + len(space.levels) + RANDOM + 2
+    layers = len(space.names) * LAYERS
     pass_s = speeds["image"] * m.batch * (m.runs + m.warmup)
     visits = (networks * m.network_rounds + len(SHARES_OF_CHANNELS) * m.rounds) * pass_s
     share = max(0.0, seconds - networks * NETWORK - layers * CANDIDATE) / max(visits, 1e-9)

@@ -7,83 +7,34 @@ weights: a limit that cannot be kept is refused before anything is fitted.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-import torch
 from torch import nn
 
 from proxylessnas.core.costs import Costs
-from proxylessnas.errors import LimitError, SupernetError
+from proxylessnas.errors import LimitError, RunError
 from proxylessnas.limits import parse_latency
 from proxylessnas.pretrained.scores import Scores
-from proxylessnas.surgery.blocks import table_of_layers, too_narrow, wanted_by
 from proxylessnas.surgery.brought import Trained, inputs_of
-from proxylessnas.surgery.finding import find_pairs, path_of
+from proxylessnas.surgery.candidates import (
+    SMALLER,
+    widths_of,
+)
 from proxylessnas.surgery.fits import WITHIN, narrow_fits
-from proxylessnas.surgery.graph import Graph
-from proxylessnas.surgery.kernels import Crop, blanks, cropped
+from proxylessnas.surgery.found import Found, blank_fits
+from proxylessnas.surgery.kernels import cropped
 from proxylessnas.surgery.latency import Latencies, latency_costs, patient
-from proxylessnas.surgery.narrow import Narrowed, narrowed, proven
-from proxylessnas.surgery.pairs import Pair, Refused
-from proxylessnas.surgery.saved import crops_of, fits_of, tensors_of_fits
+from proxylessnas.surgery.lowrank import fitted_factors
+from proxylessnas.surgery.narrow import narrowed
+from proxylessnas.surgery.saved import fits_of, fitted_changes, tensors_of_fits
 from proxylessnas.surgery.scores import distance_for, replacement_scores
-from proxylessnas.surgery.space import Choice, Space, choices_of, widths_of, with_candidates
+from proxylessnas.surgery.space import Space
 from proxylessnas.training.task import batch_size
 
 LATENCIES, FITS, SCORES = "latencies.json", "fits.safetensors", "scores.json"
-MARGIN = 0.98  # a limit above this share of the smallest network's latency may still be kept
 SCORE_BATCHES = 8  # of the validation part, at most
-
-Fits = Mapping[Pair, Mapping[int, Narrowed]]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Found:
-    """What can be narrowed in a model, whatever its weights are.
-
-    choices: without candidates. refused: the layers that stay. crops: of the layers whose kernel
-    can be smaller.
-    """
-
-    brought: Trained
-    choices: tuple[Choice, ...]
-    refused: tuple[Refused, ...]
-    crops: Mapping[str, Crop]
-
-    @cached_property
-    def widths(self) -> dict[Pair, list[int]]:
-        return widths_of(self.choices)
-
-    def space(self, fits: Fits, crops: Mapping[str, Crop], brought: Trained | None = None) -> Space:
-        """The space of these fits. brought: with a model of other weights."""
-        every = [with_candidates(choice, fits, crops) for choice in self.choices]
-        model = (brought or self.brought).model
-        return Space(model, [choice for choice in every if len(choice.candidates) > 1])
-
-    @cached_property
-    def blank(self) -> Space:
-        """The space of networks that are as large as the fitted ones, and know nothing."""
-        return self.space(blank_fits(self.widths), self.crops)
-
-    def table(self, shares: Mapping[str, float]) -> str:
-        """Every layer, with its share of the latency, its candidates or why it stays."""
-        rows = [
-            (pair, self.widths[pair], self._others(choice))
-            for choice in self.choices
-            for pair in choice.pairs
-            if self.widths[pair]
-        ]
-        narrow = [too_narrow(pair) for pair, every in self.widths.items() if not every]
-        return table_of_layers(rows, [*self.refused, *narrow], shares)
-
-    def _others(self, choice: Choice) -> list[str]:
-        """Candidates besides widths, in words."""
-        crops = [f"{path} with a smaller kernel" for path in choice.makers if path in self.crops]
-        return crops + [f"{choice.name} left out"] * choice.can_leave_out
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,44 +71,12 @@ class Around:
         return limit_of(latency, self.latencies, self.brought)
 
 
-def find(brought: Trained, blocks: Any = "auto") -> Found:
-    """What can be narrowed.
-
-    Raises:
-        SupernetError: the model cannot be exported, or there is nothing to narrow.
-        ConfigError: `blocks` names nothing.
-    """
-    model, inputs = brought.model, brought.inputs
-    wanted = wanted_by(model, blocks)
-    brought.reporter.say("find: layers that can be narrowed")
-    with brought.reporter.warnings_as_lines(), brought.reporter.bar("finding") as update:
-        graph = Graph(model, inputs)
-        update(1, 4, "channels that go together")
-        pairs, refused = find_pairs(model, graph, wanted)
-        update(2, 4, "trying that nothing else changes")
-        pairs, unproven = proven(model, pairs, inputs)
-        update(3, 4, "blocks")
-        choices = choices_of(model, pairs, graph, inputs, wanted)
-        counts = Counter(path for choice in choices for path in choice.makers)
-        layers = Counter(path_of(graph, layer) for layer in graph.layers)
-        crops = blanks(model, [p for p in counts if counts[p] == layers[p] == 1], inputs)
-    found = Found(
-        brought=brought, choices=tuple(choices), refused=(*refused, *unproven), crops=crops
-    )
-    if not any(found.widths.values()):
-        stays = [*found.refused, *map(too_narrow, found.widths)][:5]
-        reasons = "; ".join(dict.fromkeys(f"{layer.name}: {layer.reason}" for layer in stays))
-        raise SupernetError(
-            f"there is nothing to narrow in {type(model).__name__}: {reasons or 'it has no layer'}"
-        )
-    return found
-
-
 def measured(found: Found) -> Latencies:
     """The stage `measure`.
 
     Raises:
         MeasurementError: the runtime cannot run the model, or one of its layers.
+        RunError: what was measured before is of other candidates.
     """
     brought, space = found.brought, found.blank
     if not brought.records.done("measure"):
@@ -185,7 +104,13 @@ def measured(found: Found) -> Latencies:
                 f"  the model takes {high:.4g} ms, the smallest network around it {low:.4g}"
             )
             facts |= {"files": [LATENCIES], "range_ms": [low, high]}
-    return Latencies.from_json(brought.records.store.read_json(LATENCIES))
+    latencies = Latencies.from_json(brought.records.store.read_json(LATENCIES))
+    if latencies.costs.per_candidate[0].shape != space.mask.shape:
+        raise RunError(
+            f"{brought.records.store.file(LATENCIES)} is of other candidates, by another version "
+            "of proxylessnas; choose another `out`"
+        )
+    return latencies
 
 
 def limit_of(latency: str, latencies: Latencies, brought: Trained) -> float:
@@ -197,7 +122,7 @@ def limit_of(latency: str, latencies: Latencies, brought: Trained) -> float:
     value, relative = parse_latency(latency)
     limit = value * latencies.model_ms if relative else value
     low, own = latencies.least_ms, latencies.model_ms
-    if limit < MARGIN * low:
+    if limit < low:
         raise LimitError(
             f"no network around the model keeps {limit:.4g} ms: the reachable range is {low:.4g} "
             f"to {own:.4g} ms ({low / own:.2f}x to 1x); {brought.wider}"
@@ -217,11 +142,18 @@ def around(found: Found, latencies: Latencies, brought: Trained | None = None) -
         with brought.stage("candidates", "narrowed by elimination and least squares") as facts:
             with reporter.bar("fitting") as update:
                 fits = narrow_fits(brought.model, widths, inputs_of(brought.train), update)
-            crops = cropped(brought.model, found.crops.values(), inputs_of(brought.train, WITHIN))
-            store.save_tensors(FITS, tensors_of_fits(fits, crops))
+            few = list(inputs_of(brought.train, WITHIN))
+            smaller = cropped(brought.model, found.smaller.values(), few)
+            ranks = fitted_factors(brought.model, found.ranks, few)
+            store.save_tensors(FITS, tensors_of_fits(fits, {SMALLER: smaller, **ranks}))
             facts["files"] = [FITS]
     tensors = store.load_tensors(FITS)[0]
-    space = found.space(fits_of(widths, tensors), crops_of(found.crops, tensors), brought)
+    space = found.space(fits_of(widths, tensors), fitted_changes(found.changes, tensors), brought)
+    slower = space.leave_out_slower(latencies.costs.per_candidate[0])
+    if slower:
+        words = ", ".join(f"{name} {candidate}" for name, candidate in slower[:4])
+        more = f" and {len(slower) - 4} more" if len(slower) > 4 else ""
+        reporter.say(f"  left out, because they take no less time: {words}{more}")
     batches = _first(brought)
     if not brought.records.done("scores"):
         with brought.stage("scores", "what candidates change in the model's outputs") as facts:
@@ -250,14 +182,6 @@ def _first(brought: Trained) -> tuple[Any, ...]:
         if examples >= brought.scored:
             break
     return tuple(batches)
-
-
-def blank_fits(widths: Mapping[Pair, Sequence[int]]) -> Fits:
-    """The first channels of every pair and the weights as they are, for what depends on sizes."""
-    return {
-        pair: {width: Narrowed(torch.arange(width), {}) for width in several}
-        for pair, several in widths.items()
-    }
 
 
 # --- what the search is compared with ---

@@ -54,11 +54,12 @@ def table_of_layers(
     rows: Iterable[tuple[Pair, Sequence[int], Sequence[str]]],
     refused: Iterable[Refused],
     shares: Mapping[str, float] | None = None,
+    ranks: Mapping[str, str] | None = None,
 ) -> str:
     """All layers as a table: name, kind, shape of the output, and candidates or why there are none.
 
     rows: pairs with their widths, and what else may be chosen with them.
-    shares: of the model's latency, by the layer's path.
+    shares: of the model's latency, by the layer's path. ranks: of refused layers, in words.
     """
     known = {path: f"{100 * share:.1f} %" for path, share in (shares or {}).items()}
     lines = [("layer", "kind", "output", "latency", "candidates, or why not")]
@@ -69,6 +70,7 @@ def table_of_layers(
         lines.append((pair.name, pair.kind, _shape(pair.shape), share, words))
     for layer in refused:
         share, words = known.get(layer.name, "-"), f"stays: {layer.reason}"
+        words += f"; or {ranks[layer.name]}" if ranks and layer.name in ranks else ""
         lines.append((layer.name, layer.kind, _shape(layer.shape), share, words))
     wide = [max(len(line[k]) for line in lines) for k in range(4)]
     return "\n".join(

@@ -7,12 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils._pytree import tree_leaves
 
 from proxylessnas.config import MeasureSettings
 from proxylessnas.data import Batches
-from proxylessnas.errors import DataError, foreign
+from proxylessnas.errors import DataError, SupernetError, foreign
 from proxylessnas.hardware.examples import check_examples, run_once
 from proxylessnas.hardware.runtimes import Runtime
 from proxylessnas.io.console import Reporter
@@ -109,8 +110,9 @@ def try_batches(brought: Trained) -> None:
     """One batch of each loader through model and loss, before anything is measured.
 
     Raises:
-        DataError, SupernetError: one fails.
+        DataError, SupernetError: one fails, or there are numbers in it that are none.
     """
+    _check_weights(brought.model)
     check_examples(brought.inputs)
     run_once(brought.model, brought.inputs)
     for name, batches in (("train", brought.train), ("valid", brought.valid)):
@@ -119,5 +121,28 @@ def try_batches(brought: Trained) -> None:
         with evaluating(brought.model):
             with foreign(DataError, f"the model fails on the first batch of {name}"):
                 output = call(brought.model, inputs)
+            if any(bool(v.isnan().any()) for v in tree_leaves(output) if isinstance(v, Tensor)):
+                raise DataError(
+                    f"the model's output on the first batch of {name} is not a number (NaN) in "
+                    "places; give inputs as it was trained on, and in a type wide enough for it"
+                )
             with foreign(DataError, f"the loss fails on the first batch of {name}"):
                 scalar(brought.task.loss(output, target))
+
+
+def _check_weights(model: nn.Module) -> None:
+    """Buffers may hold infinities, as masks of attention do; statistics may not.
+
+    Raises:
+        SupernetError: a weight has numbers that are not finite.
+    """
+    statistics = {
+        n: b for n, b in model.named_buffers() if n.endswith(("running_mean", "running_var"))
+    }
+    for name, tensor in (*model.named_parameters(), *statistics.items()):
+        wrong = tensor.detach()[~tensor.detach().isfinite()]
+        if len(wrong):
+            raise SupernetError(
+                f"the model's {name} holds {len(wrong)} of {tensor.numel()} numbers that are not "
+                f"finite ({wrong[0].item()}): load weights of a training that did not diverge"
+            )

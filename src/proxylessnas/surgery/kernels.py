@@ -7,11 +7,11 @@ channels other choices leave, and with the refits of those.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from proxylessnas.hardware.fingerprint import Convolution
 from proxylessnas.pretrained.least_squares import RIDGE
 from proxylessnas.surgery.moments import is_transposed, read_rows
-from proxylessnas.surgery.narrow import matched, outputs, replace_tensor
-from proxylessnas.training.copying import copied
+from proxylessnas.surgery.narrow import Remaining, matched, replace_tensor
 from proxylessnas.training.freezing import evaluating
 from proxylessnas.training.task import call
 
@@ -40,10 +39,15 @@ class Crop:
     centre: Tensor
     taps: Tensor
     rest: Tensor
+    fitted: ClassVar = ("taps", "rest")
 
-    def apply(self, network: nn.Module, kept: Tensor | None = None) -> None:
-        """kept: the channels that the network has of those that the model's layer reads."""
+    def __str__(self) -> str:
+        return f"{self.layer} with a smaller kernel"
+
+    def apply(self, network: nn.Module, remaining: Remaining) -> None:
+        """Let a layer have its smaller kernel. remaining: as `narrow` returns."""
         layer: Any = network.get_submodule(self.layer)
+        kept = remaining.get((f"{self.layer}.weight", int(layer.groups == 1)))
         weight = layer.weight.detach().flatten(2)
         taps, rest = ((t if kept is None else t[kept]).to(weight) for t in (self.taps, self.rest))
         if layer.groups > 1:  # one channel to each output
@@ -81,24 +85,10 @@ def blank(layer: Any, path: str) -> Crop:
     return Crop(path, centre, taps, torch.zeros(layer.in_channels, numbers.numel()))
 
 
-def blanks(model: nn.Module, paths: Iterable[str], inputs: tuple[Any, ...]) -> dict[str, Crop]:
-    """Of the layers whose kernel can be smaller; that nothing else changes its shape is tried."""
+def blanks(model: nn.Module, paths: Iterable[str]) -> dict[str, Crop]:
+    """Of the layers whose kernel can be smaller."""
     layers = {path: model.get_submodule(path) for path in paths}
-    crops = {path: blank(layer, path) for path, layer in layers.items() if _can_be(layer)}
-
-    def fits(several: Sequence[Crop]) -> bool:
-        network = copied(model)
-        for crop in several:
-            crop.apply(network)
-        try:
-            both = zip(outputs(network, inputs), outputs(model, inputs), strict=True)
-            return all(a.shape == b.shape for a, b in both)
-        except Exception:  # whatever the model's own code raises
-            return False
-
-    if crops and not fits(list(crops.values())):
-        crops = {path: crop for path, crop in crops.items() if fits([crop])}
-    return crops
+    return {path: blank(layer, path) for path, layer in layers.items() if _can_be(layer)}
 
 
 def _can_be(layer: Any) -> bool:

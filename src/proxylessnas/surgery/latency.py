@@ -29,18 +29,18 @@ from proxylessnas.seeds import derive_seed
 from proxylessnas.surgery.narrow import outputs
 from proxylessnas.surgery.space import Space
 
-CROPPED = -1.0  # in place of a share: smaller kernels, all channels
 RANDOM = 4  # whole networks besides the uniform ones
 # Of one network's visits: where an inference takes long, its noise is a small share of it.
 PATIENCE_S, LEAST_ROUNDS = 4.0, 5
 
 Progress = Callable[[int, int], None]
+Row = float | str  # of layers that are measured alone: all at one share, or changed at one level
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Latencies:
-    """costs: of every candidate, without a limit. model_ms: of the model; least_ms: of the network
-    of the smallest candidates, whose sum may be far off.
+    """costs: of every candidate, without a limit. model_ms: of the model; least_ms: of the fastest
+    network that was measured, whose sum may be far off.
 
     layers: of every layer of the model, by its path; ms alone.
     """
@@ -103,11 +103,11 @@ def latency_costs(
     Raises:
         MeasurementError: the runtime cannot run the model, or one of its layers.
     """
-    uniform = {share: space.nearest(share) for share in (1.0, *SHARES)}
-    layers = {share: layers_of(space, indices, inputs) for share, indices in uniform.items()}
+    uniform: dict[Row, Indices] = {share: space.nearest(share) for share in (1.0, *SHARES)}
+    uniform |= {level: space.changed(level) for level in space.levels}
+    layers = {row: layers_of(space, indices, inputs) for row, indices in uniform.items()}
     smallest = space.smallest
-    layers[CROPPED] = layers_of(space, space.cropped, inputs)
-    networks = [*uniform.values(), space.cropped, *_random(space, seed), smallest]
+    networks = [*uniform.values(), *_random(space, seed), smallest]
     networks = list(dict.fromkeys(networks))
     # Layers that are built alike and read inputs of one shape take the same time.
     alone = {key: one for row in layers.values() for calls in row.values() for key, one in calls}
@@ -123,17 +123,23 @@ def latency_costs(
         rounds_of=dict.fromkeys(alone, min(settings.rounds, settings.network_rounds)),
     )
     ms = {
-        share: {path: sum(report[key].raw_ms for key, _ in calls) for path, calls in row.items()}
-        for share, row in layers.items()
+        row: {path: sum(report[key].raw_ms for key, _ in calls) for path, calls in of.items()}
+        for row, of in layers.items()
     }
     costs = _sums(space, ms)
     measured = [report[_name(i)].raw_ms for i in range(len(networks))]
     # Of the smallest network hardly a layer is left: it tells the range, and nothing of the layers.
-    told = [k for k, n in enumerate(networks) if n != smallest or n in uniform.values()]
+    # Changes of layers that take longer than these are not to be chosen, nor to be fitted to.
+    own = networks.index(space.own)
+    told = [
+        k
+        for k, n in enumerate(networks)
+        if (n != smallest or n in uniform.values()) and measured[k] <= measured[own]
+    ]
     slope, fixed = _line(costs, [networks[k] for k in told], [measured[k] for k in told])
     return Latencies(
         costs=Costs.one("latency", slope * costs, fixed=fixed, unit="ms"),
-        model_ms=measured[networks.index(space.own)],
+        model_ms=measured[own],
         least_ms=min(measured),
         layers=ms[1.0],
     )
@@ -147,15 +153,18 @@ def layers_of(
     Of the model itself all its layers. key: the same for layers that take the same time.
     """
     network = space.network(indices)
-    paths = {path for c in space.choices for pair in c.pairs for path in pair.layers}
+    paths = {path for choice in space.choices for path in choice.layers}
     if tuple(indices) == space.own:
         paths |= {p for p, m in network.named_modules() if isinstance(m, nn.Linear | Convolution)}
     reads: dict[str, list[Tensor]] = {}
     layers = {
         path: layer
         for path in sorted(paths)
-        if getattr(layer := network.get_submodule(path), "weight", None) is not None
-        and not isinstance(layer, nn.modules.batchnorm._NormBase)
+        if (
+            getattr(layer := network.get_submodule(path), "weight", None) is not None
+            and not isinstance(layer, nn.modules.batchnorm._NormBase)
+        )
+        or isinstance(layer, nn.Sequential)
     }
     with ExitStack() as stack:
         for path, layer in layers.items():
@@ -170,22 +179,26 @@ def layers_of(
     }
 
 
-def _sums(space: Space, ms: Mapping[float, Mapping[str, float]]) -> Tensor:
+def _sums(space: Space, ms: Mapping[Row, Mapping[str, float]]) -> Tensor:
     """What each candidate costs: its layers at its share of the channels, [choices, candidates]."""
     ends: dict[str, int] = {}
     for pair in (pair for choice in space.choices for pair in choice.pairs):
         for path in pair.layers:
             ends[path] = ends.get(path, 0) + 1
+    alone = {path for choice in space.choices for path in choice.wide} - set(ends)
+    ends |= dict.fromkeys(alone, 1)
     costs = torch.zeros(space.mask.shape, dtype=torch.float64)
-    rows = [row for share, row in ms.items() if share != CROPPED]
+    rows = [row for share, row in ms.items() if isinstance(share, float)]
     mean = {path: float(np.mean([row.get(path, 0.0) for row in rows])) for path in ends}
     for m, choice in enumerate(space.choices):
         inside = [path for pair in choice.pairs for path in pair.layers]
+        inside += [path for path in choice.wide if path in alone]
         others = {p: 1 - inside.count(p) / ends[p] for p in ends if p.startswith(f"{choice.name}.")}
         for j, candidate in enumerate(choice.candidates):
-            if candidate.crops:
-                changes = (ms[CROPPED][c.layer] - ms[1.0][c.layer] for c in candidate.crops)
-                costs[m, j] = costs[m, 0] + sum(changes)
+            if candidate.changes:
+                row, own = ms[candidate.level], ms[1.0]
+                saved = (own[c.layer] - row[c.layer] for c in candidate.changes)
+                costs[m, j] = costs[m, 0] - sum(saved)
             elif candidate.share == 0:  # left out: nor does it take what others' ends in it carry
                 costs[m, j] = -sum(mean[path] * part for path, part in others.items())
             else:
@@ -210,6 +223,9 @@ def _line(
 def _random(space: Space, seed: int) -> list[Indices]:
     generator = torch.Generator().manual_seed(derive_seed(seed, "networks to fit latencies to"))
     p = space.mask.double()
+    for row, choice in zip(p, space.choices, strict=True):
+        for j, candidate in enumerate(choice.candidates):
+            row[j] = not candidate.changes
     return [
         tuple(torch.multinomial(p, 1, generator=generator)[:, 0].tolist()) for _ in range(RANDOM)
     ]

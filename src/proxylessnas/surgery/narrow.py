@@ -5,7 +5,7 @@ The copy is the model's own classes with smaller tensors, so that nothing of thi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -225,12 +225,40 @@ def _difference(model: nn.Module, pairs: Sequence[Pair], inputs: tuple[Any, ...]
     except Exception as error:  # whatever the model's own code raises
         return f"the model fails with fewer of its channels: {in_words(error)}"
     for a, b in zip(actual, expected, strict=True):
-        scale = float(b.abs().max().clamp_min(1e-12))
-        if a.shape != b.shape or not float((a - b).abs().max()) <= TOLERANCE * scale:
+        if not _agree(a, b):
             return (
                 "the model's outputs depend on its channels in a way that the graph does not show"
             )
     return ""
+
+
+def applicable(
+    model: nn.Module, changes: Mapping[str, Any], inputs: tuple[Any, ...], *, exact: bool = False
+) -> set[str]:
+    """The layers, by their paths, whose change leaves the model running, its outputs of one shape.
+
+    exact: and its outputs what they were. Tried of all at once, and of each where that fails.
+    """
+    before = outputs(model, inputs)
+
+    def runs(several: Iterable[Any]) -> bool:
+        network = copied(model)
+        for change in several:
+            change.apply(network, {})
+        try:
+            both = list(zip(outputs(network, inputs), before, strict=True))
+        except Exception:  # whatever the model's own code raises
+            return False
+        return all(a.shape == b.shape and (not exact or _agree(a, b)) for a, b in both)
+
+    if not changes or runs(changes.values()):
+        return set(changes)
+    return {path for path, change in changes.items() if runs([change])}
+
+
+def _agree(a: Tensor, b: Tensor) -> bool:
+    scale = float(b.abs().max().clamp_min(1e-12))
+    return a.shape == b.shape and float((a - b).abs().max()) <= TOLERANCE * scale
 
 
 def silence(model: nn.Module, pair: Pair, channels: Tensor) -> None:

@@ -21,10 +21,10 @@ from proxylessnas.io.files import write_atomic
 from proxylessnas.selection.choose import Choice, Proposal
 from proxylessnas.surgery.attention import opened
 from proxylessnas.surgery.brought import Trained
-from proxylessnas.surgery.kernels import Crop
+from proxylessnas.surgery.candidates import LEFT_OUT, Change, Changes
+from proxylessnas.surgery.lowrank import factored
 from proxylessnas.surgery.narrow import Narrowed, matched, replace_tensor, set_attribute
 from proxylessnas.surgery.pairs import Pair
-from proxylessnas.surgery.space import LEFT_OUT
 from proxylessnas.training.copying import copied
 
 SUMMARY, LAYERS, WEIGHTS = "summary.json", "layers.txt", "weights.safetensors"
@@ -92,6 +92,11 @@ def network_of(
         if candidate == LEFT_OUT:
             network.set_submodule(name, nn.Identity())
     for name, tensor in tensors.items():
+        if name.endswith(".0.weight") and f"{name[:-9]}.weight" in network.state_dict():
+            taps = tensors[f"{name[:-8]}1.weight"].shape[-1] if tensor.dim() > 3 else 1
+            layer = network.get_submodule(name[:-9])
+            network.set_submodule(name[:-9], factored(layer, len(tensor), taps))
+    for name, tensor in tensors.items():
         replace_tensor(network, name, tensor)
     for module in network.modules():
         matched(module)
@@ -140,11 +145,15 @@ def check_same_call(brought: Trained, target_latency: str, blocks: Any) -> None:
 
 
 def tensors_of_fits(
-    fits: Mapping[Pair, Mapping[int, Narrowed]], crops: Mapping[str, Crop]
+    fits: Mapping[Pair, Mapping[int, Narrowed]], changes: Changes
 ) -> dict[str, Tensor]:
     """Fits as named tensors."""
-    tensors = {f"{path} taps": crop.taps.contiguous() for path, crop in crops.items()}
-    tensors |= {f"{path} rest": crop.rest for path, crop in crops.items()}
+    tensors = {
+        f"{path} {level} {name}": getattr(change, name).contiguous().clone()
+        for level, by_path in changes.items()
+        for path, change in by_path.items()
+        for name in change.fitted
+    }
     for pair, by_width in fits.items():
         for width, kept in by_width.items():
             tensors[_key(pair, width)] = kept.channels
@@ -154,12 +163,20 @@ def tensors_of_fits(
     return tensors
 
 
-def crops_of(blanks: Mapping[str, Crop], tensors: Mapping[str, Tensor]) -> dict[str, Crop]:
-    """The crops as they were fitted."""
+def fitted_changes(blanks: Changes, tensors: Mapping[str, Tensor]) -> Changes:
+    """The changes as they were fitted."""
     return {
-        path: replace(crop, taps=tensors[f"{path} taps"], rest=tensors[f"{path} rest"])
-        for path, crop in blanks.items()
+        level: {
+            path: _fitted(change, {n: tensors[f"{path} {level} {n}"] for n in change.fitted})
+            for path, change in by_path.items()
+        }
+        for level, by_path in blanks.items()
     }
+
+
+def _fitted(change: Any, tensors: Mapping[str, Tensor]) -> Change:
+    fitted: Change = replace(change, **tensors)
+    return fitted
 
 
 def fits_of(

@@ -16,9 +16,11 @@ from proxylessnas.config import TrainSettings
 from proxylessnas.limits import parse_latency
 from proxylessnas.pretrained.distil import TEMPERATURE, distilled
 from proxylessnas.selection.choose import Choice, Proposal
-from proxylessnas.surgery.around import Around, around, find, limit_of, measured
+from proxylessnas.surgery.around import Around, around, limit_of, measured
 from proxylessnas.surgery.brought import Records, Trained, plain_copy, try_batches
 from proxylessnas.surgery.choosing import recorded_choice
+from proxylessnas.surgery.features import FEATURES, compared_inside, features_of
+from proxylessnas.surgery.found import find
 from proxylessnas.surgery.saved import (
     LEARNED,
     SUMMARY,
@@ -27,7 +29,7 @@ from proxylessnas.surgery.saved import (
     files_of,
     save_network,
 )
-from proxylessnas.surgery.scores import distance_for
+from proxylessnas.surgery.scores import Distance, distance_for
 from proxylessnas.training.copying import copied
 from proxylessnas.training.device import Machine
 from proxylessnas.training.evaluate import Score, evaluate
@@ -127,7 +129,13 @@ class Specialised:
         """
         save_network(Path(path), self.network, self.summary, self.table)
 
-    def finetune(self, *, epochs: float | None = None, settings: TrainSettings = FINETUNE) -> Score:
+    def finetune(
+        self,
+        *,
+        epochs: float | None = None,
+        settings: TrainSettings = FINETUNE,
+        features: float = FEATURES,
+    ) -> Score:
         """Train the network on `train` with the model as its teacher; the best epoch is kept.
 
         It begins with the network as it was chosen, whatever it was fine-tuned to before. Where the
@@ -135,19 +143,21 @@ class Specialised:
         same bits, and finished, it is not done again, unless the settings are others.
 
         settings: of the training; `teacher_share` of the loss is the distance to the model's
-        outputs.
+        outputs, and `features` times that inside (`surgery.features`).
         """
         settings = settings if epochs is None else replace(settings, epochs=epochs)
         brought = self.around.brought
         records = brought.records
         with records.store.held():
-            _begin_anew_unless_same(records, settings)
+            _begin_anew_unless_same(records, settings, features)
             if not records.done(FINETUNED):
                 title = f"{settings.epochs:.4g} epochs with the model as teacher"
                 with brought.stage(FINETUNED, title) as facts:
                     network = self.around.space.network(self.chosen.indices)
-                    job = finetuning(brought, network, settings)
-                    records.drive(FINETUNED, job, "fine-tuning")
+                    inside = features_of(self.around.space)
+                    with compared_inside(brought, network, inside, features) as distance:
+                        job = finetuning(brought, network, settings, distance)
+                        records.drive(FINETUNED, job, "fine-tuning")
                     records.store.save_tensors(LEARNED, job.network.state_dict())
                     self._take_learned()
                     assert self.after is not None
@@ -169,9 +179,16 @@ class Specialised:
         self.after = evaluate(network, brought.task, brought.valid, Machine())
 
 
-def finetuning(brought: Trained, network: nn.Module, settings: TrainSettings) -> Training:
-    """The training of a network made of the model, which teaches it."""
-    task, distance = brought.task, distance_for(brought.task.loss, TEMPERATURE)
+def finetuning(
+    brought: Trained,
+    network: nn.Module,
+    settings: TrainSettings,
+    distance: Distance | None = None,
+) -> Training:
+    """The training of a network made of the model, which teaches it; by its outputs, if by no other
+    distance.
+    """
+    task, distance = brought.task, distance or distance_for(brought.task.loss, TEMPERATURE)
     if share := settings.teacher_share:
         task = distilled(task, brought.model, share=share, distance=distance)
     return Training(
@@ -186,10 +203,11 @@ def finetuning(brought: Trained, network: nn.Module, settings: TrainSettings) ->
     )
 
 
-def _begin_anew_unless_same(records: Records, settings: TrainSettings) -> None:
+def _begin_anew_unless_same(records: Records, settings: TrainSettings, features: float) -> None:
     """Forget a fine-tuning of other settings, or of another network."""
     store = records.store
     now = {"settings": json.loads(json.dumps(asdict(settings))), "of": store.digest(WEIGHTS)}
+    now["features"] = features
     if store.has(BEGUN) and store.read_json(BEGUN) == now:
         return
     records.undo(FINETUNED)

@@ -1,0 +1,199 @@
+"""Two thin layers in the place of a wide one: exact at full rank, the best at a lower one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from trained_model import specialised
+
+from proxylessnas.surgery.finding import find_pairs
+from proxylessnas.surgery.graph import Graph
+from proxylessnas.surgery.lowrank import (
+    Factors,
+    blank,
+    blank_factors,
+    fitted_factors,
+    rows_made,
+    wide_layers,
+)
+from proxylessnas.surgery.narrow import Narrowed, narrow, narrowed
+from proxylessnas.surgery.saved import restored
+from proxylessnas.training.copying import copied
+
+WIDE = ["0", "2", "4", "7"]
+
+
+def network() -> nn.Sequential:
+    """Dense convolutions, one of them strided, and linear layers."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(8, 40, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(40, 48, 3, stride=2, padding=1, bias=False), nn.ReLU()),
+        *(nn.Conv2d(48, 64, 1), nn.AdaptiveAvgPool2d(2), nn.Flatten()),
+        *(nn.Linear(256, 64), nn.GELU(), nn.Linear(64, 2)),
+    ).eval()
+
+
+def batches(count: int = 4) -> list[Tensor]:
+    """Channels that are mixtures of few, so that outputs vary in few directions."""
+    generator = torch.Generator().manual_seed(1)
+    mix = torch.randn(8, 3, generator=generator)
+    few = torch.randn(count, 16, 3, 8, 8, generator=generator)
+    return list(torch.einsum("cf,nbfhw->nbchw", mix, few) + 0.1)
+
+
+def fitted(model: nn.Module, x: list[Tensor]) -> dict[str, Factors]:
+    blanks = {"full": {p: blank(model.get_submodule(p), p) for p in WIDE}}
+    return fitted_factors(model, blanks, x)["full"]
+
+
+def test_at_full_rank_the_factors_are_the_layer() -> None:
+    model, x = network(), batches()
+    factors = fitted(model, x)
+    model.double()
+    for path in WIDE:
+        two = copied(model)
+        factors[path].apply(two, {})
+        assert len(two.get_submodule(path)) == 2
+        with torch.no_grad():
+            a, b = two(x[0].double()), model(x[0].double())
+        assert float((a - b).abs().max()) <= 1e-6 * float(b.abs().max())
+
+
+@pytest.mark.parametrize("path", WIDE)
+def test_of_a_lower_rank_it_is_the_best_of_all_maps(path: str) -> None:
+    """Of what a layer makes with each tap, to what the leading singular values by NumPy leave."""
+    model, x = network(), batches()
+    factors = fitted_factors(model, blank_factors(model, [path]), x)["rank 1/3"][path]
+    whole, small = copied(model), copied(model)
+    fitted(model, x)[path].apply(whole, {})
+    factors.apply(small, {})
+    made: dict[str, list[Tensor]] = {"whole": [], "small": []}
+
+    def look(name: str, basis: Tensor) -> Any:
+        def hook(layer: nn.Module, _: Any, output: Tensor) -> None:
+            made[name].append(rows_made(layer, output) @ basis.T)
+
+        return hook
+
+    full: Any = fitted(model, x)[path]
+    whole.get_submodule(path)[0].register_forward_hook(look("whole", full.basis))
+    small.get_submodule(path)[0].register_forward_hook(look("small", factors.basis))
+    with torch.no_grad():
+        for batch in x:
+            whole(batch), small(batch)
+    y, other = (torch.cat(m).double().numpy() for m in made.values())
+    y, other = y - y.mean(0), other - other.mean(0)
+    left = np.linalg.svd(y, compute_uv=False)[factors.rank :]
+    np.testing.assert_allclose(((y - other) ** 2).sum(), (left**2).sum(), rtol=1e-3, atol=1e-6)
+
+
+def test_plain_singular_values_of_the_weight_leave_more() -> None:
+    """The mean of the outputs is kept, too."""
+    model, x = network(), batches()
+    factors = fitted_factors(model, blank_factors(model, ["7"]), x)["rank 1/3"]["7"]
+    small, plain = copied(model), copied(model)
+    factors.apply(small, {})
+    with torch.no_grad():
+        u, s, v = torch.linalg.svd(model[7].weight, full_matrices=False)
+        plain[7].weight.copy_((u * s)[:, : factors.rank] @ v[: factors.rank])
+        own, fit, by_weight = (torch.cat([n[:8](b) for b in x]) for n in (model, small, plain))
+    assert (fit - own).square().mean() < 0.5 * (by_weight - own).square().mean()
+    torch.testing.assert_close(fit.mean(0), own.mean(0), atol=1e-4, rtol=1e-3)
+
+
+def test_how_a_convolution_moves_is_split() -> None:
+    """Strides, dilations, paddings of all kinds, three dimensions: exact at full rank."""
+    for layer, x in (
+        (nn.Conv2d(24, 24, (5, 3), (2, 1), (2, 1), (1, 2)), torch.randn(2, 24, 12, 9)),
+        (nn.Conv2d(24, 32, 3, padding="same", padding_mode="circular"), torch.randn(1, 24, 7, 8)),
+        (nn.Conv2d(24, 24, 3, padding=1, padding_mode="reflect"), torch.randn(1, 24, 7, 8)),
+        (nn.Conv3d(24, 24, 3, (1, 2, 2), 1), torch.randn(1, 24, 5, 6, 7)),
+        (nn.Conv1d(24, 24, 3, 2, 1), torch.randn(1, 24, 9)),
+    ):
+        model = nn.Sequential(layer).double()
+        two = copied(model)
+        blank(layer, "0").apply(two, {})
+        with torch.no_grad():
+            torch.testing.assert_close(two(x.double()), model(x.double()), atol=1e-12, rtol=0)
+
+
+def test_of_low_rank_and_narrower_at_once() -> None:
+    """At full rank, with channels gone on both sides, what the narrow network computes."""
+    model, x = network(), batches()
+    factors = fitted(model, x)
+    pairs, _ = find_pairs(model, Graph(model, (x[0],)))
+    cuts = [(p, Narrowed(torch.arange(0, p.width, 2 + k), {})) for k, p in enumerate(pairs)]
+    expected, actual = narrowed(model, cuts).double(), copied(model).double()
+    remaining = narrow(actual, cuts)
+    for each in factors.values():
+        each.apply(actual, remaining)
+    with torch.no_grad():
+        a, b = actual(x[0].double()), expected(x[0].double())
+    assert actual[2][1].weight.shape[:2] == (
+        len(pairs_kept := cuts[1][1].channels),
+        3 * len(pairs_kept),
+    )
+    assert float((a - b).abs().max()) <= 1e-6 * float(b.abs().max())
+
+
+class Reads(nn.Module):
+    """Of whose layers the weight is read, is another's too, or is no weight of a plain layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.read = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.tied, self.twin = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.twin.weight = self.tied.weight
+        self.thin = nn.Linear(64, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.linear(self.plain(x).relu(), self.read.weight, self.read.bias)
+        return self.thin(self.twin(self.tied(x)).relu())
+
+
+def test_which_layers_can_be_of_low_rank() -> None:
+    x = torch.randn(2, 64)
+    model = Reads().eval()
+    graph = Graph(model, (x,))
+    assert wide_layers(model, graph, (x,), lambda path: True) == ["plain"]
+    assert not wide_layers(model, graph, (x,), lambda path: path != "plain")
+
+
+def test_a_model_of_which_no_channel_can_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Low ranks are measured, chosen, fine-tuned, saved and restored; by the table in words."""
+    monkeypatch.setattr("proxylessnas.hardware.runtimes.fake.MS_PER_MAC", 1e-6)
+    x, model = batches(), nn.Sequential(nn.Flatten(), nn.Linear(512, 64)).eval()
+    data = [(batch, batch.flatten(1)[:, :64]) for batch in x]
+    result = specialised(
+        model,
+        train=data,
+        valid=data,
+        loss=nn.functional.mse_loss,
+        correct=None,
+        example_inputs=(x[0][:1],),
+        target_latency="0.95x",
+        out=tmp_path / "run",
+    )
+    assert "its channels are an output of the model; or of rank 40, 32, 16" in result.table
+    assert result.architecture == {"1": "rank32"}
+    result.finetune(epochs=1)
+    for again in (restored(model, tmp_path / "run"), result.derive()):
+        assert [layer.weight.shape for layer in again[1]] == [(32, 512), (64, 32)]
+        assert torch.equal(again(x[0]), result.network(x[0]))
+
+
+def test_ranks_that_are_no_faster_are_left_out() -> None:
+    """On the fake runtime a layer takes a hundredth of a millisecond, however small it is."""
+    result = specialised(target_latency="0.6x")
+    space = result.around.space
+    slow = [n for row in space.candidates for n in row if n.startswith("rank")]
+    assert slow and not any(name.startswith("rank") for name in result.architecture.values())
+    assert int(space.mask.sum()) == sum(map(len, space.candidates)) - len(slow)
