@@ -71,7 +71,7 @@ class Found:
     def table(self, shares: Mapping[str, float]) -> str:
         """Every layer, with its share of the latency, its candidates or why it stays."""
         rows = [
-            (pair, self.widths[pair], self._others(choice))
+            (pair, self.widths[pair], self._others(choice, pair))
             for choice in self.choices
             for pair in choice.pairs
             if self.widths[pair]
@@ -80,10 +80,10 @@ class Found:
         alone = {c.name: self._ranks(c.name) for c in self.choices if not c.pairs}
         return table_of_layers(rows, [*self.refused, *narrow], shares, alone)
 
-    def _others(self, choice: Choice) -> list[str]:
-        """Candidates besides widths, in words."""
+    def _others(self, choice: Choice, pair: Pair) -> list[str]:
+        """Candidates besides widths, in words; low ranks of the pair's own layers."""
         crops = changes_of(choice, SMALLER, self.smaller)
-        ranks = (f"{path} {self._ranks(path)}" for path in choice.wide)
+        ranks = (f"{path} {self._ranks(path)}" for path in choice.wide if path in pair.layers)
         return [*map(str, crops), *ranks, *[f"{choice.name} left out"] * choice.can_leave_out]
 
     def _ranks(self, path: str) -> str:
