@@ -142,7 +142,7 @@ def test_measuring_is_shortened_to_its_time(
     session: Any = SimpleNamespace(
         config=RunConfig(data="digits"), trace=SimpleNamespace(units=[None] * 100)
     )
-    monkeypatch.setattr(fitting, "_table_seconds", lambda *_: 110.0)
+    monkeypatch.setattr(fitting, "table_seconds", lambda *_: 110.0)
     m = fitting.fit_measure(session, seconds, {}).measure
     assert (m.rounds, m.networks, m.network_rounds) == (rounds, networks, network_rounds)
     given = RunConfig(data="digits", table="t.json")

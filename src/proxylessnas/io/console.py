@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-NARROW = (
-    72  # columns that a table has at least: a narrower terminal breaks lines, and loses nothing
-)
+NARROW = 72  # columns of tables at least: a narrower terminal breaks lines, and loses nothing
 WIDE = 160  # columns of standard output where it is a file or a pipe: no table is cut there
 EVERY = 10.0  # seconds between lines where there is no terminal to redraw
 FIRST = 1.0  # seconds to the first of them

@@ -18,10 +18,7 @@ from proxylessnas.errors import LimitError, RunError
 from proxylessnas.limits import parse_latency
 from proxylessnas.pretrained.scores import Scores
 from proxylessnas.surgery.brought import Trained, inputs_of
-from proxylessnas.surgery.candidates import (
-    SMALLER,
-    widths_of,
-)
+from proxylessnas.surgery.candidates import SMALLER, widths_of
 from proxylessnas.surgery.fits import WITHIN, narrow_fits
 from proxylessnas.surgery.found import Found, blank_fits
 from proxylessnas.surgery.kernels import cropped
