@@ -53,10 +53,13 @@ docs: env  # the site, in site/
 	$(PIP) install --quiet -r docs/requirements.txt
 	$(BIN)/mkdocs build --strict
 
-notebooks: env  # execute those of the guide again; needs docs/requirements.txt
-	cd $$(mktemp -d) && for name in $(CURDIR)/docs/notebooks/*.ipynb; do \
-		PATH=$(CURDIR)/$(BIN):$$PATH python -m nbconvert --to notebook --execute --inplace $$name && \
-		$(CURDIR)/$(BIN)/python -m nbconvert --to notebook --coalesce-streams --inplace $$name || exit 1; \
+notebooks: env  # execute those of the guide again, each by itself; needs docs/requirements.txt
+	for name in $(CURDIR)/docs/notebooks/*.ipynb; do \
+		place=$$(mktemp -d)/$$(basename $$name) && cp $$name $$place && \
+		PATH=$(CURDIR)/$(BIN):$$PATH python -m nbconvert --to notebook --execute --inplace \
+			--ExecutePreprocessor.record_timing=False $$place && \
+		$(CURDIR)/$(BIN)/python -m nbconvert --to notebook --coalesce-streams --inplace $$place && \
+		cp $$place $$name || exit 1; \
 	done
 
 clean:
