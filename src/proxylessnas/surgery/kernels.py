@@ -7,8 +7,7 @@ channels other choices leave, and with the refits of those.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, ClassVar
@@ -18,10 +17,8 @@ from torch import Tensor, nn
 
 from proxylessnas.hardware.fingerprint import Convolution
 from proxylessnas.pretrained.least_squares import RIDGE
-from proxylessnas.surgery.moments import is_transposed, read_rows
+from proxylessnas.surgery.moments import Statistics, is_transposed, read_rows, statistics_of
 from proxylessnas.surgery.narrow import Remaining, matched, replace_tensor
-from proxylessnas.training.freezing import evaluating
-from proxylessnas.training.task import call
 
 LEAST = 5  # of a side that becomes smaller, by two
 NUMBERS = 1 << 24  # that are looked at of a batch
@@ -100,27 +97,23 @@ def _can_be(layer: Any) -> bool:
     return plain and any(wide) and min(_padding(layer)) >= 0
 
 
-@torch.no_grad()
 def cropped(model: nn.Module, blanks: Iterable[Crop], batches: Iterable[Any]) -> dict[str, Crop]:
     """The crops fitted on what their layers read of these batches."""
-    sums: dict[str, list[Any]] = {crop.layer: [0, 0, 0] for crop in blanks}
+    blanks = list(blanks)
 
-    def look(path: str) -> Any:
-        def hook(layer: Any, args: tuple[Tensor, ...]) -> None:
-            most = max(64, NUMBERS // (layer.in_channels * layer.weight[0, 0].numel()))
-            rows = read_rows(layer, args[0].float(), most, torch.Generator().manual_seed(0))
-            x = rows.view(len(rows), layer.in_channels, -1).transpose(0, 1)
-            new = (len(rows), x.double().sum(1), (x.mT @ x).double())
-            sums[path] = [a + b for a, b in zip(sums[path], new, strict=True)]
+    def read(layer: Any) -> Callable[[Tensor], Statistics]:
+        most = max(64, NUMBERS // (layer.in_channels * layer.weight[0, 0].numel()))
 
-        return hook
+        def of(x: Tensor) -> Statistics:
+            rows = read_rows(layer, x.float(), most, torch.Generator().manual_seed(0))
+            by_channel = rows.view(len(rows), layer.in_channels, -1).transpose(0, 1)
+            products = (by_channel.mT @ by_channel).double()
+            return len(rows), by_channel.double().sum(1), products
 
-    with ExitStack() as stack, evaluating(model):
-        for path in sums:
-            hook = model.get_submodule(path).register_forward_pre_hook(look(path))
-            stack.callback(hook.remove)
-        for batch in batches:
-            call(model, batch)
+        return of
+
+    readers = {crop.layer: read(model.get_submodule(crop.layer)) for crop in blanks}
+    sums = statistics_of(model, readers, batches)
     return {crop.layer: _fitted(crop, *sums[crop.layer]) for crop in blanks}
 
 

@@ -11,7 +11,6 @@ with the refits of those.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -24,11 +23,9 @@ from proxylessnas.hardware.fingerprint import Convolution
 from proxylessnas.pretrained.candidates import rounded_width
 from proxylessnas.surgery.finding import path_of
 from proxylessnas.surgery.graph import Graph
-from proxylessnas.surgery.moments import is_transposed
+from proxylessnas.surgery.moments import Statistics, is_transposed, statistics_of
 from proxylessnas.surgery.narrow import Remaining, applicable, matched, replace_tensor
 from proxylessnas.training.copying import copied
-from proxylessnas.training.freezing import evaluating
-from proxylessnas.training.task import call
 
 SHARES = {"rank 2/3": 2 / 3, "rank 1/2": 1 / 2, "rank 1/3": 1 / 3}  # of a layer's multiplications
 WIDE = 24  # outputs, and numbers that each is made of
@@ -183,28 +180,22 @@ def fitted_factors(
     Raises:
         DataError: that is not all finite.
     """
-    sums: dict[str, list[Any]] = {path: [0, 0, 0] for level in blanks.values() for path in level}
 
-    def look(path: str) -> Any:
-        layer: Any = model.get_submodule(path)
+    def made(layer: Any) -> Callable[[Tensor], Statistics]:
         taps, weight = taps_of(layer), layer.weight.detach()
         first: Any = factored(layer, taps * len(weight), taps)[0]
         first.weight = nn.Parameter(by_tap(weight, taps).contiguous(), requires_grad=False)
         bias = 0.0 if layer.bias is None else layer.bias.repeat_interleave(taps) / taps
 
-        def hook(_: nn.Module, args: Any) -> None:
-            z = rows_made(first, first(args[0])).float() + bias
-            new = (len(z), z.double().sum(0), (z.T @ z).double())
-            sums[path] = [a + b for a, b in zip(sums[path], new, strict=True)]
+        def of(x: Tensor) -> Statistics:
+            z = rows_made(first, first(x)).float() + bias
+            return len(z), z.double().sum(0), (z.T @ z).double()
 
-        return hook
+        return of
 
-    with ExitStack() as stack, evaluating(model):
-        for path in sums:
-            hook = model.get_submodule(path).register_forward_pre_hook(look(path))
-            stack.callback(hook.remove)
-        for batch in batches:
-            call(model, batch)
+    paths = dict.fromkeys(path for level in blanks.values() for path in level)
+    readers = {path: made(model.get_submodule(path)) for path in paths}
+    sums = statistics_of(model, readers, batches)
     bases = {path: _basis(*each) for path, each in sums.items()}
     return {
         level: {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -21,6 +21,9 @@ from proxylessnas.training.task import call
 
 ROWS, ROWS_AN_INPUT = 8192, 4  # that moments are taken of: at least, and times a layer's inputs
 
+Statistics = tuple[int, Tensor, Tensor]  # of rows: how many, and sums over them
+_Hook = Callable[[nn.Module, tuple[Tensor, ...]], None]
+
 
 def moments_of_readers(
     model: nn.Module, cuts: Iterable[Cut], inputs: Iterable[Any]
@@ -36,13 +39,37 @@ def moments_of_readers(
     if not batches:
         raise DataError("train gives no batch that channels could be chosen on")
     sums = {cut: _Sums(model, cut, len(batches)) for cut in cuts}
-    with ExitStack() as stack:
-        for each in sums.values():
-            stack.callback(each.layer.register_forward_pre_hook(each.add).remove)
-        with evaluating(model):
-            for batch in batches:
-                call(model, batch)
+    _run_watched(model, [(each.layer, each.add) for each in sums.values()], batches)
     return {cut: each.moments() for cut, each in sums.items()}
+
+
+@torch.no_grad()
+def statistics_of(
+    model: nn.Module, read: Mapping[str, Callable[[Tensor], Statistics]], batches: Iterable[Any]
+) -> dict[str, Statistics]:
+    """Sums over all batches, by the layer's path. read: of what a layer is given in one call."""
+    sums: dict[str, Any] = {path: (0, 0, 0) for path in read}
+
+    def add(path: str) -> _Hook:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            both = zip(sums[path], read[path](args[0]), strict=True)
+            sums[path] = tuple(a + b for a, b in both)
+
+        return hook
+
+    _run_watched(model, [(model.get_submodule(path), add(path)) for path in read], batches)
+    return sums
+
+
+def _run_watched(
+    model: nn.Module, hooks: Iterable[tuple[nn.Module, _Hook]], batches: Iterable[Any]
+) -> None:
+    """The batches through the model, in evaluation mode; hooks see what their layers are given."""
+    with ExitStack() as stack, evaluating(model):
+        for layer, hook in hooks:
+            stack.callback(layer.register_forward_pre_hook(hook).remove)
+        for batch in batches:
+            call(model, batch)
 
 
 class _Sums:
