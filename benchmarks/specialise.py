@@ -1,16 +1,19 @@
 """Any trained model under a latency limit: the network that is chosen beside what one would do.
 
     python benchmarks/specialise.py [--models resnet18 vit] [--targets 0.7 0.5 0.35]
-        [--seeds 0 1 2] [--epochs 2] [--out runs/specialise]
+        [--seeds 0 1 2] [--ways chosen no-factors uniform] [--epochs 2] [--out runs/specialise]
 
 Every model is trained here first. Then, for every limit: the network that `specialise` chooses; the
-model with all its choices narrowed alike and refitted by least squares; and, where torch-pruning is
-installed (`pip install torch-pruning`), its uniform and its global pruning by group magnitude. The
-rivals are the largest that take as long as the chosen network, or two percent more, in the same
-rounds; an asterisk marks those that are off by more, where no width between is to be had. A cell
-is the accuracy on the test part before -> after an equal fine-tuning with the model as teacher, and
-the share of the model's latency, all networks of a line measured together. A model that is trained,
-measured and scored is read again from `--out`; `cells.json` there has all figures.
+one that it chooses without low ranks, and without kernels split into a column and a row
+(`no-factors`, what `specialise(candidates=)` leaves out); the model with all its choices narrowed
+alike and refitted by least squares; and, where torch-pruning is installed (`pip install
+torch-pruning`), its uniform and its global pruning by group magnitude. The last three are the
+largest that take as long as the chosen network, or two percent more, in the same rounds; an
+asterisk marks cells that are off by more, where no width between is to be had. A cell is the
+accuracy on the test part before -> after an equal fine-tuning with the model as teacher, and the
+share of the model's latency, the networks of a line measured together. A model that is trained,
+measured and scored is read again from `--out`; `cells.json` there has all figures, and what is in
+it is not done again: a benchmark that was stopped goes on, and further `--ways` are added.
 
 CIFAR-10 (5,000 images, 32 px) and flowers (64 px) are looked for under PROXYLESSNAS_DATA.
 """
@@ -44,11 +47,13 @@ from proxylessnas.errors import LimitError
 from proxylessnas.hardware.runtimes import make
 from proxylessnas.hardware.whole_networks import measure_networks
 from proxylessnas.io.console import Reporter, output
+from proxylessnas.io.files import write_atomic
 from proxylessnas.pretrained.space import largest_within
 from proxylessnas.runs.directory import RunDirectory
 from proxylessnas.session.records import Records
 from proxylessnas.surgery.around import Around, around, measured, uniform_network
 from proxylessnas.surgery.brought import Trained, inputs_of
+from proxylessnas.surgery.candidates import KINDS, LOW_RANK
 from proxylessnas.surgery.found import Found, find
 from proxylessnas.surgery.specialise import FINETUNE, finetuning, within
 from proxylessnas.training.device import Machine
@@ -58,7 +63,10 @@ from proxylessnas.training.ranks import ALONE
 from proxylessnas.training.task import Task
 from proxylessnas.training.train import Training
 
-WAYS = ("chosen", "uniform", "pruning uniform", "pruning global")
+WAYS = ("chosen", "no-factors", "uniform", "pruning-uniform", "pruning-global")
+WITHOUT = {"no-factors": tuple(kind for kind in KINDS if kind != LOW_RANK)}  # kinds of candidates
+PRUNING = importlib.util.find_spec("torch_pruning") is not None
+EPOCHS = 2.0  # of every fine-tuning
 SHARES = [share / 48 for share in range(4, 48)]  # of the channels, of the rivals
 MATCH = 0.02  # of the chosen network's latency, that a rival's may be off by
 ROUNDS = 8  # of the search for a rival as fast; a line's figures take all
@@ -266,8 +274,8 @@ class Rivals:
         self.sizes: dict[str, Callable[[float], nn.Module]] = {
             "uniform": partial(uniform_network, found)
         }
-        if importlib.util.find_spec("torch_pruning") is not None:
-            for way, everywhere in (("pruning uniform", False), ("pruning global", True)):
+        if PRUNING:
+            for way, everywhere in (("pruning-uniform", False), ("pruning-global", True)):
                 self.sizes[way] = partial(pruned, brought.model, brought.inputs, everywhere)
 
     def largest(self, way: str, keeps: Callable[[nn.Module], bool]) -> nn.Module | None:
@@ -284,11 +292,35 @@ class Rivals:
         return self.sizes[way](share)
 
 
-# --- a line of the table ---
+# --- the table ---
 
 
-def line(space: Around, rivals: Rivals, target: float, test: Batches, epochs: float) -> Any:
-    """Of every way (accuracy before, after, share of the latency); None: not reachable."""
+class Cells:
+    """What was measured so far, in a file: of each model, seed, limit and epochs all ways."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+        for row in self.rows:
+            row.setdefault("epochs", EPOCHS)  # of files that were written before they said so
+            row["ways"] = {way.replace(" ", "-"): cell for way, cell in row["ways"].items()}
+
+    def row(self, **key: Any) -> dict[str, Any]:
+        """A line of the table, empty where nothing of it is known."""
+        for row in self.rows:
+            if all(row[name] == value for name, value in key.items()):
+                return row
+        self.rows.append({**key, "ways": {}})
+        return self.rows[-1]
+
+    def write(self) -> None:
+        write_atomic(self.path, json.dumps(self.rows, indent=1).encode())
+
+
+def networks_of(
+    space: Around, rivals: Rivals, target: float, ways: Iterable[str]
+) -> tuple[dict[str, nn.Module | None], dict[str, float]]:
+    """The networks of the ways, None where none is to be had, and their shares of the latency."""
     brought = space.brought
 
     def ms(networks: Mapping[str, nn.Module], rounds: int) -> dict[str, float]:
@@ -297,12 +329,14 @@ def line(space: Around, rivals: Rivals, target: float, test: Batches, epochs: fl
         report = measure_networks(both, brought.runtime, brought.inputs, settings, seed=0)
         return {name: report[name].raw_ms for name in both}
 
-    networks: dict[str, nn.Module | None] = dict.fromkeys(WAYS)
-    try:
-        networks["chosen"] = within(space, f"{target}x").network
-    except LimitError as error:
-        output().print(f"  {error}")
-    chosen = networks["chosen"]
+    def searched(kinds: tuple[str, ...]) -> nn.Module | None:
+        try:
+            return within(space, f"{target}x", kinds).network
+        except LimitError as error:
+            output().print(f"  {error}")
+            return None
+
+    chosen = searched(KINDS)  # read again, where it was searched before
 
     def keeps(network: nn.Module) -> bool:
         both = {"one": network} if chosen is None else {"one": network, "chosen": chosen}
@@ -310,24 +344,30 @@ def line(space: Around, rivals: Rivals, target: float, test: Batches, epochs: fl
         limit = now["chosen"] if chosen is not None else target * now["model"]
         return now["one"] <= (1 + MATCH) * limit
 
-    for way in rivals.sizes:
-        networks[way] = rivals.largest(way, keeps)
+    networks: dict[str, nn.Module | None] = {"chosen": chosen}
+    for way in ways:
+        if way in WITHOUT:
+            networks[way] = searched(WITHOUT[way])
+        elif way in rivals.sizes:
+            networks[way] = rivals.largest(way, keeps)
     made = {way: network for way, network in networks.items() if network is not None}
     shares = ms(made, brought.measure.network_rounds)
-    cells: dict[str, Any] = dict.fromkeys(WAYS)
-    for way, network in made.items():
-        before = _accuracy(network, brought, test)
-        run_loop(finetuning(brought, network, dataclasses.replace(FINETUNE, epochs=epochs)))
-        after = _accuracy(network, brought, test)
-        cells[way] = (before, after, shares[way] / shares["model"])
-    return cells
+    return networks, {way: shares[way] / shares["model"] for way in made}
 
 
 def _accuracy(network: nn.Module, brought: Trained, test: Batches) -> float:
     return evaluate(network, brought.task, test, Machine()).accuracy or 0.0
 
 
-def run(name: str, seed: int, args: argparse.Namespace, cells: list[dict[str, Any]]) -> None:
+def run(name: str, seed: int, args: argparse.Namespace, cells: Cells) -> None:
+    """Fill in what is missing of a model's lines."""
+    rows = [
+        cells.row(model=name, seed=seed, target=target, epochs=args.epochs)
+        for target in args.targets
+    ]
+    rows = [row for row in rows if set(args.ways) - set(row["ways"])]
+    if not rows:
+        return
     subject, out = SUBJECTS[name], args.out / f"{name}-{seed}"
     out.mkdir(parents=True, exist_ok=True)
     parts, start = subject.data(seed), time.monotonic()
@@ -349,32 +389,40 @@ def run(name: str, seed: int, args: argparse.Namespace, cells: list[dict[str, An
     space = around(found, measured(found))
     teacher, rivals = _accuracy(model, brought, parts["test"]), Rivals(found)
     output().print(f"{name}, seed {seed}: {100 * teacher:.1f} %, {time.monotonic() - start:.0f} s")
-    for target in args.targets:
+    for row in rows:
         start = time.monotonic()
-        ways = line(space, rivals, target, parts["test"], args.epochs)
+        row["own"], missing = teacher, [way for way in args.ways if way not in row["ways"]]
+        networks, shares = networks_of(space, rivals, row["target"], missing)
+        for way in missing:
+            row["ways"][way] = None
+            if (network := networks.get(way)) is not None:
+                before = _accuracy(network, brought, parts["test"])
+                settings = dataclasses.replace(FINETUNE, epochs=args.epochs)
+                run_loop(finetuning(brought, network, settings))
+                after = _accuracy(network, brought, parts["test"])
+                row["ways"][way] = (before, after, shares[way])
+            cells.write()
         seconds = time.monotonic() - start
-        cells.append({"model": name, "seed": seed, "target": target, "own": teacher, "ways": ways})
-        output().print(f"{name} at {target:g}x: {seconds:.0f} s")
-        (args.out / "cells.json").write_text(json.dumps(cells, indent=1))
+        output().print(f"{name} at {row['target']:g}x: {seconds:.0f} s")
 
 
-def show(cells: list[dict[str, Any]]) -> None:
+def show(rows: list[dict[str, Any]], ways: Iterable[str]) -> None:
     """Means over the seeds, with the standard deviation where there are several."""
-    table = Table("model", "limit", "the model", *WAYS)
-    for name, target in dict.fromkeys((c["model"], c["target"]) for c in cells):
-        same = [c for c in cells if (c["model"], c["target"]) == (name, target)]
+    table = Table("model", "limit", "the model", *ways)
+    for name, target in dict.fromkeys((row["model"], row["target"]) for row in rows):
+        same = [row for row in rows if (row["model"], row["target"]) == (name, target)]
         columns = []
-        for way in WAYS:
-            rows = [c["ways"][way] for c in same if c["ways"][way] is not None]
-            if not rows:
+        for way in ways:
+            known = [row["ways"][way] for row in same if row["ways"].get(way) is not None]
+            if not known:
                 columns.append("-")
                 continue
-            before, after, share = zip(*rows, strict=True)
-            chosen = [c["ways"]["chosen"] or rows[0] for c in same]
+            before, after, share = zip(*known, strict=True)
+            chosen = [row["ways"].get("chosen") or known[0] for row in same]
             off = abs(statistics.mean(share) / statistics.mean(c[2] for c in chosen) - 1) > MATCH
             cell = f"{percent(before)} -> {percent(after)} ({statistics.mean(share):.2f})"
             columns.append(cell + "*" * off)
-        table.add_row(name, f"{target:g}x", percent(c["own"] for c in same), *columns)
+        table.add_row(name, f"{target:g}x", percent(row["own"] for row in same), *columns)
     output().print(table)
 
 
@@ -389,14 +437,17 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(SUBJECTS), choices=SUBJECTS)
     parser.add_argument("--targets", type=float, nargs="+", default=[0.7, 0.5, 0.35])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=float, default=2.0, help="of every fine-tuning")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--epochs", type=float, default=EPOCHS, help="of every fine-tuning")
     parser.add_argument("--out", type=Path, default=Path("runs/specialise"))
     args = parser.parse_args()
-    cells: list[dict[str, Any]] = []
+    args.ways = [way for way in args.ways if PRUNING or not way.startswith("pruning")]
+    args.out.mkdir(parents=True, exist_ok=True)
+    cells = Cells(args.out / "cells.json")
     for seed in args.seeds:
         for name in args.models:
             run(name, seed, args, cells)
-    show(cells)
+    show([row for row in cells.rows if row["epochs"] == args.epochs], args.ways)
 
 
 if __name__ == "__main__":

@@ -151,6 +151,7 @@ def test_another_call_is_refused(whole: Path) -> None:
         ({"target_latency": "0.7x"}, "target_latency"),
         ({"seed": 1}, "seed"),
         ({"blocks": "5"}, "blocks"),
+        ({"candidates": "narrower"}, "candidates"),
         ({"valid": batches(1, count=3)}, "batches"),
         ({"measure": replace(MEASURE, network_rounds=3)}, "measure"),
     ):

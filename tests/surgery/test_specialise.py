@@ -156,6 +156,25 @@ def test_blocks_say_which_layers() -> None:
     }  # layers alone, not their blocks
 
 
+def test_candidates_say_of_which_kinds() -> None:
+    """The same networks are scored alike, whether the others are never made or not offered."""
+    alone = specialised(candidates="narrower", target_latency="0.9x")
+    space = alone.around.space
+    assert {c.kind for choice in space.choices for c in choice.candidates} == {"own", "narrower"}
+    assert "left out" not in alone.table and "rank" not in alone.table
+    whole = specialised(target_latency="0.9x")
+    kinds = {c.kind for choice in whole.around.space.choices for c in choice.candidates}
+    assert kinds == {"own", "narrower", "low_rank", "zero"}
+    within = whole.within("0.9x", candidates=["narrower"])
+    assert within.around.space.mask.sum() == space.mask.sum()
+    assert within.measured_ms <= 1.001 * within.limit_ms
+    assert all(c == "own" or c.startswith("w") for c in within.architecture.values())
+    zero = specialised(candidates=("zero",), target_latency="0.9x")
+    assert set(zero.architecture) == {"5", "6"}
+    assert "24 channels; 5 left out" in zero.table
+    assert "stays: 'narrower' is not among candidates=" in zero.table
+
+
 # --- closed form ---
 
 
@@ -220,6 +239,10 @@ def test_redundant_channels_cost_nothing() -> None:
         ({"blocks": "layer7.*"}, ConfigError, "the model has no module called 'layer7.\\*'"),
         ({"blocks": nn.LSTM}, ConfigError, "no module of the class LSTM"),
         ({"blocks": 3}, ConfigError, "blocks holds 3"),
+        ({"candidates": "zeros"}, ConfigError, "no kind 'zeros'; did you mean zero"),
+        ({"candidates": []}, ConfigError, r"candidates is \[\]: give one or several of narrower"),
+        ({"candidates": [3]}, ConfigError, "no kind 3; allowed: low_rank, narrower, "),
+        ({"candidates": "smaller_kernel"}, SupernetError, "'narrower' is not among candidates="),
         ({"blocks": "0", "target_latency": "0.9x"}, LimitError, "blocks='auto' where blocks="),
         ({"blocks": "11"}, SupernetError, "nothing to narrow .* an output of the model"),
         ({"train": None}, DataError, "no batches of `train`"),

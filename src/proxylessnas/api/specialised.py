@@ -18,6 +18,7 @@ from proxylessnas.runs.directory import RunDirectory, begun
 from proxylessnas.session.loaders import blamed
 from proxylessnas.session.records import Records
 from proxylessnas.surgery.brought import Trained
+from proxylessnas.surgery.candidates import KINDS
 from proxylessnas.surgery.saved import CALL
 from proxylessnas.surgery.specialise import Specialised, specialise_model
 from proxylessnas.training.ranks import ALONE
@@ -36,6 +37,7 @@ def specialise(
     example_inputs: Sequence[Any] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     blocks: Any = "auto",
+    candidates: Any = KINDS,
     correct: Callable[[Any, Any], Tensor] | None = None,
     runtime: str | Runtime = "onnxruntime",
     measure: MeasureSettings | None = None,
@@ -54,6 +56,8 @@ def specialise(
     train, valid, loss, example_inputs, example_kwargs, correct, runtime: as of `search`.
     target_latency: `12ms`, `800us`, or `0.5x` of the model's own, measured on `runtime`.
     blocks: which layers may be narrowed: `auto`, or names (`layer3.*`) and classes of modules.
+    candidates: kinds of what takes a layer's or a block's place: `narrower`, `smaller_kernel`,
+        `low_rank` (two thin layers for a wide one), `zero` (left out); all of them by default.
     out: a directory for `summary.json`, `layers.txt` and the weights, which
         `surgery.saved.restored` loads into the model. The same call, made again after it was
         killed, goes on from the stages that it finished, fine-tuning among them; made after it
@@ -90,4 +94,4 @@ def specialise(
             records=Records(store, ALONE, reporter),
         )
         with blamed(batches.values()):
-            return specialise_model(brought, target_latency, blocks)
+            return specialise_model(brought, target_latency, blocks, candidates)

@@ -64,7 +64,8 @@ def table_of_layers(
     known = {path: f"{100 * share:.1f} %" for path, share in (shares or {}).items()}
     lines = [("layer", "kind", "output", "latency", "candidates, or why not")]
     for pair, widths, others in rows:
-        words = f"{pair.width} {_channels(pair)}, or {', '.join(map(str, widths))}"
+        words = f"{pair.width} {_channels(pair)}"
+        words += f", or {', '.join(map(str, widths))}" if widths else ""
         words = "; ".join((words + _others(pair.producers[1:]), *others))
         share = known.get(pair.name, "-")
         lines.append((pair.name, pair.kind, _shape(pair.shape), share, words))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from proxylessnas.data.arguments import arguments_of
+from proxylessnas.errors import ConfigError, did_you_mean
 from proxylessnas.pretrained.candidates import SHARES, rounded_width
 from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.kernels import Crop
@@ -29,6 +30,8 @@ Changes = Mapping[str, Mapping[str, Change]]  # by their level, and the layer's 
 
 SMALLER = "smaller_kernel"  # a level; the others are of low rank
 OWN, LEFT_OUT = "own", "zero"  # as the candidates of the pretrained family call it
+NARROWER, LOW_RANK = "narrower", "low_rank"
+KINDS = (NARROWER, SMALLER, LOW_RANK, LEFT_OUT)  # of candidates, besides the model's own layers
 LEAST = 8  # channels
 MOST_PAIRS = 3  # in a block, as of a bottleneck with a gate: more are the body of a network
 
@@ -47,6 +50,13 @@ class Candidate:
     cuts: tuple[tuple[Pair, Narrowed], ...] = ()
     changes: tuple[Change, ...] = ()
     level: str = ""
+
+    @property
+    def kind(self) -> str:
+        """One of `KINDS`, or `own`."""
+        if self.changes:
+            return SMALLER if self.level == SMALLER else LOW_RANK
+        return NARROWER if self.cuts else self.name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,6 +82,23 @@ class Choice:
     def layers(self) -> set[str]:
         """Paths of the modules that differ between its candidates, the block's own apart."""
         return {path for pair in self.pairs for path in pair.layers} | set(self.wide)
+
+
+def kinds_of(candidates: Any) -> tuple[str, ...]:
+    """The kinds that `candidates` names, one or several of `KINDS`.
+
+    Raises:
+        ConfigError: it names none, or something else.
+    """
+    several = [candidates] if isinstance(candidates, str) else candidates
+    if not isinstance(several, list | tuple | set | frozenset) or not several:
+        words = ", ".join(KINDS)
+        raise ConfigError(f"candidates is {candidates!r}: give one or several of {words}")
+    for kind in several:
+        if kind not in KINDS:
+            remedy = did_you_mean(str(kind), KINDS)
+            raise ConfigError(f"candidates: there is no kind {kind!r}; {remedy}")
+    return tuple(kind for kind in KINDS if kind in several)
 
 
 def choices_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,14 +12,20 @@ import torch
 from torch import nn
 
 from proxylessnas.errors import SupernetError
+from proxylessnas.pretrained.candidates import SHARES
 from proxylessnas.surgery.blocks import table_of_layers, too_narrow, wanted_by
 from proxylessnas.surgery.brought import Trained
 from proxylessnas.surgery.candidates import (
+    KINDS,
+    LEFT_OUT,
+    LOW_RANK,
+    NARROWER,
     SMALLER,
     Changes,
     Choice,
     changes_of,
     choices_of,
+    kinds_of,
     widths_of,
     with_candidates,
     with_wide,
@@ -40,7 +46,7 @@ class Found:
     """What can be narrowed in a model, whatever its weights are.
 
     choices: without candidates. refused: the layers that stay. smaller: kernels, and ranks of wide
-    layers by their level, by the layer's path; not fitted.
+    layers by their level, by the layer's path; not fitted. kinds: of the candidates.
     """
 
     brought: Trained
@@ -48,6 +54,7 @@ class Found:
     refused: tuple[Refused, ...]
     smaller: Mapping[str, Crop]
     ranks: Mapping[str, Mapping[str, Factors]]
+    kinds: tuple[str, ...] = KINDS
 
     @cached_property
     def changes(self) -> Changes:
@@ -55,13 +62,16 @@ class Found:
 
     @cached_property
     def widths(self) -> dict[Pair, list[int]]:
-        return widths_of(self.choices)
+        return widths_of(self.choices, SHARES if NARROWER in self.kinds else ())
 
     def space(self, fits: Fits, changes: Changes, brought: Trained | None = None) -> Space:
         """The space of these fits. brought: with a model of other weights."""
+        return Space((brought or self.brought).model, self.with_candidates(fits, changes))
+
+    def with_candidates(self, fits: Fits, changes: Changes) -> list[Choice]:
+        """The choices that have candidates besides the model's own layers."""
         every = [with_candidates(choice, fits, changes) for choice in self.choices]
-        model = (brought or self.brought).model
-        return Space(model, [choice for choice in every if len(choice.candidates) > 1])
+        return [choice for choice in every if len(choice.candidates) > 1]
 
     @cached_property
     def blank(self) -> Space:
@@ -70,15 +80,22 @@ class Found:
 
     def table(self, shares: Mapping[str, float]) -> str:
         """Every layer, with its share of the latency, its candidates or why it stays."""
-        rows = [
+        every = [
             (pair, self.widths[pair], self._others(choice, pair))
             for choice in self.choices
             for pair in choice.pairs
-            if self.widths[pair]
         ]
-        narrow = [too_narrow(pair) for pair, every in self.widths.items() if not every]
+        rows = [row for row in every if row[1] or row[2]]
+        stay = [self.stays(pair) for pair, *candidates in every if not any(candidates)]
         alone = {c.name: self._ranks(c.name) for c in self.choices if not c.pairs}
-        return table_of_layers(rows, [*self.refused, *narrow], shares, alone)
+        return table_of_layers(rows, [*self.refused, *stay], shares, alone)
+
+    def stays(self, pair: Pair) -> Refused:
+        """A pair without candidates, and why."""
+        if NARROWER in self.kinds:
+            return too_narrow(pair)
+        reason = f"{NARROWER!r} is not among candidates="
+        return Refused(name=pair.name, kind=pair.kind, shape=pair.shape, reason=reason)
 
     def _others(self, choice: Choice, pair: Pair) -> list[str]:
         """Candidates besides widths, in words; low ranks of the pair's own layers."""
@@ -91,15 +108,15 @@ class Found:
         return f"of rank {', '.join(map(str, dict.fromkeys(every)))}"
 
 
-def find(brought: Trained, blocks: Any = "auto") -> Found:
-    """What can be narrowed.
+def find(brought: Trained, blocks: Any = "auto", candidates: Any = KINDS) -> Found:
+    """What can be narrowed. candidates: the kinds that are offered.
 
     Raises:
         SupernetError: the model cannot be exported, or there is nothing to narrow.
-        ConfigError: `blocks` names nothing.
+        ConfigError: `blocks` or `candidates` names nothing.
     """
     model, inputs = brought.model, brought.inputs
-    wanted = wanted_by(model, blocks)
+    wanted, kinds = wanted_by(model, blocks), kinds_of(candidates)
     brought.reporter.say("find: layers that can be narrowed")
     with brought.reporter.warnings_as_lines(), brought.reporter.bar("finding") as update:
         graph = Graph(model, inputs)
@@ -109,17 +126,21 @@ def find(brought: Trained, blocks: Any = "auto") -> Found:
         pairs, unproven = proven(model, pairs, inputs)
         update(3, 4, "blocks")
         choices = choices_of(model, pairs, graph, inputs, wanted)
-        choices = with_wide(choices, wide_layers(model, graph, inputs, wanted))
-        wide = [path for choice in choices for path in choice.wide]
+        wide = wide_layers(model, graph, inputs, wanted) if LOW_RANK in kinds else []
+        choices = with_wide(choices, wide)
+        if LEFT_OUT not in kinds:
+            choices = [replace(choice, can_leave_out=False) for choice in choices]
+        smaller = _smaller(model, graph, choices, inputs) if SMALLER in kinds else {}
         found = Found(
             brought=brought,
             choices=tuple(choices),
             refused=(*refused, *unproven),
-            smaller=_smaller(model, graph, choices, inputs),
+            smaller=smaller,
             ranks=blank_factors(model, wide),
+            kinds=kinds,
         )
-    if not any(found.widths.values()) and not wide:
-        stays = [*found.refused, *map(too_narrow, found.widths)][:5]
+    if not found.with_candidates(blank_fits(found.widths), found.changes):
+        stays = [*found.refused, *map(found.stays, found.widths)][:5]
         reasons = "; ".join(dict.fromkeys(f"{layer.name}: {layer.reason}" for layer in stays))
         raise SupernetError(
             f"there is nothing to narrow in {type(model).__name__}: {reasons or 'it has no layer'}"

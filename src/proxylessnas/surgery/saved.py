@@ -109,7 +109,9 @@ def network_of(
 # --- what stages leave ---
 
 
-def check_same_call(brought: Trained, target_latency: str, blocks: Any) -> None:
+def check_same_call(
+    brought: Trained, target_latency: str, blocks: Any, kinds: Sequence[str]
+) -> None:
     """Whether what is in the store is of this call; kept where nothing is there yet.
 
     Raises:
@@ -127,6 +129,7 @@ def check_same_call(brought: Trained, target_latency: str, blocks: Any) -> None:
         "batches": [len(brought.train), len(brought.valid)],
         "target_latency": target_latency,
         "blocks": sorted(str(getattr(b, "__name__", b)) for b in several),
+        "candidates": list(kinds),
         "runtime": brought.runtime.name,
         "measure": asdict(brought.measure),
         "seed": brought.seed,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from proxylessnas.surgery.candidates import LEFT_OUT, Choice
+from proxylessnas.surgery.candidates import LEFT_OUT, OWN, Choice
 from proxylessnas.surgery.in_place import put_back
 from proxylessnas.surgery.lowrank import Factors
 from proxylessnas.surgery.narrow import narrow, sizes_of
@@ -95,6 +95,14 @@ class Space:
             )
             for choice in self.choices
         )
+
+    def offering(self, kinds: Collection[str]) -> Space:
+        """The same with candidates of these kinds alone, besides the model's own layers."""
+        space = Space(self.model, self.choices)
+        for m, choice in enumerate(self.choices):
+            for j, candidate in enumerate(choice.candidates):
+                space.mask[m, j] = self.mask[m, j] and candidate.kind in {OWN, *kinds}
+        return space
 
     @property
     def levels(self) -> tuple[str, ...]:

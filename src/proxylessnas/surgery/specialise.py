@@ -18,6 +18,7 @@ from proxylessnas.pretrained.distil import TEMPERATURE, distilled
 from proxylessnas.selection.choose import Choice, Proposal
 from proxylessnas.surgery.around import Around, around, limit_of, measured
 from proxylessnas.surgery.brought import Records, Trained, plain_copy, try_batches
+from proxylessnas.surgery.candidates import KINDS, kinds_of
 from proxylessnas.surgery.choosing import recorded_choice
 from proxylessnas.surgery.features import FEATURES, compared_inside, features_of
 from proxylessnas.surgery.found import find
@@ -111,15 +112,18 @@ class Specialised:
         """
         return copied(self.network if latency is None else self.within(latency).network)
 
-    def within(self, latency: str) -> Specialised:
+    def within(self, latency: str, *, candidates: Any = KINDS) -> Specialised:
         """The same for another limit; nothing but the networks proposed for it is measured again.
 
         What it leaves is in a directory of its own within the first one's.
 
+        candidates: kinds of those that were offered, as of `proxylessnas.specialise`: what the
+            others are worth is what this network loses.
+
         Raises:
             ConfigError: it is not understood. LimitError: no network keeps it.
         """
-        return within(self.around, latency)
+        return within(self.around, latency, candidates)
 
     def save(self, path: str | Path) -> None:
         """Write the network and its figures into a new directory, see `surgery.saved`.
@@ -219,7 +223,9 @@ def _begin_anew_unless_same(records: Records, settings: TrainSettings, features:
 # --- the path to it ---
 
 
-def specialise_model(brought: Trained, target_latency: str, blocks: Any = "auto") -> Specialised:
+def specialise_model(
+    brought: Trained, target_latency: str, blocks: Any = "auto", candidates: Any = KINDS
+) -> Specialised:
     """The network of a trained model for a limit; see `proxylessnas.specialise`.
 
     What the stages leave is in the store of `brought.records`; one that is done is not done again.
@@ -227,24 +233,25 @@ def specialise_model(brought: Trained, target_latency: str, blocks: Any = "auto"
     parse_latency(target_latency)
     brought = replace(brought, model=plain_copy(brought.model))
     try_batches(brought)
-    check_same_call(brought, target_latency, blocks)
-    found = find(brought, blocks)
+    check_same_call(brought, target_latency, blocks, kinds_of(candidates))
+    found = find(brought, blocks, candidates)
     latencies = measured(found)
     limit_of(target_latency, latencies, brought)  # before anything is fitted
     space = around(found, latencies)
     return _chosen(space, space.limit_of(target_latency))
 
 
-def within(space: Around, latency: str) -> Specialised:
-    """The network for one limit of several, in a store of its own.
+def within(space: Around, latency: str, candidates: Any = KINDS) -> Specialised:
+    """The network for one limit of several, in a store of its own. candidates: kinds of them.
 
     Raises:
         ConfigError: the limit is not understood. LimitError: no network keeps it.
     """
-    limit, brought = space.limit_of(latency), space.brought
-    brought = replace(brought, records=brought.records.below(f"within/{limit:.6g}ms"))
+    limit, brought, kinds = space.limit_of(latency), space.brought, kinds_of(candidates)
+    folder = "-".join((f"within/{limit:.6g}ms", *(kinds if kinds != KINDS else ())))
+    brought = replace(brought, records=brought.records.below(folder))
     with brought.records.store.held():
-        return _chosen(replace(space, brought=brought), limit)
+        return _chosen(replace(space, brought=brought, space=space.space.offering(kinds)), limit)
 
 
 def _chosen(space: Around, limit: float) -> Specialised:
