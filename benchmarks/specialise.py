@@ -70,6 +70,7 @@ EPOCHS = 2.0  # of every fine-tuning
 SHARES = [share / 48 for share in range(4, 48)]  # of the channels, of the rivals
 MATCH = 0.02  # of the chosen network's latency, that a rival's may be off by
 ROUNDS = 8  # of the search for a rival as fast; a line's figures take all
+NOISE = 1.6  # standard deviation, of sounds of amplitude 1
 BATCH, LEARN = 64, TrainSettings(optimizer="adamw", learning_rate=2e-3, warmup_epochs=0.5)
 EXAMPLES, TASKS = Path(__file__).resolve().parent.parent / "examples", "specialise_tasks.py"
 
@@ -115,6 +116,13 @@ def tensors(make: Callable[..., TensorDataset], seed: int) -> Parts:
         )
         for k, (part, size) in enumerate(sizes.items())
     }
+
+
+def sounds(count: int, seed: int) -> TensorDataset:
+    """The example's in so much noise that the model is not right about all of them."""
+    clear, kind = _of_example("audio1d.py", "waveforms")(count, seed=seed).tensors
+    generator = torch.Generator().manual_seed(10_000 + seed)
+    return TensorDataset(clear + NOISE * torch.randn(clear.shape, generator=generator), kind)
 
 
 def boxes(seed: int) -> Parts:
@@ -203,9 +211,9 @@ SUBJECTS: dict[str, Subject] = {
     "convnext": Subject(convnext, partial(photos, "flowers", 64, None), FLOWERS, 20),
     "audio": Subject(
         lambda: _of_example("specialise.py", "network")(),
-        partial(tensors, lambda *a, **k: _of_example("audio1d.py", "waveforms")(*a, **k)),
+        partial(tensors, sounds),
         (1, 512),
-        4,
+        6,
     ),
     "segmentation": Subject(
         Segmenter,
