@@ -10,8 +10,9 @@ alike and refitted by least squares; and, where torch-pruning is installed (`pip
 torch-pruning`), its uniform and its global pruning by group magnitude. The last three are the
 largest that take as long as the chosen network, or two percent more, in the same rounds; an
 asterisk marks cells that are off by more, where no width between is to be had. A cell is the
-accuracy on the test part before -> after an equal fine-tuning with the model as teacher, and the
-share of the model's latency, the networks of a line measured together. A model that is trained,
+accuracy on the test part before -> after an equal fine-tuning with the model as teacher (where
+statistics of normalisations move after torch-pruning, which leaves those of the whole model), and
+the share of the model's latency, the networks of a line measured together. A model that is trained,
 measured and scored is read again from `--out`; `cells.json` there has all figures, and what is in
 it is not done again: a benchmark that was stopped goes on, and further `--ways` are added.
 
@@ -109,7 +110,7 @@ def photos(name: str, size: int, limit: int | None, seed: int) -> Parts:
 
 
 def tensors(make: Callable[..., TensorDataset], seed: int) -> Parts:
-    sizes = {"search": 2048, "valid": 512, "test": 1024}
+    sizes = {"search": 4096, "valid": 1024, "test": 2048}
     return {
         part: LoaderBatches(
             DataLoader(make(size, seed=3 * seed + k), BATCH, shuffle=part == "search"), name=part
@@ -405,7 +406,10 @@ def run(name: str, seed: int, args: argparse.Namespace, cells: Cells) -> None:
             row["ways"][way] = None
             if (network := networks.get(way)) is not None:
                 before = _accuracy(network, brought, parts["test"])
-                settings = dataclasses.replace(FINETUNE, epochs=args.epochs)
+                frozen = not way.startswith("pruning")
+                settings = dataclasses.replace(
+                    FINETUNE, epochs=args.epochs, frozen_statistics=frozen
+                )
                 run_loop(finetuning(brought, network, settings))
                 after = _accuracy(network, brought, parts["test"])
                 row["ways"][way] = (before, after, shares[way])
