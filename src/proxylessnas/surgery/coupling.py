@@ -60,7 +60,7 @@ class Coupling:
         self._bound: list[tuple[Elements, Elements]] = []
         self._fixed: list[tuple[Elements, str, Node]] = []
         self.folds: list[Fold] = []
-        self.norms: set[str] = set()  # weights of normalisations over all channels
+        self.norms: list[tuple[Node, int, Elements]] = []  # see `normalise`
 
     def fresh(self, size: int) -> Elements:
         """New elements, of an axis that no node has."""
@@ -80,6 +80,13 @@ class Coupling:
     def fix(self, elements: Elements, reason: str, node: Node) -> None:
         """These stay, because of a node."""
         self._fixed.append((elements, reason, node))
+
+    def normalise(self, x: Node, axis: int, node: Node) -> None:
+        """What a node computes over all channels along an axis of x is then over those that remain.
+
+        As statistics of a normalisation. What reads the channels is fitted to that.
+        """
+        self.norms.append((node, axis - len(shape(x)), self.axis(x, axis)))
 
     # --- folds ---
 

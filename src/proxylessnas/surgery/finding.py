@@ -21,9 +21,10 @@ from proxylessnas.hardware.fingerprint import Convolution
 from proxylessnas.surgery.coupling import APART, Coupling, Elements
 from proxylessnas.surgery.graph import Graph, channel_axis, groups, operation, shape, weight_axes
 from proxylessnas.surgery.moves import RESHAPES, SPLITS
-from proxylessnas.surgery.pairs import Cut, Pair, Refused, Size
+from proxylessnas.surgery.pairs import Cut, Norm, Pair, Refused, Size
 from proxylessnas.surgery.relations import relate
 
+SIZED = {"expand", "repeat", "layer_norm", "rms_norm"}  # operations that are given sizes
 LARGEST = 8192  # inputs of a layer that are fitted: the square of it is a matrix in memory
 
 
@@ -81,7 +82,8 @@ def coupled(model: nn.Module, graph: Graph) -> Coupling:
             if groups(layer) == 1 and (why := _why_not_fitted(model, name)):
                 coupling.fix(coupling.axis(weight, weight_axes(layer)[1]), why, layer)
             continue
-        for axis in range(len(shape(weight))):
+        # Of a grouped convolution nothing is fitted: filters that blur may be repeated by the code.
+        for axis in range(int(name is None and groups(layer) > 1), len(shape(weight))):
             coupling.fix(coupling.axis(weight, axis), reason, layer)
     weights = [coupling.axis(node, k) for node, k in _weight_axes(graph)]
     coupling.decide_folds(np.concatenate(weights) if weights else np.arange(0))
@@ -184,7 +186,11 @@ def _pair(
         gates=tuple(path_of(graph, maker) for _, maker in made if graph.is_gate(maker)),
         consumers=tuple(cut for axis, cut in cuts.items() if axis.is_read),
         cuts=tuple(cut for axis, cut in cuts.items() if not axis.is_read),
-        norms=tuple(axis.tensor for axis in axes if axis.tensor in coupling.norms),
+        norms=tuple(
+            Norm(graph.module(node), axis, torch.from_numpy(channels))
+            for node, axis, elements in coupling.norms
+            if ((channels := channel_of[coupling.classes[elements]]) >= 0).any()
+        ),
         sizes=tuple(
             dict.fromkeys(
                 Size(path, name, len(elements) // len(own))
@@ -202,7 +208,7 @@ def _attributes(coupling: Coupling) -> list[_Sized]:
     """What the modules' code may take numbers of channels from, where it gives sizes."""
     graph, sized = coupling.graph, []
     for node in graph.nodes:
-        if operation(node) in RESHAPES | {"expand"}:
+        if operation(node) in RESHAPES | SIZED or (node in graph.layers and groups(node) > 1):
             axes = [coupling.axis(node, axis) for axis in range(len(shape(node)))]
             axes += [part for fold in coupling.folds if fold.node is node for part in fold.parts]
         elif operation(node) in SPLITS - {"chunk", "unbind"}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,12 +25,19 @@ SPATIAL |= {"upsample_nearest1d": 1, "upsample_linear1d": 1, "upsample_trilinear
 SPATIAL |= {"upsample_nearest2d": 2, "upsample_bilinear2d": 2, "upsample_bicubic2d": 2}
 SPATIAL |= {"upsample_nearest3d": 3, "reflection_pad1d": 1, "reflection_pad2d": 2}
 SPATIAL |= {"replication_pad1d": 1, "replication_pad2d": 2}
+SPATIAL |= {f"max_pool{d}d_with_indices": d for d in (1, 2, 3)}
 RESHAPES = {"flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "unflatten"}
 RESHAPES |= {"reshape_as", "view_as"}
 REDUCTIONS = {"mean", "sum", "amax", "amin", "var", "std", "prod", "logsumexp"}
 REDUCTIONS |= {"linalg_vector_norm"}
-ALONG = {"softmax", "log_softmax", "_softmax", "cumsum", "flip", "roll"}  # one axis, or several
+# One axis, or several.
+ALONG = {"softmax", "log_softmax", "_softmax", "cumsum", "flip", "roll", "index_select"}
 SPLITS = {"split", "chunk", "split_with_sizes", "unbind", "tensor_split"}
+# Operations along one axis that return several tensors, and which argument the axis is.
+RANKED = {"max": 1, "min": 1, "median": 1, "mode": 1, "cummax": 1, "cummin": 1, "sort": 1}
+RANKED |= {"topk": 2, "kthvalue": 2, "var_mean": 1, "std_mean": 1}
+# Of what remains of the channels, where they are kept as an axis of one: hand-written norms.
+STATISTICS = {"mean", "var", "std", "var_mean", "std_mean", "amax", "max", "linalg_vector_norm"}
 
 
 def fix_all(coupling: Coupling, node: Node, reason: str, by: Node) -> None:
@@ -55,13 +63,14 @@ def bind_lead(coupling: Coupling, source: Node, node: Node, count: int) -> None:
     bind_axes(coupling, source, node, [(k, k) for k in range(count)])
 
 
-def _spatial(coupling: Coupling, node: Node) -> None:
-    x = node.args[0]
+def _spatial(coupling: Coupling, node: Node, made: Node | None = None) -> None:
+    """made: the output, where the node returns several."""
+    x, made = node.args[0], made or node
     assert isinstance(x, Node)
     lead = len(shape(x)) - SPATIAL[operation(node)]
-    bind_lead(coupling, x, node, lead)
+    bind_lead(coupling, x, made, lead)
     for axis in range(lead, len(shape(x))):
-        for tensor in (x, node):
+        for tensor in (x, made):
             coupling.fix(coupling.axis(tensor, axis), f"`{operation(node)}` is over it", node)
 
 
@@ -70,7 +79,7 @@ def _permute(coupling: Coupling, node: Node) -> None:
     assert isinstance(x, Node)
     if operation(node) == "permute":
         dims = [d % count for d in argument(node, 1, "dims")]
-    elif operation(node) == "movedim":
+    elif operation(node) in ("movedim", "moveaxis"):
         both = (argument(node, 1, "source"), argument(node, 2, "destination"))
         source, target = ([d] if isinstance(d, int) else list(d) for d in both)
         rest = iter(d for d in range(count) if d not in [s % count for s in source])
@@ -83,14 +92,23 @@ def _permute(coupling: Coupling, node: Node) -> None:
     bind_axes(coupling, x, node, [(d, k) for k, d in enumerate(dims)])
 
 
-def _reduction(coupling: Coupling, node: Node) -> None:
-    x = node.args[0]
+def _reduction(coupling: Coupling, node: Node, made: Node | None = None) -> None:
+    """made: the output, where the node returns several."""
+    x, made = node.args[0], made or node
     assert isinstance(x, Node)
-    at = 2 if operation(node) == "linalg_vector_norm" else 1
-    count, axes = len(shape(x)), argument(node, at, "dim")
+    at = 2 if operation(node) == "linalg_vector_norm" else RANKED.get(operation(node), 1)
+    count, axes = (
+        len(shape(x)),
+        argument(node, at, "dim", -1 if operation(node) in RANKED else None),
+    )
     axes = [axes] if isinstance(axes, int) else list(axes or range(count))
     axes = [axis % max(count, 1) for axis in axes]
-    _over(coupling, x, node, axes, kept=len(shape(node)) == count)
+    kept = len(shape(made)) == count
+    if kept and len(axes) == 1 and operation(node) in STATISTICS:
+        coupling.normalise(x, axes[0], node)
+        bind_axes(coupling, x, made, [(k, k) for k in range(count) if k != axes[0]])
+    else:
+        _over(coupling, x, made, axes, kept=kept)
 
 
 def _along(coupling: Coupling, node: Node) -> None:
@@ -104,7 +122,9 @@ def _along(coupling: Coupling, node: Node) -> None:
 
 def _over(coupling: Coupling, x: Node, node: Node, axes: Sequence[int], *, kept: bool) -> None:
     """Some axes are worked over, the others stay. kept: whether the output has all of them."""
-    reason, after = f"`{operation(node)}` is over its channels", 0
+    by = node.args[0] if node.target is operator.getitem else node
+    assert isinstance(by, Node)
+    reason, after = f"`{operation(by)}` is over its channels", 0
     for axis in range(len(shape(x))):
         if axis in axes:
             coupling.fix(coupling.axis(x, axis), reason, node)
@@ -164,10 +184,20 @@ def _stack(coupling: Coupling, node: Node) -> None:
 def piece_of(coupling: Coupling, node: Node) -> None:
     """One of the tensors that an operation returns."""
     source: Any = node.args[0]
-    if operation(source) not in SPLITS:
-        if shape(node):
-            fix_all(coupling, node, f"`{operation(source)}` is not understood", node)
-        return
+    name = operation(source)
+    if name in SPATIAL:
+        _spatial(coupling, source, node)
+    elif name in RANKED:
+        _reduction(coupling, source, node)
+    elif name in SPLITS:
+        _part(coupling, node)
+    elif shape(node):
+        fix_all(coupling, node, f"`{name}` is not understood", node)
+
+
+def _part(coupling: Coupling, node: Node) -> None:
+    """Of a tensor that is split."""
+    source: Any = node.args[0]
     index: Any = node.args[1]
     x = source.args[0]
     unbound = operation(source) == "unbind"
@@ -242,6 +272,60 @@ def _shuffle_pixels(coupling: Coupling, node: Node) -> None:
             coupling.fix(coupling.axis(tensor, axis), MOVED, node)
 
 
+def _unshuffle_pixels(coupling: Coupling, node: Node) -> None:
+    x, factor = node.args[0], int(argument(node, 1, "downscale_factor"))
+    assert isinstance(x, Node)
+    first = len(shape(x)) - 2
+    bind_lead(coupling, x, node, first - 1)
+    read = coupling.axis(x, first - 1)
+    coupling.bind(np.repeat(read, factor * factor), coupling.axis(node, first - 1))
+    for tensor in (x, node):
+        for axis in (first, first + 1):
+            coupling.fix(coupling.axis(tensor, axis), MOVED, node)
+
+
+def _shuffle_channels(coupling: Coupling, node: Node) -> None:
+    """[groups, channels of one] is transposed: the same ones of every group go together."""
+    x, count = node.args[0], int(argument(node, 1, "groups"))
+    assert isinstance(x, Node)
+    bind_axes(coupling, x, node, [(k, k) for k in range(len(shape(x))) if k != 1])
+    read = coupling.axis(x, 1).reshape(count, -1)
+    coupling.bind(read.T.ravel(), coupling.axis(node, 1))
+    coupling.bind(read.ravel(), np.broadcast_to(read[:1], read.shape).ravel())
+
+
+def _repeat(coupling: Coupling, node: Node) -> None:
+    """Whole tensors side by side along each axis; one number is there for all."""
+    x = node.args[0]
+    assert isinstance(x, Node)
+    lead = len(shape(node)) - len(shape(x))
+    for axis, size in enumerate(shape(x)):
+        read, made = coupling.axis(x, axis), coupling.axis(node, lead + axis)
+        if size > 1:
+            coupling.bind(np.tile(read, len(made) // size), made)
+
+
+def _repeat_each(coupling: Coupling, node: Node) -> None:
+    """Every channel several times side by side, as heads that several queries share."""
+    x, times, dim = (argument(node, k, n) for k, n in enumerate(("self", "repeats", "dim")))
+    if not isinstance(times, int) or dim is None:
+        unknown(coupling, node)
+        return
+    dim %= len(shape(x))
+    bind_axes(coupling, x, node, [(k, k) for k in range(len(shape(x))) if k != dim])
+    coupling.bind(np.repeat(coupling.axis(x, dim), times), coupling.axis(node, dim))
+
+
+def _grid_sample(coupling: Coupling, node: Node) -> None:
+    x, grid = node.args[:2]
+    assert isinstance(x, Node) and isinstance(grid, Node)
+    bind_lead(coupling, x, node, 2)
+    fix_all(coupling, grid, "it says where a tensor is sampled", node)
+    for tensor in (x, node):
+        for axis in range(2, len(shape(tensor))):
+            coupling.fix(coupling.axis(tensor, axis), "it is sampled", node)
+
+
 def _glu(coupling: Coupling, node: Node) -> None:
     x = node.args[0]
     assert isinstance(x, Node)
@@ -259,10 +343,12 @@ MOVES: dict[str, Callable[[Coupling, Node], None]] = {
     **{name: _reshape for name in RESHAPES},
     **{name: _reduction for name in REDUCTIONS},
     **{name: _along for name in ALONG},
-    **{name: _permute for name in ("permute", "transpose", "swapaxes", "t", "movedim")},
+    **{name: _permute for name in ("permute", "transpose", "swapaxes", "t", "movedim", "moveaxis")},
     **{name: _new for name in ("zeros", "ones", "full", "arange", "empty", "rand", "randn")},
     **{name: _new for name in ("new_zeros", "new_ones", "new_full", "linspace", "scalar_tensor")},
     **{"cat": _cat, "concat": _cat, "stack": _stack, "slice": _slice, "select": _select},
     **{"index": _index, "pad": _pad, "constant_pad_nd": _pad, "glu": _glu},
-    "pixel_shuffle": _shuffle_pixels,
+    **{"pixel_shuffle": _shuffle_pixels, "pixel_unshuffle": _unshuffle_pixels},
+    **{"channel_shuffle": _shuffle_channels, "narrow": _slice, "grid_sampler": _grid_sample},
+    **{"repeat": _repeat, "tile": _repeat, "repeat_interleave": _repeat_each},
 }

@@ -179,16 +179,22 @@ def proven(
 
     With the weights zero that read the channels which go, and norms over the others alone, the
     model computes what it computes without these channels. That is tried on the example inputs, of
-    all pairs at once, and of each where it fails: a number of channels that is written in the
+    all pairs at once, and of halves where it fails: a number of channels that is written in the
     model's code, say, shows here. So does an attribute that only happens to be as many.
     """
-    if not pairs or not _difference(model, pairs, inputs):
-        return list(pairs), []
     good: list[Pair] = []
     refused: list[Refused] = []
-    for pair in pairs:
-        reason = _difference(model, [*good, pair], inputs)
-        if reason:
+    waiting = [list(pairs)] if pairs else []
+    while waiting:
+        several = waiting.pop()
+        reason = _difference(model, [*good, *several], inputs)
+        if not reason:
+            good += several
+        elif len(several) > 1:
+            half = len(several) // 2
+            waiting += [several[half:], several[:half]]
+        else:
+            (pair,) = several
             others = (
                 p for p in _with_fewer_sizes(pair) if not _difference(model, [*good, p], inputs)
             )
@@ -196,8 +202,6 @@ def proven(
                 good.append(other)
                 continue
             refused.append(Refused(name=pair.name, kind=pair.kind, shape=pair.shape, reason=reason))
-        else:
-            good.append(pair)
     return good, refused
 
 

@@ -58,6 +58,19 @@ class Size:
     times: int
 
 
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """A normalisation over channels, or a mean of them.
+
+    module: the path of the module that computes it. axis: of its input, from the last one on.
+    channels: of every index along it the channel, [size]; -1 where it is of none and stays.
+    """
+
+    module: str
+    axis: int
+    channels: Tensor
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pair:
     """Channels that can be taken out: layers that make them, and layers that read them.
@@ -67,8 +80,8 @@ class Pair:
     producers: paths; several where one gates the other, or where they are added up. gates: those of
     them that only scale the channels that they look at, as squeeze-and-excitation does.
     consumers: of the layers that read them, the weights. cuts: every other tensor that is cut.
-    sizes: attributes that change with them. norms: weights of normalisations over the channels,
-    which then are over those that remain: what they make changes, and readers are fitted to that.
+    sizes: attributes that change with them. norms: normalisations over the channels, which then are
+    over those that remain: what they make changes, and readers are fitted to that.
     """
 
     name: str
@@ -81,7 +94,7 @@ class Pair:
     consumers: tuple[Cut, ...]
     cuts: tuple[Cut, ...]
     sizes: tuple[Size, ...] = ()
-    norms: tuple[str, ...] = ()
+    norms: tuple[Norm, ...] = ()
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from torch.fx import Node
 
 from proxylessnas.surgery.coupling import Coupling, Elements
@@ -26,6 +27,8 @@ from proxylessnas.surgery.graph import (
 from proxylessnas.surgery.moves import (
     MOVED,
     MOVES,
+    RANKED,
+    SPATIAL,
     SPLITS,
     bind_axes,
     bind_lead,
@@ -47,10 +50,13 @@ SAME = {
 }
 
 
+SEVERAL = SPLITS | RANKED.keys() | SPATIAL.keys()  # that may return several tensors
+
+
 def relate(coupling: Coupling) -> None:
     """Bind and fix the elements of all nodes, folds apart."""
     for node in coupling.graph.nodes:
-        name = operation(node)
+        name, value = operation(node), node.meta.get("val")
         if node.op == "placeholder":
             if coupling.graph.weight(node) is None:
                 fix_all(coupling, node, "it is an input of the model", node)
@@ -59,11 +65,11 @@ def relate(coupling: Coupling) -> None:
                 fix_all(coupling, source, OUTPUT, node)
         elif node.target is operator.getitem:
             piece_of(coupling, node)
-        elif name in HANDLERS:
+        elif name in HANDLERS and isinstance(value, Tensor):
             HANDLERS[name](coupling, node)
         elif name in SAME or is_pointwise(node):
             _aligned(coupling, node)
-        elif name not in SPLITS and "val" in node.meta and node.meta["val"] is not None:
+        elif value is not None and (isinstance(value, Tensor) or name not in SEVERAL):
             unknown(coupling, node)
 
 
@@ -153,7 +159,7 @@ def _group_norm(coupling: Coupling, node: Node) -> None:
     vectors = [argument(node, k, name) for k, name in ((2, "weight"), (3, "bias"))]
     _vectors(coupling, node, coupling.axis(node, 1), vectors)
     if count == 1:
-        _over_channels(coupling, node, vectors[0], coupling.axis(x, 1))
+        coupling.normalise(x, 1, node)
     else:
         _whole_groups(coupling, count, coupling.axis(x, 1))
 
@@ -168,18 +174,9 @@ def _layer_norm(coupling: Coupling, node: Node) -> None:
     bind_lead(coupling, x, node, last + 1)
     _vectors(coupling, node, coupling.axis(node, last), vectors)
     if len(argument(node, 1, "normalized_shape")) == 1:
-        _over_channels(coupling, node, vectors[0], coupling.axis(x, last))
+        coupling.normalise(x, last, node)
     else:
         fix_all(coupling, x, "layer normalisation is over several dimensions", node)
-
-
-def _over_channels(coupling: Coupling, node: Node, weight: Any, channels: Elements) -> None:
-    """What is over all channels is over those that remain, and is known by its weight."""
-    name = coupling.graph.weight(weight)
-    if name is None or coupling.graph.is_shared(weight):
-        coupling.fix(channels, "it is normalised without a weight of its own", node)
-    else:
-        coupling.norms.add(name)
 
 
 def _prelu(coupling: Coupling, node: Node) -> None:
