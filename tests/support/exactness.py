@@ -13,9 +13,10 @@ from torch.utils import _pytree as pytree
 from proxylessnas.surgery.attention import opened
 from proxylessnas.surgery.finding import find_pairs
 from proxylessnas.surgery.graph import Graph
-from proxylessnas.surgery.narrow import Narrowed, narrowed, proven
+from proxylessnas.surgery.narrow import Narrowed, narrowed
 from proxylessnas.surgery.norms import over_some
 from proxylessnas.surgery.pairs import Pair, Refused
+from proxylessnas.surgery.proof import proven
 
 
 def pairs_of(

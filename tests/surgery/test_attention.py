@@ -15,7 +15,8 @@ from proxylessnas.hardware.runtimes import make
 from proxylessnas.surgery.attention import Attention, opened
 from proxylessnas.surgery.finding import find_pairs
 from proxylessnas.surgery.graph import Graph
-from proxylessnas.surgery.narrow import Narrowed, narrowed, outputs, proven
+from proxylessnas.surgery.narrow import Narrowed, narrowed
+from proxylessnas.surgery.proof import outputs, proven
 
 BATCH, PLACES, OTHERS, WIDE = 3, 5, 7, 12
 

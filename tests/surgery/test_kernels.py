@@ -15,7 +15,8 @@ from proxylessnas.surgery.finding import find_pairs
 from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.kernels import blanks, cropped
 from proxylessnas.surgery.moments import read_rows
-from proxylessnas.surgery.narrow import Narrowed, narrow, narrowed, outputs
+from proxylessnas.surgery.narrow import Narrowed, narrow, narrowed
+from proxylessnas.surgery.proof import outputs
 from proxylessnas.surgery.saved import restored
 from proxylessnas.training.copying import copied
 

@@ -10,6 +10,8 @@ from exactness import check_exact, pairs_of, share
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from proxylessnas.surgery.narrow import Narrowed, narrowed
+
 Inputs = tuple[Tensor, ...]
 IMAGES = (torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0)),)
 
@@ -224,3 +226,62 @@ def test_all_of_it_can_be_cut_exactly(kind: str) -> None:
     model, pairs, _ = pairs_of(model.eval(), inputs)
     check_exact(model, pairs, inputs)
     assert share(model, pairs) > (0.9 if kind == "warped" else 0.98)
+
+
+class HeadsOfTheStream(nn.Module):
+    """Attention that takes the width of its heads from the stream, as many write it."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.norm = heads, nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(b, n, 3, self.heads, c // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        attention = (q @ k.transpose(-2, -1) * (c // self.heads) ** -0.5).softmax(-1)
+        return x + self.out((attention @ v).transpose(1, 2).reshape(b, n, c))
+
+
+def test_heads_and_the_stream_whose_width_they_are_are_cut_together() -> None:
+    torch.manual_seed(0)
+    blocks = [HeadsOfTheStream(32, 4) for _ in range(2)]
+    model = nn.Sequential(nn.Linear(5, 32), *blocks, nn.Linear(32, 3)).eval()
+    inputs = (torch.randn(2, 7, 5),)
+    model, pairs, _ = pairs_of(model, inputs)
+    (pair,) = pairs
+    assert (pair.width, pair.unit) == (4, 8)
+    assert {size.attribute for size in pair.sizes} >= {"heads"}
+    small = check_exact(model, pairs, inputs)
+    assert small[1].qkv.weight.shape == (3 * 16, 16) and small[1].heads == 2
+
+
+class OneAlike(nn.Module):
+    """Two layers whose widths the code takes for one another, found as the first and the fourth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 24)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 24)) for _ in range(2)
+        )
+        self.b, self.c = nn.Linear(24, 48), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        for block in self.blocks:
+            x = x + block(x)
+        out: Tensor = self.c(self.b(x).view(-1, 2, x.shape[1]).amax(1))
+        return out
+
+
+def test_what_the_code_keeps_alike_is_not_cut_apart() -> None:
+    """Cut by the same share they would agree, and nothing else would."""
+    torch.manual_seed(0)
+    model, inputs = OneAlike().eval(), (torch.randn(5, 4),)
+    model, pairs, _ = pairs_of(model, inputs)
+    assert {pair.name for pair in pairs} >= {"blocks.0.0", "blocks.1.0"}
+    for pair in pairs:
+        cut = narrowed(model, [(pair, Narrowed(torch.arange(12), {}))])
+        assert cut(*inputs).shape == (5, 3)

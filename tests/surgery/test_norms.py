@@ -11,8 +11,9 @@ from proxylessnas.surgery.finding import find_pairs
 from proxylessnas.surgery.fits import narrow_fits, refit
 from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.moments import moments_of_readers, moments_within
-from proxylessnas.surgery.narrow import Narrowed, narrowed, outputs, proven
+from proxylessnas.surgery.narrow import Narrowed, narrowed
 from proxylessnas.surgery.norms import over_some
+from proxylessnas.surgery.proof import outputs, proven
 
 
 class Stream(nn.Module):

@@ -14,8 +14,9 @@ from proxylessnas.surgery.attention import opened
 from proxylessnas.surgery.candidates import choices_of
 from proxylessnas.surgery.finding import find_pairs
 from proxylessnas.surgery.graph import Graph
-from proxylessnas.surgery.narrow import Narrowed, narrowed, proven
+from proxylessnas.surgery.narrow import Narrowed, narrowed
 from proxylessnas.surgery.pairs import Pair, Refused
+from proxylessnas.surgery.proof import proven
 
 
 def found(model: nn.Module, *inputs: Tensor) -> tuple[list[Pair], dict[str, str]]:

@@ -27,7 +27,8 @@ from proxylessnas.surgery.finding import find_pairs
 from proxylessnas.surgery.fits import narrow_fits
 from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.moments import moments_of_readers, read_rows
-from proxylessnas.surgery.narrow import Narrowed, narrowed, outputs
+from proxylessnas.surgery.narrow import Narrowed, narrowed
+from proxylessnas.surgery.proof import outputs
 from proxylessnas.surgery.saved import restored
 
 NAN = float("nan")

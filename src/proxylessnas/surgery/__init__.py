@@ -7,6 +7,7 @@ pairs.py        channels that can be taken out, and every tensor that is cut the
 finding.py      the pairs of a model
 norms.py        layer normalisation over some of the channels
 narrow.py       a copy of the model with some channels alone
+proof.py        what can be cut is tried
 moments.py      of what layers read
 kernels.py      a smaller kernel, in closed form
 lowrank.py      two thin layers in place of a wide one, in closed form

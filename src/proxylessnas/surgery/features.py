@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from proxylessnas.pretrained.distil import TEMPERATURE
 from proxylessnas.surgery.brought import Trained
-from proxylessnas.surgery.narrow import outputs
+from proxylessnas.surgery.proof import outputs
 from proxylessnas.surgery.scores import Distance, distance_for, squared_distance
 from proxylessnas.surgery.space import Space
 

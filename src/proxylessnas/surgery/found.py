@@ -34,8 +34,9 @@ from proxylessnas.surgery.finding import find_pairs, path_of
 from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.kernels import Crop, blanks
 from proxylessnas.surgery.lowrank import Factors, blank_factors, wide_layers
-from proxylessnas.surgery.narrow import Narrowed, applicable, proven
+from proxylessnas.surgery.narrow import Narrowed
 from proxylessnas.surgery.pairs import Pair, Refused
+from proxylessnas.surgery.proof import applicable, proven
 from proxylessnas.surgery.space import Space
 
 Fits = Mapping[Pair, Mapping[int, Narrowed]]

@@ -26,7 +26,7 @@ from proxylessnas.hardware.runtimes import Runtime
 from proxylessnas.hardware.whole_networks import measure_networks
 from proxylessnas.pretrained.candidates import SHARES
 from proxylessnas.seeds import derive_seed
-from proxylessnas.surgery.narrow import outputs
+from proxylessnas.surgery.proof import outputs
 from proxylessnas.surgery.space import Space
 
 RANDOM = 4  # whole networks besides the uniform ones

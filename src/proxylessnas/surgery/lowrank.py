@@ -24,7 +24,8 @@ from proxylessnas.pretrained.candidates import rounded_width
 from proxylessnas.surgery.finding import path_of
 from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.moments import Statistics, is_transposed, statistics_of
-from proxylessnas.surgery.narrow import Remaining, applicable, matched, replace_tensor
+from proxylessnas.surgery.narrow import Remaining, matched, replace_tensor
+from proxylessnas.surgery.proof import applicable
 from proxylessnas.training.copying import copied
 
 SHARES = {"rank 2/3": 2 / 3, "rank 1/2": 1 / 2, "rank 1/3": 1 / 3}  # of a layer's multiplications

@@ -5,25 +5,18 @@ The copy is the model's own classes with smaller tensors, so that nothing of thi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
-from torch.utils import _pytree as pytree
 
-from proxylessnas.data.arguments import arguments_of
-from proxylessnas.errors import in_words
 from proxylessnas.hardware.fingerprint import Convolution
-from proxylessnas.surgery.norms import over_some
-from proxylessnas.surgery.pairs import Cut, Pair, Refused, Size
+from proxylessnas.surgery.pairs import Cut, Pair, Size
 from proxylessnas.training.copying import copied
-from proxylessnas.training.freezing import evaluating
-
-TOLERANCE = 1e-4  # of the outputs' largest number: what the order of float32 sums may change
 
 Remaining = dict[tuple[str, int], Tensor]
 
@@ -166,117 +159,3 @@ def matched(module: nn.Module) -> None:
         module.num_features = module.num_features if tensor is None else len(tensor)
     elif hasattr(module, "normalized_shape") and isinstance(module.weight, Tensor):
         setattr(module, "normalized_shape", tuple(module.weight.shape))  # noqa: B010
-
-
-# --- proof ---
-
-
-@torch.no_grad()
-def proven(
-    model: nn.Module, pairs: Sequence[Pair], inputs: tuple[Any, ...]
-) -> tuple[list[Pair], list[Refused]]:
-    """The pairs that cut what the model computes with, and the others.
-
-    With the weights zero that read the channels which go, and norms over the others alone, the
-    model computes what it computes without these channels. That is tried on the example inputs, of
-    all pairs at once, and of halves where it fails: a number of channels that is written in the
-    model's code, say, shows here. So does an attribute that only happens to be as many.
-    """
-    good: list[Pair] = []
-    refused: list[Refused] = []
-    waiting = [list(pairs)] if pairs else []
-    while waiting:
-        several = waiting.pop()
-        reason = _difference(model, [*good, *several], inputs)
-        if not reason:
-            good += several
-        elif len(several) > 1:
-            half = len(several) // 2
-            waiting += [several[half:], several[:half]]
-        else:
-            (pair,) = several
-            others = (
-                p for p in _with_fewer_sizes(pair) if not _difference(model, [*good, p], inputs)
-            )
-            if other := next(others, None):
-                good.append(other)
-                continue
-            refused.append(Refused(name=pair.name, kind=pair.kind, shape=pair.shape, reason=reason))
-    return good, refused
-
-
-def _with_fewer_sizes(pair: Pair) -> Iterator[Pair]:
-    """The pair without one of several attributes of a module that are as many."""
-    for size in pair.sizes:
-        alike = [s for s in pair.sizes if (s.module, s.times) == (size.module, size.times)]
-        if len(alike) > 1:
-            yield replace(pair, sizes=tuple(s for s in pair.sizes if s is not size))
-
-
-def _difference(model: nn.Module, pairs: Sequence[Pair], inputs: tuple[Any, ...]) -> str:
-    """Why the pairs cannot be cut; empty where a half to three quarters of the channels can go."""
-    # Not of all pairs the same share: two that the model's code keeps alike would not be noticed.
-    cuts = [
-        (pair, Narrowed(torch.arange(0, pair.width, 2 + k % 3), {})) for k, pair in enumerate(pairs)
-    ]
-    silenced = copied(model)
-    for pair, kept in cuts:
-        silence(silenced, pair, kept.channels)
-    with over_some(silenced, [(pair, kept.channels) for pair, kept in cuts]):
-        expected = outputs(silenced, inputs)
-    try:
-        actual = outputs(narrowed(model, cuts), inputs)
-    except Exception as error:  # whatever the model's own code raises
-        return f"the model fails with fewer of its channels: {in_words(error)}"
-    for a, b in zip(actual, expected, strict=True):
-        if not _agree(a, b):
-            return (
-                "the model's outputs depend on its channels in a way that the graph does not show"
-            )
-    return ""
-
-
-def applicable(
-    model: nn.Module, changes: Mapping[str, Any], inputs: tuple[Any, ...], *, exact: bool = False
-) -> set[str]:
-    """The layers, by their paths, whose change leaves the model running, its outputs of one shape.
-
-    exact: and its outputs what they were. Tried of all at once, and of each where that fails.
-    """
-    before = outputs(model, inputs)
-
-    def runs(several: Iterable[Any]) -> bool:
-        network = copied(model)
-        for change in several:
-            change.apply(network, {})
-        try:
-            both = list(zip(outputs(network, inputs), before, strict=True))
-        except Exception:  # whatever the model's own code raises
-            return False
-        return all(a.shape == b.shape and (not exact or _agree(a, b)) for a, b in both)
-
-    if not changes or runs(changes.values()):
-        return set(changes)
-    return {path for path, change in changes.items() if runs([change])}
-
-
-def _agree(a: Tensor, b: Tensor) -> bool:
-    scale = float(b.abs().max().clamp_min(1e-12))
-    return a.shape == b.shape and float((a - b).abs().max()) <= TOLERANCE * scale
-
-
-def silence(model: nn.Module, pair: Pair, channels: Tensor) -> None:
-    """Let the layers that read a pair's channels not read the others than these."""
-    for cut in pair.consumers:
-        gone = torch.ones(len(cut.channels), dtype=torch.bool)
-        gone[cut.remaining(channels)] = False
-        weight = model.get_parameter(cut.tensor).detach()
-        weight.index_fill_(cut.axis, gone.nonzero()[:, 0].to(weight.device), 0.0)
-
-
-def outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    """The tensors of floating point that a model returns, in evaluation mode."""
-    args, kwargs = arguments_of(inputs)
-    with evaluating(model), torch.no_grad():
-        leaves = pytree.tree_leaves(model(*args, **kwargs))
-    return [v.float() for v in leaves if isinstance(v, Tensor) and v.is_floating_point()]
