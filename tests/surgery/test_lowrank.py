@@ -18,7 +18,6 @@ from proxylessnas.surgery.lowrank import (
     blank,
     blank_factors,
     fitted_factors,
-    rows_made,
     wide_layers,
 )
 from proxylessnas.surgery.narrow import Narrowed, narrow, narrowed
@@ -65,23 +64,33 @@ def test_at_full_rank_the_factors_are_the_layer() -> None:
         assert float((a - b).abs().max()) <= 1e-6 * float(b.abs().max())
 
 
+@pytest.mark.parametrize("large", [1024, 8])
 @pytest.mark.parametrize("path", WIDE)
-def test_of_a_lower_rank_it_is_the_best_of_all_maps(path: str) -> None:
-    """Of what a layer makes with each tap, to what the leading singular values by NumPy leave."""
+def test_of_a_lower_rank_it_is_the_best_of_all_maps(
+    path: str, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what a layer makes with each tap, to what the leading singular values by NumPy leave.
+
+    Three of the layers read fewer numbers than they make. large: single precision from there on.
+    """
+    monkeypatch.setattr("proxylessnas.surgery.lowrank.ROWS", 1 << 20)
+    monkeypatch.setattr("proxylessnas.surgery.lowrank.RIDGE", 0.0)
+    monkeypatch.setattr("proxylessnas.surgery.lowrank.LARGE", large)
     model, x = network(), batches()
     factors = fitted_factors(model, blank_factors(model, [path]), x)["rank 1/3"][path]
     whole, small = copied(model), copied(model)
-    fitted(model, x)[path].apply(whole, {})
+    full = blank(model.get_submodule(path), path)
+    full.apply(whole, {})
     factors.apply(small, {})
     made: dict[str, list[Tensor]] = {"whole": [], "small": []}
 
     def look(name: str, basis: Tensor) -> Any:
         def hook(layer: nn.Module, _: Any, output: Tensor) -> None:
-            made[name].append(rows_made(layer, output) @ basis.T)
+            output = output.movedim(1 - layer.weight.dim(), -1).flatten(0, -2)
+            made[name].append(output @ basis.T)
 
         return hook
 
-    full: Any = fitted(model, x)[path]
     whole.get_submodule(path)[0].register_forward_hook(look("whole", full.basis))
     small.get_submodule(path)[0].register_forward_hook(look("small", factors.basis))
     with torch.no_grad():
@@ -135,10 +144,8 @@ def test_of_low_rank_and_narrower_at_once() -> None:
         each.apply(actual, remaining)
     with torch.no_grad():
         a, b = actual(x[0].double()), expected(x[0].double())
-    assert actual[2][1].weight.shape[:2] == (
-        len(pairs_kept := cuts[1][1].channels),
-        3 * len(pairs_kept),
-    )
+    kept = len(cuts[1][1].channels)
+    assert actual[2][1].weight.shape[:2] == (kept, min(3 * kept, 120))
     assert float((a - b).abs().max()) <= 1e-6 * float(b.abs().max())
 
 
@@ -163,6 +170,55 @@ def test_which_layers_can_be_of_low_rank() -> None:
     graph = Graph(model, (x,))
     assert wide_layers(model, graph, (x,), lambda path: True) == ["plain"]
     assert not wide_layers(model, graph, (x,), lambda path: path != "plain")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_of_half_precision(dtype: torch.dtype) -> None:
+    """The same layers, and factors of what the rounded weights make: fitted before they round."""
+    model, x = network().to(dtype), [batch.to(dtype) for batch in batches()]
+    single, inputs = network().to(dtype).float(), [batch.float() for batch in x]
+    assert wide_layers(model, Graph(model, (x[0],)), (x[0],), lambda path: True) == WIDE
+    blanks = blank_factors(model, ["0", "7"])
+    several = [fitted_factors(m, blanks, b) for m, b in ((model, x), (single, inputs))]
+    for path in ("0", "7"):
+        half, whole = (fit["rank 1/2"][path] for fit in several)
+        if path == "0":  # which no rounding comes before
+            torch.testing.assert_close(half.mean, whole.mean)
+        small, expected = copied(model), copied(single)
+        half.apply(small, {}), whole.apply(expected, {})
+        assert {p.dtype for p in small.parameters()} == {dtype}
+        with torch.no_grad():
+            a, b = small(x[0]).float(), expected(inputs[0])
+        assert float((a - b).norm() / b.norm()) < 4 * torch.finfo(dtype).eps
+
+
+def test_half_precision_that_does_not_run_in_single_precision_is_said() -> None:
+    model = nn.Sequential(Halves(), *network()).bfloat16()
+    x = batches()[0].bfloat16()
+    graph = Graph(model, (x,))
+    with pytest.warns(UserWarning, match="no low ranks, which are tried in single precision"):
+        assert not wide_layers(model, graph, (x,), lambda path: True)
+
+
+class Halves(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.bfloat16()
+
+
+def test_layers_too_large_for_low_ranks_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxylessnas.surgery.lowrank.MOST", 40)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 40)).eval()
+    data = [(batch, batch.flatten(1)[:, :40]) for batch in batches()]
+    result = specialised(
+        model,
+        train=data,
+        valid=data,
+        loss=nn.functional.mse_loss,
+        correct=None,
+        example_inputs=(data[0][0][:1],),
+        target_latency="0.96x",
+    )
+    assert "; 1 of no low rank (512x64 is too large)" in result.table
 
 
 def test_a_model_of_which_no_channel_can_go(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from proxylessnas.export.fold import fold
 from proxylessnas.spaces.blocks import ConvBN, Head, MBConv, Network
 from proxylessnas.training.device import Machine
 from proxylessnas.training.kernels import folding, speed_up
@@ -144,3 +145,25 @@ def test_shared_layers_are_not_folded() -> None:
     assert not list(folding.pairs(list(module.modules())))
     module = nn.Sequential(nn.Sequential(conv, norm), nn.Sequential(conv, nn.ReLU()))
     assert not list(folding.pairs(list(module.modules())))
+
+
+class Optional(nn.Module):
+    """Of an argument that may be none, and then is not looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, twice: bool = False) -> Tensor:
+        x = self.norm(self.conv(x))
+        if scale is not None:
+            x = x * scale
+        return 2 * x if twice else x
+
+
+def test_arguments_that_are_not_given_are_what_they_are_by_default() -> None:
+    model, x, scale = used(Optional()).eval(), torch.randn(2, 3, 5, 5), torch.tensor(3.0)
+    for inputs in ((x,), (x, scale)):
+        folded = fold(model, len(inputs))
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+        torch.testing.assert_close(folded(*inputs), model(*inputs), atol=1e-5, rtol=1e-5)

@@ -52,7 +52,7 @@ def export_coreml(
     if path.exists() and not (path / "Manifest.json").is_file():
         raise ConfigError(f"{path} exists and is no .mlpackage: choose another name")
     inputs = tuple(x.detach().cpu() for x in inputs)
-    plain = fold(copied(module).cpu())
+    plain = fold(copied(module).cpu(), len(inputs))
     with exporting(module, "to Core ML"):
         import coremltools
 

@@ -41,7 +41,7 @@ def to_executorch(
     """
     check_executorch()
     inputs = tuple(x.detach().cpu() for x in inputs)
-    plain = fold(copied(module).cpu())
+    plain = fold(copied(module).cpu(), len(inputs))
     with exporting(module, "to ExecuTorch"):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower

@@ -42,7 +42,7 @@ def to_tflite(
     """
     litert_torch = _litert_torch()
     inputs = tuple(x.detach().cpu() for x in inputs)
-    plain = fold(copied(module).cpu())  # the caller's may be on a GPU, and stays there
+    plain = fold(copied(module).cpu(), len(inputs))  # the caller's may be on a GPU, and stays there
     with exporting(module, "to tflite"):
         plain, _ = with_tensors_alone(plain, inputs)
         outputs = pytree.tree_leaves(plain(*inputs))

@@ -19,7 +19,7 @@ from proxylessnas.limits import parse_latency
 from proxylessnas.pretrained.scores import Scores
 from proxylessnas.surgery.brought import Trained, inputs_of
 from proxylessnas.surgery.candidates import SMALLER, widths_of
-from proxylessnas.surgery.fits import WITHIN, narrow_fits
+from proxylessnas.surgery.fits import BATCHES, WITHIN, narrow_fits
 from proxylessnas.surgery.found import Found, blank_fits
 from proxylessnas.surgery.kernels import cropped
 from proxylessnas.surgery.latency import Latencies, latency_costs, patient
@@ -141,7 +141,8 @@ def around(found: Found, latencies: Latencies, brought: Trained | None = None) -
                 fits = narrow_fits(brought.model, widths, inputs_of(brought.train), update)
             few = list(inputs_of(brought.train, WITHIN))
             smaller = cropped(brought.model, found.smaller.values(), few)
-            ranks = fitted_factors(brought.model, found.ranks, few)
+            enough = inputs_of(brought.train, BATCHES)
+            ranks = fitted_factors(brought.model, found.ranks, enough)
             store.save_tensors(FITS, tensors_of_fits(fits, {SMALLER: smaller, **ranks}))
             facts["files"] = [FITS]
     tensors = store.load_tensors(FITS)[0]

@@ -33,7 +33,7 @@ from proxylessnas.surgery.candidates import (
 from proxylessnas.surgery.finding import find_pairs, path_of
 from proxylessnas.surgery.graph import Graph
 from proxylessnas.surgery.kernels import Crop, blanks
-from proxylessnas.surgery.lowrank import Factors, blank_factors, wide_layers
+from proxylessnas.surgery.lowrank import Factors, blank_factors, too_large, wide_layers
 from proxylessnas.surgery.narrow import Narrowed
 from proxylessnas.surgery.pairs import Pair, Refused
 from proxylessnas.surgery.proof import applicable, proven
@@ -101,7 +101,11 @@ class Found:
     def _others(self, choice: Choice, pair: Pair) -> list[str]:
         """Candidates besides widths, in words; low ranks of the pair's own layers."""
         crops = changes_of(choice, SMALLER, self.smaller)
-        ranks = (f"{path} {self._ranks(path)}" for path in choice.wide if path in pair.layers)
+        ranks = [f"{path} {self._ranks(path)}" for path in choice.wide if path in pair.layers]
+        if LOW_RANK in self.kinds:
+            layers = {path: self.brought.model.get_submodule(path) for path in pair.producers}
+            large = {path: too_large(layer) for path, layer in layers.items()}
+            ranks += [f"{path} of no low rank ({size})" for path, size in large.items() if size]
         return [*map(str, crops), *ranks, *[f"{choice.name} left out"] * choice.can_leave_out]
 
     def _ranks(self, path: str) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from proxylessnas.hardware.fingerprint import Convolution
 from proxylessnas.pretrained.least_squares import RIDGE
 from proxylessnas.surgery.moments import Statistics, is_transposed, read_rows, statistics_of
-from proxylessnas.surgery.narrow import Remaining, matched, replace_tensor
+from proxylessnas.surgery.narrow import Remaining, matched, precise, replace_tensor
 
 LEAST = 5  # of a side that becomes smaller, by two
 NUMBERS = 1 << 24  # that are looked at of a batch
@@ -45,12 +45,12 @@ class Crop:
         """Let a layer have its smaller kernel. remaining: as `narrow` returns."""
         layer: Any = network.get_submodule(self.layer)
         kept = remaining.get((f"{self.layer}.weight", int(layer.groups == 1)))
-        weight = layer.weight.detach().flatten(2)
+        weight = precise(layer.weight).flatten(2)
         taps, rest = ((t if kept is None else t[kept]).to(weight) for t in (self.taps, self.rest))
         if layer.groups > 1:  # one channel to each output
             taps, rest = taps[:, None], rest[:, None]
         small = (weight[:, :, None] @ taps).view(*weight.shape[:2], *_smaller(layer.kernel_size))
-        shift = (weight * rest).sum((1, 2)) + (0.0 if layer.bias is None else layer.bias.detach())
+        shift = (weight * rest).sum((1, 2)) + (0.0 if layer.bias is None else precise(layer.bias))
         replace_tensor(network, f"{self.layer}.weight", small)
         replace_tensor(network, f"{self.layer}.bias", shift)
         layer.padding = _padding(layer)

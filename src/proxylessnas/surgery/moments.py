@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from proxylessnas.errors import DataError
 from proxylessnas.pretrained.least_squares import Moments, rows_of
+from proxylessnas.surgery.narrow import precise
 from proxylessnas.surgery.norms import over_some
 from proxylessnas.surgery.pairs import Cut, Pair
 from proxylessnas.training.freezing import evaluating
@@ -77,7 +78,7 @@ class _Sums:
 
     def __init__(self, model: nn.Module, cut: Cut, batches: int) -> None:
         self.layer: Any = model.get_submodule(cut.module)
-        transposed, weight = is_transposed(self.layer), model.get_parameter(cut.tensor).detach()
+        transposed, weight = is_transposed(self.layer), precise(model.get_parameter(cut.tensor))
         kernel = 1 if transposed else weight[0, 0].numel()  # numbers of a row, of each input
         self.inputs = rows_of(cut.places.flatten(), kernel)
         self.weight = (weight.flatten(1) if transposed else weight.flatten(1).T)[self.inputs]

@@ -133,6 +133,11 @@ def replace_tensor(network: nn.Module, name: str, tensor: Tensor) -> None:
     owner._parameters[attribute] = nn.Parameter(tensor, requires_grad=like.requires_grad)
 
 
+def precise(tensor: Tensor) -> Tensor:
+    """Numbers of half a precision in single precision, others as they are."""
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def matched(module: nn.Module) -> None:
     """Let a module's attributes say what its tensors are."""
     if isinstance(module, nn.Linear):

@@ -39,7 +39,7 @@ def distance_for(loss: Any, temperature: float = 1.0) -> Distance:
 
 def logits_distance(output: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(wanted ‖ output), mean over the batch and its places; logits [batch, classes, ...]."""
-    return divergence(output, wanted, temperature) / output[0, 0].numel()
+    return divergence(output.float(), wanted.float(), temperature) / output[0, 0].numel()
 
 
 def squared_distance(output: Any, wanted: Any) -> Tensor:

@@ -37,7 +37,7 @@ class TorchRuntime:
         return description(self, version=torch.__version__, device=device)
 
     def load(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Session:
-        network = fold(module).to(self.device)
+        network = fold(module, len(inputs)).to(self.device)
         arguments = tuple(x.detach().to(self.device) for x in inputs)
         if "channels_last" in self.options:
             network = network.to(memory_format=torch.channels_last)
