@@ -244,6 +244,22 @@ def test_weights_that_fit_the_classes_are_the_teacher(
     )
 
 
+@pytest.mark.parametrize(
+    "packed",
+    [
+        lambda s: {"model_state_dict": s, "optimizer": {"state": {}, "lr": 0.1}},
+        lambda s: {"net": {f"module.{k}": v for k, v in s.items()}, "epoch": 3},
+        lambda s: {"best": {f"backbone._orig_mod.{k}": v for k, v in s.items()}, "acc": 0.9},
+        lambda s: {"ema": {k: v + 1 for k, v in s.items()}, "model": {"state_dict": s}},
+    ],
+)
+def test_weights_as_training_scripts_save_them(packed: Any, tmp_path: Path) -> None:
+    state = small_models.residual().state_dict()
+    torch.save(packed(state), tmp_path / "last.pth")
+    loaded = load_model("small_models:residual", str(tmp_path / "last.pth")).model
+    assert all(torch.equal(state[k], v) for k, v in loaded.state_dict().items())
+
+
 def hostile(path: Path) -> Path:
     class Hostile:
         def __reduce__(self) -> Any:

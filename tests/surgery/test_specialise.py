@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from proxylessnas.surgery.moments import moments_of_readers, read_rows
 from proxylessnas.surgery.narrow import Narrowed, narrowed
 from proxylessnas.surgery.proof import outputs
 from proxylessnas.surgery.saved import restored
+from proxylessnas.surgery.specialise import FINETUNE
 
 NAN = float("nan")
 
@@ -246,10 +248,15 @@ def test_redundant_channels_cost_nothing() -> None:
         ({"candidates": "smaller_kernel"}, SupernetError, "'narrower' is not among candidates="),
         ({"blocks": "0", "target_latency": "0.9x"}, LimitError, "blocks='auto' where blocks="),
         ({"blocks": "11"}, SupernetError, "nothing to narrow .* an output of the model"),
+        ({"blocks": "2"}, SupernetError, "`blocks` names none of its layers"),
+        ({"blocks": []}, ConfigError, "blocks is empty"),
         ({"train": None}, DataError, "no batches of `train`"),
         ({"example_inputs": (torch.zeros(1, 7),)}, SupernetError, "fails on the example inputs"),
         ({"example_inputs": None}, ConfigError, "example_inputs is NoneType"),
         ({"loss": lambda o, t: o}, UserError, "the loss must return a tensor of one number"),
+        ({"loss": lambda o, t: o.sum() * NAN}, DataError, "the loss is nan on the first batch of"),
+        ({"correct": lambda o, t: o.argmax(1) == t}, UserError, "correct must return how many"),
+        ({"correct": lambda o, t: o.logits}, DataError, "correct fails on the first batch of train"),
         ({"valid": [(torch.zeros(2, 7), torch.zeros(2))]}, DataError, "first batch of valid"),
         ({"model": nn.ReLU()}, SupernetError, "nothing to narrow in ReLU: it has no layer"),
     ],
@@ -259,7 +266,7 @@ def test_one_line_says_what_is_wrong(
 ) -> None:
     options = {"model": None, **options}
     if isinstance(options["model"], nn.ReLU):
-        options["loss"] = lambda output, target: output.mean()
+        options |= {"loss": lambda output, target: output.mean(), "correct": None}
     with pytest.raises(error, match=words) as caught:
         specialised(**options)
     assert "\n" not in str(caught.value)
@@ -272,6 +279,23 @@ def test_a_weight_that_is_no_number_is_named(name: str, value: float) -> None:
     words = f"the model's {name} holds 1 of {model.state_dict()[name].numel()} numbers that are not"
     with pytest.raises(SupernetError, match=words):
         specialised(model)
+
+
+def test_a_model_of_which_nothing_learns_is_fine_tuned_all_the_same() -> None:
+    model = copy.deepcopy(trained()).requires_grad_(False)
+    result = specialised(model)
+    before = result.derive().state_dict()
+    result.finetune(epochs=1, settings=replace(FINETUNE, keep_best="never"))
+    assert not torch.equal(result.derive().state_dict()["0.weight"], before["0.weight"])
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_what_changes_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    same = batches(0)
+    specialised(train=same, valid=same, target_latency="2x", quiet=False)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "WARNING: `valid` is `train`" in said
+    assert "the model itself keeps" in said
 
 
 def test_outputs_that_are_no_numbers_are_told() -> None:

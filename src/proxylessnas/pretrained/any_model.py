@@ -27,7 +27,6 @@ from proxylessnas.zoo.weights import copy_weights, read_weights
 
 LIBRARIES = ("timm", "torchvision")
 RANDOM = "none"  # weights
-PREFIXES = ("module.", "_orig_mod.", "model.")  # of wrappers that were saved with their model
 FALLBACK = InputInfo(shape=(3, 224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
@@ -190,11 +189,13 @@ def _known(model: str, names: list[str], name: str, library: str) -> None:
 
 
 def _bare(state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
-    """Without the prefix of a wrapper (data parallelism, torch.compile) that was saved too."""
-    for prefix in PREFIXES:
+    """Without the prefixes of wrappers (data parallelism, torch.compile) that were saved too."""
+    while state:
+        prefix = f"{next(iter(state)).partition('.')[0]}."
         own = any(key.startswith(prefix) for key in model.state_dict())
-        if state and not own and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+        if own or not all(key.startswith(prefix) for key in state):
+            break
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
     return state
 
 

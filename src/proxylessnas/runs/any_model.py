@@ -57,6 +57,8 @@ class ModelProblem(SpecialisedProblem):
     def _matched(self) -> tuple[Loaded, Images]:  # type: ignore[override]
         name = self.config.model
         assert name is not None
+        if self.config.weights is None and name.partition(":")[0] in LIBRARIES:
+            self.reporter.say(f"  {name}: its trained weights, which are downloaded once")
         loaded = load_model(name, self.config.weights)  # refused before the data are read
         loaded = replace(loaded, model=opened(loaded.model))
         data = super(SpecialisedProblem, self).data

@@ -24,6 +24,8 @@ def wanted_by(model: nn.Module, blocks: Any) -> Callable[[str], bool]:
     if blocks == "auto":
         return lambda path: True
     several = blocks if isinstance(blocks, list | tuple | set) else [blocks]
+    if not several:
+        raise ConfigError("blocks is empty: give 'auto', or names of modules and classes")
     roots: set[str] = set()
     modules = dict(model.named_modules())
     for block in several:

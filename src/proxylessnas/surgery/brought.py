@@ -21,7 +21,7 @@ from proxylessnas.surgery.attention import opened
 from proxylessnas.training.copying import copied
 from proxylessnas.training.freezing import evaluating
 from proxylessnas.training.job import Job
-from proxylessnas.training.task import Task, call, scalar, split
+from proxylessnas.training.task import Task, call, counted, scalar, split
 
 SCORED = 256  # examples, of at most so many batches, see `around`
 
@@ -107,7 +107,7 @@ def inputs_of(batches: Batches, most: int | None = None) -> Iterator[Any]:
 
 
 def try_batches(brought: Trained) -> None:
-    """One batch of each loader through model and loss, before anything is measured.
+    """One batch of each loader through model, loss and `correct`, before anything is measured.
 
     Raises:
         DataError, SupernetError: one fails, or there are numbers in it that are none.
@@ -115,6 +115,10 @@ def try_batches(brought: Trained) -> None:
     _check_weights(brought.model)
     check_examples(brought.inputs)
     run_once(brought.model, brought.inputs)
+    if _source(brought.train) is _source(brought.valid):
+        brought.reporter.say(
+            "  WARNING: `valid` is `train`: no score says what the networks do with new data"
+        )
     for name, batches in (("train", brought.train), ("valid", brought.valid)):
         batch = next(batches.epoch(0))
         inputs, target = split(batch)
@@ -127,7 +131,21 @@ def try_batches(brought: Trained) -> None:
                     "places; give inputs as it was trained on, and in a type wide enough for it"
                 )
             with foreign(DataError, f"the loss fails on the first batch of {name}"):
-                scalar(brought.task.loss(output, target))
+                loss = scalar(brought.task.loss(output, target))
+            if not bool(loss.isfinite()):
+                raise DataError(
+                    f"the loss is {float(loss)} on the first batch of {name}, where the model's "
+                    "output is finite: the loss, or the target, is at fault"
+                )
+            if brought.task.correct is not None:
+                with foreign(DataError, f"correct fails on the first batch of {name}"):
+                    counted(brought.task.correct(output, target))
+
+
+def _source(batches: Batches) -> Any:
+    """The data set of a loader, or what else batches come from."""
+    loader = getattr(batches, "loader", batches)
+    return getattr(loader, "dataset", loader)
 
 
 def _check_weights(model: nn.Module) -> None:

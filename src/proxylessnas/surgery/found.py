@@ -147,8 +147,9 @@ def find(brought: Trained, blocks: Any = "auto", candidates: Any = KINDS) -> Fou
     if not found.with_candidates(blank_fits(found.widths), found.changes):
         stays = [*found.refused, *map(found.stays, found.widths)][:5]
         reasons = "; ".join(dict.fromkeys(f"{layer.name}: {layer.reason}" for layer in stays))
+        none = "it has no layer" if blocks == "auto" else "`blocks` names none of its layers"
         raise SupernetError(
-            f"there is nothing to narrow in {type(model).__name__}: {reasons or 'it has no layer'}"
+            f"there is nothing to narrow in {type(model).__name__}: {reasons or none}"
         )
     return found
 

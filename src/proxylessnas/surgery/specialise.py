@@ -192,6 +192,9 @@ def finetuning(
     """The training of a network made of the model, which teaches it; by its outputs, if by no other
     distance.
     """
+    if not any(p.requires_grad for p in network.parameters()):
+        brought.reporter.say("  no weight of the model was to be trained: all of its copy's are")
+        network.requires_grad_(True)
     task, distance = brought.task, distance or distance_for(brought.task.loss, TEMPERATURE)
     if share := settings.teacher_share:
         task = distilled(task, brought.model, share=share, distance=distance)
@@ -236,7 +239,9 @@ def specialise_model(
     check_same_call(brought, target_latency, blocks, kinds_of(candidates))
     found = find(brought, blocks, candidates)
     latencies = measured(found)
-    limit_of(target_latency, latencies, brought)  # before anything is fitted
+    limit = limit_of(target_latency, latencies, brought)  # before anything is fitted
+    if limit >= latencies.model_ms:
+        brought.reporter.say(f"  the model itself keeps {limit:.4g} ms: nothing has to be narrowed")
     space = around(found, latencies)
     return _chosen(space, space.limit_of(target_latency))
 

@@ -16,7 +16,7 @@ from proxylessnas.training.device import Machine
 from proxylessnas.training.faults import explained
 from proxylessnas.training.freezing import evaluating, frozen_buffers
 from proxylessnas.training.ranks import ALONE, Ranks, running_statistics
-from proxylessnas.training.task import TEMPERATURES, Task, batch_size, call, scalar, split
+from proxylessnas.training.task import TEMPERATURES, Task, batch_size, call, counted, scalar, split
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def evaluate(
                 if task.at_temperatures is not None:
                     losses += task.at_temperatures(output, target)
             size = batch_size(target, inputs)
-            correct = 0.0 if task.correct is None else float(task.correct(output, target))
+            correct = 0.0 if task.correct is None else counted(task.correct(output, target))
             row = [correct, size, *(float(loss) * size for loss in losses)]
             seen[index] = torch.tensor(row, dtype=torch.float64)
             if classes and task.answers is not None:

@@ -134,6 +134,23 @@ def scalar(loss: Any) -> Tensor:
     return loss.reshape(())
 
 
+def counted(correct: Any) -> float:
+    """What `correct` returned, if that is one number.
+
+    Raises:
+        UserError: it is not.
+    """
+    try:
+        return float(correct)
+    except (TypeError, ValueError, RuntimeError):
+        is_tensor = isinstance(correct, Tensor)
+        what = f"shape {tuple(correct.shape)}" if is_tensor else type(correct).__name__
+        raise UserError(
+            "correct must return how many of the batch are right, one number, as .sum() does, not "
+            + what
+        ) from None
+
+
 def split(batch: Any) -> tuple[Any, Any]:
     """(inputs, target) of a batch.
 

@@ -36,6 +36,7 @@ from proxylessnas.spaces.tree_layers import Cell, Depthwise, Node, PreConv, Tree
 Owned = Iterator[tuple[str, nn.Module]]  # (the authors' prefix, our layer that holds the tensors)
 MAX_FILE_BYTES = 1 << 30
 UNKNOWN = "is not in the network"  # the end of a line about a key of the file
+USUAL = ("state_dict", "model", "model_state_dict", "net", "weights")  # of a checkpoint's parts
 COUNTER = "num_batches_tracked"  # of BN; checkpoints before PyTorch 0.4.1 have none
 
 
@@ -112,9 +113,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from None
     except Exception as error:  # on a damaged file torch raises whatever it stumbles over
         raise ArchitectureError(f"cannot read the weights {path}: {_reason(error)}") from None
-    for key in ("state_dict", "model"):  # as training scripts wrap it
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
+    state = _unpacked(state)
     if not isinstance(state, Mapping):
         raise ArchitectureError(f"the weights {path} hold no state_dict")
     for key, value in state.items():
@@ -122,6 +121,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if not isinstance(key, str) or not dense:
             raise ArchitectureError(f"the weights {path}: {key!r} is not a dense tensor")
     return dict(state)
+
+
+def _unpacked(state: object) -> object:
+    """The named tensors of what training scripts save; of several the one by a usual name."""
+    while isinstance(state, Mapping):
+        parts = {k: v for k, v in state.items() if isinstance(v, Mapping) and _are_tensors(v)}
+        name = next((k for k in USUAL if isinstance(state.get(k), Mapping)), None)
+        if name is None and len(parts) == 1 and not _are_tensors(state):
+            (name,) = parts
+        if name is None:
+            return state
+        state = state[name]
+    return state
+
+
+def _are_tensors(state: Mapping[object, object]) -> bool:
+    return bool(state) and all(isinstance(v, Tensor) for v in state.values())
 
 
 def _check_size(path: Path) -> None:
