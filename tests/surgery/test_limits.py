@@ -60,12 +60,26 @@ def test_the_smallest_network_is_the_last_that_is_tried() -> None:
         specialised(target_latency=f"{0.999 * least:.5f}x")
 
 
-def test_weights_that_are_computed_are_plain_in_what_is_made() -> None:
+def masked(layer: nn.Module) -> nn.Module:
+    return nn.utils.prune.l1_unstructured(layer, "weight", amount=0.3)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        (nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm),
+        (nn.utils.weight_norm, nn.utils.spectral_norm),
+        (masked, masked),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_weights_that_are_computed_are_plain_in_what_is_made(how: Any) -> None:
+    torch.manual_seed(0)
     model = nn.Sequential(
-        *(nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 24, 3)), nn.ReLU()),
-        *(nn.utils.parametrizations.spectral_norm(nn.Conv2d(24, 32, 3)), nn.ReLU()),
+        *(how[0](nn.Conv2d(1, 24, 3)), nn.ReLU(), how[1](nn.Conv2d(24, 32, 3)), nn.ReLU()),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2)),
     )
+    model(torch.randn(4, 1, 10, 10)).sum().backward()  # computed weights then have a history
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     result = specialised(model, target_latency="0.85x")
     assert set(result.architecture) == {"0", "2"}

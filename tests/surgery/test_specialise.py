@@ -256,7 +256,7 @@ def test_redundant_channels_cost_nothing() -> None:
         ({"loss": lambda o, t: o}, UserError, "the loss must return a tensor of one number"),
         ({"loss": lambda o, t: o.sum() * NAN}, DataError, "the loss is nan on the first batch of"),
         ({"correct": lambda o, t: o.argmax(1) == t}, UserError, "correct must return how many"),
-        ({"correct": lambda o, t: o.logits}, DataError, "correct fails on the first batch of train"),
+        ({"correct": lambda o, t: o.logits}, DataError, "correct fails on the first batch"),
         ({"valid": [(torch.zeros(2, 7), torch.zeros(2))]}, DataError, "first batch of valid"),
         ({"model": nn.ReLU()}, SupernetError, "nothing to narrow in ReLU: it has no layer"),
     ],
@@ -375,3 +375,26 @@ def test_transposed_convolutions_and_slices_are_fitted() -> None:
         return float((actual - own).std() / own.std())
 
     assert error(kept.refits) < 0.05 < error({})
+
+
+def test_kernels_over_too_many_numbers_are_fitted_place_by_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Better than the weights as they are; and with all channels the layer itself."""
+    torch.manual_seed(0)
+    # 16 channels that are sums of six.
+    mix = nn.Conv2d(6, 16, 1)
+    model = nn.Sequential(mix, nn.Conv2d(16, 8, 3, stride=2, padding=1), nn.Conv2d(8, 2, 1)).eval()
+    x = [torch.randn(8, 6, 12, 12) for _ in range(3)]
+    monkeypatch.setattr("proxylessnas.surgery.moments.LARGEST", 100)
+    pair = next(p for p in find_pairs(model, Graph(model, (x[0],)))[0] if p.name == "0")
+    fits = narrow_fits(model, {pair: [15, 8]}, x)[pair]
+    expected = outputs(model, (x[0],))[0]
+
+    def error(kept: Narrowed) -> float:
+        actual = outputs(narrowed(model, [(pair, kept)]), (x[0],))[0]
+        return float((actual - expected).square().mean() / expected.var())
+
+    assert error(fits[8]) < 0.01 < 0.1 < error(Narrowed(fits[8].channels, {}))
+    weight, _ = fits[15].refits["1.weight"]
+    assert weight.shape == (8, 15, 3, 3)

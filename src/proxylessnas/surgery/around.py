@@ -140,9 +140,12 @@ def around(found: Found, latencies: Latencies, brought: Trained | None = None) -
             with reporter.bar("fitting") as update:
                 fits = narrow_fits(brought.model, widths, inputs_of(brought.train), update)
             few = list(inputs_of(brought.train, WITHIN))
-            smaller = cropped(brought.model, found.smaller.values(), few)
-            enough = inputs_of(brought.train, BATCHES)
-            ranks = fitted_factors(brought.model, found.ranks, enough)
+            with reporter.bar("fitting layers") as update:
+                update(0, 2, "smaller kernels")
+                smaller = cropped(brought.model, found.smaller.values(), few)
+                update(1, 2, "low ranks")
+                enough = inputs_of(brought.train, BATCHES)
+                ranks = fitted_factors(brought.model, found.ranks, enough)
             store.save_tensors(FITS, tensors_of_fits(fits, {SMALLER: smaller, **ranks}))
             facts["files"] = [FITS]
     tensors = store.load_tensors(FITS)[0]

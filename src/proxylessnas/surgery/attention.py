@@ -11,7 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.parametrize import type_before_parametrizations
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.prune import remove as remove_mask
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 
 class Attention(nn.Module):
@@ -124,7 +129,7 @@ def opened(model: nn.Module) -> nn.Module:
     """The model, its attentions replaced by `Attention` where they can be, its weights plain.
 
     Not those with keys and values of their own (`add_bias_kv`, `add_zero_attn`). A weight that is
-    computed, as by `weight_norm`, is what it is in evaluation mode from here on.
+    computed, as by `weight_norm` or a mask, is what it is in evaluation mode from here on.
     """
     model.eval()
     for path, module in list(model.named_modules()):
@@ -146,3 +151,10 @@ def _take_parametrisations_off(module: nn.Module) -> None:
         del module.parametrizations
     for name, tensor in tensors.items():
         setattr(module, name, nn.Parameter(tensor))
+    for hook in list(module._forward_pre_hooks.values()):  # as torch had it before
+        if isinstance(hook, WeightNorm):
+            remove_weight_norm(module, hook.name)
+        elif isinstance(hook, SpectralNorm):
+            remove_spectral_norm(module, hook.name)
+        elif isinstance(hook, BasePruningMethod):
+            remove_mask(module, hook._tensor_name)

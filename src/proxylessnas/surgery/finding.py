@@ -255,8 +255,7 @@ def _why_not(model: nn.Module, pair: Pair, wanted: Callable[[str], bool]) -> str
     if other := next((path for path in pair.producers if not wanted(path)), None):
         return f"its channels go with those of {other}, which `blocks` leaves out"
     for cut in pair.consumers:
-        kernel = model.get_parameter(cut.tensor)[0, 0].numel() if cut.axis == 1 else 1
-        if (numbers := cut.places.numel() * kernel) > LARGEST:
+        if (numbers := cut.places.numel()) > LARGEST:
             return f"{cut.module} reads {numbers} numbers of it, and fits are of {LARGEST} at most"
     return ""
 

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from proxylessnas.pretrained.least_squares import Moments, elimination_order, fit_projection
 from proxylessnas.surgery.finding import LARGEST
-from proxylessnas.surgery.moments import is_transposed, moments_of_readers, moments_within
+from proxylessnas.surgery.moments import (
+    is_transposed,
+    moments_of_readers,
+    moments_within,
+    reads_by_place,
+)
 from proxylessnas.surgery.narrow import Narrowed
 from proxylessnas.surgery.pairs import Cut, Pair
 
@@ -74,9 +79,11 @@ def refit(model: nn.Module, cut: Cut, moments: Moments, channels: Tensor) -> tup
     projection = fit_projection(moments, channels, RIDGE)
     shift = moments.target - moments.mean[moments.inputs_of(channels)] @ projection
     layer: Any = model.get_submodule(cut.module)
-    if is_transposed(layer):
+    if reads_by_place(layer, cut):
         # Every place of the output is the sum of so many numbers of the kernel, in the mean.
-        by_place = shift.view(layer.out_channels, -1).sum(1) / math.prod(layer.stride)
-        return projection.view(-1, *layer.weight.shape[1:]).float(), by_place.float()
+        each = math.prod(layer.stride) if is_transposed(layer) else 1
+        by_place = shift.view(layer.out_channels, -1).sum(1) / each
+        shape = layer.weight.movedim(cut.axis, 0).shape[1:]
+        return projection.view(-1, *shape).movedim(0, cut.axis).float(), by_place.float()
     out, _, *kernel = layer.weight.shape
     return projection.T.reshape(out, -1, *kernel).float(), shift.float()

@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from proxylessnas.errors import DataError
 from proxylessnas.pretrained.least_squares import Moments, rows_of
+from proxylessnas.surgery.finding import LARGEST
 from proxylessnas.surgery.narrow import precise
 from proxylessnas.surgery.norms import over_some
 from proxylessnas.surgery.pairs import Cut, Pair
@@ -78,10 +79,15 @@ class _Sums:
 
     def __init__(self, model: nn.Module, cut: Cut, batches: int) -> None:
         self.layer: Any = model.get_submodule(cut.module)
-        transposed, weight = is_transposed(self.layer), precise(model.get_parameter(cut.tensor))
-        kernel = 1 if transposed else weight[0, 0].numel()  # numbers of a row, of each input
+        self.by_place = reads_by_place(self.layer, cut)
+        weight = precise(model.get_parameter(cut.tensor))
+        kernel = 1 if self.by_place else weight[0, 0].numel()  # numbers of a row, of each input
         self.inputs = rows_of(cut.places.flatten(), kernel)
-        self.weight = (weight.flatten(1) if transposed else weight.flatten(1).T)[self.inputs]
+        if self.by_place:
+            weight = weight.movedim(cut.axis, 0).flatten(1)
+        else:
+            weight = weight.flatten(1).T
+        self.weight = weight[self.inputs]
         self.rows = cut.places.shape[1] * kernel
         size = len(self.inputs)
         self.most = -(-max(ROWS, ROWS_AN_INPUT * size) // batches)
@@ -94,7 +100,8 @@ class _Sums:
         self.add_rows(self.read(args[0], self.generator))
 
     def read(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return read_rows(self.layer, x.float(), self.most, generator)[:, self.inputs]
+        rows = read_rows(self.layer, x.float(), self.most, generator, by_place=self.by_place)
+        return rows[:, self.inputs]
 
     def add_rows(self, h: Tensor) -> None:
         self.gram += (h.T @ h).double()
@@ -180,9 +187,23 @@ def is_transposed(layer: nn.Module) -> bool:
     return isinstance(layer, _ConvTransposeNd)
 
 
-def read_rows(layer: Any, x: Tensor, most: int, generator: torch.Generator) -> Tensor:
+def reads_by_place(layer: nn.Module, cut: Cut) -> bool:
+    """Whether a layer is fitted to what it reads at single places.
+
+    As a transposed convolution has to be, and one whose kernel covers too many numbers at once:
+    each number of its kernel then is a layer of its own, and their errors are added up.
+    """
+    weight: Any = layer.weight
+    wide = cut.axis == 1 and cut.places.numel() * weight[0, 0].numel() > LARGEST
+    return is_transposed(layer) or (wide and not isinstance(layer, nn.Linear))
+
+
+def read_rows(
+    layer: Any, x: Tensor, most: int, generator: torch.Generator, *, by_place: bool = False
+) -> Tensor:
     """What a layer multiplies its weight with, [rows, inputs]; some of the places, at random.
 
+    by_place: the channels at each place alone, whatever the kernel covers.
     x: its input: [..., features] of a linear layer, [batch, channels, *spatial] of a convolution.
     """
     if isinstance(layer, nn.Linear):
@@ -190,7 +211,8 @@ def read_rows(layer: Any, x: Tensor, most: int, generator: torch.Generator) -> T
     else:
         spatial = layer.weight.dim() - 2
         x = x if x.dim() > spatial + 1 else x[None]
-        places = x.movedim(1, -1) if is_transposed(layer) else _windows(layer, x)
+        by_place = by_place or is_transposed(layer)
+        places = x.movedim(1, -1) if by_place else _windows(layer, x)
     sizes = places.shape[:-1] if isinstance(layer, nn.Linear) else places.shape[: x.dim() - 1]
     count = sizes.numel()
     if count > most:
