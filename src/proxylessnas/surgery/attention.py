@@ -157,4 +157,4 @@ def _take_parametrisations_off(module: nn.Module) -> None:
         elif isinstance(hook, SpectralNorm):
             remove_spectral_norm(module, hook.name)
         elif isinstance(hook, BasePruningMethod):
-            remove_mask(module, hook._tensor_name)
+            remove_mask(module, hook._tensor_name)  # type: ignore[no-untyped-call]
