@@ -26,6 +26,7 @@ from proxylessnas.pretrained.distil import distilled, divergence
 from proxylessnas.pretrained.scores import mean_scores, replacement_scores, tempered
 from proxylessnas.pretrained.space import (
     largest_within,
+    most_probable,
     prior,
     rescored,
     space_around,
@@ -132,7 +133,11 @@ def test_rescoring_never_chooses_a_network_farther_from_the_teacher(
     def divergence(rounds: int) -> float:
         around = partial(replacement_scores, teacher, candidates, IMAGES.split(9))
         again = rescored(
-            supernet, lambda names: around(around=names), scores, limited, rounds=rounds
+            supernet,
+            lambda names: around(around=names),
+            scores,
+            partial(most_probable, supernet, limited),
+            rounds=rounds,
         )
         alpha = prior(supernet, again).masked_fill(~supernet.mask, -math.inf)
         indices = next(decode(torch.log_softmax(alpha, 1), supernet.mask, limited))

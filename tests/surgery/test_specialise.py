@@ -336,6 +336,7 @@ def test_heads_are_chosen_and_saved_with_their_number(tmp_path: Path) -> None:
         valid=data,
         example_inputs=(data[0][0],),
         target_latency="0.8x",
+        candidates="narrower",
         out=tmp_path / "run",
     )
     assert "4 groups of 24 channels, or 3, 2, 1" in found.table

@@ -165,23 +165,23 @@ def rescored(
     space: Choices,
     score: Callable[[Sequence[str]], Scores],
     scores: Scores,
-    costs: Costs,
+    choose: Callable[[Scores], Indices],
     *,
     rounds: int,
 ) -> Scores:
-    """Scores corrected by those around the networks that they choose under the limits of `costs`.
+    """Scores corrected by those around the networks that they choose.
 
-    In every round the most probable network within the limits is decoded from the scores so far,
-    and all candidates are scored in it; the mean over the teacher and these networks decides in the
-    next. Returned is the mean that chose the network nearest to the teacher.
+    In every round a network is chosen by the scores so far, and all candidates are scored in it;
+    the mean over the teacher and these networks decides in the next. Returned is the mean that
+    chose the network nearest to the teacher.
 
     score: the scores around a network of these candidates' names, of every block. scores: those
-    around the teacher.
+    around the teacher. choose: such as `most_probable` under limits.
     """
     known, best = [scores], (math.inf, scores)
     for _ in range(rounds):
         mean = mean_scores(known)
-        indices = iter(_chosen(space, mean, costs))
+        indices = iter(choose(mean))
         around = [list(named)[next(indices)] if len(named) > 1 else "" for named in scores]
         known.append(score(around))
         (divergence,) = {row[name] for row, name in zip(known[-1], around, strict=True) if name}
@@ -189,7 +189,12 @@ def rescored(
     return best[1]
 
 
-def _chosen(space: Choices, scores: Scores, costs: Costs) -> Indices:
+def most_probable(space: Choices, costs: Costs, scores: Scores) -> Indices:
+    """The network that scores choose within the limits.
+
+    Raises:
+        LimitError: there is none.
+    """
     log_p = torch.log_softmax(prior(space, scores).masked_fill(~space.mask, -torch.inf), dim=1)
     costs.check_reachable(space.mask)
     return next(decode(log_p, space.mask, costs))

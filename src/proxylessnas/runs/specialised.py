@@ -32,6 +32,7 @@ from proxylessnas.pretrained.scores import Scores, replacement_scores, tempered
 from proxylessnas.pretrained.space import (
     blank_candidates,
     candidates_in,
+    most_probable,
     prior,
     rescored,
     space_around,
@@ -232,7 +233,7 @@ class SpecialisedProblem(ConfiguredProblem):
                 supernet,
                 lambda around: replacement_scores(teacher, candidates, images, around=around),
                 self.scores,
-                costs,
+                partial(most_probable, supernet, costs),
                 rounds=config.candidates.score_rounds,
             )
             self.store.write_json(SCORES_WITHIN, corrected)

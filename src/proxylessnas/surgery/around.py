@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import nn
 
-from proxylessnas.core.costs import Costs
 from proxylessnas.errors import LimitError, RunError
 from proxylessnas.limits import parse_latency
 from proxylessnas.pretrained.scores import Scores
@@ -22,7 +22,7 @@ from proxylessnas.surgery.candidates import SMALLER, widths_of
 from proxylessnas.surgery.fits import BATCHES, WITHIN, narrow_fits
 from proxylessnas.surgery.found import Found, blank_fits
 from proxylessnas.surgery.kernels import cropped
-from proxylessnas.surgery.latency import Latencies, latency_costs, patient
+from proxylessnas.surgery.latency import CostModel, Latencies, latencies_of, patient
 from proxylessnas.surgery.lowrank import fitted_factors
 from proxylessnas.surgery.narrow import narrowed
 from proxylessnas.surgery.saved import fits_of, fitted_changes, tensors_of_fits
@@ -49,10 +49,10 @@ class Around:
     batches: tuple[Any, ...]
     scores: Scores
 
-    @property
-    def costs(self) -> Costs:
-        """Latency, without a limit."""
-        return self.latencies.costs
+    @cached_property
+    def cost_model(self) -> CostModel:
+        """The latency of every network."""
+        return CostModel(self.space, self.latencies)
 
     @property
     def model_ms(self) -> float:
@@ -86,7 +86,7 @@ def measured(found: Found) -> Latencies:
                     f"{brought.measure.network_rounds}"
                 )
             with brought.reporter.bar("measuring") as update:
-                latencies = latency_costs(
+                latencies = latencies_of(
                     space,
                     brought.inputs,
                     brought.runtime,
@@ -101,13 +101,13 @@ def measured(found: Found) -> Latencies:
                 f"  the model takes {high:.4g} ms, the smallest network around it {low:.4g}"
             )
             facts |= {"files": [LATENCIES], "range_ms": [low, high]}
-    latencies = Latencies.from_json(brought.records.store.read_json(LATENCIES))
-    if latencies.costs.per_candidate[0].shape != space.mask.shape:
+    facts = brought.records.store.read_json(LATENCIES)
+    if set(facts.get("changed", {})) != set(space.levels) or "uniform" not in facts:
         raise RunError(
             f"{brought.records.store.file(LATENCIES)} is of other candidates, by another version "
             "of proxylessnas; choose another `out`"
         )
-    return latencies
+    return Latencies.from_json(facts)
 
 
 def limit_of(latency: str, latencies: Latencies, brought: Trained) -> float:
@@ -150,7 +150,7 @@ def around(found: Found, latencies: Latencies, brought: Trained | None = None) -
             facts["files"] = [FITS]
     tensors = store.load_tensors(FITS)[0]
     space = found.space(fits_of(widths, tensors), fitted_changes(found.changes, tensors), brought)
-    slower = space.leave_out_slower(latencies.costs.per_candidate[0])
+    slower = space.leave_out_slower(CostModel(space, latencies).around(space.own))
     if slower:
         words = ", ".join(f"{name} {candidate}" for name, candidate in slower[:4])
         more = f" and {len(slower) - 4} more" if len(slower) > 4 else ""

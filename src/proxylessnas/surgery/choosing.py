@@ -13,11 +13,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from proxylessnas.config import DeriveSettings
-from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import Indices
 from proxylessnas.core.supernet import softmax
 from proxylessnas.errors import LimitError
@@ -38,6 +37,7 @@ from proxylessnas.surgery.around import Around
 from proxylessnas.surgery.latency import patient
 from proxylessnas.surgery.saved import choice_of, plain_choice
 from proxylessnas.surgery.scores import distance_for, distances, replacement_scores
+from proxylessnas.surgery.starting import costs_around, first_correction, start
 from proxylessnas.training.callbacks import mean_entropy
 from proxylessnas.training.freezing import evaluating
 from proxylessnas.training.task import call
@@ -46,7 +46,9 @@ SCORES_WITHIN, CHOICE = "scores_within.json", "choice.json"
 ROUNDS = 6  # of choosing, measuring and correcting
 CLOSE = 0.005  # corrections that differ by so little choose the same
 RESCORED = 2  # times that candidates are scored again around the network that is chosen
-DERIVE = DeriveSettings(top_k=10, measure_best=3, rounds=1, recalibrate_images=0)
+AROUND = 8  # networks that others are proposed around, at most
+MEASURED = 3  # of the networks that keep the limit by their prediction, the best
+DERIVE = DeriveSettings(top_k=16, rounds=1, recalibrate_images=0, min_limit_share=0.0)
 
 Keep = Callable[[Choice], dict[str, Any]]  # leaves what a choice leads to; facts with its files
 
@@ -57,11 +59,11 @@ def recorded_choice(space: Around, limit: float, keep: Keep) -> Choice:
     Raises:
         LimitError: no network of the space keeps the limit, as measured.
     """
-    brought, costs = space.brought, _limited(space, limit)
+    brought = space.brought
     store = brought.records.store
     if not brought.records.done("search"):
         with brought.stage("search", f"scores around networks within {limit:.4g} ms") as facts:
-            scores = _scores_within(space, costs)
+            scores = _scores_within(space, limit)
             store.write_json(SCORES_WITHIN, scores)
             alpha = prior(space.space, tempered(scores))
             entropy = mean_entropy(softmax(alpha, space.space.mask), space.space.mask)
@@ -69,11 +71,11 @@ def recorded_choice(space: Around, limit: float, keep: Keep) -> Choice:
             facts["files"] = [SCORES_WITHIN]
     if not brought.records.done("derive"):
         with brought.stage("derive", f"the best network within {limit:.4g} ms") as facts:
-            choice = _choice(space, costs, store.read_json(SCORES_WITHIN))
+            choice = _choice(space, limit, store.read_json(SCORES_WITHIN))
             store.write_json(CHOICE, plain_choice(choice))
             facts |= {**facts_of(choice), **(kept := keep(choice))}
             facts["files"] = [CHOICE, *kept["files"]]
-    return choice_of(store.read_json(CHOICE), costs)
+    return choice_of(store.read_json(CHOICE), partial(costs_around, space.cost_model, limit))
 
 
 def unrecorded_choice(space: Around, limit: float) -> Choice:
@@ -82,8 +84,7 @@ def unrecorded_choice(space: Around, limit: float) -> Choice:
     Raises:
         LimitError: no network of the space keeps the limit, as measured.
     """
-    costs = _limited(space, limit)
-    return _choice(space, costs, _scores_within(space, costs))
+    return _choice(space, limit, _scores_within(space, limit))
 
 
 def facts_of(choice: Choice) -> dict[str, Any]:
@@ -99,20 +100,15 @@ def facts_of(choice: Choice) -> dict[str, Any]:
     }
 
 
-def _limited(space: Around, limit: float) -> Costs:
-    """The costs under a limit; all of them less where their sum denies what was measured.
-
-    The sum of small layers may be far off, and the smallest network is known to keep the limit.
-    """
-    costs = space.costs.limited({"latency": limit})
-    least = costs.range(space.space.mask)[0][0]
-    reached = 0.99 * min(limit, space.latencies.least_ms)
-    return costs if least <= limit else costs.scaled("latency", reached / least)
-
-
-def _scores_within(space: Around, costs: Costs) -> Scores:
+def _scores_within(space: Around, limit: float) -> Scores:
     """Scores corrected around the networks that they choose under the limit."""
-    distance = distance_for(space.brought.task.loss)
+    distance, correction = distance_for(space.brought.task.loss), first_correction(space, limit)
+    score = _score_of(space)
+
+    def chosen(scores: Scores) -> Indices:
+        space.space.alpha = prior(space.space, scores)
+        return start(space, limit, correction, score)
+
     with space.brought.reporter.bar("scoring within the limit") as update:
         return rescored(
             space.space,
@@ -120,18 +116,18 @@ def _scores_within(space: Around, costs: Costs) -> Scores:
                 space.space, space.batches, distance, around=names, progress=update
             ),
             space.scores,
-            costs,
+            chosen,
             rounds=RESCORED,
         )
 
 
-def _choice(space: Around, costs: Costs, scores: Scores) -> Choice:
+def _choice(space: Around, limit: float, scores: Scores) -> Choice:
     """Decode, compare by the outputs, measure, correct."""
-    brought, limit = space.brought, costs.limit("latency")
+    brought = space.brought
     # Without the costs: nothing is learned from here, and decoding keeps the limit exactly.
     space.space.alpha = prior(space.space, tempered(scores))
     with brought.reporter.bar("choosing") as update:
-        choice = _Choosing(space, costs, update).converged()
+        choice = _Choosing(space, limit, update).converged()
     chosen = choice.chosen
     brought.reporter.say(
         f"  predicted {chosen.costs[0]:.4g} ms, measured {chosen.measured_ms:.4g} ms "
@@ -155,8 +151,8 @@ class _Choosing:
     the best that it can do for all.
     """
 
-    def __init__(self, space: Around, costs: Costs, update: Callable[[int, int, str], None]):
-        self.space, self.costs, self.limit = space, costs, costs.limit("latency")
+    def __init__(self, space: Around, limit: float, update: Callable[[int, int, str], None]):
+        self.space, self.limit = space, limit
         self.measure = _measure_of(space, lambda done, total: update(done, total, "measuring"))
         self.score, self.update = cache(_score_of(space)), update
         self.again: dict[Indices, Proposal] = {}
@@ -168,10 +164,10 @@ class _Choosing:
         Raises:
             LimitError: no network keeps the limit by the costs.
         """
-        correction, round_ = 1.0, 0
+        correction, round_ = first_correction(self.space, self.limit), 0
         while round_ < ROUNDS and self.loose * (1 + CLOSE) < self.tight:
             round_ += 1
-            ratio = self._ratio(self.costs.scaled("latency", correction))
+            ratio = self._ratio(correction)
             if ratio is None:
                 break
             if ratio > 1:
@@ -182,44 +178,68 @@ class _Choosing:
             if not self.loose < correction < self.tight:
                 correction = math.sqrt(self.loose * self.tight)
         if not self._kept(self.again.values()):
-            smallest, costs = self.space.space.smallest, self.costs.scaled("latency", correction)
-            costs_of = tuple(costs.of(smallest))
-            self._once_more([Proposal(smallest, 0.0, costs_of, *self.score(smallest))])
+            smallest = self.space.space.smallest
+            predicted = correction * self.space.cost_model.of(smallest)
+            self._once_more([Proposal(smallest, 0.0, (predicted,), *self.score(smallest))])
         every = tuple(self.again.values())
         chosen = max(self._kept(every) or every[-1:], key=lambda p: p.score)
-        correction = chosen.costs[0] / self.costs.of(chosen.indices)[0]
-        costs = self.costs.scaled("latency", correction)
+        correction = chosen.costs[0] / self.space.cost_model.of(chosen.indices)
+        costs = costs_around(self.space.cost_model, self.limit, correction, chosen.indices)
         return Choice(chosen, every, costs, round_, correction)
 
-    def _ratio(self, costs: Costs) -> float | None:
-        """Choose by these costs; by how much they want to be corrected further.
+    def _ratio(self, correction: float) -> float | None:
+        """Choose by costs of this correction; by how much they want to be corrected further.
 
-        None where the limit is kept, and used up but for what predictions may miss.
+        None where the limit is kept by networks that are no faster than predicted. How much of it
+        they use does not matter: the best by their outputs need not be the largest.
         """
-        try:
-            choice = choose(
-                self.space.space,
-                costs,
-                DERIVE,
-                score=self.score,
-                measure=self._measured,
-                seed=derive_seed(self.space.brought.seed, "proposals"),
-                progress=lambda done, total: self.update(done, total, "comparing outputs"),
-            )
-        except LimitError:
-            if not self.again:
-                raise
+        proposals = self._proposals(correction)[:MEASURED]
+        if not proposals:
             return 0.0  # corrected too far
-        (best,) = self._once_more([choice.chosen])
+        values = self._measured([p.indices for p in proposals])
+        first = [
+            replace(p, measured_ms=ms, noise=noise)
+            for p, (ms, noise) in zip(proposals, values, strict=True)
+        ]
+        (best,) = self._once_more([(self._kept(first) or sorted(first, key=_ms))[0]])
         kept = self._kept([best])
         if not kept:
-            others = [p for p in choice.proposals if p.measured_ms and p.indices != best.indices]
-            kept = self._kept(self._once_more(others))
-        unbound = costs.range(self.space.space.mask)[0][1] <= self.limit
-        if kept and (unbound or max(map(_ms, kept)) >= (1 - TOLERANCE) * self.limit):
-            return None
-        missed, used = _ms(best) / best.costs[0], _ms(best) / self.limit
-        return min(missed, used) if keeps(best, self.limit) else max(missed, 1 + CLOSE)
+            kept = self._kept(self._once_more([p for p in first if p.indices != best.indices]))
+        missed = _ms(best) / best.costs[0]
+        if kept:
+            return None if missed >= 1 - TOLERANCE else missed
+        return max(missed, 1 + CLOSE)
+
+    def _proposals(self, correction: float) -> list[Proposal]:
+        """Networks that keep the limit by the corrected cost model, compared by their outputs.
+
+        The best first. Candidates are proposed around the best so far until none is better.
+        """
+        space, near = self.space.space, start(self.space, self.limit, correction, self.score)
+        found: dict[Indices, Proposal] = {}
+        for _ in range(AROUND):
+            costs = costs_around(self.space.cost_model, self.limit, correction, near)
+            try:
+                choice = choose(
+                    space,
+                    costs,
+                    DERIVE,
+                    score=self.score,
+                    seed=derive_seed(self.space.brought.seed, "proposals"),
+                    progress=lambda done, total: self.update(done, total, "comparing outputs"),
+                )
+            except LimitError:
+                break
+            predicted = {
+                p: correction * self.space.cost_model.of(p.indices) for p in choice.proposals
+            }
+            kept = {p: ms for p, ms in predicted.items() if ms <= self.limit}
+            found |= {p.indices: replace(p, costs=(ms,)) for p, ms in kept.items()}
+            best = max(found.values(), key=lambda p: p.score, default=None)
+            if best is None or best.indices == near:
+                break
+            near = best.indices
+        return sorted(found.values(), key=lambda p: -p.score)
 
     def _kept(self, several: Iterable[Proposal]) -> list[Proposal]:
         return [p for p in several if keeps(p, self.limit)]

@@ -1,20 +1,24 @@
-"""What candidates cost: every layer of the choices alone, corrected by whole networks.
+"""What networks around a model take: their layers alone, corrected by whole networks.
 
-Latency is a sum over layers, and a layer between two pairs is narrowed by both: its latency is
-about proportional to the product of their shares, which no sum over choices is. So it is measured
-with both ends narrowed alike, and each of its ends carries half of that. The sum is exact where all
-pairs are narrowed alike; whole networks, uniform and random, correct the rest.
+Latency is a sum over layers. A layer between two pairs is narrowed by both, and may be of low rank
+besides: its latency is about the product of these shares, which no sum over choices is. So every
+layer is measured alone at widths that are the same at both ends, each end carries the root of what
+that saves, and each change of the layer its own factor. Whole networks, uniform and random, correct
+the sum. Decoding wants a sum over choices: that is the first order around a network at hand, exact
+for every network that differs from it in one choice.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from proxylessnas.config import MeasureSettings
@@ -26,6 +30,7 @@ from proxylessnas.hardware.runtimes import Runtime
 from proxylessnas.hardware.whole_networks import measure_networks
 from proxylessnas.pretrained.candidates import SHARES
 from proxylessnas.seeds import derive_seed
+from proxylessnas.surgery.candidates import Candidate, Choice
 from proxylessnas.surgery.proof import outputs
 from proxylessnas.surgery.space import Space
 
@@ -39,16 +44,24 @@ Row = float | str  # of layers that are measured alone: all at one share, or cha
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Latencies:
-    """costs: of every candidate, without a limit. model_ms: of the model; least_ms: of the fastest
-    network that was measured, whose sum may be far off.
+    """What was measured. uniform: ms of the layers alone, by their paths, at every share of the
+    channels; changed: the same at every level of changes, all channels there.
 
-    layers: of every layer of the model, by its path; ms alone.
+    slope, fixed: of whole networks over the sum of their layers, and in ms. model_ms: of the model;
+    least_ms: of the fastest network that was measured, whose sum may be far off.
     """
 
-    costs: Costs
+    uniform: Mapping[float, Mapping[str, float]]
+    changed: Mapping[str, Mapping[str, float]]
+    slope: float
+    fixed: float
     model_ms: float
     least_ms: float
-    layers: Mapping[str, float]
+
+    @property
+    def layers(self) -> Mapping[str, float]:
+        """Of every layer of the model, alone."""
+        return self.uniform[1.0]
 
     @property
     def shares(self) -> dict[str, float]:
@@ -56,23 +69,85 @@ class Latencies:
         return {path: ms / self.model_ms for path, ms in self.layers.items()}
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "per_candidate_ms": self.costs.per_candidate[0].tolist(),
-            "fixed_ms": float(self.costs.fixed[0]),
-            "model_ms": self.model_ms,
-            "least_ms": self.least_ms,
-            "layers_ms": dict(self.layers),
-        }
+        return {**asdict(self), "uniform": list(self.uniform.items())}
 
     @staticmethod
     def from_json(facts: Mapping[str, Any]) -> Latencies:
-        costs = torch.tensor(facts["per_candidate_ms"], dtype=torch.float64)
-        return Latencies(
-            costs=Costs.one("latency", costs, fixed=facts["fixed_ms"], unit="ms"),
-            model_ms=facts["model_ms"],
-            least_ms=facts["least_ms"],
-            layers=facts["layers_ms"],
-        )
+        return Latencies(**{**facts, "uniform": dict(facts["uniform"])})
+
+
+class CostModel:
+    """The latency of every network of a space, and what candidates cost around one of them."""
+
+    def __init__(self, space: Space, latencies: Latencies) -> None:
+        self.space, self.slope, self.fixed = space, latencies.slope, latencies.fixed
+        self.ends = _ends(space)
+        self.own = np.array([latencies.layers.get(path, 0.0) for path in self.ends])
+        # [choices, candidates, layers]: by what a candidate multiplies the latency of a layer.
+        self.factors = np.ones((*space.mask.shape, len(self.ends)))
+        self.carried = np.zeros((len(space.choices), len(self.ends)))
+        for m, choice in enumerate(space.choices):
+            inside = _inside(choice)
+            self.carried[m] = [inside.count(path) / n for path, n in self.ends.items()]
+            for j, candidate in enumerate(choice.candidates):
+                self.factors[m, j] = self._factors(m, candidate, latencies)
+
+    def _factors(self, m: int, candidate: Candidate, latencies: Latencies) -> NDArray[np.float64]:
+        def ratios(row: Mapping[str, float]) -> NDArray[np.float64]:
+            own = np.where(self.own > 0, self.own, 1.0)
+            at = np.array([row.get(path, ms) for path, ms in zip(self.ends, own, strict=True)])
+            return np.asarray(np.maximum(at, 0.0) / own)
+
+        if candidate.changes:
+            changed = [change.layer for change in candidate.changes]
+            here = np.array([path in changed for path in self.ends])
+            return np.where(here, ratios(latencies.changed[candidate.level]), 1.0)
+        if candidate.share:
+            return np.asarray(ratios(latencies.uniform[candidate.share]) ** self.carried[m])
+        prefix = f"{self.space.names[m]}."
+        inside = (self.carried[m] > 0) | [path.startswith(prefix) for path in self.ends]
+        return np.where(inside, 0.0, 1.0)
+
+    def of(self, indices: Indices) -> float:
+        """ms of a network."""
+        return self.slope * float(self._layers(indices).sum()) + self.fixed
+
+    def sum_of(self, indices: Indices) -> float:
+        """ms of its layers alone."""
+        return float(self._layers(indices).sum())
+
+    def around(self, indices: Indices) -> Costs:
+        """What every candidate costs beside the others of this network, without a limit.
+
+        The network's own candidates carry their layers' parts of it.
+        """
+        each = self.factors[np.arange(len(indices)), indices]
+        costs = np.zeros(self.space.mask.shape)
+        layers = self._layers(indices)
+        for m, j in enumerate(indices):
+            others = self.own * np.delete(each, m, axis=0).prod(axis=0)
+            swapped = self.factors[m] @ others
+            costs[m] = swapped - swapped[j] + self.carried[m] @ layers
+        costs[~self.space.mask.numpy()] = 0.0
+        per_candidate = torch.from_numpy(self.slope * costs)
+        return Costs.one("latency", per_candidate, fixed=self.fixed, unit="ms")
+
+    def _layers(self, indices: Indices) -> NDArray[np.float64]:
+        each = self.factors[np.arange(len(indices)), indices]
+        return np.asarray(self.own * each.prod(axis=0))
+
+
+def _inside(choice: Choice) -> list[str]:
+    """The layers that a choice narrows or changes, one that two of its pairs share twice."""
+    paths = [path for pair in choice.pairs for path in pair.layers]
+    return paths + [path for path in choice.wide if path not in paths]
+
+
+def _ends(space: Space) -> dict[str, int]:
+    """Of every layer that choices narrow, how often; once, where they only change it."""
+    paths = [path for choice in space.choices for pair in choice.pairs for path in pair.layers]
+    wide = {path: 1 for choice in space.choices for path in choice.wide}
+    return wide | dict(Counter(paths))
 
 
 def patient(
@@ -89,7 +164,7 @@ def patient(
     return replace(settings, network_rounds=min(settings.network_rounds, max(LEAST_ROUNDS, rounds)))
 
 
-def latency_costs(
+def latencies_of(
     space: Space,
     inputs: tuple[Any, ...],
     runtime: Runtime,
@@ -98,7 +173,7 @@ def latency_costs(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Latencies:
-    """What every candidate, the model and each of its layers take.
+    """Measure the layers of the space's networks, and a few whole networks.
 
     Raises:
         MeasurementError: the runtime cannot run the model, or one of its layers.
@@ -126,23 +201,26 @@ def latency_costs(
         row: {path: sum(report[key].raw_ms for key, _ in calls) for path, calls in of.items()}
         for row, of in layers.items()
     }
-    costs = _sums(space, ms)
     measured = [report[_name(i)].raw_ms for i in range(len(networks))]
+    own = networks.index(space.own)
+    latencies = Latencies(
+        uniform={row: of for row, of in ms.items() if isinstance(row, float)},
+        changed={row: of for row, of in ms.items() if isinstance(row, str)},
+        slope=1.0,
+        fixed=0.0,
+        model_ms=measured[own],
+        least_ms=min(measured),
+    )
     # Of the smallest network hardly a layer is left: it tells the range, and nothing of the layers.
     # Changes of layers that take longer than these are not to be chosen, nor to be fitted to.
-    own = networks.index(space.own)
     told = [
         k
         for k, n in enumerate(networks)
         if (n != smallest or n in uniform.values()) and measured[k] <= measured[own]
     ]
-    slope, fixed = _line(costs, [networks[k] for k in told], [measured[k] for k in told])
-    return Latencies(
-        costs=Costs.one("latency", slope * costs, fixed=fixed, unit="ms"),
-        model_ms=measured[own],
-        least_ms=min(measured),
-        layers=ms[1.0],
-    )
+    sums = CostModel(space, latencies).sum_of
+    slope, fixed = _line([sums(networks[k]) for k in told], [measured[k] for k in told])
+    return replace(latencies, slope=slope, fixed=fixed)
 
 
 def layers_of(
@@ -179,39 +257,8 @@ def layers_of(
     }
 
 
-def _sums(space: Space, ms: Mapping[Row, Mapping[str, float]]) -> Tensor:
-    """What each candidate costs: its layers at its share of the channels, [choices, candidates]."""
-    ends: dict[str, int] = {}
-    for pair in (pair for choice in space.choices for pair in choice.pairs):
-        for path in pair.layers:
-            ends[path] = ends.get(path, 0) + 1
-    alone = {path for choice in space.choices for path in choice.wide} - set(ends)
-    ends |= dict.fromkeys(alone, 1)
-    costs = torch.zeros(space.mask.shape, dtype=torch.float64)
-    rows = [row for share, row in ms.items() if isinstance(share, float)]
-    mean = {path: float(np.mean([row.get(path, 0.0) for row in rows])) for path in ends}
-    for m, choice in enumerate(space.choices):
-        inside = [path for pair in choice.pairs for path in pair.layers]
-        inside += [path for path in choice.wide if path in alone]
-        others = {p: 1 - inside.count(p) / ends[p] for p in ends if p.startswith(f"{choice.name}.")}
-        for j, candidate in enumerate(choice.candidates):
-            if candidate.changes:
-                row, own = ms[candidate.level], ms[1.0]
-                saved = (own[c.layer] - row[c.layer] for c in candidate.changes)
-                costs[m, j] = costs[m, 0] - sum(saved)
-            elif candidate.share == 0:  # left out: nor does it take what others' ends in it carry
-                costs[m, j] = -sum(mean[path] * part for path, part in others.items())
-            else:
-                row = ms[candidate.share]
-                costs[m, j] = sum(row.get(path, 0.0) / ends[path] for path in inside)
-    return costs
-
-
-def _line(
-    costs: Tensor, networks: Sequence[Indices], measured: Sequence[float]
-) -> tuple[float, float]:
+def _line(sums: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
     """Slope and fixed part, in ms, of whole networks over the sums of their layers."""
-    sums = [float(sum(costs[m, j] for m, j in enumerate(indices))) for indices in networks]
     line = fit(np.array(measured), np.array(sums))
     if line.b >= 0:
         return line.a, line.b
@@ -223,9 +270,6 @@ def _line(
 def _random(space: Space, seed: int) -> list[Indices]:
     generator = torch.Generator().manual_seed(derive_seed(seed, "networks to fit latencies to"))
     p = space.mask.double()
-    for row, choice in zip(p, space.choices, strict=True):
-        for j, candidate in enumerate(choice.candidates):
-            row[j] = not candidate.changes
     return [
         tuple(torch.multinomial(p, 1, generator=generator)[:, 0].tolist()) for _ in range(RANDOM)
     ]

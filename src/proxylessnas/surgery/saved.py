@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from proxylessnas.core.costs import Costs
+from proxylessnas.core.decode import Indices
 from proxylessnas.data.arguments import describe
 from proxylessnas.errors import RunError, foreign
 from proxylessnas.io.files import write_atomic
@@ -212,10 +213,10 @@ def plain_choice(choice: Choice) -> dict[str, Any]:
     return {"proposals": proposals, "rounds": choice.rounds, "correction": choice.correction}
 
 
-def choice_of(facts: dict[str, Any], costs: Costs) -> Choice:
-    """The inverse of `plain_choice`. costs: as they were before measurements corrected them."""
+def choice_of(facts: dict[str, Any], costs_around: Callable[[float, Indices], Costs]) -> Choice:
+    """The inverse of `plain_choice`. costs_around: by a correction, and a network."""
     chosen, *proposals = map(_proposal, facts["proposals"])
-    corrected = costs.scaled("latency", facts["correction"])
+    corrected = costs_around(facts["correction"], chosen.indices)
     return Choice(chosen, tuple(proposals), corrected, facts["rounds"], facts["correction"])
 
 

@@ -9,7 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from proxylessnas.surgery.candidates import LEFT_OUT, OWN, Choice
+from proxylessnas.core.costs import Costs
+from proxylessnas.surgery.candidates import KINDS, LEFT_OUT, OWN, Choice
 from proxylessnas.surgery.in_place import put_back
 from proxylessnas.surgery.lowrank import Factors
 from proxylessnas.surgery.narrow import narrow, sizes_of
@@ -30,6 +31,10 @@ class Space:
         widest = max(map(len, self.candidates))
         self.mask = torch.tensor([[j < len(c) for j in range(widest)] for c in self.candidates])
         self.alpha = torch.zeros(self.mask.shape, dtype=torch.float64)
+
+    def __contains__(self, indices: object) -> bool:
+        """Whether all candidates of a network are offered."""
+        return isinstance(indices, tuple) and all(self.mask[m, j] for m, j in enumerate(indices))
 
     def log_probabilities(self) -> Tensor:
         """log softmax of α, -inf at pads."""
@@ -99,9 +104,16 @@ class Space:
     def offering(self, kinds: Collection[str]) -> Space:
         """The same with candidates of these kinds alone, besides the model's own layers."""
         space = Space(self.model, self.choices)
+        space.alpha = self.alpha
         for m, choice in enumerate(self.choices):
             for j, candidate in enumerate(choice.candidates):
                 space.mask[m, j] = self.mask[m, j] and candidate.kind in {OWN, *kinds}
+        return space
+
+    def without(self, choice: int, candidate: int) -> Space:
+        """The same without one candidate."""
+        space = self.offering(KINDS)
+        space.mask[choice, candidate] = False
         return space
 
     @property
@@ -131,16 +143,17 @@ class Space:
         """The network of the last candidates."""
         return tuple(int(row.nonzero()[-1]) for row in self.mask)
 
-    def leave_out_slower(self, costs: Tensor) -> list[tuple[str, str]]:
+    def leave_out_slower(self, costs: Costs) -> list[tuple[str, str]]:
         """Let no change of layers be chosen that takes the time of the layers as they are.
 
-        costs: [choices, candidates]. Returns the choices and candidates that are left out.
+        costs: their latency. Returns the choices and candidates that are left out.
         """
+        ms = costs.per_candidate[0]
         slower = [
             (m, j)
             for m, choice in enumerate(self.choices)
             for j, candidate in enumerate(choice.candidates)
-            if candidate.changes and costs[m, j] >= costs[m, 0]
+            if candidate.changes and ms[m, j] >= ms[m, 0]
         ]
         for at in slower:
             self.mask[at] = False
