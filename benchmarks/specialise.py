@@ -10,9 +10,9 @@ alike and refitted by least squares; and, where torch-pruning is installed (`pip
 torch-pruning`), its uniform and its global pruning by group magnitude. The last three are the
 largest that take as long as the chosen network, or two percent more, in the same rounds; an
 asterisk marks cells that are off by more, where no width between is to be had. A cell is the
-accuracy on the test part before -> after an equal fine-tuning with the model as teacher (where
-statistics of normalisations move after torch-pruning, which leaves those of the whole model), and
-the share of the model's latency, the networks of a line measured together. A model that is trained,
+accuracy on the test part before -> after an equal fine-tuning with the model as teacher, and the
+share of the model's latency, the networks of a line measured together. After torch-pruning, which
+leaves the statistics of normalisations as the whole model has them, these are renewed first. A model that is trained,
 measured and scored is read again from `--out`; `cells.json` there has all figures, and what is in
 it is not done again: a benchmark that was stopped goes on, and further `--ways` are added.
 
@@ -58,7 +58,7 @@ from proxylessnas.surgery.candidates import KINDS, LOW_RANK
 from proxylessnas.surgery.found import Found, find
 from proxylessnas.surgery.specialise import FINETUNE, finetuning, within
 from proxylessnas.training.device import Machine
-from proxylessnas.training.evaluate import evaluate
+from proxylessnas.training.evaluate import evaluate, recalibrate
 from proxylessnas.training.loop import run_loop
 from proxylessnas.training.ranks import ALONE
 from proxylessnas.training.task import Task
@@ -71,6 +71,7 @@ EPOCHS = 2.0  # of every fine-tuning
 SHARES = [share / 48 for share in range(4, 48)]  # of the channels, of the rivals
 MATCH = 0.02  # of the chosen network's latency, that a rival's may be off by
 ROUNDS = 8  # of the search for a rival as fast; a line's figures take all
+RENEWED = 1000  # training examples, for statistics after torch-pruning
 NOISE = 1.6  # standard deviation, of sounds of amplitude 1
 BATCH, LEARN = 64, TrainSettings(optimizer="adamw", learning_rate=2e-3, warmup_epochs=0.5)
 EXAMPLES, TASKS = Path(__file__).resolve().parent.parent / "examples", "specialise_tasks.py"
@@ -405,11 +406,10 @@ def run(name: str, seed: int, args: argparse.Namespace, cells: Cells) -> None:
         for way in missing:
             row["ways"][way] = None
             if (network := networks.get(way)) is not None:
+                if way.startswith("pruning"):
+                    recalibrate(network, parts["search"], RENEWED, Machine())
                 before = _accuracy(network, brought, parts["test"])
-                frozen = not way.startswith("pruning")
-                settings = dataclasses.replace(
-                    FINETUNE, epochs=args.epochs, frozen_statistics=frozen
-                )
+                settings = dataclasses.replace(FINETUNE, epochs=args.epochs)
                 run_loop(finetuning(brought, network, settings))
                 after = _accuracy(network, brought, parts["test"])
                 row["ways"][way] = (before, after, shares[way])
