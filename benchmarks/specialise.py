@@ -12,9 +12,10 @@ largest that take as long as the chosen network, or two percent more, in the sam
 asterisk marks cells that are off by more, where no width between is to be had. A cell is the
 accuracy on the test part before -> after an equal fine-tuning with the model as teacher, and the
 share of the model's latency, the networks of a line measured together. After torch-pruning, which
-leaves the statistics of normalisations as the whole model has them, these are renewed first. A model that is trained,
-measured and scored is read again from `--out`; `cells.json` there has all figures, and what is in
-it is not done again: a benchmark that was stopped goes on, and further `--ways` are added.
+leaves the statistics of normalisations as the whole model has them, these are renewed first. A
+model that is trained, measured and scored is read again from `--out`; `cells.json` there has all
+figures, and what is in it is not done again: a benchmark that was stopped goes on, and further
+`--ways` are added.
 
 CIFAR-10 (5,000 images, 32 px) and flowers (64 px) are looked for under PROXYLESSNAS_DATA.
 """
