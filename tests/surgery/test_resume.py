@@ -146,6 +146,14 @@ def test_other_limits_have_directories_of_their_own(whole: Path, tmp_path: Path)
     assert again.within("0.8x").summary == wider.summary
 
 
+def test_other_data_are_said(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    specialised(out=whole, quiet=False)
+    assert "other data" not in capsys.readouterr().err
+    specialised(out=whole, train=batches(5), quiet=False)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "was begun with other data (the first batches differ)" in said
+
+
 def test_another_call_is_refused(whole: Path) -> None:
     for options, name in (
         ({"target_latency": "0.7x"}, "target_latency"),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import Indices
@@ -30,6 +31,7 @@ from proxylessnas.training.copying import copied
 
 SUMMARY, LAYERS, WEIGHTS = "summary.json", "layers.txt", "weights.safetensors"
 LEARNED = "finetuned.safetensors"  # the weights once they were fine-tuned
+FIRST = "first_batches"
 CALL = "call.json"  # of the Python call that a directory is of
 
 
@@ -119,13 +121,9 @@ def check_same_call(
         RunError: it is of another one; what differs is named.
     """
     several = blocks if isinstance(blocks, list | tuple | set) else [blocks]
-    weights = hashlib.sha256()
-    for name, tensor in brought.model.state_dict().items():
-        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        weights.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     now = {
         "model": type(brought.model).__name__,
-        "weights": weights.hexdigest(),
+        "weights": _digest(brought.model.state_dict()),
         "example_inputs": describe(brought.inputs),
         "batches": [len(brought.train), len(brought.valid)],
         "target_latency": target_latency,
@@ -134,6 +132,7 @@ def check_same_call(
         "runtime": brought.runtime.name,
         "measure": asdict(brought.measure),
         "seed": brought.seed,
+        FIRST: [_tensors_of(next(each.epoch(0))) for each in (brought.train, brought.valid)],
     }
     store = brought.records.store
     if not store.has(CALL):
@@ -141,11 +140,31 @@ def check_same_call(
         return
     before = store.read_json(CALL)
     for name, value in now.items():
-        if not isinstance(before, dict) or before.get(name) != value:
+        if name == FIRST and isinstance(before, dict):
+            if before.get(name, value) != value:  # no error: a loader may draw at random
+                brought.reporter.say(
+                    f"  WARNING: {store.file(CALL).parent} was begun with other data (the first "
+                    "batches differ): what is finished there is of those"
+                )
+        elif not isinstance(before, dict) or before.get(name) != value:
             raise RunError(
                 f"{store.file(CALL).parent} is of another call: its {name} differs; give the same "
                 "model and arguments to go on with it, or choose another `out`"
             )
+
+
+def _tensors_of(batch: Any) -> str:
+    """A batch's tensors as a digest."""
+    leaves = pytree.tree_leaves(batch)
+    return _digest({str(k): v for k, v in enumerate(leaves) if isinstance(v, Tensor)})
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def tensors_of_fits(
