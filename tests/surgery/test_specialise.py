@@ -150,6 +150,7 @@ def test_blocks_say_which_layers() -> None:
     found = specialised(blocks=[Block], target_latency="0.9x")
     assert set(found.architecture) == {"5", "6"}
     assert found.table.count("left out") == 2
+    assert found.table.count("stays: its channels go with those of 3, which `blocks` leaves") == 2
     found = specialised(blocks=["0", nn.Conv2d], target_latency="0.9x")
     assert set(found.architecture) == {
         "0",

@@ -38,20 +38,22 @@ def find_pairs(
     coupling = coupled(model, graph)
     pairs: list[Pair] = []
     refused: list[Refused] = []
-    sized = _attributes(coupling)
+    sized, reasons = _attributes(coupling), dict[str, str]()
     for axes, own in _groups(coupling, _axes(coupling)):
         pair = _pair(coupling, axes, own, sized)
         reason = _why_not(model, pair, wanted)
         if not reason:
             pairs.append(pair)
-        elif wanted(pair.name):
+            continue
+        reasons |= dict.fromkeys(pair.producers, reason)
+        if wanted(pair.name):
             refused.append(Refused(name=pair.name, kind=pair.kind, shape=pair.shape, reason=reason))
     told = {cut.module for pair in pairs for cut in pair.cuts} | {each.name for each in refused}
     for layer in graph.layers:
         name = path_of(graph, layer)
         if wanted(name) and name not in told:
             told.add(name)
-            reason = _why_fixed(coupling, layer)
+            reason = reasons.get(name) or _why_fixed(coupling, layer)
             refused.append(
                 Refused(name=name, kind=operation(layer), shape=shape(layer), reason=reason)
             )
