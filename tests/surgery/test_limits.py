@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,7 +16,6 @@ import proxylessnas
 from proxylessnas.errors import LimitError
 from proxylessnas.hardware.runtimes.base import Session
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
-from proxylessnas.surgery.choosing import _score_of
 from proxylessnas.surgery.latency import layers_of
 
 
@@ -144,46 +142,6 @@ def test_a_table_that_is_off_by_a_factor_is_corrected_to_as_good_a_choice(
     if found.chosen.score < known.chosen.score - 0.02 * abs(known.chosen.score):
         assert found.measured_ms >= 0.97 * found.limit_ms
         assert found.choice.correction == pytest.approx(factor, rel=0.1)
-
-
-@pytest.fixture(scope="module")
-def every(before: proxylessnas.Specialised) -> dict[tuple[int, ...], float]:
-    """The score of every network of the space."""
-    space, score = before.around.space, _score_of(before.around)
-    offered = [row.nonzero()[:, 0].tolist() for row in space.mask]
-    return {network: score(network)[0] for network in itertools.product(*offered)}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("factor", "spread", "limit"),
-    [
-        (1.3, 0.05, 0.6),
-        (1.3, 0.1, 0.6),
-        (1.3, 0.2, 0.6),
-        (1.6, 0.0, 0.7),
-        (0.6, 0.0, 0.42),
-        (1.0, 0.1, 0.5),
-        (1.0, 0.1, 0.45),
-        (0.7, 0.1, 0.45),
-    ],
-)
-def test_no_network_that_truly_keeps_the_limit_is_better(
-    before: proxylessnas.Specialised,
-    every: dict[tuple[int, ...], float],
-    factor: float,
-    spread: float,
-    limit: float,
-) -> None:
-    """By enumeration of the space, where latencies are off as the cost model cannot know."""
-    runtime = Otherwise(factor, spread=spread)
-    found = under(before, runtime, f"{limit}x")
-    assert found.measured_ms <= found.limit_ms * (1 + 1e-6)
-    better = [network for network, score in every.items() if score > found.chosen.score + 1e-9]
-    inputs = found.around.brought.inputs
-    for network in better:
-        session: Any = runtime.load(found.around.space.network(network), inputs)
-        assert session.latency_ms > found.limit_ms
 
 
 def test_hooks_of_a_pass_that_fails_come_off() -> None:

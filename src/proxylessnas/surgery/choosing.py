@@ -34,6 +34,7 @@ from proxylessnas.selection.choose import (
     keeps,
 )
 from proxylessnas.surgery.around import Around
+from proxylessnas.surgery.candidates import KINDS, LOW_RANK
 from proxylessnas.surgery.latency import patient
 from proxylessnas.surgery.saved import choice_of, plain_choice
 from proxylessnas.surgery.scores import distance_for, distances, replacement_scores
@@ -126,8 +127,13 @@ def _choice(space: Around, limit: float, scores: Scores) -> Choice:
     brought = space.brought
     # Without the costs: nothing is learned from here, and decoding keeps the limit exactly.
     space.space.alpha = prior(space.space, tempered(scores))
+    # A correction is of networks alike, and two thin layers are unlike one wide layer.
+    kinds = {*KINDS} - {LOW_RANK}
+    plain = replace(space, space=space.space.offering(kinds))
+    alike = [space, plain] if bool((plain.space.mask != space.space.mask).any()) else [space]
+    score, known = cache(_score_of(space)), dict[Indices, Proposal]()
     with brought.reporter.bar("choosing") as update:
-        choice = _Choosing(space, limit, update).converged()
+        *_, choice = [_Choosing(s, limit, score, known, update).converged() for s in alike]
     chosen = choice.chosen
     brought.reporter.say(
         f"  predicted {chosen.costs[0]:.4g} ms, measured {chosen.measured_ms:.4g} ms "
@@ -144,18 +150,25 @@ def _choice(space: Around, limit: float, scores: Scores) -> Choice:
 class _Choosing:
     """Choices under one limit, corrected until what is measured keeps the limit and uses it.
 
-    again: networks that were measured once more. The best of several measured ones is, by chance,
-    one that was measured too fast; so the first figure chooses it, and the second is believed.
+    again: networks that were measured once more, by earlier choices as well. The best of several
+    measured ones is, by chance, one that was measured too fast; so the first figure chooses it, and
+    the second is believed.
     loose, tight: corrections of the costs under which the limit was missed, and under which it was
     not used up. One factor makes the sums of layers right for one network; between these two is
     the best that it can do for all.
     """
 
-    def __init__(self, space: Around, limit: float, update: Callable[[int, int, str], None]):
+    def __init__(
+        self,
+        space: Around,
+        limit: float,
+        score: ScoreFunction,
+        again: dict[Indices, Proposal],
+        update: Callable[[int, int, str], None],
+    ) -> None:
         self.space, self.limit = space, limit
         self.measure = _measure_of(space, lambda done, total: update(done, total, "measuring"))
-        self.score, self.update = cache(_score_of(space)), update
-        self.again: dict[Indices, Proposal] = {}
+        self.score, self.again, self.update = score, again, update
         self.loose, self.tight = 0.0, math.inf
 
     def converged(self) -> Choice:
