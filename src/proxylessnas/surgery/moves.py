@@ -6,7 +6,6 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from torch.fx import Node
 
 from proxylessnas.surgery.coupling import Coupling, Elements, Fold, atoms_of
@@ -260,62 +259,6 @@ def _pad(coupling: Coupling, node: Node) -> None:
     _over(coupling, x, node, sorted(ends), kept=True)
 
 
-def _shuffle_pixels(coupling: Coupling, node: Node) -> None:
-    x, factor = node.args[0], int(argument(node, 1, "upscale_factor"))
-    assert isinstance(x, Node)
-    first = len(shape(x)) - 2
-    bind_lead(coupling, x, node, first - 1)
-    made = coupling.axis(node, first - 1)
-    coupling.bind(coupling.axis(x, first - 1), np.repeat(made, factor * factor))
-    for tensor in (x, node):
-        for axis in (first, first + 1):
-            coupling.fix(coupling.axis(tensor, axis), MOVED, node)
-
-
-def _unshuffle_pixels(coupling: Coupling, node: Node) -> None:
-    x, factor = node.args[0], int(argument(node, 1, "downscale_factor"))
-    assert isinstance(x, Node)
-    first = len(shape(x)) - 2
-    bind_lead(coupling, x, node, first - 1)
-    read = coupling.axis(x, first - 1)
-    coupling.bind(np.repeat(read, factor * factor), coupling.axis(node, first - 1))
-    for tensor in (x, node):
-        for axis in (first, first + 1):
-            coupling.fix(coupling.axis(tensor, axis), MOVED, node)
-
-
-def _shuffle_channels(coupling: Coupling, node: Node) -> None:
-    """[groups, channels of one] is transposed: the same ones of every group go together."""
-    x, count = node.args[0], int(argument(node, 1, "groups"))
-    assert isinstance(x, Node)
-    bind_axes(coupling, x, node, [(k, k) for k in range(len(shape(x))) if k != 1])
-    read = coupling.axis(x, 1).reshape(count, -1)
-    coupling.bind(read.T.ravel(), coupling.axis(node, 1))
-    coupling.bind(read.ravel(), np.broadcast_to(read[:1], read.shape).ravel())
-
-
-def _repeat(coupling: Coupling, node: Node) -> None:
-    """Whole tensors side by side along each axis; one number is there for all."""
-    x = node.args[0]
-    assert isinstance(x, Node)
-    lead = len(shape(node)) - len(shape(x))
-    for axis, size in enumerate(shape(x)):
-        read, made = coupling.axis(x, axis), coupling.axis(node, lead + axis)
-        if size > 1:
-            coupling.bind(np.tile(read, len(made) // size), made)
-
-
-def _repeat_each(coupling: Coupling, node: Node) -> None:
-    """Every channel several times side by side, as heads that several queries share."""
-    x, times, dim = (argument(node, k, n) for k, n in enumerate(("self", "repeats", "dim")))
-    if not isinstance(times, int) or dim is None:
-        unknown(coupling, node)
-        return
-    dim %= len(shape(x))
-    bind_axes(coupling, x, node, [(k, k) for k in range(len(shape(x))) if k != dim])
-    coupling.bind(np.repeat(coupling.axis(x, dim), times), coupling.axis(node, dim))
-
-
 def _grid_sample(coupling: Coupling, node: Node) -> None:
     x, grid = node.args[:2]
     assert isinstance(x, Node) and isinstance(grid, Node)
@@ -324,14 +267,6 @@ def _grid_sample(coupling: Coupling, node: Node) -> None:
     for tensor in (x, node):
         for axis in range(2, len(shape(tensor))):
             coupling.fix(coupling.axis(tensor, axis), "it is sampled", node)
-
-
-def _glu(coupling: Coupling, node: Node) -> None:
-    x = node.args[0]
-    assert isinstance(x, Node)
-    dim = argument(node, 1, "dim", -1) % len(shape(x))
-    bind_axes(coupling, x, node, [(k, k) for k in range(len(shape(x))) if k != dim])
-    coupling.bind(coupling.axis(x, dim), np.tile(coupling.axis(node, dim), 2))
 
 
 def _new(coupling: Coupling, node: Node) -> None:
@@ -347,8 +282,6 @@ MOVES: dict[str, Callable[[Coupling, Node], None]] = {
     **{name: _new for name in ("zeros", "ones", "full", "arange", "empty", "rand", "randn")},
     **{name: _new for name in ("new_zeros", "new_ones", "new_full", "linspace", "scalar_tensor")},
     **{"cat": _cat, "concat": _cat, "stack": _stack, "slice": _slice, "select": _select},
-    **{"index": _index, "pad": _pad, "constant_pad_nd": _pad, "glu": _glu},
-    **{"pixel_shuffle": _shuffle_pixels, "pixel_unshuffle": _unshuffle_pixels},
-    **{"channel_shuffle": _shuffle_channels, "narrow": _slice, "grid_sampler": _grid_sample},
-    **{"repeat": _repeat, "tile": _repeat, "repeat_interleave": _repeat_each},
+    **{"index": _index, "pad": _pad, "constant_pad_nd": _pad},
+    **{"narrow": _slice, "grid_sampler": _grid_sample},
 }

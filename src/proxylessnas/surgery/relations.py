@@ -36,6 +36,7 @@ from proxylessnas.surgery.moves import (
     piece_of,
     unknown,
 )
+from proxylessnas.surgery.repeats import REPEATS
 
 OUTPUT = "its channels are an output of the model"
 SUMMED = "channels are multiplied and summed over it"
@@ -264,6 +265,7 @@ def _attention(coupling: Coupling, node: Node) -> None:
 
 HANDLERS: dict[str, Callable[[Coupling, Node], None]] = {
     **MOVES,
+    **REPEATS,
     **{name: _convolution for name in (*CONVOLUTIONS, *TRANSPOSED)},
     **{name: _matmul for name in ("matmul", "bmm", "mm")},
     "einsum": _einsum,
