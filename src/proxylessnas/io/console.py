@@ -57,18 +57,27 @@ def output() -> Console:
 
 
 def _console(stream: TextIO, **how: Any) -> Console:
-    """Plain lines where the stream is no terminal: in a notebook too, which asks for colours."""
+    """Plain lines where the stream is no terminal: in a notebook too, which asks for colours.
+
+    Names of users stand as they are: neither `[a]` nor `:b:` means anything in them.
+    """
     from rich.console import Console  # the help needs none
 
     terminal = stream.isatty()
     return Console(
-        file=stream, highlight=False, force_jupyter=False, force_terminal=terminal, **how
+        file=stream,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        force_jupyter=False,
+        force_terminal=terminal,
+        **how,
     )
 
 
 def say(text: str) -> None:
     """A result as it stands: not cut, not coloured, no markup read in it."""
-    output().print(text, highlight=False, markup=False, soft_wrap=True)
+    output().print(text, soft_wrap=True)
 
 
 def table_of(first: str, columns: Iterable[str]) -> Table:
@@ -93,7 +102,7 @@ class Reporter:
         self.clock = clock
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
+        self.console.print(text, soft_wrap=not self.console.is_terminal)
 
     @contextmanager
     def bar(self, what: str) -> Iterator[Callable[..., None]]:
@@ -107,11 +116,11 @@ class Reporter:
         from rich import progress as rich
 
         columns = (
-            rich.TextColumn("  {task.description}"),
+            rich.TextColumn("  {task.description}", markup=False),
             rich.BarColumn(),
             rich.MofNCompleteColumn(),
             rich.TimeRemainingColumn(),
-            rich.TextColumn("{task.fields[note]}"),
+            rich.TextColumn("{task.fields[note]}", markup=False),
         )
         with rich.Progress(*columns, console=self.console, transient=True) as progress:
             task = progress.add_task(what, total=None, note="")

@@ -32,21 +32,19 @@ def show(facts: dict[str, Any], directory: str, console: Console) -> None:
     console.print()
     console.print(_networks(facts))
     if "paid" in facts:
-        console.print(facts["paid"], highlight=False, soft_wrap=True)
+        console.print(facts["paid"], soft_wrap=True)
     console.print()
-    console.print(_latency_line(facts), highlight=False)
+    console.print(_latency_line(facts))
     for name, row in facts["limits"].items():
         value, limit = (amount(row[key], row["unit"]) for key in ("is", "limit"))
-        console.print(f"{name}: {value}, limit {limit}", highlight=False)
+        console.print(f"{name}: {value}, limit {limit}")
     for line in int8_lines(facts.get("int8"), directory):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     entropy = facts["alpha_mean_entropy"]
-    console.print(
-        f"alpha: mean entropy {entropy:.2f} (1: nothing decided, 0: everything)", highlight=False
-    )
+    console.print(f"alpha: mean entropy {entropy:.2f} (1: nothing decided, 0: everything)")
     seconds = facts["seconds"]
     spent = "  ".join(f"{stage} {value:.0f}" for stage, value in seconds.items())
-    console.print(f"seconds: {spent}  (in all {sum(seconds.values()):.0f})", highlight=False)
+    console.print(f"seconds: {spent}  (in all {sum(seconds.values()):.0f})")
     _show_verdict(facts, console)
     problems = (facts["verdict"] or {}).get("problems", ())
     deploy = "the network; see above before you use it" if problems else "deploy it"
@@ -62,7 +60,7 @@ def show(facts: dict[str, Any], directory: str, console: Console) -> None:
         lines.append(
             f"       proxylessnas derive {directory} --latencies ...   other latencies, same search"
         )
-    console.print("\n" + "\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    console.print("\n" + "\n".join(lines), soft_wrap=True)
 
 
 def _show_verdict(facts: dict[str, Any], console: Console) -> None:
@@ -71,12 +69,12 @@ def _show_verdict(facts: dict[str, Any], console: Console) -> None:
     if verdict is None:
         return
     for line in _accuracy_lines(facts, verdict):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     if verdict["counts"]:
         console.print(_confusion_table(verdict["recall"], verdict["counts"]))
     for kind, lines in (("before you use it", "problems"), ("note", "remarks")):
         for line in verdict[lines]:
-            console.print(f"{kind}: {line}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"{kind}: {line}", soft_wrap=True)
 
 
 def _accuracy_lines(facts: dict[str, Any], verdict: dict[str, Any]) -> Iterator[str]:
