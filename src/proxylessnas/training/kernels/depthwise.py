@@ -104,7 +104,11 @@ def weight_gradient(
         wide = min(STRIP, width - first)
         left = padding[1] - first
         right = (columns - 1) * stride[1] + wide - x.shape[3] - left
-        seen = pad(x, (left, right, padding[0], below))  # negative: cut off
+        edges = (left, right, padding[0], below)
+        # Zeros first and then what is negative is cut off: of an image narrower than the kernel
+        # more may be cut than it has columns.
+        seen = pad(x, [max(edge, 0) for edge in edges])
+        seen = pad(seen, [min(edge, 0) for edge in edges])
         part = weight.new_empty(channels, 1, height, wide)  # for its shape
         _, strip, _ = _backward(grad, seen, part, stride, (0, 0), (False, True, False))
         strips.append(strip)
