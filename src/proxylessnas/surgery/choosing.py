@@ -64,9 +64,9 @@ def recorded_choice(space: Around, limit: float, keep: Keep) -> Choice:
     store = brought.records.store
     if not brought.records.done("search"):
         with brought.stage("search", f"scores around networks within {limit:.4g} ms") as facts:
-            scores = _scores_within(space, limit)
+            scores = _every_score(space, limit)
             store.write_json(SCORES_WITHIN, scores)
-            alpha = prior(space.space, tempered(scores))
+            alpha = prior(space.space, tempered(scores[0]))
             entropy = mean_entropy(softmax(alpha, space.space.mask), space.space.mask)
             facts |= {"entropy": entropy, "straightness": None, "architecture_steps": 0}
             facts["files"] = [SCORES_WITHIN]
@@ -85,7 +85,7 @@ def unrecorded_choice(space: Around, limit: float) -> Choice:
     Raises:
         LimitError: no network of the space keeps the limit, as measured.
     """
-    return _choice(space, limit, _scores_within(space, limit))
+    return _choice(space, limit, _every_score(space, limit))
 
 
 def facts_of(choice: Choice) -> dict[str, Any]:
@@ -99,6 +99,23 @@ def facts_of(choice: Choice) -> dict[str, Any]:
         "correction": choice.correction,
         "target_ms": choice.costs.limit("latency"),
     }
+
+
+def _alike(space: Around) -> list[Around]:
+    """The space, and where that is less, without low ranks.
+
+    What a network without them is worth, and by how much its predicted latency is off, is not what
+    networks with them are and have: two thin layers are unlike one wide layer.
+    """
+    plain = space.space.offering({*KINDS} - {LOW_RANK})
+    if bool((plain.mask == space.space.mask).all()):
+        return [space]
+    return [space, replace(space, space=plain)]
+
+
+def _every_score(space: Around, limit: float) -> list[Scores]:
+    """Of each space alike."""
+    return [_scores_within(some, limit) for some in _alike(space)]
 
 
 def _scores_within(space: Around, limit: float) -> Scores:
@@ -122,18 +139,16 @@ def _scores_within(space: Around, limit: float) -> Scores:
         )
 
 
-def _choice(space: Around, limit: float, scores: Scores) -> Choice:
-    """Decode, compare by the outputs, measure, correct."""
+def _choice(space: Around, limit: float, several: Sequence[Scores]) -> Choice:
+    """Decode, compare by the outputs, measure, correct. several: scores of each space alike."""
     brought = space.brought
-    # Without the costs: nothing is learned from here, and decoding keeps the limit exactly.
-    space.space.alpha = prior(space.space, tempered(scores))
-    # A correction is of networks alike, and two thin layers are unlike one wide layer.
-    kinds = {*KINDS} - {LOW_RANK}
-    plain = replace(space, space=space.space.offering(kinds))
-    alike = [space, plain] if bool((plain.space.mask != space.space.mask).any()) else [space]
     score, known = cache(_score_of(space)), dict[Indices, Proposal]()
     with brought.reporter.bar("choosing") as update:
-        *_, choice = [_Choosing(s, limit, score, known, update).converged() for s in alike]
+        for some, scores in zip(_alike(space), several, strict=True):
+            # Without the costs: nothing is learned from here, and decoding keeps the limit exactly.
+            some.space.alpha = prior(some.space, tempered(scores))
+            # Of all that were measured, of the spaces before as well.
+            choice = _Choosing(some, limit, score, known, update).converged()
     chosen = choice.chosen
     brought.reporter.say(
         f"  predicted {chosen.costs[0]:.4g} ms, measured {chosen.measured_ms:.4g} ms "

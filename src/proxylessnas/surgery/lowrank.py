@@ -251,7 +251,7 @@ class _First:
 
     def rows(self, x: Tensor) -> Statistics:
         """Of what it reads or makes, whichever is fewer; at some of the places, at random."""
-        rows = read_rows(self.layer, x.float(), ROWS, torch.Generator().manual_seed(0))
+        rows = read_rows(self.layer, x.to(self.weight), ROWS, torch.Generator().manual_seed(0))
         if not self.reads_fewer:
             rows = rows @ self.weight.T + self.bias
         return len(rows), rows.double().sum(0), (rows.T @ rows).double()
