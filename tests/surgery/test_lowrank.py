@@ -240,6 +240,9 @@ def test_a_model_of_which_no_channel_can_go(
     )
     assert "its channels are an output of the model; or of rank 40, 32, 16" in result.table
     assert result.architecture == {"1": "rank32"}
+    chosen, costs = result.chosen, result.choice.costs
+    assert costs.of(chosen.indices) == pytest.approx(chosen.costs)  # its layers sum to it
+    assert 0 < float(costs.per_candidate[0, 0, chosen.indices[0]]) <= chosen.costs[0]
     result.finetune(epochs=1)
     for again in (restored(model, tmp_path / "run"), result.derive()):
         assert [layer.weight.shape for layer in again[1]] == [(32, 512), (64, 32)]

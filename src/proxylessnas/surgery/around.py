@@ -124,6 +124,8 @@ def limit_of(latency: str, latencies: Latencies, brought: Trained) -> float:
             f"no network around the model keeps {limit:.4g} ms: the reachable range is {low:.4g} "
             f"to {own:.4g} ms ({low / own:.2f}x to 1x); {brought.wider}"
         )
+    if limit >= own:
+        brought.reporter.say(f"  the model itself keeps {limit:.4g} ms: nothing has to be narrowed")
     return limit
 
 

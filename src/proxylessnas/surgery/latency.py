@@ -85,6 +85,8 @@ class CostModel:
         self.own = np.array([latencies.layers.get(path, 0.0) for path in self.ends])
         # [choices, candidates, layers]: by what a candidate multiplies the latency of a layer.
         self.factors = np.ones((*space.mask.shape, len(self.ends)))
+        lengths = [len(choice.candidates) for choice in space.choices]
+        self.pads = np.array([[j >= n for j in range(max(lengths))] for n in lengths])
         self.carried = np.zeros((len(space.choices), len(self.ends)))
         for m, choice in enumerate(space.choices):
             inside = _inside(choice)
@@ -128,7 +130,7 @@ class CostModel:
             others = self.own * np.delete(each, m, axis=0).prod(axis=0)
             swapped = self.factors[m] @ others
             costs[m] = swapped - swapped[j] + self.carried[m] @ layers
-        costs[~self.space.mask.numpy()] = 0.0
+        costs[self.pads] = 0.0
         per_candidate = torch.from_numpy(self.slope * costs)
         return Costs.one("latency", per_candidate, fixed=self.fixed, unit="ms")
 

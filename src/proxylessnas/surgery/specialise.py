@@ -240,10 +240,7 @@ def specialise_model(
     found = find(brought, blocks, candidates)
     latencies = measured(found)
     limit = limit_of(target_latency, latencies, brought)  # before anything is fitted
-    if limit >= latencies.model_ms:
-        brought.reporter.say(f"  the model itself keeps {limit:.4g} ms: nothing has to be narrowed")
-    space = around(found, latencies)
-    return _chosen(space, space.limit_of(target_latency))
+    return _chosen(around(found, latencies), limit)
 
 
 def within(space: Around, latency: str, candidates: Any = KINDS) -> Specialised:
