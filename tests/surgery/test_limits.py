@@ -16,6 +16,7 @@ import proxylessnas
 from proxylessnas.errors import LimitError
 from proxylessnas.hardware.runtimes.base import Session
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
+from proxylessnas.surgery.choosing import _Choosing
 from proxylessnas.surgery.latency import layers_of
 
 
@@ -142,6 +143,21 @@ def test_a_table_that_is_off_by_a_factor_is_corrected_to_as_good_a_choice(
     if found.chosen.score < known.chosen.score - 0.02 * abs(known.chosen.score):
         assert found.measured_ms >= 0.97 * found.limit_ms
         assert found.choice.correction == pytest.approx(factor, rel=0.1)
+
+
+def test_the_network_that_the_choice_begins_with_is_one_of_it(monkeypatch: Any) -> None:
+    """Of costs around it no other network may keep the limit; and none may by all costs."""
+
+    def none(*_: Any, **__: Any) -> Any:
+        raise LimitError("no network")
+
+    monkeypatch.setattr("proxylessnas.surgery.choosing.choose", none)
+    result = specialised(target_latency="0.6x")
+    space = result.around.space
+    assert latency(result.derive()) <= 1.001 * result.limit_ms
+    assert result.chosen.indices != space.smallest
+    monkeypatch.setattr(_Choosing, "_proposals", lambda *_: [])
+    assert specialised(target_latency="0.6x").chosen.indices == space.smallest
 
 
 def test_hooks_of_a_pass_that_fails_come_off() -> None:

@@ -196,8 +196,8 @@ class _Choosing:
         while round_ < ROUNDS and self.loose * (1 + CLOSE) < self.tight:
             round_ += 1
             ratio = self._ratio(correction)
-            if ratio is None:
-                break
+            if ratio is None or not (ratio or self.loose):
+                break  # or no network keeps the limit by the costs
             if ratio > 1:
                 self.loose = correction
             else:
@@ -245,6 +245,13 @@ class _Choosing:
         """
         space, near = self.space.space, start(self.space, self.limit, correction, self.score)
         found: dict[Indices, Proposal] = {}
+
+        def take(proposal: Proposal) -> None:
+            ms = correction * self.space.cost_model.of(proposal.indices)
+            if ms <= self.limit:
+                found[proposal.indices] = replace(proposal, costs=(ms,))
+
+        take(Proposal(near, 0.0, (0.0,), *self.score(near)))
         for _ in range(AROUND):
             costs = costs_around(self.space.cost_model, self.limit, correction, near)
             try:
@@ -258,11 +265,8 @@ class _Choosing:
                 )
             except LimitError:
                 break
-            predicted = {
-                p: correction * self.space.cost_model.of(p.indices) for p in choice.proposals
-            }
-            kept = {p: ms for p, ms in predicted.items() if ms <= self.limit}
-            found |= {p.indices: replace(p, costs=(ms,)) for p, ms in kept.items()}
+            for proposal in choice.proposals:
+                take(proposal)
             best = max(found.values(), key=lambda p: p.score, default=None)
             if best is None or best.indices == near:
                 break
