@@ -22,6 +22,7 @@ from proxylessnas.surgery.lowrank import (
 )
 from proxylessnas.surgery.narrow import Narrowed, narrow, narrowed
 from proxylessnas.surgery.saved import restored
+from proxylessnas.surgery.specialise import Specialised
 from proxylessnas.training.copying import copied
 
 WIDE = ["0", "2", "4", "7"]
@@ -205,19 +206,17 @@ class Halves(nn.Module):
         return x.bfloat16()
 
 
+def regression(model: nn.Module, data: list[tuple[Tensor, Tensor]], **how: Any) -> Specialised:
+    loss, example = nn.functional.mse_loss, (data[0][0][:1],)
+    parts: dict[str, Any] = {"train": data, "valid": data, "example_inputs": example}
+    return specialised(model, **parts, loss=loss, correct=None, **how)
+
+
 def test_layers_too_large_for_low_ranks_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxylessnas.surgery.lowrank.MOST", 40)
     model = nn.Sequential(nn.Flatten(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 40)).eval()
     data = [(batch, batch.flatten(1)[:, :40]) for batch in batches()]
-    result = specialised(
-        model,
-        train=data,
-        valid=data,
-        loss=nn.functional.mse_loss,
-        correct=None,
-        example_inputs=(data[0][0][:1],),
-        target_latency="0.96x",
-    )
+    result = regression(model, data, target_latency="0.96x")
     assert "; 1 of no low rank (512x64 is too large)" in result.table
 
 
@@ -228,16 +227,7 @@ def test_a_model_of_which_no_channel_can_go(
     monkeypatch.setattr("proxylessnas.hardware.runtimes.fake.MS_PER_MAC", 1e-6)
     x, model = batches(), nn.Sequential(nn.Flatten(), nn.Linear(512, 64)).eval()
     data = [(batch, batch.flatten(1)[:, :64]) for batch in x]
-    result = specialised(
-        model,
-        train=data,
-        valid=data,
-        loss=nn.functional.mse_loss,
-        correct=None,
-        example_inputs=(x[0][:1],),
-        target_latency="0.95x",
-        out=tmp_path / "run",
-    )
+    result = regression(model, data, target_latency="0.95x", out=tmp_path / "run")
     assert "its channels are an output of the model; or of rank 40, 32, 16" in result.table
     assert result.architecture == {"1": "rank32"}
     chosen, costs = result.chosen, result.choice.costs

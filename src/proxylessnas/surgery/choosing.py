@@ -34,11 +34,11 @@ from proxylessnas.selection.choose import (
     keeps,
 )
 from proxylessnas.surgery.around import Around
-from proxylessnas.surgery.candidates import KINDS, LOW_RANK
+from proxylessnas.surgery.candidates import LOW_RANK
 from proxylessnas.surgery.latency import patient
 from proxylessnas.surgery.saved import choice_of, plain_choice
 from proxylessnas.surgery.scores import distance_for, distances, replacement_scores
-from proxylessnas.surgery.starting import costs_around, first_correction, start
+from proxylessnas.surgery.starting import Prices, first_correction, start
 from proxylessnas.training.callbacks import mean_entropy
 from proxylessnas.training.freezing import evaluating
 from proxylessnas.training.task import call
@@ -76,7 +76,8 @@ def recorded_choice(space: Around, limit: float, keep: Keep) -> Choice:
             store.write_json(CHOICE, plain_choice(choice))
             facts |= {**facts_of(choice), **(kept := keep(choice))}
             facts["files"] = [CHOICE, *kept["files"]]
-    return choice_of(store.read_json(CHOICE), partial(costs_around, space.cost_model, limit))
+    prices = partial(Prices, space.cost_model, limit)
+    return choice_of(store.read_json(CHOICE), lambda correction, n: prices(correction).around(n))
 
 
 def unrecorded_choice(space: Around, limit: float) -> Choice:
@@ -107,25 +108,26 @@ def _alike(space: Around) -> list[Around]:
     What a network without them is worth, and by how much its predicted latency is off, is not what
     networks with them are and have: two thin layers are unlike one wide layer.
     """
-    plain = space.space.offering({*KINDS} - {LOW_RANK})
-    if bool((plain.mask == space.space.mask).all()):
+    kinds = space.space.kinds
+    if LOW_RANK not in kinds:
         return [space]
-    return [space, replace(space, space=plain)]
+    return [space, replace(space, space=space.space.offering(kinds - {LOW_RANK}))]
 
 
 def _every_score(space: Around, limit: float) -> list[Scores]:
     """Of each space alike."""
-    return [_scores_within(some, limit) for some in _alike(space)]
-
-
-def _scores_within(space: Around, limit: float) -> Scores:
-    """Scores corrected around the networks that they choose under the limit."""
-    distance, correction = distance_for(space.brought.task.loss), first_correction(space, limit)
     score = _score_of(space)
+    return [_scores_within(some, limit, score) for some in _alike(space)]
+
+
+def _scores_within(space: Around, limit: float, score: ScoreFunction) -> Scores:
+    """Scores corrected around the networks that they choose under the limit."""
+    distance = distance_for(space.brought.task.loss)
+    prices = Prices(space.cost_model, limit, first_correction(space, limit))
 
     def chosen(scores: Scores) -> Indices:
         space.space.alpha = prior(space.space, scores)
-        return start(space, limit, correction, score)
+        return start(prices, space.space, score)
 
     with space.brought.reporter.bar("scoring within the limit") as update:
         return rescored(
@@ -142,7 +144,7 @@ def _scores_within(space: Around, limit: float) -> Scores:
 def _choice(space: Around, limit: float, several: Sequence[Scores]) -> Choice:
     """Decode, compare by the outputs, measure, correct. several: scores of each space alike."""
     brought = space.brought
-    score, known = cache(_score_of(space)), dict[Indices, Proposal]()
+    score, known = _score_of(space), dict[Indices, Proposal]()
     with brought.reporter.bar("choosing") as update:
         for some, scores in zip(_alike(space), several, strict=True):
             # Without the costs: nothing is learned from here, and decoding keeps the limit exactly.
@@ -163,14 +165,14 @@ def _choice(space: Around, limit: float, several: Sequence[Scores]) -> Choice:
 
 
 class _Choosing:
-    """Choices under one limit, corrected until what is measured keeps the limit and uses it.
+    """Choices under one limit, corrected until what is measured keeps it, no faster than predicted.
 
     again: networks that were measured once more, by earlier choices as well. The best of several
     measured ones is, by chance, one that was measured too fast; so the first figure chooses it, and
     the second is believed.
-    loose, tight: corrections of the costs under which the limit was missed, and under which it was
-    not used up. One factor makes the sums of layers right for one network; between these two is
-    the best that it can do for all.
+    loose, tight: corrections of the costs under which the limit was missed, and under which
+    networks were faster than predicted. One factor makes the costs right for one network; between
+    these two is the best that it can do for all.
     """
 
     def __init__(
@@ -187,11 +189,7 @@ class _Choosing:
         self.loose, self.tight = 0.0, math.inf
 
     def converged(self) -> Choice:
-        """The best of all that keep the limit; the smallest network where none does.
-
-        Raises:
-            LimitError: no network keeps the limit by the costs.
-        """
+        """The best of all that keep the limit; the smallest network where none does."""
         correction, round_ = first_correction(self.space, self.limit), 0
         while round_ < ROUNDS and self.loose * (1 + CLOSE) < self.tight:
             round_ += 1
@@ -207,13 +205,16 @@ class _Choosing:
                 correction = math.sqrt(self.loose * self.tight)
         if not self._kept(self.again.values()):
             smallest = self.space.space.smallest
-            predicted = correction * self.space.cost_model.of(smallest)
+            predicted = self._prices(correction).of(smallest)
             self._once_more([Proposal(smallest, 0.0, (predicted,), *self.score(smallest))])
         every = tuple(self.again.values())
         chosen = max(self._kept(every) or every[-1:], key=lambda p: p.score)
         correction = chosen.costs[0] / self.space.cost_model.of(chosen.indices)
-        costs = costs_around(self.space.cost_model, self.limit, correction, chosen.indices)
+        costs = self._prices(correction).around(chosen.indices)
         return Choice(chosen, every, costs, round_, correction)
+
+    def _prices(self, correction: float) -> Prices:
+        return Prices(self.space.cost_model, self.limit, correction)
 
     def _ratio(self, correction: float) -> float | None:
         """Choose by costs of this correction; by how much they want to be corrected further.
@@ -229,7 +230,7 @@ class _Choosing:
             replace(p, measured_ms=ms, noise=noise)
             for p, (ms, noise) in zip(proposals, values, strict=True)
         ]
-        (best,) = self._once_more([(self._kept(first) or sorted(first, key=_ms))[0]])
+        (best,) = self._once_more([next(iter(self._kept(first)), min(first, key=_ms))])
         kept = self._kept([best])
         if not kept:
             kept = self._kept(self._once_more([p for p in first if p.indices != best.indices]))
@@ -243,21 +244,21 @@ class _Choosing:
 
         The best first. Candidates are proposed around the best so far until none is better.
         """
-        space, near = self.space.space, start(self.space, self.limit, correction, self.score)
+        space, prices = self.space.space, self._prices(correction)
+        near = start(prices, space, self.score)
         found: dict[Indices, Proposal] = {}
 
         def take(proposal: Proposal) -> None:
-            ms = correction * self.space.cost_model.of(proposal.indices)
-            if ms <= self.limit:
+            if prices.keep(proposal.indices):
+                ms = prices.of(proposal.indices)
                 found[proposal.indices] = replace(proposal, costs=(ms,))
 
         take(Proposal(near, 0.0, (0.0,), *self.score(near)))
         for _ in range(AROUND):
-            costs = costs_around(self.space.cost_model, self.limit, correction, near)
             try:
                 choice = choose(
                     space,
-                    costs,
+                    prices.around(near),
                     DERIVE,
                     score=self.score,
                     seed=derive_seed(self.space.brought.seed, "proposals"),
@@ -301,6 +302,7 @@ def _score_of(space: Around) -> ScoreFunction:
     with evaluating(space.brought.model):
         wanted = [call(space.brought.model, batch) for batch in space.batches]
 
+    @cache
     def score(indices: Indices) -> tuple[float, tuple[float, ...]]:
         with ExitStack() as stack:
             network = stack.enter_context(space.space.in_place(indices))

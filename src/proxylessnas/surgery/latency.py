@@ -112,7 +112,7 @@ class CostModel:
 
     def of(self, indices: Indices) -> float:
         """ms of a network."""
-        return self.slope * float(self._layers(indices).sum()) + self.fixed
+        return self.slope * self.sum_of(indices) + self.fixed
 
     def sum_of(self, indices: Indices) -> float:
         """ms of its layers alone."""
@@ -123,9 +123,8 @@ class CostModel:
 
         The network's own candidates carry their layers' parts of it.
         """
-        each = self.factors[np.arange(len(indices)), indices]
+        each, layers = self._each(indices), self._layers(indices)
         costs = np.zeros(self.space.mask.shape)
-        layers = self._layers(indices)
         for m, j in enumerate(indices):
             others = self.own * np.delete(each, m, axis=0).prod(axis=0)
             swapped = self.factors[m] @ others
@@ -134,9 +133,12 @@ class CostModel:
         per_candidate = torch.from_numpy(self.slope * costs)
         return Costs.one("latency", per_candidate, fixed=self.fixed, unit="ms")
 
+    def _each(self, indices: Indices) -> NDArray[np.float64]:
+        """By what each of a network's candidates multiplies its layers, [choices, layers]."""
+        return np.asarray(self.factors[np.arange(len(indices)), indices])
+
     def _layers(self, indices: Indices) -> NDArray[np.float64]:
-        each = self.factors[np.arange(len(indices)), indices]
-        return np.asarray(self.own * each.prod(axis=0))
+        return np.asarray(self.own * self._each(indices).prod(axis=0))
 
 
 def _inside(choice: Choice) -> list[str]:

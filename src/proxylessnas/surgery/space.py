@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from proxylessnas.core.costs import Costs
-from proxylessnas.surgery.candidates import KINDS, LEFT_OUT, OWN, Choice
+from proxylessnas.surgery.candidates import LEFT_OUT, OWN, Choice
 from proxylessnas.surgery.in_place import put_back
 from proxylessnas.surgery.lowrank import Factors
 from proxylessnas.surgery.narrow import narrow, sizes_of
@@ -101,6 +101,12 @@ class Space:
             for choice in self.choices
         )
 
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Of the candidates that are offered besides the model's own layers."""
+        offered = [self.choices[m].candidates[j].kind for m, j in self.mask.nonzero().tolist()]
+        return frozenset(offered) - {OWN}
+
     def offering(self, kinds: Collection[str]) -> Space:
         """The same with candidates of these kinds alone, besides the model's own layers."""
         space = Space(self.model, self.choices)
@@ -112,7 +118,7 @@ class Space:
 
     def without(self, choice: int, candidate: int) -> Space:
         """The same without one candidate."""
-        space = self.offering(KINDS)
+        space = self.offering(self.kinds)
         space.mask[choice, candidate] = False
         return space
 
