@@ -25,6 +25,7 @@ from proxylessnas.export.executorch import to_executorch
 from proxylessnas.export.onnx import compare, to_onnx
 from proxylessnas.export.tflite import to_tflite
 from proxylessnas.hardware import kit_main, runtimes
+from proxylessnas.hardware.networks import Reordering
 from proxylessnas.hardware.runtimes import Runtime, executorch, make
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
 from proxylessnas.spaces.blocks import ConvBN, Head, MBConv
@@ -375,12 +376,20 @@ def test_the_reorders_of_a_block_alone_are_not_timed(name: str) -> None:
     block()
     image()
     if name == "onnxruntime":
-        assert 0 <= block.reordering_s < 1e-2  # type: ignore[attr-defined]
-        assert image.reordering_s == 0  # type: ignore[attr-defined]
+        assert 0 <= block.reordering.seconds < 1e-2  # type: ignore[attr-defined]
+        assert image.reordering == (0.0, 0.0)  # type: ignore[attr-defined]
     else:
-        assert 0 <= block._reordering_s() < 1e-2  # type: ignore[attr-defined]
+        assert 0 <= block._reordering().seconds < 1e-2  # type: ignore[attr-defined]
         assert image.timed(1) > 0
     assert block.timed(3) > 0
+
+
+def test_of_a_tiny_layer_profiling_is_not_believed() -> None:
+    """Its reorders take no longer than itself, however long a profile says that they take."""
+    tiny = Reordering(seconds=5e-6, share=0.5)  # of an inference of 6 microseconds
+    assert tiny.taken_out(60e-6, 10) == pytest.approx(30e-6)
+    large = Reordering(seconds=20e-6, share=0.07)
+    assert large.taken_out(3000e-6, 10) == pytest.approx(2800e-6)
 
 
 SHARED_POOL = """

@@ -29,8 +29,9 @@ from proxylessnas.data.decode import (
     opened,
 )
 from proxylessnas.data.source import ImageReader, Indices
-from proxylessnas.errors import DataError, one_line
+from proxylessnas.errors import DataError
 from proxylessnas.io.memory import give_back
+from proxylessnas.io.workers import BROKEN, lost_worker
 
 # Batches to load, with everything random about them: the images' rows in the store, int64 [B],
 # and their uniform numbers, float32 [B, 10] of `augment.draw`, or [B, 0] where nothing is.
@@ -72,11 +73,11 @@ def _alive(loader: Iterable[_DecodedBatch]) -> Iterator[_DecodedBatch]:
             batch = next(iterator)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, *BROKEN) as error:
+            if not (lost := lost_worker(error)):
                 raise
             raise DataError(
-                f"a process that decodes images was killed ({one_line(error)}), as the kernel does "
+                f"a process that decodes images was killed ({lost}), as the kernel does "
                 "where memory is short: go on with --resume and --loading.workers 1"
             ) from None
         yield batch

@@ -24,6 +24,7 @@ from proxylessnas.export.onnx_session import feed_of
 from proxylessnas.hardware.rounds import TimedNetwork
 
 PROFILED_RUNS = 20
+MOST_REORDERING = 0.9  # of a block: it computes something besides
 # Operators that only convert, at the beginning and at the end of a block alone.
 FLOAT_ENDS = (("ReorderInput",), ("ReorderOutput",))
 INTEGER_ENDS = (
@@ -48,7 +49,7 @@ class OnnxNetwork(TimedNetwork):
     arrays: inputs by name, also such as the graph does not read.
     block: a part of a network, whose reorders are taken out of its time.
     integers: whether the block's ends convert between float and integers too.
-    reordering_s: seconds of each inference that a network would not spend.
+    reordering: what each inference spends on that a network would not.
     """
 
     def __init__(
@@ -71,31 +72,47 @@ class OnnxNetwork(TimedNetwork):
         for node, array in outputs:
             self.binding.bind_ortvalue_output(node.name, OrtValue.ortvalue_from_numpy(array))
         ends = INTEGER_ENDS if integers else FLOAT_ENDS
-        self.reordering_s = reordering_s(opened, feed, ends) if block else 0.0
+        self.reordering = reordering(opened, feed, ends) if block else Reordering(0.0, 0.0)
 
     def __call__(self) -> None:
         self.session.run_with_iobinding(self.binding)
 
     def timed(self, repeat: int) -> float:
-        whole = super().timed(repeat)
-        return max(whole - repeat * self.reordering_s, 0.1 * whole)
+        return self.reordering.taken_out(super().timed(repeat), repeat)
 
 
-def reordering_s(
+class Reordering(NamedTuple):
+    """seconds: of an inference, as a profile says. share: of all that the profile's nodes took."""
+
+    seconds: float
+    share: float
+
+    def taken_out(self, whole: float, repeat: int = 1) -> float:
+        """Seconds of so many inferences without it.
+
+        Profiling takes microseconds of each node, so that of a layer that takes no longer the
+        nodes take more than the whole: there their shares are believed.
+        """
+        return whole - min(repeat * self.seconds, self.share * whole)
+
+
+def reordering(
     opened: Callable[[str], Any], feed: Mapping[str, Any], ends: tuple[Collection[str], ...]
-) -> float:
-    """Seconds of an inference that a block alone spends on reordering its input and output.
+) -> Reordering:
+    """What an inference of a block alone spends on reordering its input and output.
 
     ONNX Runtime keeps activations in blocks of channels within a network, where nobody pays
     for this; of a small block it is a tenth. ends: operators that only convert, at the beginning
     and at the end.
     """
-    spent = []
+    spent, shares = [], []
     for nodes in profiled(opened, feed):
         first = itertools.takewhile(lambda node: node.operator in ends[0], nodes)
         last = itertools.takewhile(lambda node: node.operator in ends[1], reversed(nodes))
-        spent.append(sum(node.microseconds for node in (*first, *last)) / 1e6)
-    return statistics.median(spent)
+        microseconds = sum(node.microseconds for node in (*first, *last))
+        spent.append(microseconds / 1e6)
+        shares.append(microseconds / max(sum(node.microseconds for node in nodes), 1e-9))
+    return Reordering(statistics.median(spent), min(statistics.fmean(shares), MOST_REORDERING))
 
 
 class NodeTime(NamedTuple):

@@ -26,7 +26,6 @@ from proxylessnas.session.durations import (
 from proxylessnas.session.fitting import LEAST_ROUNDS, Fit, fit_measure, reserve_least
 from proxylessnas.session.memory import fit_memory
 from proxylessnas.session.session import Session
-from proxylessnas.surgery.latency import RANDOM
 from proxylessnas.surgery.space import Space
 from proxylessnas.training.ranks import ALONE
 
@@ -147,7 +146,7 @@ def _within(settings: AnySettings, steps: float, length: int) -> AnySettings:
 def _fit_model_measure(session: Session, seconds: float, speeds: dict[str, float]) -> RunConfig:
     """Fewer visits to the whole networks, and to the layers alone."""
     m, space = session.config.measure, _space_of(session)
-    networks = len(SHARES_OF_CHANNELS) + len(space.levels) + RANDOM + 2
+    networks = 3 * len(SHARES_OF_CHANNELS) + len(space.levels) + 2  # two random ones a share
     layers = len(space.names) * LAYERS
     pass_s = speeds["image"] * m.batch * (m.runs + m.warmup)
     visits = (networks * m.network_rounds + len(SHARES_OF_CHANNELS) * m.rounds) * pass_s

@@ -19,10 +19,11 @@ from proxylessnas.limits import parse_latency
 from proxylessnas.pretrained.scores import Scores
 from proxylessnas.surgery.brought import Trained, inputs_of
 from proxylessnas.surgery.candidates import SMALLER, widths_of
+from proxylessnas.surgery.cost_model import CostModel
 from proxylessnas.surgery.fits import BATCHES, WITHIN, narrow_fits
 from proxylessnas.surgery.found import Found, blank_fits
 from proxylessnas.surgery.kernels import cropped
-from proxylessnas.surgery.latency import CostModel, Latencies, latencies_of, patient
+from proxylessnas.surgery.latency import Latencies, latencies_of, patient
 from proxylessnas.surgery.lowrank import fitted_factors
 from proxylessnas.surgery.narrow import narrowed
 from proxylessnas.surgery.saved import fits_of, fitted_changes, tensors_of_fits
@@ -102,7 +103,7 @@ def measured(found: Found) -> Latencies:
             )
             facts |= {"files": [LATENCIES], "range_ms": [low, high]}
     facts = brought.records.store.read_json(LATENCIES)
-    if set(facts.get("changed", {})) != set(space.levels) or "uniform" not in facts:
+    if set(facts.get("changed", {})) != set(space.levels) or "whole" not in facts:
         raise RunError(
             f"{brought.records.store.file(LATENCIES)} is of other candidates, by another version "
             "of proxylessnas; choose another `out`"

@@ -25,7 +25,6 @@ from proxylessnas.pretrained.scores import Scores, tempered
 from proxylessnas.pretrained.space import prior, rescored
 from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.choose import (
-    TOLERANCE,
     Choice,
     MeasureFunction,
     Proposal,
@@ -35,6 +34,7 @@ from proxylessnas.selection.choose import (
 )
 from proxylessnas.surgery.around import Around
 from proxylessnas.surgery.candidates import LOW_RANK
+from proxylessnas.surgery.climbing import climbed
 from proxylessnas.surgery.latency import patient
 from proxylessnas.surgery.saved import choice_of, plain_choice
 from proxylessnas.surgery.scores import distance_for, distances, replacement_scores
@@ -45,7 +45,6 @@ from proxylessnas.training.task import call
 
 SCORES_WITHIN, CHOICE = "scores_within.json", "choice.json"
 ROUNDS = 6  # of choosing, measuring and correcting
-CLOSE = 0.005  # corrections that differ by so little choose the same
 RESCORED = 2  # times that candidates are scored again around the network that is chosen
 AROUND = 8  # networks that others are proposed around, at most
 MEASURED = 3  # of the networks that keep the limit by their prediction, the best
@@ -165,14 +164,11 @@ def _choice(space: Around, limit: float, several: Sequence[Scores]) -> Choice:
 
 
 class _Choosing:
-    """Choices under one limit, corrected until what is measured keeps it, no faster than predicted.
+    """Choices under one limit, with a cost model that what is measured corrects.
 
-    again: networks that were measured once more, by earlier choices as well. The best of several
+    again: networks that were measured twice, by earlier choices as well. The best of several
     measured ones is, by chance, one that was measured too fast; so the first figure chooses it, and
-    the second is believed.
-    loose, tight: corrections of the costs under which the limit was missed, and under which
-    networks were faster than predicted. One factor makes the costs right for one network; between
-    these two is the best that it can do for all.
+    the second is believed. once: the first figures.
     """
 
     def __init__(
@@ -186,65 +182,60 @@ class _Choosing:
         self.space, self.limit = space, limit
         self.measure = _measure_of(space, lambda done, total: update(done, total, "measuring"))
         self.score, self.again, self.update = score, again, update
-        self.loose, self.tight = 0.0, math.inf
+        self.once: dict[Indices, Proposal] = {}
 
     def converged(self) -> Choice:
-        """The best of all that keep the limit; the smallest network where none does."""
-        correction, round_ = first_correction(self.space, self.limit), 0
-        while round_ < ROUNDS and self.loose * (1 + CLOSE) < self.tight:
-            round_ += 1
-            ratio = self._ratio(correction)
-            if ratio is None or not (ratio or self.loose):
-                break  # or no network keeps the limit by the costs
-            if ratio > 1:
-                self.loose = correction
-            else:
-                self.tight = correction
-            correction *= ratio
-            if not self.loose < correction < self.tight:
-                correction = math.sqrt(self.loose * self.tight)
+        """The best of all that keep the limit; the smallest network where none does.
+
+        Until no network is believed to keep it and to be better, but for those that were measured.
+        """
+        rounds = 0
+        while rounds < ROUNDS and (better := self._better()):
+            rounds += 1
+            self._measure(better)
         if not self._kept(self.again.values()):
             smallest = self.space.space.smallest
-            predicted = self._prices(correction).of(smallest)
+            predicted = self._prices().of(smallest)
             self._once_more([Proposal(smallest, 0.0, (predicted,), *self.score(smallest))])
         every = tuple(self.again.values())
         chosen = max(self._kept(every) or every[-1:], key=lambda p: p.score)
         correction = chosen.costs[0] / self.space.cost_model.of(chosen.indices)
-        costs = self._prices(correction).around(chosen.indices)
-        return Choice(chosen, every, costs, round_, correction)
+        prices = Prices(self.space.cost_model, self.limit, correction)
+        return Choice(chosen, every, prices.around(chosen.indices), rounds, correction)
 
-    def _prices(self, correction: float) -> Prices:
-        return Prices(self.space.cost_model, self.limit, correction)
+    def _prices(self) -> Prices:
+        """By all that is believed: second figures, and the first of networks that missed."""
+        known = {n: _ms(p) for n, p in (self._missed() | self.again).items()}
+        if not known:
+            correction = first_correction(self.space, self.limit)
+            return Prices(self.space.cost_model, self.limit, correction)
+        return Prices(self.space.cost_model.corrected(known), self.limit, 1.0)
 
-    def _ratio(self, correction: float) -> float | None:
-        """Choose by costs of this correction; by how much they want to be corrected further.
+    def _missed(self) -> dict[Indices, Proposal]:
+        return {n: p for n, p in self.once.items() if not keeps(p, self.limit)}
 
-        None where the limit is kept by networks that are no faster than predicted. How much of it
-        they use does not matter: the best by their outputs need not be the largest.
-        """
-        proposals = self._proposals(correction)[:MEASURED]
-        if not proposals:
-            return 0.0  # corrected too far
-        values = self._measured([p.indices for p in proposals])
-        first = [
-            replace(p, measured_ms=ms, noise=noise)
-            for p, (ms, noise) in zip(proposals, values, strict=True)
-        ]
-        (best,) = self._once_more([next(iter(self._kept(first)), min(first, key=_ms))])
-        kept = self._kept([best])
-        if not kept:
-            kept = self._kept(self._once_more([p for p in first if p.indices != best.indices]))
-        missed = _ms(best) / best.costs[0]
-        if kept:
-            return None if missed >= 1 - TOLERANCE else missed
-        return max(missed, 1 + CLOSE)
+    def _better(self) -> list[Proposal]:
+        """The best networks that are believed to keep the limit, and of which less is known."""
+        kept = self._kept(self.again.values())
+        least = max((p.score for p in kept), default=-math.inf)
+        known = self._missed() | self.again
+        every = self._proposals(self._prices())
+        return [p for p in every if p.score > least and p.indices not in known][:MEASURED]
 
-    def _proposals(self, correction: float) -> list[Proposal]:
-        """Networks that keep the limit by the corrected cost model, compared by their outputs.
+    def _measure(self, proposals: Sequence[Proposal]) -> None:
+        """All once, and the best that keeps the limit then, or else the fastest, once more."""
+        new = self._measured([p for p in proposals if p.indices not in self.once])
+        self.once |= {p.indices: p for p in new}
+        first = [self.once[p.indices] for p in proposals]
+        best = next(iter(self._kept(first)), min(first, key=_ms))
+        self._once_more([best])
+
+    def _proposals(self, prices: Prices) -> list[Proposal]:
+        """Networks that keep the limit by these prices, compared by their outputs.
 
         The best first. Candidates are proposed around the best so far until none is better.
         """
-        space, prices = self.space.space, self._prices(correction)
+        space = self.space.space
         near = start(prices, space, self.score)
         found: dict[Indices, Proposal] = {}
 
@@ -272,23 +263,29 @@ class _Choosing:
             if best is None or best.indices == near:
                 break
             near = best.indices
+        if near in found:
+            better = climbed(
+                near,
+                prices,
+                space,
+                self.score,
+                seed=derive_seed(self.space.brought.seed, "climbing"),
+                progress=lambda done, total: self.update(done, total, "comparing outputs"),
+            )
+            for network in better:
+                take(Proposal(network, 0.0, (0.0,), *self.score(network)))
         return sorted(found.values(), key=lambda p: -p.score)
 
     def _kept(self, several: Iterable[Proposal]) -> list[Proposal]:
         return [p for p in several if keeps(p, self.limit)]
 
-    def _measured(self, networks: Sequence[Indices]) -> list[tuple[float, float]]:
-        """What is known of networks by two measurements is not measured a third time."""
-        unknown = [n for n in networks if n not in self.again]
-        new = iter(self.measure(unknown) if unknown else ())
-        known = (self.again.get(n) for n in networks)
-        return [(_ms(p), p.noise) if p else next(new) for p in known]
+    def _measured(self, several: Sequence[Proposal]) -> list[Proposal]:
+        values = self.measure([p.indices for p in several]) if several else []
+        both = zip(several, values, strict=True)
+        return [replace(p, measured_ms=ms, noise=noise) for p, (ms, noise) in both]
 
-    def _once_more(self, several: Sequence[Proposal]) -> list[Proposal]:
-        both = zip(several, self._measured([p.indices for p in several]), strict=True)
-        fresh = [replace(p, measured_ms=ms, noise=noise) for p, (ms, noise) in both]
-        self.again |= {p.indices: p for p in fresh}
-        return fresh
+    def _once_more(self, several: Sequence[Proposal]) -> None:
+        self.again |= {p.indices: p for p in self._measured(several)}
 
 
 def _ms(proposal: Proposal) -> float:

@@ -15,7 +15,7 @@ from proxylessnas.pretrained.candidates import SHARES
 from proxylessnas.selection.choose import ScoreFunction
 from proxylessnas.surgery.around import Around
 from proxylessnas.surgery.candidates import LEFT_OUT
-from proxylessnas.surgery.latency import CostModel
+from proxylessnas.surgery.cost_model import CostModel
 from proxylessnas.surgery.space import Space
 
 SETTLING = 12  # networks that costs are taken around, at most

@@ -12,7 +12,6 @@ Also here: what a step that runs out of memory or loses a worker says.
 from __future__ import annotations
 
 import re
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from proxylessnas.errors import DataError, UserError
+from proxylessnas.io.workers import BROKEN, lost_worker
 from proxylessnas.training import optimizers
 from proxylessnas.training.freezing import BufferSnapshot
 from proxylessnas.training.task import batch_size, split
@@ -215,8 +215,8 @@ def explained(
     try:
         yield
         return
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if lost := _lost_worker(error):
+    except (RuntimeError, *BROKEN) as error:
+        if lost := lost_worker(error):
             raise DataError(
                 f"a process that loads data died ({lost}): is there too little memory? lower the "
                 "number of workers (none: --loading.workers 0, DataLoader(num_workers=0))"
@@ -227,17 +227,6 @@ def explained(
     except MemoryError as error:
         traceback.clear_frames(error.__traceback__)
     raise UserError(_advice(batch(), retry))
-
-
-def _lost_worker(error: BaseException) -> str:
-    """What torch says of a process that died, empty if none did."""
-    if isinstance(error, ConnectionError | EOFError):  # its pipe broke before its death was seen
-        try:
-            time.sleep(0.5)
-        except RuntimeError as seen:  # torch's handler of SIGCHLD raises wherever we are
-            error = seen
-    found = re.search(r"DataLoader worker .*(exited|is killed)[^.]*", str(error))
-    return " ".join(found[0].split()) if found else ""
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -20,7 +20,7 @@ from proxylessnas.export.onnx import to_onnx
 from proxylessnas.export.onnx_session import named_inputs
 from proxylessnas.export.precision import in_precision, noisy_feeds
 from proxylessnas.hardware.host import cpu_model, needs_reduced_range
-from proxylessnas.hardware.networks import stand_in
+from proxylessnas.hardware.networks import MOST_REORDERING, Reordering, stand_in
 from proxylessnas.hardware.runtimes.base import (
     Array,
     Session,
@@ -164,19 +164,19 @@ class _OpenVinoSession(Session):
     def timed(self, repeat: int) -> float:
         if not self._block:
             return super().timed(repeat)
-        total = 0.0
-        for _ in range(repeat):
-            whole = super().timed(1)
-            total += max(whole - self._reordering_s(), 0.1 * whole)
-        return total
+        wholes = (super(_OpenVinoSession, self).timed(1) for _ in range(repeat))
+        return sum(self._reordering().taken_out(whole) for whole in wholes)
 
-    def _reordering_s(self) -> float:
-        return sum(
-            float(node.real_time.total_seconds())
-            for node in self._request.get_profiling_info()
-            if node.node_type == "Reorder"
-            and (node.node_name.endswith("/sink_port_0") or node.node_name.startswith(self._inputs))
-        )
+    def _reordering(self) -> Reordering:
+        """Of the inference before."""
+        spent = every = 0.0
+        for node in self._request.get_profiling_info():
+            seconds = float(node.real_time.total_seconds())
+            every += seconds
+            name = node.node_name
+            at_end = name.endswith("/sink_port_0") or name.startswith(self._inputs)
+            spent += seconds * (node.node_type == "Reorder" and at_end)
+        return Reordering(spent, min(spent / max(every, 1e-9), MOST_REORDERING))
 
     def run(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
         named = named_inputs(arrays)
