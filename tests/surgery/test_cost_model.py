@@ -8,6 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from small_models import Block
+from torch import nn
 from trained_model import latency, specialised
 
 from proxylessnas.core.decode import Indices
@@ -93,6 +96,20 @@ def test_a_layer_that_is_off_is_off_in_all_networks() -> None:
     assert off == pytest.approx(0.75, abs=0.03)
     far = Corrections.told(parts=parts[:1], off=np.array([0.3]), now=np.ones(1))
     assert abs(far.alike(np.array([50.0, -49.0]))) < 1e-6 < abs(far.alike(parts[0])) < 2 * ALIKE
+
+
+def test_a_network_of_which_no_layer_is_left() -> None:
+    torch.manual_seed(0)
+    blocks = nn.Sequential(*(Block(16) for _ in range(3)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x = torch.randn(4, 16, 6, 6)
+    data = [(x, torch.zeros(4, dtype=torch.long))]
+    result = specialised(
+        blocks, train=data, valid=data, example_inputs=(x[:1],), target_latency="0.5x"
+    )
+    model, smallest = result.around.cost_model, result.around.space.smallest
+    assert set(result.around.space.chosen(smallest).values()) == {"zero"}
+    assert 0 < model.of(smallest) == pytest.approx(model.around(smallest).of(smallest)[0])
+    assert result.measured_ms <= result.limit_ms
 
 
 def test_what_was_measured_comes_back_from_a_file(around: Around) -> None:

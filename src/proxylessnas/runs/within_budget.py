@@ -39,7 +39,7 @@ BY_HAND = 0.3
 LAYERS = 4  # of one choice of any model, that are measured alone
 LEAST_STEPS, LEAST_PHOTOS = 30, 32  # of every training, and of scores
 PASSES = 80  # of the teacher over a photo that scores all candidates: about half a pass for each
-ROUNDS, COMPARED = 3, 40  # of scores of any model's candidates; networks that are compared
+ROUNDS, COMPARED = 3, 160  # of scores of any model's candidates; networks that are compared
 # Seconds of cutting, measuring, deriving and exporting each, on a machine of two cores.
 FIXED = 12.0
 

@@ -14,13 +14,15 @@ lowrank.py      two thin layers in place of a wide one, in closed form
 fits.py         which channels remain, and the weights of what reads them, in closed form
 candidates.py   the choices and their candidates
 space.py        the plain network of every choice
-latency.py      what candidates cost: layers alone, corrected by whole networks
+latency.py      what is measured: layers alone, and a few whole networks
+cost_model.py   what networks take by that; corrections.py: by others that are measured later
 scores.py       what candidates are worth: how far the model's outputs move
 in_place.py     many networks out of one copy, and passes that share their beginning
 brought.py      the model and the batches that a user brings
 blocks.py       which layers may be narrowed, and the table of them
 found.py        all of that of a model
 around.py       the stages up to a space that is measured, fitted and scored
+starting.py     prices under a limit, and where the choice begins; climbing.py: better ones nearby
 choosing.py     the best network within a limit
 features.py     distances inside, for fine-tuning
 specialise.py   from a model and a limit to a network, and its fine-tuning

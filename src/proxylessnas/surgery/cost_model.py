@@ -33,6 +33,8 @@ from proxylessnas.surgery.space import Space
 
 Array = NDArray[np.float64]
 
+LEAST_FIXED = 1e-3  # of what the fastest network takes
+
 # Of a layer, and which of the weights it has: alone, thin layers in its place, reads, calls.
 ALONE, THIN_IN, THIN_OUT, READS, CALLS = range(5)
 WEIGHT_OF = {ALONE: 0, THIN_IN: 0, THIN_OUT: 0, READS: 1, CALLS: 2}
@@ -182,7 +184,9 @@ class CostModel:
         ms = np.array(list(self.whole.values()))
         most = np.maximum(kinds.max(axis=0), 1e-30)
         found, _ = nnls(kinds / most / ms[:, None], np.ones(len(ms)))
-        *weights, self.fixed = found / most
+        *weights, fixed = found / most
+        # No network takes nothing, also one of which no layer is left.
+        self.fixed = max(float(fixed), LEAST_FIXED * latencies.least_ms)
         self.weights = np.array(weights)[self.terms.weight]
         self.corrections = self._corrections({})
 
