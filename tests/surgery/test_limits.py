@@ -17,8 +17,8 @@ import proxylessnas
 from proxylessnas.errors import LimitError
 from proxylessnas.hardware.runtimes.base import Session
 from proxylessnas.hardware.runtimes.fake import FakeRuntime
-from proxylessnas.surgery.choosing import _Choosing
 from proxylessnas.surgery.latency import layers_of
+from proxylessnas.surgery.rounds import Rounds
 
 
 class Lucky(FakeRuntime):
@@ -158,7 +158,7 @@ def test_the_network_that_the_choice_begins_with_is_one_of_it(monkeypatch: Any) 
     space = result.around.space
     assert latency(result.derive()) <= 1.001 * result.limit_ms
     assert result.chosen.indices != space.smallest
-    monkeypatch.setattr(_Choosing, "_proposals", lambda *_: [])
+    monkeypatch.setattr(Rounds, "_proposals", lambda *_: [])
     assert specialised(target_latency="0.6x").chosen.indices == space.smallest
 
 

@@ -23,7 +23,7 @@ blocks.py       which layers may be narrowed, and the table of them
 found.py        all of that of a model
 around.py       the stages up to a space that is measured, fitted and scored
 starting.py     prices under a limit, and where the choice begins; climbing.py: better ones nearby
-choosing.py     the best network within a limit
+rounds.py       of choosing, measuring and believing; choosing.py: the best network within a limit
 features.py     distances inside, for fine-tuning
 specialise.py   from a model and a limit to a network, and its fine-tuning
 saved.py        a network as files, and what stages leave
