@@ -153,7 +153,7 @@ def test_the_network_that_the_choice_begins_with_is_one_of_it(monkeypatch: Any) 
     def none(*_: Any, **__: Any) -> Any:
         raise LimitError("no network")
 
-    monkeypatch.setattr("proxylessnas.surgery.choosing.choose", none)
+    monkeypatch.setattr("proxylessnas.surgery.rounds.choose", none)
     result = specialised(target_latency="0.6x")
     space = result.around.space
     assert latency(result.derive()) <= 1.001 * result.limit_ms
