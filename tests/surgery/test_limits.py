@@ -45,7 +45,7 @@ def test_what_was_measured_too_fast_is_measured_again() -> None:
 
 def test_sums_that_deny_what_was_measured_are_not_believed(monkeypatch: Any) -> None:
     """By the sum of its layers even the smallest network would be far above the limit."""
-    weights = np.array([1.0, 0.0, 0.0, 10.0])  # 10 ms of them are of all networks
+    weights = np.array([1.0, 0.0, 0.0, 0.0, 10.0])  # 10 ms of them are of all networks
     monkeypatch.setattr("proxylessnas.surgery.cost_model.nnls", lambda *_: (weights, 0.0))
     result = specialised(target_latency="0.5x")
     around = result.around

@@ -1,13 +1,14 @@
 """What networks around a model take, by what was measured of its layers and of whole networks.
 
-Latency is a sum of terms: every layer alone, what it reads, and that it is called. A layer between
-two pairs is narrowed by both: its latency is about the product of these shares, which no sum over
-choices is. So each end carries the root of what narrowing both saves, and each change of the layer
-its own factor. Of two thin layers in place of one, each is narrowed at one end. What a layer reads
-stands for all that is not in layers and has as many numbers: activations, norms, sums, copies.
-Whole networks tell how much each kind of term weighs, and later by how much layers are off.
-Decoding wants a sum over choices: that is the first order around a network at hand, exact for every
-network that differs from it in one choice.
+Latency is a sum of terms: every layer alone, what it reads, that it is called, and what it holds.
+A layer between two pairs is narrowed by both: its latency is about the product of these shares,
+which no sum over choices is. So each end carries the root of what narrowing both saves, and each
+change of the layer its own factor. Of two thin layers in place of one, each is narrowed at one end.
+What a layer reads stands for all that is not in layers and has as many numbers: activations, norms,
+sums, copies. What it holds comes from memory, where a layer that runs alone has it in a cache.
+Whole networks tell how much each kind of term weighs, and by how much layers are off. Decoding
+wants a sum over choices: that is the first order around a network at hand, exact for every network
+that differs from it in one choice.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ Array = NDArray[np.float64]
 
 LEAST_FIXED = 1e-3  # of what the fastest network takes
 
-# Of a layer, and which of the weights it has: alone, thin layers in its place, reads, calls.
-ALONE, THIN_IN, THIN_OUT, READS, CALLS = range(5)
-WEIGHT_OF = {ALONE: 0, THIN_IN: 0, THIN_OUT: 0, READS: 1, CALLS: 2}
+# The terms of a layer by which of the weights they have: alone, or two thin layers in its place;
+# what it reads; that it is called; the numbers that it holds, or those that two thin layers do.
+WEIGHTS = (0, 0, 0, 1, 2, 3, 3, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +66,12 @@ class Terms:
 
 
 def terms_of(space: Space, latencies: Latencies) -> Terms:
-    """Five terms of every layer that choices narrow or change."""
+    """The terms of every layer that choices narrow or change."""
     layers = _Layers(space, latencies)
-    alone = layers.alone > 0
-    thin = [layers.alone * layers.first, layers.alone * (1 - layers.first)]
-    own = np.stack([layers.alone, *thin, np.where(alone, layers.reads, 0.0), 1.0 * alone])
+    once = 1.0 * (layers.alone > 0)
+    split = np.stack([np.ones(len(layers.ends)), layers.first, 1 - layers.first])
+    alone, held = layers.alone * split, layers.weights * split
+    own = np.concatenate([alone, [layers.reads * once, once], held * once])
     shape = (*space.mask.shape, *own.shape)
     factors, carried = np.ones(shape), np.zeros((shape[0], *own.shape))
     for m, choice in enumerate(space.choices):
@@ -77,7 +79,7 @@ def terms_of(space: Space, latencies: Latencies) -> Terms:
         for j, candidate in enumerate(choice.candidates):
             factors[m, j] = layers.factors(m, candidate)
     paths = np.tile(np.arange(own.shape[1]), len(own))
-    weights = np.repeat([WEIGHT_OF[term] for term in range(len(own))], own.shape[1])
+    weights = np.repeat(WEIGHTS, own.shape[1])
     return Terms(
         own=own.ravel(),
         factors=factors.reshape(*shape[:2], -1),
@@ -90,7 +92,8 @@ def terms_of(space: Space, latencies: Latencies) -> Terms:
 class _Layers:
     """The layers that choices narrow or change, and what was measured of them, [layers].
 
-    alone: ms. reads: numbers. first: of two thin layers in its place, the first one's share.
+    alone: ms. reads, weights: numbers. first: of two thin layers in its place the share of the
+    first.
     """
 
     def __init__(self, space: Space, latencies: Latencies) -> None:
@@ -102,6 +105,7 @@ class _Layers:
         self.readers = Counter(path for pair in pairs for path in _readers(pair))
         self.alone = np.array([latencies.layers.get(path, 0.0) for path in self.ends])
         self.reads = np.array([latencies.reads[1.0].get(path, 0.0) for path in self.ends])
+        self.weights = np.array([latencies.weights[1.0].get(path, 0.0) for path in self.ends])
         changes = [c for x in space.choices for own in x.candidates for c in own.changes]
         taps = {c.layer: c.taps for c in changes if isinstance(c, Factors)}
         self.first = np.array([self._share_of_first(path, taps.get(path)) for path in self.ends])
@@ -129,20 +133,26 @@ class _Layers:
             changed = self._ratios(self.alone, self.latencies.changed[candidate.level])
             if candidate.kind == LOW_RANK:
                 thin = np.where(here, changed, self._is_not_of(choice))
-                return np.stack([np.where(here, 0.0, 1.0), thin, thin, one, one])
-            both = np.where(here, changed, 1.0)
-            return np.stack([both, *2 * [self._is_not_of(choice)], one, one])
+                three = [np.where(here, 0.0, 1.0), thin, thin]
+            else:
+                other = self._is_not_of(choice)
+                three = [np.where(here, changed, 1.0), other, other]
+            return np.stack([*three, one, one, *three])
         if not candidate.share:
             prefix = f"{choice.name}."
             within = [path.startswith(prefix) for path in self.ends]
-            return np.tile(np.where((self.inside(choice) > 0) | within, 0.0, 1.0), (5, 1))
+            return np.tile(
+                np.where((self.inside(choice) > 0) | within, 0.0, 1.0), (len(WEIGHTS), 1)
+            )
         inside = self.inside(choice)
         alone = self._ratios(self.alone, self.latencies.uniform[candidate.share]) ** inside
         reads = self._ratios(self.reads, self.latencies.reads[candidate.share])
         reads **= self._reading(choice, inside)
         makes = np.array([candidate.share if path in choice.makers else 1.0 for path in self.ends])
         other = self._is_not_of(choice)
-        return np.stack([alone, reads * other, makes * other, reads, one])
+        held = self._ratios(self.weights, self.latencies.weights[candidate.share]) ** inside
+        both = [reads * other, makes * other]
+        return np.stack([alone, *both, reads, one, held, *both])
 
     def _is_not_of(self, choice: Choice) -> Array:
         """0 where two thin layers are only where a candidate of this choice says so."""
@@ -192,7 +202,7 @@ class CostModel:
 
     def _by_weight(self, indices: Indices) -> Array:
         """The terms of a network that have one weight, and a 1."""
-        sums = np.bincount(self.terms.weight, self.terms.of(indices), minlength=3)
+        sums = np.bincount(self.terms.weight, self.terms.of(indices), minlength=4)
         return np.array([*sums, 1.0])
 
     def corrected(self, measured: Mapping[Indices, float]) -> CostModel:

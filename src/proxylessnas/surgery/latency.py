@@ -39,6 +39,8 @@ LEAST_INSIDE = 0.1  # of what a layer takes alone
 PATIENCE_S, LEAST_ROUNDS = 4.0, 5
 
 Progress = Callable[[int, int], None]
+# Path -> (key, (layer, its input)) of every call.
+Layers = dict[str, list[tuple[str, tuple[nn.Module, Tensor]]]]
 Row = float | str  # of layers that are measured alone: all at one share, or changed at one level
 
 
@@ -47,13 +49,14 @@ class Latencies:
     """What was measured. uniform: ms of the layers alone, by their paths, at every share of the
     channels; changed: the same at every level of changes, all channels there.
 
-    reads: as uniform, how many numbers the layers read. whole: networks, and ms of each. model_ms:
-    of the model; least_ms: of the fastest network.
+    reads, weights: as uniform, how many numbers the layers read, and hold. whole: networks, and ms
+    of each. model_ms: of the model; least_ms: of the fastest network.
     """
 
     uniform: Mapping[float, Mapping[str, float]]
     changed: Mapping[str, Mapping[str, float]]
     reads: Mapping[float, Mapping[str, float]]
+    weights: Mapping[float, Mapping[str, float]]
     whole: Sequence[tuple[Indices, float]]
     model_ms: float
     least_ms: float
@@ -79,7 +82,7 @@ class Latencies:
         return Latencies(**{**facts, **by_share, "whole": whole})
 
 
-_BY_SHARE = ("uniform", "reads")  # JSON has no numbers as keys
+_BY_SHARE = ("uniform", "reads", "weights")  # JSON has no numbers as keys
 
 
 def patient(
@@ -138,25 +141,30 @@ def latencies_of(
         row: {path: sum(inside(key) for key, _ in calls) for path, calls in of.items()}
         for row, of in layers.items()
     }
-    reads = {
-        row: {path: float(sum(x.numel() for _, (_, x) in calls)) for path, calls in of.items()}
-        for row, of in layers.items()
-    }
+    by_share = {row: of for row, of in layers.items() if isinstance(row, float)}
     measured = [report[_name(i)].raw_ms for i in range(len(networks))]
     return Latencies(
         uniform={row: of for row, of in ms.items() if isinstance(row, float)},
         changed={row: of for row, of in ms.items() if isinstance(row, str)},
-        reads={row: of for row, of in reads.items() if isinstance(row, float)},
+        reads={row: _numbers(of, lambda _, x: x.numel()) for row, of in by_share.items()},
+        weights={row: _numbers(of, _weights) for row, of in by_share.items()},
         whole=list(zip(networks, measured, strict=True)),
         model_ms=measured[networks.index(space.own)],
         least_ms=min(measured),
     )
 
 
-def layers_of(
-    space: Space, indices: Indices, inputs: tuple[Any, ...]
-) -> dict[str, list[tuple[str, tuple[nn.Module, Tensor]]]]:
-    """The layers of all pairs in one network: path -> (key, (layer, its input)) of every call.
+def _numbers(layers: Layers, count: Callable[[nn.Module, Tensor], int]) -> dict[str, float]:
+    """Of every layer, over its calls."""
+    return {path: float(sum(count(*one) for _, one in calls)) for path, calls in layers.items()}
+
+
+def _weights(layer: nn.Module, x: Tensor) -> int:
+    return sum(parameter.numel() for parameter in layer.parameters())
+
+
+def layers_of(space: Space, indices: Indices, inputs: tuple[Any, ...]) -> Layers:
+    """The layers of all pairs in one network.
 
     Of the model itself all its layers. key: the same for layers that take the same time.
     """

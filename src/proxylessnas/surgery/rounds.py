@@ -59,15 +59,21 @@ class Rounds:
         rounds = 0
         while rounds < ROUNDS and (better := self._better()):
             rounds += 1
-            self._measure(better)
-        if not self._kept(self.again.values()):
+            best = self._measure(better)
+            word = "keeps" if self._kept([best]) else "misses"
+            self.space.brought.reporter.say(
+                f"  round {rounds}: of {len(better)} the best was believed to take "
+                f"{best.costs[0]:.4g} ms, measured {_ms(best):.4g}: it {word} the limit"
+            )
+        kept = self._kept(self.again.values())
+        if not kept:
             smallest = self.space.space.smallest
             predicted = self._prices().of(smallest)
-            self._once_more([Proposal(smallest, 0.0, (predicted,), *self.score(smallest))])
-        every = tuple(self.again.values())
-        chosen = max(self._kept(every) or every[-1:], key=lambda p: p.score)
+            kept = [self._once_more(Proposal(smallest, 0.0, (predicted,), *self.score(smallest)))]
+        chosen = max(kept, key=lambda p: p.score)
         correction = chosen.costs[0] / self.space.cost_model.of(chosen.indices)
         prices = Prices(self.space.cost_model, self.limit, correction)
+        every = tuple(self.again.values())
         return Choice(chosen, every, prices.around(chosen.indices), rounds, correction)
 
     def _prices(self) -> Prices:
@@ -89,13 +95,13 @@ class Rounds:
         every = self._proposals(self._prices())
         return [p for p in every if p.score > least and p.indices not in known][:MEASURED]
 
-    def _measure(self, proposals: Sequence[Proposal]) -> None:
+    def _measure(self, proposals: Sequence[Proposal]) -> Proposal:
         """All once, and the best that keeps the limit then, or else the fastest, once more."""
         new = self._measured([p for p in proposals if p.indices not in self.once])
         self.once |= {p.indices: p for p in new}
         first = [self.once[p.indices] for p in proposals]
         best = next(iter(self._kept(first)), min(first, key=_ms))
-        self._once_more([best])
+        return self._once_more(best)
 
     def _proposals(self, prices: Prices) -> list[Proposal]:
         """Networks that keep the limit by these prices, compared by their outputs.
@@ -155,8 +161,10 @@ class Rounds:
         both = zip(several, values, strict=True)
         return [replace(p, measured_ms=ms, noise=noise) for p, (ms, noise) in both]
 
-    def _once_more(self, several: Sequence[Proposal]) -> None:
-        self.again |= {p.indices: p for p in self._measured(several)}
+    def _once_more(self, proposal: Proposal) -> Proposal:
+        (again,) = self._measured([proposal])
+        self.again[again.indices] = again
+        return again
 
 
 def _ms(proposal: Proposal) -> float:
