@@ -213,20 +213,18 @@ class CostModel:
 
     def _corrections(self, measured: Mapping[Indices, float]) -> Corrections:
         every = {**self.whole, **measured}
-        believed = np.array([self._uncorrected(n) for n in every])
+        layers = np.stack([self._by_layer(n) for n in every])
+        believed = layers.sum(axis=1) + self.fixed
         return Corrections.told(
-            parts=np.stack([self._parts(n) for n in every]),
+            parts=layers / believed[:, None],
             off=np.array(list(every.values())) / believed - 1,
             now=np.array([float(n in measured) for n in every]),
         )
 
-    def _uncorrected(self, indices: Indices) -> float:
-        return float(self.weights @ self.terms.of(indices) + self.fixed)
-
-    def _parts(self, indices: Indices) -> Array:
-        """The shares of a network's layers, uncorrected."""
-        ms = np.bincount(self.terms.layer, self.weights * self.terms.of(indices))
-        return np.asarray(ms / (ms.sum() + self.fixed))
+    def _by_layer(self, indices: Indices) -> Array:
+        """ms of a network's layers, uncorrected."""
+        ms = self.weights * self.terms.of(indices)
+        return np.asarray(np.bincount(self.terms.layer, ms))
 
     def _line(self) -> tuple[Array, float]:
         """ms of the terms and of the fixed part, with the corrections of layers."""
@@ -235,9 +233,10 @@ class CostModel:
 
     def of(self, indices: Indices) -> float:
         """ms of a network."""
-        weights, fixed = self._line()
-        line = float(weights @ self.terms.of(indices) + fixed)
-        alike = self.corrections.alike(self._parts(indices)) * self._uncorrected(indices)
+        layers = self._by_layer(indices)
+        believed = float(layers.sum()) + self.fixed
+        line = float(layers @ self.corrections.layers) + self.fixed * self.corrections.fixed
+        alike = self.corrections.alike(layers / believed) * believed
         return max(line + alike, LEAST * line)
 
     def around(self, indices: Indices) -> Costs:

@@ -127,6 +127,9 @@ class Rounds:
         near = max(begin, key=lambda n: self.score(n)[0])
         found: dict[Indices, Proposal] = {}
 
+        def progress(done: int, total: int) -> None:
+            self.update(done, total, "comparing outputs")
+
         def take(proposal: Proposal) -> None:
             if prices.keep(proposal.indices):
                 ms = prices.of(proposal.indices)
@@ -141,7 +144,7 @@ class Rounds:
                     DERIVE,
                     score=self.score,
                     seed=derive_seed(self.space.brought.seed, "proposals"),
-                    progress=lambda done, total: self.update(done, total, "comparing outputs"),
+                    progress=progress,
                 )
             except LimitError:
                 break
@@ -158,7 +161,7 @@ class Rounds:
                 space,
                 self.score,
                 seed=derive_seed(self.space.brought.seed, "climbing"),
-                progress=lambda done, total: self.update(done, total, "comparing outputs"),
+                progress=progress,
             )
             for network in better:
                 take(Proposal(network, 0.0, (0.0,), *self.score(network)))
