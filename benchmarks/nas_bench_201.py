@@ -3,7 +3,7 @@
     python benchmarks/nas_bench_201.py [--table FOLDER/nas-bench-201/cifar10.csv]
         [--data FOLDER/cifar10] [--devices gold_6226,raspi4,pixel3] [--quantiles 0.2,0.4,0.6,0.8]
         [--weights FILE] [--minutes 60] [--supernets 3] [--seed 0] [--networks 300]
-        [--measured 100] [--json OUT]
+        [--measured 100] [--no-zero-cost] [--json OUT]
 
 FOLDER is $PROXYLESSNAS_DATA, or else `data`; CONTRIBUTING.md says what it holds. A table has the
 columns code, function and test_accuracy, and a column NAME_ms of every device.
@@ -14,9 +14,10 @@ as another, for --minutes, or taken from --weights where that file exists; those
 knows a device by measuring whole networks on it (here: by looking their latency up): --measured
 random ones, to which a predictor is fitted, and after these only networks of which the predictor
 cannot say whether they keep a limit. Networks are scored with the shared weights on validation
-images: random ones, and under each limit those that a predictor of the scores puts first,
---networks in all. The best within the limit, as measured, is the network found. Accuracies of the
-table are looked up when all is found, never before.
+images, beside what they can express untrained (zero-cost proxies; --no-zero-cost leaves these
+out): random ones, and under each limit those that a predictor of the scores puts first, --networks
+in all. The best within the limit, as measured, is the network found. Accuracies of the table are
+looked up when all is found, never before.
 
 Printed for each limit: the best accuracy of the table within it, the expected best of 20 random
 networks by their true accuracy, what was found, and the gap to the best.
@@ -50,6 +51,7 @@ from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.choose import ScoreFunction
 from proxylessnas.selection.explore import Score, explore, hopes, known, predictor_of
 from proxylessnas.selection.predictor import Networks, Predictor
+from proxylessnas.selection.zero_cost import ZeroCost, beside
 from proxylessnas.spaces import build_supernet
 from proxylessnas.spaces.cell import CANDIDATES, CHOICES, code, contributing, from_code, function
 from proxylessnas.training.device import make_machine
@@ -281,7 +283,8 @@ class Device:
 class Search:
     """Scores that all limits share, and the best network within each."""
 
-    def __init__(self, score: ScoreFunction, seed: int) -> None:
+    def __init__(self, score: ScoreFunction, zero_cost: ZeroCost | None, seed: int) -> None:
+        self.zero_cost = zero_cost
         self.function = as_they_run()
         self.networks = list(dict.fromkeys(self.function.values()))
         self.row = {network: i for i, network in enumerate(self.networks)}
@@ -290,11 +293,14 @@ class Search:
         self.generator = np.random.default_rng(seed)
 
     def begin(self, count: int) -> None:
-        """Score random networks."""
+        """Score random networks, by which zero-cost figures become comparable with scores."""
         drawn = self.generator.choice(len(self.networks), count, replace=False).tolist()
+        reference = [self.networks[i] for i in drawn]
         with Reporter().bar("scoring random networks") as update:
-            for done, i in enumerate(drawn, start=1):
-                self.scores[self.networks[i]] = self.score(self.networks[i])
+            if self.zero_cost is not None:
+                self.score = beside(self.score, self.zero_cost, reference, update)
+            for done, network in enumerate(reference, start=1):
+                self.scores[network] = self.score(network)
                 update(done, count)
 
     def explore(self, device: Device, limit: float, count: int, title: str) -> None:
@@ -337,7 +343,9 @@ def main() -> None:
     for name in devices:
         if name not in truth.latency:
             raise SystemExit(f"{args.table} has no column {name}_ms: {', '.join(truth.latency)}")
-    search = Search(Scorer(args), args.seed)
+    # Untrained networks cost nothing to be as deep as the table's are.
+    untrained = ZeroCost(build_supernet("cell", {}), (3, 32, 32)) if args.zero_cost else None
+    search = Search(Scorer(args), untrained, args.seed)
     more = args.networks // 3
     search.begin(args.networks - more)
     limits = []
@@ -422,6 +430,7 @@ def _arguments() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the search")
     add("--networks", type=int, default=300, help="that are scored")
     add("--measured", type=int, default=100, help="that are measured to know a device")
+    add("--zero-cost", action=argparse.BooleanOptionalAction, default=True)
     add("--json", type=Path, help="file for the results")
     return parser.parse_args()
 

@@ -59,7 +59,9 @@ from proxylessnas.data import Batches, load_data
 from proxylessnas.hardware.costs import count_costs
 from proxylessnas.hardware.trace import trace
 from proxylessnas.io.console import Reporter, output
-from proxylessnas.selection.choose import choose
+from proxylessnas.seeds import derive_seed
+from proxylessnas.selection.choose import ScoreFunction, choose
+from proxylessnas.selection.zero_cost import ZeroCost, beside
 from proxylessnas.spaces import build_supernet
 from proxylessnas.spaces.macro import code
 from proxylessnas.training.callbacks import ProgressBar
@@ -70,6 +72,7 @@ from proxylessnas.training.task import Task
 
 DATA = Path(os.environ.get("PROXYLESSNAS_DATA", "data"))
 TOP_K = 20
+REFERENCE = 64  # random networks by which zero-cost figures become comparable with scores
 ARCH_EVERY = 5  # weight steps, while both learn
 SAMPLES = 5  # networks a REINFORCE step
 WITH_GATES = ("two_path", "full_path")
@@ -245,7 +248,7 @@ class Bench:
             job.supernet,
             job.costs,
             DeriveSettings(top_k=TOP_K + self.more(estimator)),
-            score=lambda indices: self.score(indices).rank,
+            score=self.chosen_by,
             learned=job.estimator.learns,
             seed=self.args.seed,
         )
@@ -283,6 +286,7 @@ class Bench:
         if self.args.joint_epochs:
             self.supernet.model.load_state_dict(load_file(self.file("weights", "safetensors")))
             self.scores.clear()
+            self.__dict__.pop("chosen_by", None)
 
     def joint(self, job: Search, limit: float, estimator: str) -> Search:
         """Weights and α in turn, from where the steps on α alone ended."""
@@ -312,6 +316,21 @@ class Bench:
             self.scores[key] = evaluate(network, self.task, valid, self.machine, examples=2000)
         return self.scores[key]
 
+    @cached_property
+    def chosen_by(self) -> ScoreFunction:
+        """The score, beside what networks can express untrained."""
+        if not self.args.zero_cost:
+            return lambda indices: self.score(indices).rank
+        generator = torch.Generator().manual_seed(derive_seed(self.args.seed, "reference"))
+        drawn = [self.supernet.sample(generator, uniform=True) for _ in range(REFERENCE)]
+        with Reporter().bar("scoring random networks") as update:
+            return beside(
+                lambda indices: self.score(indices).rank,
+                ZeroCost(self.supernet, (3, 32, 32)),
+                [self.supernet.indices(architecture) for architecture in drawn],
+                update,
+            )
+
     def code(self, indices: Sequence[int]) -> str:
         return code(self.supernet.architecture(list(indices)).choices)
 
@@ -327,6 +346,9 @@ class Bench:
             "networks": count,
             "accuracy": float(kendalltau([s.accuracy for s in scores], real).statistic),
             "loss": float(kendalltau([-s.loss for s in scores], real).statistic),
+            "chosen by": float(
+                kendalltau([self.chosen_by([int(d) for d in c])[0] for c in codes], real).statistic
+            ),
             "calibrated loss": float(kendalltau([s.rank[0] for s in scores], real).statistic),
             "MACs": float(kendalltau([truth.macs[c] for c in codes], real).statistic),
         }
@@ -359,6 +381,7 @@ def main() -> None:
                 name += "_both"
             if args.joint_epochs:
                 name += f"_joint{args.joint_epochs}"
+            name += "_zero" * args.zero_cost
             result = bench.kept(name, partial(bench.found, estimator, millions))
             results.append(result)
             console.print(
@@ -378,6 +401,7 @@ def main() -> None:
         for steps in args.learn_on if limit != "none" else []:
             make = partial(bench.adapt, float(limit) * 1e6, steps)
             name = f"on_{limit}_steps{args.arch_steps}-{steps}" + "_both" * args.reinmax
+            name += "_zero" * args.zero_cost
             result = bench.kept(name, make)
             means = statistics.mean(truth.accuracy[c] for c, *_ in result["proposals"])
             console.print(
@@ -386,7 +410,9 @@ def main() -> None:
                 f"{result['search_s']:.0f} + {result['score_s']:.0f} s)"
             )
     if args.tau:
-        tau = bench.kept("tau", lambda: bench.correlation(truth, args.tau))
+        tau = bench.kept(
+            "tau" + "_zero" * args.zero_cost, lambda: bench.correlation(truth, args.tau)
+        )
         console.print(f"Kendall's τ with the table over {tau['networks']} distinct networks: ", tau)
 
 
@@ -427,6 +453,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--reinmax", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--estimators", nargs="+", default=list(BUDGET), choices=list(BUDGET))
     parser.add_argument("--limits", nargs="+", default=["35", "45", "55", "65", "80", "none"])
+    parser.add_argument("--zero-cost", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--tau", type=int, default=500, help="networks; 0: leave it out")
     return parser.parse_args()
 
