@@ -98,8 +98,7 @@ def scored(facts: Facts) -> str:
     lines = {peer.name: peer.predicted_ms for peer in facts.peers}
     if facts.latency.target is not None:
         lines["limit"] = facts.latency.target
-    scores = [mark.y for group in groups.values() for mark in group]
-    axis = "negative calibrated loss" if max(scores, default=1) <= 0 else "validation score"
+    axis = "score, of which more is better"
     return Markup(charts.scatter(groups, "predicted, ms", axis, front=True, uprights=lines))
 
 

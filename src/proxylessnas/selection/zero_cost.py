@@ -9,6 +9,7 @@ worth, and all together, was measured on the two tables whose every answer is kn
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import NormalDist
@@ -26,6 +27,7 @@ from proxylessnas.selection.explore import Score
 from proxylessnas.selection.predictor import Array
 
 BATCH = 16  # images of noise
+NOTHING = 1e-300  # a flow that is none
 DRAWS = 2  # of the initialisation and the noise, whose mean is taken
 
 
@@ -61,18 +63,23 @@ class ZeroCost:
         torch.manual_seed(self.seed + draw)
         model = initialised(self.supernet.derive(network).cpu())
         with foreign(SupernetError, "the model fails on noise in place of data", kind=True):
-            flow = synaptic_flow(model, self.shape)
-            growth, macs = self._forward(model.train())
-        growth = sorted(growth)
-        return float(np.mean(growth[: -(-len(growth) // 2)])), float(np.log1p(macs)), flow
+            flow, macs = synaptic_flow(model, self.shape), self._macs(model.eval())
+            growth = sorted(self._growth(model.train()))
+        return float(np.mean(growth[: -(-len(growth) // 2)])), math.log1p(macs), flow
 
     @torch.no_grad()
-    def _forward(self, model: nn.Module) -> tuple[list[float], int]:
-        """The growth of every block, and the MACs of the batch."""
-        noise, counter = torch.randn(BATCH, *self.shape), FlopCounterMode(display=False)
-        with _growth(model, self.blocks) as growth, counter:
-            model(noise)
-        return growth, counter.get_total_flops() // 2
+    def _macs(self, model: nn.Module) -> int:
+        """Of one input."""
+        with FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, *self.shape))
+        return int(counter.get_total_flops()) // 2
+
+    @torch.no_grad()
+    def _growth(self, model: nn.Module) -> list[float]:
+        """Of every block, by how much the spectral entropy grows in it."""
+        with _compared(model, self.blocks) as growth:
+            model(torch.randn(BATCH, *self.shape))
+        return growth
 
 
 def blocks_of(supernet: Supernet) -> list[str]:
@@ -133,6 +140,8 @@ def synaptic_flow(model: nn.Module, shape: Sequence[int]) -> float:
     # In double precision, because the product over the layers of a deep network is large.
     model = copy.deepcopy(model).double().eval()
     parameters = list(model.parameters())
+    if not parameters:
+        return math.log10(NOTHING)
     for parameter in parameters:
         parameter.requires_grad_(True).data.abs_()
     output = model(torch.ones(1, *shape, dtype=torch.float64))
@@ -142,11 +151,11 @@ def synaptic_flow(model: nn.Module, shape: Sequence[int]) -> float:
         for p, g in zip(parameters, slopes, strict=True)
         if g is not None
     ]
-    return float(np.log10(max(sum(flows), 1e-300)))
+    return math.log10(max(sum(flows), NOTHING))
 
 
 @contextmanager
-def _growth(model: nn.Module, paths: Sequence[str]) -> Iterator[list[float]]:
+def _compared(model: nn.Module, paths: Sequence[str]) -> Iterator[list[float]]:
     """By how much the spectral entropy grows from what a block reads to what it returns."""
     seen: list[float] = []
 
@@ -184,12 +193,10 @@ def beside(
         known[network] = score(network)
         rows.append(zero_cost(network))
         progress(done, len(reference))
-    ordered = np.sort(np.array(rows), axis=0)
-    normal = [NormalDist().inv_cdf((i + 0.5) / len(rows)) for i in range(len(rows))]
+    laws = [_normal_scores(column) for column in np.array(rows).T]
 
     def ranked(figures: Array) -> float:
-        columns = zip(figures, ordered.T, strict=True)
-        return float(sum(np.interp(value, column, normal) for value, column in columns))
+        return float(sum(np.interp(f, *law) for f, law in zip(figures, laws, strict=True)))
 
     spread = np.std([ranked(row) for row in rows])
     finite = [value for value, _ in known.values() if np.isfinite(value)]
@@ -201,3 +208,10 @@ def beside(
         return value + more, tuple(batch + more for batch in batches)
 
     return together
+
+
+def _normal_scores(values: Array) -> tuple[Array, Array]:
+    """The distinct values in order, and of each the mean normal score of those that equal it."""
+    distinct, ranks = np.unique(np.sort(values), return_inverse=True)
+    normal = [NormalDist().inv_cdf((i + 0.5) / len(values)) for i in range(len(values))]
+    return distinct, np.bincount(ranks, normal) / np.bincount(ranks)

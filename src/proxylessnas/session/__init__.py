@@ -19,6 +19,7 @@ Read in this order:
       durations.py    how long steps and stages will take
       fitting.py      their settings, fitted to that as they begin
       searching.py    `search`: weights and α in turn
+      untrained.py    scores beside figures of untrained networks
       deploying.py    the network as its device computes it: in int8, the file that ships
       deriving.py     `derive`: one network, and others under other limits
       finishing.py    `train`, `evaluate` (mistakes.py: the worst ones), and baselines

@@ -21,6 +21,7 @@ from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.choose import Choice, choose
 from proxylessnas.session.deploying import as_measured, as_scored
 from proxylessnas.session.session import Session
+from proxylessnas.session.untrained import with_zero_cost
 from proxylessnas.training.callbacks import ProgressBar
 from proxylessnas.training.evaluate import Score, evaluate, recalibrate
 
@@ -102,12 +103,13 @@ def _choose(session: Session, job: Search, settings: DeriveSettings) -> Choice:
     measure = None
     if session.is_local and "latency" in job.costs:
         measure = lambda n: session.ranks.of_main(lambda: measured(n))  # noqa: E731
+    chosen_by = with_zero_cost(session, settings, score)
     with session.reporter.bar("scoring") as update:
         return choose(
             job.supernet,
             job.costs,
             settings,
-            score=score,
+            score=chosen_by,
             measure=measure,
             learned=job.estimator.learns,
             seed=derive_seed(session.config.seed, "proposals"),
@@ -166,9 +168,9 @@ def _keep_choice(
     session.store.write(files[0], architecture.to_json().encode())
     session.store.write(f"architecture{suffix}.svg", draw(architecture).encode())
     session.store.save_tensors(files[1], network.state_dict())
-    accuracy = _scored(session, job, indices, settings).accuracy
+    scored = _scored(session, job, indices, settings)
     facts |= {**choice_facts(session.supernet, choice), "files": files}
-    facts["validation_accuracy"] = accuracy
+    facts["validation_accuracy"], facts["validation_loss"] = scored.accuracy, -scored.rank[0]
     _say_choice(session, facts, choice.costs.limit("latency"))
     return architecture
 
@@ -181,7 +183,7 @@ def _say_choice(session: Session, facts: dict[str, Any], limit_ms: float) -> Non
         words.append(f"measured {facts['measured_ms']:.4g} ms (± {facts['noise_pct']:.1f} %)")
     if math.isfinite(limit_ms):
         words.append(f"limit {limit_ms:.4g} ms")
-    score = f"calibrated validation loss {-facts['score']:.4f}"
+    score = f"calibrated validation loss {facts['validation_loss']:.4f}"
     if facts["validation_accuracy"] is not None:
         score += f", accuracy {100 * facts['validation_accuracy']:.2f} %,"
     score += " with the supernet's weights"

@@ -185,8 +185,9 @@ def fewer_scores(
         rounds, best = (rounds - 1, best) if rounds > 1 else (1, best - 1)
     valid = score_images_of(session)
     free = max(0.0, seconds - measuring * rounds * best)
-    whole = d.top_k * (d.recalibrate_images + valid) * speeds["image"]
+    whole = (d.top_k + d.zero_cost) * (d.recalibrate_images + valid) * speeds["image"]
     share = min(1.0, free / max(whole, 1e-9))
+    zero_cost = round(d.zero_cost * math.sqrt(share))
     networks = max(min(FEW_NETWORKS, d.top_k), round(d.top_k * math.sqrt(share)))
     share = min(1.0, share * d.top_k / networks)
     return replace(
@@ -194,6 +195,7 @@ def fewer_scores(
         rounds=rounds,
         measure_best=best,
         top_k=networks,
+        zero_cost=zero_cost,
         recalibrate_images=_fewer(d.recalibrate_images, share),
         score_images=d.score_images if share == 1 else _fewer(valid, share),
     )

@@ -20,6 +20,7 @@ from proxylessnas.session.searching import search
 from proxylessnas.session.session import Session
 from proxylessnas.session.store import BROUGHT_TABLE
 from proxylessnas.session.tuning import tune
+from proxylessnas.session.untrained import check_zero_cost
 from proxylessnas.training.callbacks import EndMetrics, RunMetrics
 
 
@@ -30,6 +31,7 @@ def begin(session: Session) -> Session:
     """
     check_names_of_limits(session)
     check_quantise(session)
+    check_zero_cost(session)
     try_early(session)
     reporter = session.reporter
     with nullcontext() if reporter.console.quiet else reporter.warnings_as_lines():
