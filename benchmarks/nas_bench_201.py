@@ -2,7 +2,7 @@
 
     python benchmarks/nas_bench_201.py [--table FOLDER/nas-bench-201/cifar10.csv]
         [--data FOLDER/cifar10] [--devices gold_6226,raspi4,pixel3] [--quantiles 0.2,0.4,0.6,0.8]
-        [--weights FILE] [--minutes 60] [--supernets 3] [--seed 0] [--networks 300]
+        [--weights FILE] [--minutes 30] [--supernets 1] [--seed 0] [--networks 300]
         [--measured 100] [--no-zero-cost] [--json OUT]
 
 FOLDER is $PROXYLESSNAS_DATA, or else `data`; CONTRIBUTING.md says what it holds. A table has the
@@ -423,8 +423,8 @@ def _arguments() -> argparse.Namespace:
     add("--devices", type=partial(listed, str), default=[], help="names, a,b; default: all")
     add("--quantiles", type=partial(listed, float), default=[0.2, 0.4, 0.6, 0.8])
     add("--weights", type=Path, default=Path("runs/nas_bench_201/weights.safetensors"))
-    add("--minutes", type=float, default=60.0, help="of training, where there are no weights")
-    add("--supernets", type=int, default=3, help="trained by themselves, that share the minutes")
+    add("--minutes", type=float, default=30.0, help="of training, where there are no weights")
+    add("--supernets", type=int, default=1, help="trained by themselves, that share the minutes")
     add("--cells", type=int, default=2, help="of every stage of the supernet (the table's: 5)")
     add("--halved", action=argparse.BooleanOptionalAction, default=False, help="16x16 images")
     add("--seed", type=int, default=0, help="of the search")

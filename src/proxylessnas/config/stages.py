@@ -172,9 +172,9 @@ class DeriveSettings:
     """Validation images of a score; null takes all."""
     zero_cost: CountOrZero = 0
     """Random networks that are scored besides, so that figures of untrained networks (zero-cost
-    proxies: progressivity, MACs, synaptic flow) count as much as a score does. With shared weights
-    of few epochs that finds better networks; 64 are enough, and each takes the time of a score. 0
-    leaves the figures out."""
+    proxies: progressivity and MACs) count as much as a score does. With shared weights of few
+    epochs that finds better networks; 64 are enough, and each takes the time of a score. 0 leaves
+    the figures out."""
 
 
 @checked(place="train")

@@ -8,7 +8,6 @@ worth, and all together, was measured on the two tables whose every answer is kn
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,6 @@ from proxylessnas.selection.explore import Score
 from proxylessnas.selection.predictor import Array
 
 BATCH = 16  # images of noise
-NOTHING = 1e-300  # a flow that is none
 DRAWS = 2  # of the initialisation and the noise, whose mean is taken
 
 
@@ -43,12 +41,12 @@ class ZeroCost:
         self.blocks = blocks_of(supernet)
 
     def __call__(self, network: Indices) -> Array:
-        """[progressivity, complexity, synaptic flow], of which more is better.
+        """[progressivity, complexity], of which more is better: two of the four of AZ-NAS.
 
         Progressivity: by how much the features' `spectral_entropy` grows in a block that is
-        searched, for noise; the mean of the lower half of the blocks. (AZ-NAS, Lee and Ham, CVPR
-        2024, takes the least growth, which is that of one block, and noisy.) Complexity: the
-        logarithm of the MACs. Synaptic flow: see `synaptic_flow`.
+        searched, for noise; the mean of the lower half of the blocks. (Lee and Ham, CVPR 2024,
+        take the least growth, which is that of one block, and noisy.) Complexity: the logarithm
+        of the MACs.
 
         Raises:
             SupernetError: the model does not run on noise of this shape, or a block's features
@@ -59,13 +57,12 @@ class ZeroCost:
             figures = [self._drawn(network, draw) for draw in range(DRAWS)]
         return np.asarray(np.mean(figures, axis=0), np.float64)
 
-    def _drawn(self, network: Indices, draw: int) -> tuple[float, float, float]:
+    def _drawn(self, network: Indices, draw: int) -> tuple[float, float]:
         torch.manual_seed(self.seed + draw)
         model = initialised(self.supernet.derive(network).cpu())
         with foreign(SupernetError, "the model fails on noise in place of data", kind=True):
-            flow, macs = synaptic_flow(model, self.shape), self._macs(model.eval())
-            growth = sorted(self._growth(model.train()))
-        return float(np.mean(growth[: -(-len(growth) // 2)])), math.log1p(macs), flow
+            macs, growth = self._macs(model.eval()), sorted(self._growth(model.train()))
+        return float(np.mean(growth[: -(-len(growth) // 2)])), math.log1p(macs)
 
     @torch.no_grad()
     def _macs(self, model: nn.Module) -> int:
@@ -128,30 +125,6 @@ def spectral_entropy(features: Tensor) -> float:
     values = torch.linalg.eigvalsh(samples @ samples.T).clamp_min(0.0)
     shares = values / values.sum().clamp_min(1e-300)
     return abs(float(torch.special.entr(shares).sum()))
-
-
-def synaptic_flow(model: nn.Module, shape: Sequence[int]) -> float:
-    """The common logarithm of Σ |θ · ∂R/∂θ| over all parameters θ, in evaluation mode.
-
-    R: the sum of the outputs for an input of ones, with the absolute value of every parameter
-    (SynFlow, Tanaka et al., NeurIPS 2020, equation 1 and algorithm 1; as a figure of networks
-    Abdelfattah et al., ICLR 2021).
-    """
-    # In double precision, because the product over the layers of a deep network is large.
-    model = copy.deepcopy(model).double().eval()
-    parameters = list(model.parameters())
-    if not parameters:
-        return math.log10(NOTHING)
-    for parameter in parameters:
-        parameter.requires_grad_(True).data.abs_()
-    output = model(torch.ones(1, *shape, dtype=torch.float64))
-    slopes = torch.autograd.grad(output.sum(), parameters, allow_unused=True)
-    flows = [
-        float((p.detach() * g).sum())
-        for p, g in zip(parameters, slopes, strict=True)
-        if g is not None
-    ]
-    return math.log10(max(sum(flows), NOTHING))
 
 
 @contextmanager
