@@ -50,7 +50,7 @@ from proxylessnas.io.console import Reporter, output
 from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.choose import ScoreFunction
 from proxylessnas.selection.explore import Score, explore, hopes, known, predictor_of
-from proxylessnas.selection.predictor import Networks, Predictor
+from proxylessnas.selection.predictor import Array, Networks, Predictor
 from proxylessnas.selection.zero_cost import ZeroCost, beside
 from proxylessnas.spaces import build_supernet
 from proxylessnas.spaces.cell import CANDIDATES, CHOICES, code, contributing, from_code, function
@@ -283,7 +283,9 @@ class Device:
 class Search:
     """Scores that all limits share, and the best network within each."""
 
-    def __init__(self, score: ScoreFunction, zero_cost: ZeroCost | None, seed: int) -> None:
+    def __init__(
+        self, score: ScoreFunction, zero_cost: Callable[[Indices], Array] | None, seed: int
+    ) -> None:
         self.zero_cost = zero_cost
         self.function = as_they_run()
         self.networks = list(dict.fromkeys(self.function.values()))

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from proxylessnas.selection.explore import Score
@@ -39,14 +40,18 @@ def table(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_true_scores_find_good_networks_within_the_limits(bench: ModuleType, table: Path) -> None:
+@pytest.mark.parametrize("untrained", [False, True])
+def test_true_scores_find_good_networks_within_the_limits(
+    bench: ModuleType, table: Path, untrained: bool
+) -> None:
     truth = bench.Truth.load(table)
 
     def score(network: tuple[int, ...]) -> Score:
         value = float(truth.accuracy[truth.row[bench.code_of(network)]]) / 100
         return value, (value,)
 
-    search = bench.Search(score, seed=0)
+    figures = (lambda n: np.array([score(n)[0]])) if untrained else None
+    search = bench.Search(score, figures, seed=0)
     search.begin(40)
     device = bench.Device(partial(truth.measure, "toaster"), list(search.function))
     device.know(30, search.generator)
