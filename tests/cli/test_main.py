@@ -100,6 +100,24 @@ def test_an_impossible_run_is_refused_before_the_search(
     assert "macs" not in option or not out.exists()
 
 
+def test_scores_beside_figures_of_untrained_networks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stage that was killed is done again to the same scores; trained weights are no use."""
+    out = tmp_path / "run"
+    asked = [*TINY_RUN, "--derive.zero-cost=5"]
+    assert main(["run", *asked, f"--out={out}"]) == 0
+    record = out / "stages" / "derive.json"
+    first = json.loads(record.read_text())
+    assert first["score"] != -first["validation_loss"]
+    assert main(["derive", str(out), "--latencies", "0.8x", "--quiet"]) == 0
+    record.unlink()
+    assert main(["run", "--resume", f"--out={out}", "--quiet"]) == 0
+    assert json.loads(record.read_text())["proposals"] == first["proposals"]
+    words = fails(capsys, "run", *asked, "--pretrained=efficientnet_lite0", "--space=inverted")
+    assert "derive.zero_cost is 5" in words and "trained weights" in words
+
+
 def test_an_unknown_key_in_a_config_file(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
