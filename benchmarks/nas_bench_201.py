@@ -10,14 +10,14 @@ columns code, function and test_accuracy, and a column NAME_ms of every device.
 
 Shared weights of the space `cell` are trained on CIFAR-10 by uniform paths, one function as often
 as another, for --minutes, or taken from --weights where that file exists; those of further
---supernets are beside it (FILE-1, ...), and a network's score is the mean over them. The search
-knows a device by measuring whole networks on it (here: by looking their latency up): --measured
-random ones, to which a predictor is fitted, and after these only networks of which the predictor
-cannot say whether they keep a limit. Networks are scored with the shared weights on validation
-images, beside what they can express untrained (zero-cost proxies; --no-zero-cost leaves these
-out): random ones, and under each limit those that a predictor of the scores puts first, --networks
-in all. The best within the limit, as measured, is the network found. Accuracies of the table are
-looked up when all is found, never before.
+--supernets are beside it (FILE-1, ...), and a network's score is the mean over them. Networks are
+scored on validation images, beside what they can express untrained (zero-cost proxies;
+--no-zero-cost leaves these out, --supernets 0 the shared weights): random ones, and under each
+limit those that a predictor of the scores puts first, --networks in all. The search knows a device
+by measuring whole networks on it (here: by looking their latency up): --measured random ones, to
+which a predictor is fitted, and after these only networks of which the predictor cannot say
+whether they keep a limit. The best within the limit, as measured, is the network found. Accuracies
+of the table are looked up when all is found, never before.
 
 Printed for each limit: the best accuracy of the table within it, the expected best of 20 random
 networks by their true accuracy, what was found, and the gap to the best.
@@ -347,7 +347,8 @@ def main() -> None:
             raise SystemExit(f"{args.table} has no column {name}_ms: {', '.join(truth.latency)}")
     # Untrained networks cost nothing to be as deep as the table's are.
     untrained = ZeroCost(build_supernet("cell", {}), (3, 32, 32)) if args.zero_cost else None
-    search = Search(Scorer(args), untrained, args.seed)
+    score = Scorer(args) if args.supernets else lambda network: (0.0, ())
+    search = Search(score, untrained, args.seed)
     more = args.networks // 3
     search.begin(args.networks - more)
     limits = []
@@ -426,7 +427,7 @@ def _arguments() -> argparse.Namespace:
     add("--quantiles", type=partial(listed, float), default=[0.2, 0.4, 0.6, 0.8])
     add("--weights", type=Path, default=Path("runs/nas_bench_201/weights.safetensors"))
     add("--minutes", type=float, default=30.0, help="of training, where there are no weights")
-    add("--supernets", type=int, default=1, help="trained by themselves, that share the minutes")
+    add("--supernets", type=int, default=1, help="that share the minutes, or 0")
     add("--cells", type=int, default=2, help="of every stage of the supernet (the table's: 5)")
     add("--halved", action=argparse.BooleanOptionalAction, default=False, help="16x16 images")
     add("--seed", type=int, default=0, help="of the search")
@@ -434,7 +435,10 @@ def _arguments() -> argparse.Namespace:
     add("--measured", type=int, default=100, help="that are measured to know a device")
     add("--zero-cost", action=argparse.BooleanOptionalAction, default=True)
     add("--json", type=Path, help="file for the results")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not args.supernets and not args.zero_cost:
+        parser.error("--supernets 0 leaves the figures of untrained networks alone: let them count")
+    return args
 
 
 if __name__ == "__main__":

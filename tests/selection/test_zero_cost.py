@@ -160,6 +160,12 @@ def test_both_vary_alike_over_the_reference() -> None:
     assert together((4,))[0] == pytest.approx(scored((4,))[0])  # the median
 
 
+def test_where_all_scores_are_alike_the_figures_decide() -> None:
+    together = beside(lambda n: (0.5, (0.5,)), lambda n: np.array([-float(n[0])]), REFERENCE)
+    values = [together(n)[0] for n in REFERENCE]
+    assert values == sorted(values, reverse=True) and np.std(values) == pytest.approx(1.0)
+
+
 def test_figures_that_are_all_alike_change_nothing() -> None:
     together = beside(scored, lambda n: np.array([7.0, 7.0]), REFERENCE)
     assert [together(n) for n in REFERENCE] == [scored(n) for n in REFERENCE]

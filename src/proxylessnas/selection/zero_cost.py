@@ -156,7 +156,7 @@ def beside(
 
     reference: random networks, by which figures of different kinds become comparable: each figure
     counts as its normal score among theirs, and the sum of these varies among them as much as the
-    score does. progress: called with (networks done, all of them).
+    score does (where all scores are alike, by one). progress: called with (networks done, all).
 
     A score that is not a number stays that.
     """
@@ -173,7 +173,7 @@ def beside(
 
     spread = np.std([ranked(row) for row in rows])
     finite = [value for value, _ in known.values() if np.isfinite(value)]
-    unit = float(np.std(finite) / spread) if finite and spread else 0.0
+    unit = float((np.std(finite) or 1.0) / spread) if finite and spread else 0.0
 
     def together(network: Indices) -> Score:
         value, batches = known[network] if network in known else score(network)
