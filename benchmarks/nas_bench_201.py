@@ -299,7 +299,7 @@ class Search:
         drawn = self.generator.choice(len(self.networks), count, replace=False).tolist()
         reference = [self.networks[i] for i in drawn]
         with Reporter().bar("scoring random networks") as update:
-            if self.zero_cost is not None:
+            if self.zero_cost is not None:  # which scores them, and keeps that
                 self.score = beside(self.score, self.zero_cost, reference, update)
             for done, network in enumerate(reference, start=1):
                 self.scores[network] = self.score(network)

@@ -160,24 +160,25 @@ def beside(
 
     A score that is not a number stays that.
     """
-    known: dict[Indices, Score] = {}
-    rows = []
-    for done, network in enumerate(reference, start=1):
-        known[network] = score(network)
-        rows.append(zero_cost(network))
-        progress(done, len(reference))
-    laws = [_normal_scores(column) for column in np.array(rows).T]
+    scores: dict[Indices, Score] = {}
+    figures: dict[Indices, Array] = {}
+    distinct = list(dict.fromkeys(reference))
+    for done, network in enumerate(distinct, start=1):
+        scores[network], figures[network] = score(network), zero_cost(network)
+        progress(done, len(distinct))
+    laws = [_normal_scores(column) for column in np.array(list(figures.values())).T]
 
-    def ranked(figures: Array) -> float:
-        return float(sum(np.interp(f, *law) for f, law in zip(figures, laws, strict=True)))
+    def ranked(row: Array) -> float:
+        return float(sum(np.interp(value, *law) for value, law in zip(row, laws, strict=True)))
 
-    spread = np.std([ranked(row) for row in rows])
-    finite = [value for value, _ in known.values() if np.isfinite(value)]
+    spread = np.std([ranked(row) for row in figures.values()])
+    finite = [value for value, _ in scores.values() if np.isfinite(value)]
     unit = float((np.std(finite) or 1.0) / spread) if finite and spread else 0.0
 
     def together(network: Indices) -> Score:
-        value, batches = known[network] if network in known else score(network)
-        more = unit * ranked(zero_cost(network))
+        if network not in scores:
+            scores[network], figures[network] = score(network), zero_cost(network)
+        (value, batches), more = scores[network], unit * ranked(figures[network])
         return value + more, tuple(batch + more for batch in batches)
 
     return together
