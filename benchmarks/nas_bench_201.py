@@ -2,7 +2,7 @@
 
     python benchmarks/nas_bench_201.py [--table FOLDER/nas-bench-201/cifar10.csv]
         [--data FOLDER/cifar10] [--devices gold_6226,raspi4,pixel3] [--quantiles 0.2,0.4,0.6,0.8]
-        [--weights FILE] [--minutes 30] [--supernets 1] [--seed 0] [--networks 300]
+        [--weights FILE] [--minutes 30] [--supernets 1] [--seed 0] [--networks 600]
         [--measured 100] [--no-zero-cost] [--json OUT]
 
 FOLDER is $PROXYLESSNAS_DATA, or else `data`; CONTRIBUTING.md says what it holds. A table has the
@@ -61,9 +61,9 @@ from proxylessnas.training.task import Task
 DATA = Path(os.environ.get("PROXYLESSNAS_DATA", "data"))
 NAMES = (CANDIDATES,) * len(CHOICES)
 RANDOM = 20  # networks, of which the best by its true accuracy is compared with
-SCORED_IMAGES, RENEWED_IMAGES = 2000, 500  # a network: validation and training images
+SCORED_IMAGES, RENEWED_IMAGES = 1000, 500  # a network: validation and training images
 CERTAIN = 2.0  # standard deviations from the limit at which a prediction is believed
-PROMISING = 2  # networks that are scored between two fits of the predictor
+PROMISING = 4  # networks that are scored between two fits of the predictor
 
 
 # --- the table ---
@@ -175,7 +175,7 @@ class Scorer:
         files = weights_files(args.weights, args.supernets)
         self.supernets = [self._trained(*seed_and_file) for seed_and_file in enumerate(files)]
         self.training = list(itertools.islice(self._batches("search", 250, 0).epoch(0), 2))
-        self.valid = list(itertools.islice(self._batches("valid", 250, 0).epoch(0), 8))
+        self.valid = list(itertools.islice(self._batches("valid", 250, 0).epoch(0), 4))
 
     def _trained(self, seed: int, file: Path) -> Supernet:
         args = self.args
@@ -431,7 +431,7 @@ def _arguments() -> argparse.Namespace:
     add("--cells", type=int, default=2, help="of every stage of the supernet (the table's: 5)")
     add("--halved", action=argparse.BooleanOptionalAction, default=False, help="16x16 images")
     add("--seed", type=int, default=0, help="of the search")
-    add("--networks", type=int, default=300, help="that are scored")
+    add("--networks", type=int, default=600, help="that are scored")
     add("--measured", type=int, default=100, help="that are measured to know a device")
     add("--zero-cost", action=argparse.BooleanOptionalAction, default=True)
     add("--json", type=Path, help="file for the results")

@@ -139,23 +139,22 @@ def scored(network: Indices) -> Score:
     return value, (value - 1, value + 1)
 
 
-def test_both_vary_alike_over_the_reference() -> None:
+def test_every_figure_counts_as_much_as_the_score() -> None:
     asked: list[Indices] = []
 
     def once(network: Indices) -> Score:
         asked.append(network)
         return scored(network)
 
-    # The figures say the opposite of the score, so nothing is left but the difference of the laws.
-    together = beside(once, lambda n: np.array([-2.0 * n[0]]), REFERENCE)
-    unit = np.std([scored(n)[0] for n in REFERENCE]) / np.std(
-        [NormalDist().inv_cdf((i + 0.5) / 9) for i in range(9)]
-    )
+    def two(network: Indices) -> np.ndarray:
+        return np.array([-2.0 * network[0], math.exp(-network[0])])  # of one order
+
+    together, unit = beside(once, two, REFERENCE), np.std([scored(n)[0] for n in REFERENCE])
     for network in REFERENCE:
-        own = NormalDist().inv_cdf((8 - network[0] + 0.5) / 9) * unit
+        more = 2 * NormalDist().inv_cdf((8 - network[0] + 0.5) / 9) * unit
         value, batches = together(network)
-        assert value == pytest.approx(scored(network)[0] + own)
-        assert batches == pytest.approx([b + own for b in scored(network)[1]])
+        assert value == pytest.approx(scored(network)[0] + more)
+        assert batches == pytest.approx([b + more for b in scored(network)[1]])
     assert asked == REFERENCE  # each once
     assert together((4,))[0] == pytest.approx(scored((4,))[0])  # the median
 
@@ -163,12 +162,13 @@ def test_both_vary_alike_over_the_reference() -> None:
 def test_where_all_scores_are_alike_the_figures_decide() -> None:
     together = beside(lambda n: (0.5, (0.5,)), lambda n: np.array([-float(n[0])]), REFERENCE)
     values = [together(n)[0] for n in REFERENCE]
-    assert values == sorted(values, reverse=True) and np.std(values) == pytest.approx(1.0)
+    assert values == sorted(values, reverse=True)
+    assert values[0] - 0.5 == pytest.approx(NormalDist().inv_cdf(8.5 / 9))
 
 
 def test_figures_that_are_all_alike_change_nothing() -> None:
     together = beside(scored, lambda n: np.array([7.0, 7.0]), REFERENCE)
-    assert [together(n) for n in REFERENCE] == [scored(n) for n in REFERENCE]
+    assert [together(n)[0] for n in REFERENCE] == pytest.approx([scored(n)[0] for n in REFERENCE])
 
 
 def test_equal_figures_count_alike_and_others_by_their_order() -> None:

@@ -152,11 +152,11 @@ def beside(
     reference: Sequence[Indices],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Callable[[Indices], Score]:
-    """The score and the zero-cost figures together, in the unit of the score.
+    """The score and the zero-cost figures together, each of which counts the same.
 
-    reference: random networks, by which figures of different kinds become comparable: each figure
-    counts as its normal score among theirs, and the sum of these varies among them as much as the
-    score does (where all scores are alike, by one). progress: called with (networks done, all).
+    reference: random networks, by which opinions of different kinds become comparable: to the score
+    is added the normal score of each figure among theirs, times the standard deviation of their
+    scores (1 where these are all alike). progress: called with (networks done, all).
 
     A score that is not a number stays that.
     """
@@ -171,9 +171,8 @@ def beside(
     def ranked(row: Array) -> float:
         return float(sum(np.interp(value, *law) for value, law in zip(row, laws, strict=True)))
 
-    spread = np.std([ranked(row) for row in figures.values()])
-    finite = [value for value, _ in scores.values() if np.isfinite(value)]
-    unit = float((np.std(finite) or 1.0) / spread) if finite and spread else 0.0
+    finite = [value for value, _ in scores.values() if math.isfinite(value)]
+    unit = (float(np.std(finite)) if finite else 0.0) or 1.0
 
     def together(network: Indices) -> Score:
         if network not in scores:
