@@ -73,6 +73,7 @@ from proxylessnas.training.task import Task
 DATA = Path(os.environ.get("PROXYLESSNAS_DATA", "data"))
 TOP_K = 20
 REFERENCE = 64  # random networks by which zero-cost figures become comparable with scores
+EXAMPLE = torch.zeros(1, 3, 32, 32)
 ARCH_EVERY = 5  # weight steps, while both learn
 SAMPLES = 5  # networks a REINFORCE step
 WITH_GATES = ("two_path", "full_path")
@@ -155,7 +156,7 @@ class Bench:
         )
         torch.manual_seed(args.seed)
         self.supernet = build_supernet("macro", {})
-        self.costs = count_costs(self.supernet, trace(self.supernet, (torch.zeros(1, 3, 32, 32),)))
+        self.costs = count_costs(self.supernet, trace(self.supernet, (EXAMPLE,)))
         self.task = Task.classification()
         self.scores: dict[tuple[int, ...], Score] = {}
 
@@ -326,7 +327,7 @@ class Bench:
         with Reporter().bar("scoring random networks") as update:
             return beside(
                 lambda indices: self.score(indices).rank,
-                ZeroCost(self.supernet, (3, 32, 32)),
+                ZeroCost(self.supernet, EXAMPLE, partial(self.costs.cost_of, "macs")),
                 [self.supernet.indices(architecture) for architecture in drawn],
                 update,
             )
@@ -347,7 +348,7 @@ class Bench:
             "accuracy": float(kendalltau([s.accuracy for s in scores], real).statistic),
             "loss": float(kendalltau([-s.loss for s in scores], real).statistic),
             "chosen by": float(
-                kendalltau([self.chosen_by([int(d) for d in c])[0] for c in codes], real).statistic
+                kendalltau([self.chosen_by(tuple(map(int, c)))[0] for c in codes], real).statistic
             ),
             "calibrated loss": float(kendalltau([s.rank[0] for s in scores], real).statistic),
             "MACs": float(kendalltau([truth.macs[c] for c in codes], real).statistic),

@@ -15,6 +15,7 @@ from proxylessnas.hardware.shared_tables import default_folder, table_of_device
 from proxylessnas.hardware.table import LatencyTable
 from proxylessnas.limits import all_limits
 from proxylessnas.session.store import BROUGHT_TABLE
+from proxylessnas.session.untrained import check_setting
 from proxylessnas.training.ranks import Ranks
 
 
@@ -50,11 +51,7 @@ def check(config: RunConfig, ranks: Ranks, *, has_runtime: bool) -> None:
         )
     if config.model is not None and ranks.world > 1:
         raise ConfigError(f"--model works in one process, and here are {ranks.world}: take one")
-    if config.pretrained not in (None, "none") and config.derive.zero_cost:
-        raise ConfigError(
-            f"derive.zero_cost is {config.derive.zero_cost}, and what untrained networks could do "
-            f"says nothing of the trained weights of {config.pretrained}: set it to 0"
-        )
+    check_setting(config, config.derive)
     s = config.search
     ranks.check_divides("search.batch_size", s.batch_size)
     ranks.check_divides("search.valid_batch_size", s.valid_batch_size or s.batch_size)

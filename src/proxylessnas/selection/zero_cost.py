@@ -9,7 +9,7 @@ worth, and all together, was measured on the two tables whose every answer is kn
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import NormalDist
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from proxylessnas.core.decode import Indices
 from proxylessnas.core.supernet import Supernet
@@ -25,19 +24,22 @@ from proxylessnas.errors import SupernetError, foreign
 from proxylessnas.selection.explore import Score
 from proxylessnas.selection.predictor import Array
 
-BATCH = 16  # images of noise
+BATCH = 16  # examples of noise
 DRAWS = 2  # of the initialisation and the noise, whose mean is taken
+Law = tuple[Array, Array]  # values in order, and what each counts
 
 
 class ZeroCost:
-    """Figures of untrained networks of a supernet; the supernet's weights do not matter.
+    """Figures of untrained networks of a supernet.
 
-    shape: of one input, without the batch: channels, then any. seed: of weights and noise, the
-    same for all networks.
+    example: an input, of [examples, channels, ...] real numbers; its values do not matter. macs: of
+    a network. seed: of weights and noise, the same for all networks.
     """
 
-    def __init__(self, supernet: Supernet, shape: Sequence[int], seed: int = 0) -> None:
-        self.supernet, self.shape, self.seed = supernet, tuple(shape), seed
+    def __init__(
+        self, supernet: Supernet, example: Tensor, macs: Callable[[Indices], float], seed: int = 0
+    ) -> None:
+        self.supernet, self.example, self.macs, self.seed = supernet, example, macs, seed
         self.blocks = blocks_of(supernet)
 
     def __call__(self, network: Indices) -> Array:
@@ -45,72 +47,77 @@ class ZeroCost:
 
         Progressivity: by how much the features' `spectral_entropy` grows in a block that is
         searched, for noise; the mean of the lower half of the blocks. (Lee and Ham, CVPR 2024,
-        take the least growth, which is that of one block, and noisy.) Complexity: the logarithm
-        of the MACs.
+        take the least growth, which is that of one block, and noisy.) It is NaN where features are
+        not finite. Complexity: the logarithm of the MACs.
 
         Raises:
-            SupernetError: the model does not run on noise of this shape, or a block's features
-                have no channels.
+            SupernetError: the model does not run on noise of this shape, a block's features have no
+                channels, or no block that is searched is called.
         """
-        # Not from the global state: what is drawn here changes nothing that is drawn elsewhere.
-        with torch.random.fork_rng(devices=[]):
-            figures = [self._drawn(network, draw) for draw in range(DRAWS)]
-        return np.asarray(np.mean(figures, axis=0), np.float64)
-
-    def _drawn(self, network: Indices, draw: int) -> tuple[float, float]:
-        torch.manual_seed(self.seed + draw)
-        model = initialised(self.supernet.derive(network).cpu())
-        with foreign(SupernetError, "the model fails on noise in place of data", kind=True):
-            macs, growth = self._macs(model.eval()), sorted(self._growth(model.train()))
-        return float(np.mean(growth[: -(-len(growth) // 2)])), math.log1p(macs)
+        growth = [self._growth(network, draw) for draw in range(DRAWS)]
+        lower = [sorted(drawn)[: -(-len(drawn) // 2)] for drawn in growth]
+        return np.array([np.mean(lower), math.log1p(self.macs(network))], np.float64)
 
     @torch.no_grad()
-    def _macs(self, model: nn.Module) -> int:
-        """Of one input."""
-        with FlopCounterMode(display=False) as counter:
-            model(torch.zeros(1, *self.shape))
-        return int(counter.get_total_flops()) // 2
-
-    @torch.no_grad()
-    def _growth(self, model: nn.Module) -> list[float]:
-        """Of every block, by how much the spectral entropy grows in it."""
-        with _compared(model, self.blocks) as growth:
-            model(torch.randn(BATCH, *self.shape))
+    def _growth(self, network: Indices, draw: int) -> list[float]:
+        """Of every block that is called, by how much the spectral entropy grows in it."""
+        # The state of the CPU's generator alone, where all is drawn: no other draw changes.
+        state = torch.get_rng_state()
+        torch.default_generator.manual_seed(self.seed + draw)
+        try:
+            with foreign(SupernetError, "the model fails on noise in place of data", kind=True):
+                model = initialised(self.supernet.derive(network).cpu()).train()
+                noise = torch.randn(BATCH, *self.example.shape[1:], dtype=self.example.dtype)
+                with _compared(model, self.blocks) as growth:
+                    model(noise)
+        finally:
+            torch.set_rng_state(state)
+        if not growth:
+            raise SupernetError("the forward pass calls none of the blocks that are searched")
         return growth
 
 
 def blocks_of(supernet: Supernet) -> list[str]:
     """The module paths of the blocks that are searched, in order.
 
-    Such a block is the part of a sequence that holds a position; outside of any, the position.
+    A block is the part of the innermost `nn.Sequential` around a position that holds it; outside of
+    any it is the position.
     """
     modules = dict(supernet.model.named_modules())
 
     def block(path: str) -> str:
         ends = [i for i, letter in enumerate(path) if letter == "."] + [len(path)]
-        for before, end in zip([0, *ends], ends, strict=False):
-            if isinstance(modules[path[:before]], nn.Sequential):
-                return path[:end]
-        return path
+        starts = ["", *(path[:end] for end in ends[:-1])]
+        pairs = zip(reversed(starts), reversed(ends), strict=True)
+        return next((path[:e] for s, e in pairs if isinstance(modules[s], nn.Sequential)), path)
 
     return list(dict.fromkeys(map(block, supernet.paths.values())))
 
 
 def initialised(model: nn.Module) -> nn.Module:
-    """The model with new random weights: He's for convolutions and linear layers."""
+    """The model with new random weights: He's for convolutions and linear layers.
+
+    Frozen weights stay, and so do parameters of modules that cannot reset them (positions, scales
+    of layers), with the values that they have in the supernet.
+    """
     for module in model.modules():
-        reset: Callable[[], Any] | None = getattr(module, "reset_parameters", None)
-        if reset is not None:
-            reset()
+        own = list(module.parameters(recurse=False))
+        if own and not any(parameter.requires_grad for parameter in own):
+            continue
+        for name in ("reset_parameters", "_reset_parameters"):
+            reset = getattr(module, name, None)
+            if callable(reset):
+                reset()
         if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
             nn.init.kaiming_normal_(module.weight)
     return model
 
 
-def spectral_entropy(features: Tensor) -> float:
+def spectral_entropy(features: Any) -> float:
     """Of the normalised eigenvalues of the channels' covariance, in nats; 0 to ln(channels).
 
-    features: [examples, channels, ...]; all places of all examples are samples.
+    features: [examples, channels, ...]; all places of all examples are samples. NaN where they are
+    not finite.
 
     Raises:
         SupernetError: they have no channels.
@@ -122,7 +129,10 @@ def spectral_entropy(features: Tensor) -> float:
         raise SupernetError("a block's features are not a tensor of [examples, channels, ...]")
     samples = features.detach().double().transpose(0, 1).flatten(1)
     samples = samples - samples.mean(1, keepdim=True)
-    values = torch.linalg.eigvalsh(samples @ samples.T).clamp_min(0.0)
+    covariance = samples @ samples.T
+    if not covariance.isfinite().all():
+        return math.nan
+    values = torch.linalg.eigvalsh(covariance).clamp_min(0.0)
     shares = values / values.sum().clamp_min(1e-300)
     return abs(float(torch.special.entr(shares).sum()))
 
@@ -130,17 +140,35 @@ def spectral_entropy(features: Tensor) -> float:
 @contextmanager
 def _compared(model: nn.Module, paths: Sequence[str]) -> Iterator[list[float]]:
     """By how much the spectral entropy grows from what a block reads to what it returns."""
-    seen: list[float] = []
+    read: list[float] = []
+    growth: list[float] = []
 
-    def compare(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        seen.append(spectral_entropy(output) - spectral_entropy(inputs[0]))
+    def before(module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        # Before the block runs, which may write into what it reads.
+        read.append(spectral_entropy(next(iter([*inputs, *named.values()]), None)))
 
-    handles = [model.get_submodule(path).register_forward_hook(compare) for path in paths]
+    def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        growth.append(spectral_entropy(output) - read.pop())
+
+    handles = []
+    for block in _present(model, paths):
+        handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(block.register_forward_hook(after))
     try:
-        yield seen
+        yield growth
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _present(model: nn.Module, paths: Sequence[str]) -> list[nn.Module]:
+    """The modules of these paths, or what stands in place of them (a shortcut alone)."""
+    modules, found = dict(model.named_modules(remove_duplicate=False)), {}
+    for path in paths:
+        while path not in modules:
+            path = path.rpartition(".")[0]
+        found[id(modules[path])] = modules[path]
+    return list(found.values())
 
 
 # --- together with a score ---
@@ -155,10 +183,11 @@ def beside(
     """The score and the zero-cost figures together, each of which counts the same.
 
     reference: random networks, by which opinions of different kinds become comparable: to the score
-    is added the normal score of each figure among theirs, times the standard deviation of their
-    scores (1 where these are all alike). progress: called with (networks done, all).
+    is added the normal score of each figure among theirs, times the deviation of their scores (1
+    where these are all alike). Beyond the least and the greatest of theirs it goes on in a line.
+    progress: called with (networks done, all of them).
 
-    A score that is not a number stays that.
+    A score that is not a number stays that; where a figure is none, the score becomes NaN.
     """
     scores: dict[Indices, Score] = {}
     figures: dict[Indices, Array] = {}
@@ -166,25 +195,42 @@ def beside(
     for done, network in enumerate(distinct, start=1):
         scores[network], figures[network] = score(network), zero_cost(network)
         progress(done, len(distinct))
-    laws = [_normal_scores(column) for column in np.array(list(figures.values())).T]
-
-    def ranked(row: Array) -> float:
-        return float(sum(np.interp(value, *law) for value, law in zip(row, laws, strict=True)))
-
-    finite = [value for value, _ in scores.values() if math.isfinite(value)]
-    unit = (float(np.std(finite)) if finite else 0.0) or 1.0
+    laws = [_law(column) for column in np.array(list(figures.values())).T]
+    unit = _deviation([value for value, _ in scores.values()]) or 1.0
 
     def together(network: Indices) -> Score:
         if network not in scores:
             scores[network], figures[network] = score(network), zero_cost(network)
-        (value, batches), more = scores[network], unit * ranked(figures[network])
+        (value, batches), row = scores[network], figures[network]
+        more = unit * sum(_counted(law, v) for law, v in zip(laws, row.tolist(), strict=True))
         return value + more, tuple(batch + more for batch in batches)
 
     return together
 
 
-def _normal_scores(values: Array) -> tuple[Array, Array]:
-    """The distinct values in order, and of each the mean normal score of those that equal it."""
-    distinct, ranks = np.unique(np.sort(values), return_inverse=True)
-    normal = [NormalDist().inv_cdf((i + 0.5) / len(values)) for i in range(len(values))]
+def _deviation(values: Sequence[float]) -> float:
+    """The standard deviation by the quartiles, so that a network that diverged does not matter."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return 0.0
+    low, high = np.quantile(finite, [0.25, 0.75])
+    return float(high - low) / (2 * NormalDist().inv_cdf(0.75))
+
+
+def _law(values: Array) -> Law:
+    """The distinct values in order, and the mean normal score of those that are equal."""
+    finite = np.sort(values[np.isfinite(values)])
+    if not len(finite):
+        return np.zeros(1), np.zeros(1)
+    distinct, ranks = np.unique(finite, return_inverse=True)
+    normal = [NormalDist().inv_cdf((i + 0.5) / len(finite)) for i in range(len(finite))]
     return distinct, np.bincount(ranks, normal) / np.bincount(ranks)
+
+
+def _counted(law: Law, value: float) -> float:
+    """What a value counts by a law; beyond its ends by the line through its quartiles."""
+    values, normal = law
+    inside = float(np.interp(value, values, normal))
+    beyond = value - float(np.clip(value, values[0], values[-1]))
+    width = float(np.ptp(np.quantile(values, [0.25, 0.75])))
+    return inside + beyond * (2 * NormalDist().inv_cdf(0.75) / width if width else 0.0)

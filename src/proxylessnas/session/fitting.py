@@ -27,6 +27,7 @@ from proxylessnas.session.durations import (
 )
 from proxylessnas.session.session import Session
 from proxylessnas.session.tuning import tune, untried_machine
+from proxylessnas.session.untrained import LEAST
 
 # The least of which anything can be expected: rounds of weight steps in which every candidate is
 # trained, rounds of architecture steps in which all are compared, and steps of the training.
@@ -188,6 +189,7 @@ def fewer_scores(
     whole = (d.top_k + d.zero_cost) * (d.recalibrate_images + valid) * speeds["image"]
     share = min(1.0, free / max(whole, 1e-9))
     zero_cost = round(d.zero_cost * math.sqrt(share))
+    zero_cost *= zero_cost >= LEAST
     networks = max(min(FEW_NETWORKS, d.top_k), round(d.top_k * math.sqrt(share)))
     share = min(1.0, share * d.top_k / networks)
     return replace(

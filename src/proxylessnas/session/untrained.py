@@ -2,49 +2,99 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
-from proxylessnas.config import DeriveSettings
-from proxylessnas.errors import ConfigError
+from proxylessnas.config import DeriveSettings, RunConfig
+from proxylessnas.core.decode import Indices
+from proxylessnas.errors import ConfigError, SupernetError
 from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.choose import ScoreFunction
 from proxylessnas.selection.zero_cost import ZeroCost, beside
 from proxylessnas.session.session import Session
 
+LEAST = 8  # random networks, by which figures of different kinds become comparable
 
-def check_zero_cost(session: Session) -> None:
-    """One network's figures, where they are asked for: what cannot be had is refused early.
+
+def check_setting(config: RunConfig, settings: DeriveSettings) -> None:
+    """Refuse what needs no model to be refused.
 
     Raises:
-        ConfigError: the model does not take one tensor of real numbers.
-        SupernetError: it fails on noise, or a block's features have no channels.
+        ConfigError: too few random networks, or trained weights.
     """
-    if session.config.derive.zero_cost:
-        zero_cost_of(session)(session.supernet.indices(session.supernet.most_probable()))
-
-
-def zero_cost_of(session: Session) -> ZeroCost:
-    """Of the session's supernet, for noise in the shape of its inputs."""
-    inputs = session.inputs
-    if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or not inputs[0].is_floating_point():
+    count = settings.zero_cost
+    if 0 < count < LEAST:
         raise ConfigError(
-            f"derive.zero_cost is {session.config.derive.zero_cost}, and the model does not take "
-            "one tensor of real numbers, in whose place noise could be: set it to 0"
+            f"derive.zero_cost is {count}: it must be 0, or at least {LEAST} random networks"
         )
-    seed = derive_seed(session.config.seed, "zero-cost")
-    return ZeroCost(session.supernet, inputs[0].shape[1:], seed)
+    if count and config.pretrained not in (None, "none"):
+        raise ConfigError(
+            f"derive.zero_cost is {count}, and what untrained networks could do says nothing of "
+            f"the trained weights of {config.pretrained}: set it to 0"
+        )
+
+
+def check_zero_cost(session: Session) -> None:
+    """Figures of every candidate, where they are asked for: what cannot be had is refused early.
+
+    Raises:
+        ConfigError: see `check_setting`; or the model does not take one tensor of real numbers, or
+            fails on noise, or a block's features have no channels.
+    """
+    settings, rows = session.config.derive, session.supernet.candidates
+    check_setting(session.config, settings)
+    if settings.zero_cost:
+        with _remedy(settings):
+            zero_cost = _zero_cost(session, settings, lambda network: 0.0)
+            for j in range(max(map(len, rows))):
+                zero_cost(tuple(min(j, len(row) - 1) for row in rows))
 
 
 def with_zero_cost(
     session: Session, settings: DeriveSettings, score: ScoreFunction
 ) -> ScoreFunction:
-    """The score, beside figures of untrained networks where the settings ask for them."""
+    """The score, beside figures of untrained networks where the settings ask for them.
+
+    Raises:
+        ConfigError: see `check_zero_cost`.
+    """
+    check_setting(session.config, settings)
     if not settings.zero_cost:
         return score
     supernet, seed = session.supernet, derive_seed(session.config.seed, "reference")
     generator = torch.Generator().manual_seed(seed)
     drawn = [supernet.sample(generator, uniform=True) for _ in range(settings.zero_cost)]
     reference = [supernet.as_it_runs(supernet.indices(architecture)) for architecture in drawn]
-    with session.reporter.bar("scoring random networks") as update:
-        return beside(score, zero_cost_of(session), reference, update)
+    costs = session.unlimited_costs
+    zero_cost = _zero_cost(session, settings, lambda network: costs.cost_of("macs", network))
+    with _remedy(settings), session.reporter.bar("scoring random networks") as update:
+        return beside(score, zero_cost, reference, update)
+
+
+def _zero_cost(
+    session: Session, settings: DeriveSettings, macs: Callable[[Indices], float]
+) -> ZeroCost:
+    """Of the session's supernet, for noise in the shape of its inputs."""
+    inputs = session.inputs
+    if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or not inputs[0].is_floating_point():
+        raise ConfigError(
+            f"derive.zero_cost is {settings.zero_cost}, and the model does not take one tensor of "
+            "real numbers, in whose place noise could be: set it to 0"
+        )
+    seed = derive_seed(session.config.seed, "zero-cost")
+    return ZeroCost(session.supernet, inputs[0], macs, seed)
+
+
+@contextmanager
+def _remedy(settings: DeriveSettings) -> Iterator[None]:
+    """What the model does not allow, with what to do."""
+    try:
+        yield
+    except SupernetError as error:
+        raise ConfigError(
+            f"derive.zero_cost is {settings.zero_cost}, and the figures cannot be had ({error}): "
+            "set it to 0"
+        ) from error
