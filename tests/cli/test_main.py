@@ -105,17 +105,21 @@ def test_scores_beside_figures_of_untrained_networks(
 ) -> None:
     """A stage that was killed is done again to the same scores; trained weights are no use."""
     out = tmp_path / "run"
-    asked = [*TINY_RUN, "--derive.zero-cost=5"]
+    asked = [*TINY_RUN, "--derive.zero-cost=9"]
     assert main(["run", *asked, f"--out={out}"]) == 0
     record = out / "stages" / "derive.json"
     first = json.loads(record.read_text())
     assert first["score"] != -first["validation_loss"]
     assert main(["derive", str(out), "--latencies", "0.8x", "--quiet"]) == 0
+    other = json.loads((out / "stages" / "derive-0.8x.json").read_text())
+    assert other["score"] != -other["validation_loss"]
+    few = ["derive", str(out), "--latencies", "0.9x", "--derive.zero-cost=2"]
+    assert "at least 8" in fails(capsys, *few)
     record.unlink()
     assert main(["run", "--resume", f"--out={out}", "--quiet"]) == 0
     assert json.loads(record.read_text())["proposals"] == first["proposals"]
     words = fails(capsys, "run", *asked, "--pretrained=efficientnet_lite0", "--space=inverted")
-    assert "derive.zero_cost is 5" in words and "trained weights" in words
+    assert "derive.zero_cost is 9" in words and "trained weights" in words
 
 
 def test_an_unknown_key_in_a_config_file(

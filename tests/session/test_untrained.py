@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,11 +11,13 @@ import torch
 from small_search import Net, refused, searched
 from torch import Tensor, nn
 
+from proxylessnas import MixedOp
 from proxylessnas.config import DeriveSettings
-from proxylessnas.session import untrained
+from proxylessnas.session import fitting, untrained
+from proxylessnas.session.untrained import LEAST
 
 DERIVE = {"arch_steps": 2, "score_images": 16, "recalibrate_images": 16}
-BESIDE = DeriveSettings(**DERIVE, zero_cost=6)
+BESIDE = DeriveSettings(**DERIVE, zero_cost=9)
 
 
 def by_network(record: Mapping[str, Any]) -> dict[str, float]:
@@ -33,7 +36,7 @@ def test_scores_change_and_the_loss_that_is_told_does_not(monkeypatch: pytest.Mo
         searched(derive=derive).session.records.require("derive")
         for derive in (DeriveSettings(**DERIVE), BESIDE, BESIDE)
     )
-    assert asked == [6, 6]
+    assert asked == [9, 9]
     assert by_network(both) == by_network(again)
     assert alone["validation_loss"] == -alone["score"]
     assert both["validation_loss"] != -both["score"]
@@ -49,6 +52,51 @@ class Words(Net):
         return super().forward(self.table(x)[..., 0])
 
 
-def test_a_model_of_other_inputs_is_refused_before_anything_is_measured() -> None:
-    words = refused(Words(), derive=BESIDE, example_inputs=(torch.zeros(1, 1, 6, 6).long(),))
-    assert "derive.zero_cost is 6" in words and "set it to 0" in words
+class Odd(nn.Module):
+    """Nobody but its author can reset it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 1)
+
+    def reset_parameters(self, std: float) -> None:
+        nn.init.normal_(self.conv.weight, 0.0, std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x)
+        return out
+
+
+class Second(Net):
+    """It is the second candidate that cannot be had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.op = MixedOp([nn.Conv2d(1, 4, 1), Odd()])
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "expected"),
+    [
+        (Words(), {"example_inputs": (torch.zeros(1, 1, 6, 6).long(),)}, "one tensor of real"),
+        (Net(), {"derive": DeriveSettings(**DERIVE, zero_cost=3)}, "at least 8"),
+        (Second(), {}, "reset_parameters"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_before_anything_is_measured(
+    model: Net, changes: dict[str, Any], expected: str
+) -> None:
+    words = refused(model, **{"derive": BESIDE, **changes})
+    assert "derive.zero_cost is" in words and expected in words
+
+
+def test_a_budget_takes_enough_random_networks_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "measuring_seconds", lambda *_: 0.0)
+    monkeypatch.setattr(fitting, "score_images_of", lambda _: 100)
+    given = DeriveSettings(top_k=20, recalibrate_images=100, zero_cost=30)
+    session = SimpleNamespace(largest={}, is_local=False, target_ms=None)
+    taken = [
+        fitting.fewer_scores(session, given, seconds, {"image": 0.01}).zero_cost  # type: ignore[arg-type]
+        for seconds in (1e3, 20.0, 2.0)
+    ]
+    assert taken[0] == 30 and LEAST <= taken[1] < 30 and taken[2] == 0

@@ -27,7 +27,7 @@ from proxylessnas.session.budget import Budget
 from proxylessnas.session.deriving import derive, derive_within
 from proxylessnas.session.exporting import export
 from proxylessnas.session.finishing import baselines, evaluate, train
-from proxylessnas.session.fitting import fit, fit_limit
+from proxylessnas.session.fitting import fit, fit_limit, words_of_scores
 from proxylessnas.session.measuring import measure
 from proxylessnas.session.pipeline import find_network, stop_if_asked, told
 from proxylessnas.session.searching import search
@@ -114,7 +114,7 @@ def derive_latencies(
             fitted = fit_limit(session, settings, seconds)
             session.reporter.say(
                 f"  budget: {duration(seconds)} for {name}: {fitted.arch_steps} steps of alpha at "
-                f"most, {fitted.top_k} networks scored, {fitted.measure_best} measured"
+                f"most, {words_of_scores(fitted)}"
             )
         networks[name] = derive_within(session, within, name, fitted)
     return networks

@@ -102,6 +102,12 @@ def fitted(session: Session, budget: Budget, stage: str) -> tuple[RunConfig, flo
     return fits[stage](session, seconds, budget.speeds), seconds
 
 
+def words_of_scores(d: DeriveSettings) -> str:
+    """How many networks are scored and measured."""
+    beside = f" beside {d.zero_cost} random ones" if d.zero_cost else ""
+    return f"{d.top_k} networks scored{beside}, {d.measure_best} measured"
+
+
 def _words(config: RunConfig, stage: str) -> str:
     s, d, t = config.search, config.derive, config.train
     m = config.measure
@@ -110,7 +116,7 @@ def _words(config: RunConfig, stage: str) -> str:
         "teach": f"{config.teach.epochs:.3g} epochs",
         "candidates": f"scored on {config.candidates.score_images} images",
         "search": f"{s.warmup_epochs:.3g} + {s.epochs:.3g} epochs",
-        "derive": f"{d.top_k} networks scored, {d.measure_best} measured",
+        "derive": words_of_scores(d),
         "train": f"{t.epochs:.3g} epochs",
     }[stage]
 

@@ -31,7 +31,7 @@ def begin(session: Session) -> Session:
     """
     check_names_of_limits(session)
     check_quantise(session)
-    check_zero_cost(session)
+    check_zero_cost(session, session.config.derive)
     try_early(session)
     reporter = session.reporter
     with nullcontext() if reporter.console.quiet else reporter.warnings_as_lines():

@@ -37,16 +37,16 @@ def check_setting(config: RunConfig, settings: DeriveSettings) -> None:
         )
 
 
-def check_zero_cost(session: Session) -> None:
+def check_zero_cost(session: Session, settings: DeriveSettings) -> None:
     """Figures of every candidate, where they are asked for: what cannot be had is refused early.
 
     Raises:
         ConfigError: see `check_setting`; or the model does not take one tensor of real numbers, or
             fails on noise, or a block's features have no channels.
     """
-    settings, rows = session.config.derive, session.supernet.candidates
     check_setting(session.config, settings)
     if settings.zero_cost:
+        rows = session.supernet.candidates
         with _remedy(settings):
             zero_cost = _zero_cost(session, settings, lambda network: 0.0)
             for j in range(max(map(len, rows))):
@@ -56,12 +56,7 @@ def check_zero_cost(session: Session) -> None:
 def with_zero_cost(
     session: Session, settings: DeriveSettings, score: ScoreFunction
 ) -> ScoreFunction:
-    """The score, beside figures of untrained networks where the settings ask for them.
-
-    Raises:
-        ConfigError: see `check_zero_cost`.
-    """
-    check_setting(session.config, settings)
+    """The score, beside figures of untrained networks where the settings ask for them."""
     if not settings.zero_cost:
         return score
     supernet, seed = session.supernet, derive_seed(session.config.seed, "reference")
