@@ -113,7 +113,7 @@ def test_scores_beside_figures_of_untrained_networks(
     assert main(["derive", str(out), "--latencies", "0.8x", "--quiet"]) == 0
     other = json.loads((out / "stages" / "derive-0.8x.json").read_text())
     assert other["score"] != -other["validation_loss"]
-    few = ["derive", str(out), "--latencies", "0.9x", "--derive.zero-cost=2"]
+    few = ["derive", str(out), "--latencies", "0.9x", "--derive.zero-cost=2", "--quiet"]
     assert "at least 8" in fails(capsys, *few)
     record.unlink()
     assert main(["run", "--resume", f"--out={out}", "--quiet"]) == 0
