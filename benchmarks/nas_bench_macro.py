@@ -3,7 +3,7 @@
     python benchmarks/nas_bench_macro.py [--data FOLDER/cifar10]
         [--table FOLDER/nas-bench-macro/nas-bench-macro_cifar10.json]
         [--out runs/nas_bench_macro] [--seed 0] [--epochs 8] [--arch-steps 300]
-        [--joint-epochs 0] [--no-reinmax] [--learn-on 0 200] [--halved]
+        [--joint-epochs 0] [--no-reinmax] [--learn-on 0 200] [--halved] [--no-zero-cost]
         [--estimators two_path full_path reinforce random] [--limits 35 45 55 65 80 none]
 
 FOLDER is $PROXYLESSNAS_DATA, or else `data`; CONTRIBUTING.md says what it holds.
@@ -14,8 +14,9 @@ numbers of epochs are periods of the cosine, each restarted on the weights of th
 estimator learns α from zero under every limit of MACs, by architecture steps alone on those
 weights, at an equal budget of computation (see `BUDGET`), and then, if so asked, together with
 the weights for --joint-epochs, whose paths are drawn from what α has learned; the most probable
-networks within the limit are scored on the validation part with renewed BN statistics, and the
-best of them is looked up in the table. `random` draws its paths uniformly in these epochs and
+networks within the limit are scored on the validation part with renewed BN statistics, beside what
+they can express untrained (zero-cost proxies; --no-zero-cost leaves these out), and the best of
+them is looked up in the table. `random` draws its paths uniformly in these epochs and
 spends the budget of its architecture steps on scoring more networks. The two estimators with
 gates take their slopes at both ends, unless --no-reinmax asks for the published rule.
 --learn-on decodes each limit from one search without any, as it is (0 steps) or after α has
