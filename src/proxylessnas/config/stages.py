@@ -172,9 +172,9 @@ class DeriveSettings:
     """Validation images of a score; null takes all."""
     zero_cost: CountOrZero = 0
     """Random networks that are scored besides, so that two figures of untrained networks (zero-cost
-    proxies: progressivity and MACs) count as much as a score, each of them. With shared weights of
-    few epochs that finds better networks; 64 are enough, and each takes the time of a score. 0
-    leaves the figures out."""
+    proxies: progressivity and MACs) count beside a score, each of them twice as much. With shared
+    weights of few epochs that finds better networks; 64 are enough, and each takes the time of a
+    score. 0 leaves the figures out."""
 
 
 @checked(place="train")

@@ -26,6 +26,9 @@ from proxylessnas.selection.predictor import Array
 
 BATCH = 16  # examples of noise
 DRAWS = 2  # of the initialisation and the noise, whose mean is taken
+# Of each figure beside the score's 1. What shared weights think too much of, a search finds; so the
+# figures count more than their order alone would have them (docs/log.md).
+WEIGHT = 2.0
 Law = tuple[Array, Array]  # values in order, and what each counts
 
 
@@ -180,11 +183,11 @@ def beside(
     reference: Sequence[Indices],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Callable[[Indices], Score]:
-    """The score and the zero-cost figures together, each of which counts the same.
+    """The score and the zero-cost figures together.
 
     reference: random networks, by which opinions of different kinds become comparable: to the score
-    is added the normal score of each figure among theirs, times the deviation of their scores (1
-    where these are all alike). Beyond the least and the greatest of theirs it goes on in a line.
+    is added the normal score of each figure among theirs, times `WEIGHT` deviations of their scores
+    (of 1 where these are all alike). Beyond their least and greatest figure it goes on in a line.
     progress: called with (networks done, all of them).
 
     A score that is not a number stays that; where a figure is none, the score becomes NaN.
@@ -196,7 +199,7 @@ def beside(
         scores[network], figures[network] = score(network), zero_cost(network)
         progress(done, len(distinct))
     laws = [_law(column) for column in np.array(list(figures.values())).T]
-    unit = _deviation([value for value, _ in scores.values()]) or 1.0
+    unit = WEIGHT * (_deviation([value for value, _ in scores.values()]) or 1.0)
 
     def together(network: Indices) -> Score:
         if network not in scores:
