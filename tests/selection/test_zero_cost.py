@@ -257,7 +257,9 @@ def test_features_that_are_not_finite_are_no_figure() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x * torch.inf
 
-    assert math.isnan(progress(nn.Sequential(MixedOp([Diverging(), nn.Identity()])), (0,)))
+    blocks = [MixedOp([Diverging(), nn.Identity()]), *(two() for _ in range(3))]
+    assert math.isnan(progress(nn.Sequential(*reversed(blocks)), (1, 1, 1, 0)))
+    assert math.isfinite(progress(nn.Sequential(*reversed(blocks)), (1, 1, 1, 1)))
 
 
 # --- beside a score ---

@@ -57,9 +57,10 @@ class ZeroCost:
             SupernetError: the model does not run on noise of this shape, a block's features have no
                 channels, or no block that is searched is called.
         """
-        growth = [self._growth(network, draw) for draw in range(DRAWS)]
-        lower = [sorted(drawn)[: -(-len(drawn) // 2)] for drawn in growth]
-        return np.array([np.mean(lower), math.log1p(self.macs(network))], np.float64)
+        growth = np.array([self._growth(network, draw) for draw in range(DRAWS)])
+        lower = np.sort(growth)[:, : -(-growth.shape[1] // 2)]
+        progressivity = lower.mean() if np.isfinite(growth).all() else math.nan
+        return np.array([progressivity, math.log1p(self.macs(network))], np.float64)
 
     @torch.no_grad()
     def _growth(self, network: Indices, draw: int) -> list[float]:
