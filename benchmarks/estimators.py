@@ -74,7 +74,8 @@ class Known:
         if name == "cell":
             table = nas_bench_201.Truth.load(DATA / "nas-bench-201" / "cifar10.csv")
             rows = dict(zip(table.codes, table.accuracy.tolist(), strict=True))
-            networks = nas_bench_201.as_they_run()
+            nothing = (nas_bench_201.indices_of("000000"),)  # which no search of networks has
+            networks = [*nas_bench_201.as_they_run(), *nothing]
             return Known(supernet, costs, {n: rows[nas_bench_201.code_of(n)] for n in networks})
         file = DATA / "nas-bench-macro" / "nas-bench-macro_cifar10.json"
         rows = nas_bench_macro.Truth.load(file).accuracy
@@ -169,7 +170,11 @@ def _rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     args = _arguments()
-    rows = list(_rows(Comparison(args)))
+    rows = []
+    for row in _rows(Comparison(args)):
+        rows.append(row)
+        if args.json:
+            args.json.write_text(json.dumps(rows, indent=1) + "\n")
     table = Printed(title=f"{args.table}: accuracy in % by the table, {args.seconds:g} s each")
     for column in ("limit, M", "best", "random of 20", "estimator", "steps", "entropy"):
         table.add_column(column, justify="right")
@@ -183,8 +188,6 @@ def main() -> None:
             *(f"{r['most probable']:.2f}", f"{r['ten']:.2f}"),
         )
     output().print(table)
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def _arguments() -> argparse.Namespace:

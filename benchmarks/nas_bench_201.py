@@ -2,7 +2,7 @@
 
     python benchmarks/nas_bench_201.py [--table FOLDER/nas-bench-201/cifar10.csv]
         [--data FOLDER/cifar10] [--devices gold_6226,raspi4,pixel3] [--quantiles 0.2,0.4,0.6,0.8]
-        [--weights FILE] [--minutes 30] [--supernets 1] [--seed 0] [--networks 450]
+        [--weights FILE] [--minutes 30] [--supernets 1] [--seed 0] [--networks 300]
         [--measured 100] [--no-zero-cost] [--json OUT]
 
 FOLDER is $PROXYLESSNAS_DATA, or else `data`; CONTRIBUTING.md says what it holds. A table has the
@@ -440,7 +440,7 @@ def _arguments() -> argparse.Namespace:
     add("--cells", type=int, default=2, help="of every stage of the supernet (the table's: 5)")
     add("--halved", action=argparse.BooleanOptionalAction, default=False, help="16x16 images")
     add("--seed", type=int, default=0, help="of the search")
-    add("--networks", type=int, default=450, help="that are scored")
+    add("--networks", type=int, default=300, help="that are scored")
     add("--measured", type=int, default=100, help="that are measured to know a device")
     add("--zero-cost", action=argparse.BooleanOptionalAction, default=True)
     add("--json", type=Path, help="file for the results")
