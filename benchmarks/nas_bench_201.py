@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 import pandas
 import torch
+from known import RANDOM, best_of_random
 from numpy.typing import NDArray
 from rich.table import Table as Printed
 from shared_weights import BATCH, Halved, SharedWeights, partial_of
@@ -62,7 +63,6 @@ from proxylessnas.training.task import Task
 
 DATA = Path(os.environ.get("PROXYLESSNAS_DATA", "data"))
 NAMES = (CANDIDATES,) * len(CHOICES)
-RANDOM = 20  # networks, of which the best by its true accuracy is compared with
 SCORED_IMAGES, RENEWED_IMAGES = 1000, 500  # a network: validation and training images
 CERTAIN = 2.0  # standard deviations from the limit at which a prediction is believed
 PROMISING = 4  # networks that are scored between two fits of the predictor
@@ -104,10 +104,8 @@ class Truth:
         return float(self.accuracy[self.latency[device] <= limit].max())
 
     def best_of_random(self, device: str, limit: float) -> float:
-        """The expected best of `RANDOM` networks within the limit, by order statistics."""
-        a = np.sort(self.accuracy[self.latency[device] <= limit])
-        cumulative = (np.arange(1, len(a) + 1) / len(a)) ** RANDOM
-        return float((a * np.diff(cumulative, prepend=0.0)).sum())
+        """The expected best of `RANDOM` networks within the limit."""
+        return best_of_random(self.accuracy[self.latency[device] <= limit])
 
 
 # --- the space ---
@@ -177,7 +175,9 @@ class Scorer:
         files = weights_files(args.weights, args.supernets)
         self.supernets = [self._trained(*seed_and_file) for seed_and_file in enumerate(files)]
         self.training = list(itertools.islice(self._batches("search", 250, 0).epoch(0), 2))
-        self.valid = list(itertools.islice(self._batches("valid", 250, 0).epoch(0), 4))
+        self.valid = list(
+            itertools.islice(self._batches("valid", 250, 0).epoch(0), SCORED_IMAGES // 250)
+        )
 
     def _trained(self, seed: int, file: Path) -> Supernet:
         args = self.args
@@ -308,9 +308,8 @@ class Search:
         drawn = self.generator.choice(len(self.networks), count, replace=False).tolist()
         reference = [self.networks[i] for i in drawn]
         with Reporter().bar("scoring random networks") as update:
-            if self.zero_cost is not None:
+            if self.zero_cost is not None:  # all are scored there, and known in what follows
                 self.score = beside(self.score, self.zero_cost, reference, update)
-                update = lambda done, count: None  # noqa: E731 (they are known)
             for done, network in enumerate(reference, start=1):
                 self.scores[network] = self.score(network)
                 update(done, count)

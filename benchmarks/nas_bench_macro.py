@@ -44,6 +44,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from known import best_of_random
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -62,7 +63,7 @@ from proxylessnas.hardware.trace import trace
 from proxylessnas.io.console import Reporter, output
 from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.choose import ScoreFunction, choose
-from proxylessnas.selection.zero_cost import ZeroCost, beside
+from proxylessnas.selection.zero_cost import ZeroCost, beside, random_networks
 from proxylessnas.spaces import build_supernet
 from proxylessnas.spaces.macro import code
 from proxylessnas.training.callbacks import ProgressBar
@@ -127,8 +128,6 @@ class Truth:
         codes = self.within(limit)
         a = np.sort([self.accuracy[c] for c in codes])
         most = max(self.macs[c] for c in codes)
-        # P(the best of 20 is the i-th) by order statistics of draws with replacement.
-        cumulative = (np.arange(1, len(a) + 1) / len(a)) ** 20
         return {
             "best": float(a[-1]),
             "top 1 %": float(a[int(np.ceil(0.99 * len(a))) - 1]),
@@ -136,7 +135,7 @@ class Truth:
             "most MACs": statistics.mean(
                 self.accuracy[c] for c in codes if self.macs[c] >= most * (1 - 1e-9)
             ),
-            "random of 20": float((a * np.diff(cumulative, prepend=0.0)).sum()),
+            "random of 20": best_of_random(a),
         }
 
     def rank(self, found: str) -> int:
@@ -323,13 +322,11 @@ class Bench:
         """The score, beside what networks can express untrained."""
         if not self.args.zero_cost:
             return lambda indices: self.score(indices).rank
-        generator = torch.Generator().manual_seed(derive_seed(self.args.seed, "reference"))
-        drawn = [self.supernet.sample(generator, uniform=True) for _ in range(REFERENCE)]
         with Reporter().bar("scoring random networks") as update:
             return beside(
                 lambda indices: self.score(indices).rank,
                 ZeroCost(self.supernet, EXAMPLE, partial(self.costs.cost_of, "macs")),
-                [self.supernet.indices(architecture) for architecture in drawn],
+                random_networks(self.supernet, REFERENCE, derive_seed(self.args.seed, "reference")),
                 update,
             )
 

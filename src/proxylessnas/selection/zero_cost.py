@@ -29,6 +29,7 @@ DRAWS = 2  # of the initialisation and the noise, whose mean is taken
 # Of each figure beside the score's 1. What shared weights think too much of, a search finds; so the
 # figures count more than their order alone would have them (docs/log.md).
 WEIGHT = 2.0
+QUARTILES = 2 * NormalDist().inv_cdf(0.75)  # standard deviations from one quartile to the other
 Law = tuple[Array, Array]  # values in order, and what each counts
 
 
@@ -178,6 +179,13 @@ def _present(model: nn.Module, paths: Sequence[str]) -> list[nn.Module]:
 # --- together with a score ---
 
 
+def random_networks(supernet: Supernet, count: int, seed: int) -> list[Indices]:
+    """Uniform ones, as they run; in a small space some come twice."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [supernet.sample(generator, uniform=True) for _ in range(count)]
+    return [supernet.as_it_runs(supernet.indices(architecture)) for architecture in drawn]
+
+
 def beside(
     score: Callable[[Indices], Score],
     zero_cost: Callable[[Indices], Array],
@@ -218,7 +226,7 @@ def _deviation(values: Sequence[float]) -> float:
     if not finite:
         return 0.0
     low, high = np.quantile(finite, [0.25, 0.75])
-    return float(high - low) / (2 * NormalDist().inv_cdf(0.75))
+    return float(high - low) / QUARTILES
 
 
 def _law(values: Array) -> Law:
@@ -237,4 +245,4 @@ def _counted(law: Law, value: float) -> float:
     inside = float(np.interp(value, values, normal))
     beyond = value - float(np.clip(value, values[0], values[-1]))
     width = float(np.ptp(np.quantile(values, [0.25, 0.75])))
-    return inside + beyond * (2 * NormalDist().inv_cdf(0.75) / width if width else 0.0)
+    return inside + beyond * (QUARTILES / width if width else 0.0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from proxylessnas.config import DeriveSettings, RunConfig
@@ -13,7 +12,7 @@ from proxylessnas.core.decode import Indices
 from proxylessnas.errors import ConfigError, SupernetError
 from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.choose import ScoreFunction
-from proxylessnas.selection.zero_cost import ZeroCost, beside
+from proxylessnas.selection.zero_cost import ZeroCost, beside, random_networks
 from proxylessnas.session.session import Session
 
 LEAST = 8  # random networks, by which figures of different kinds become comparable
@@ -59,10 +58,8 @@ def with_zero_cost(
     """The score, beside figures of untrained networks where the settings ask for them."""
     if not settings.zero_cost:
         return score
-    supernet, seed = session.supernet, derive_seed(session.config.seed, "reference")
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [supernet.sample(generator, uniform=True) for _ in range(settings.zero_cost)]
-    reference = [supernet.as_it_runs(supernet.indices(architecture)) for architecture in drawn]
+    seed = derive_seed(session.config.seed, "reference")
+    reference = random_networks(session.supernet, settings.zero_cost, seed)
     costs = session.unlimited_costs
     zero_cost = _zero_cost(session, settings, lambda network: costs.cost_of("macs", network))
     with _remedy(settings), session.reporter.bar("scoring random networks") as update:
