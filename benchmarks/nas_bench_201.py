@@ -2,7 +2,7 @@
 
     python benchmarks/nas_bench_201.py [--table FOLDER/nas-bench-201/cifar10.csv]
         [--data FOLDER/cifar10] [--devices gold_6226,raspi4,pixel3] [--quantiles 0.2,0.4,0.6,0.8]
-        [--weights FILE] [--minutes 30] [--supernets 1] [--seed 0] [--networks 300]
+        [--weights FILE] [--minutes 30] [--supernets 1] [--every] [--seed 0] [--networks 300]
         [--measured 100] [--no-zero-cost] [--json OUT]
 
 FOLDER is $PROXYLESSNAS_DATA, or else `data`; CONTRIBUTING.md says what it holds. A table has the
@@ -10,10 +10,13 @@ columns code, function and test_accuracy, and a column NAME_ms of every device.
 
 Shared weights of the space `cell` are trained on CIFAR-10 by uniform paths, one function as often
 as another, for --minutes, or taken from --weights where that file exists; those of further
---supernets are beside it (FILE-1, ...), and a network's score is the mean over them. Networks are
-scored on validation images, beside what they can express untrained (zero-cost proxies;
---no-zero-cost leaves these out, --supernets 0 the shared weights): random ones, and under each
-limit those that a predictor of the scores puts first, --networks in all. The search knows a device
+--supernets are beside it (FILE-1, ...), and a network's score is the mean over them. The search is
+among the functions that promise most untrained (zero-cost proxies), a third at every level of MACs
+as predicted, whose figures are then all computed and kept beside the weights (`untrained.py`;
+--every: among all functions, which takes three times as long). Networks are scored on validation
+images, beside these figures (--no-zero-cost leaves these out, --supernets 0 the shared weights):
+random ones, and under each limit those that a predictor of the scores puts first, --networks in
+all. The search knows a device
 by measuring whole networks on it (here: by looking their latency up): --measured random ones, to
 which a predictor is fitted, and after these only networks of which the predictor cannot say
 whether they keep a limit. The best within the limit, as measured, is the network found. Accuracies
@@ -29,7 +32,7 @@ import argparse
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -42,6 +45,7 @@ from known import RANDOM, best_of_random
 from numpy.typing import NDArray
 from rich.table import Table as Printed
 from shared_weights import BATCH, Halved, SharedWeights, partial_of
+from untrained import Figures, promising
 
 from proxylessnas.config import DataSettings, MachineSettings
 from proxylessnas.core.decode import Indices
@@ -54,7 +58,7 @@ from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.choose import ScoreFunction
 from proxylessnas.selection.explore import Score, explore, hopes, known, predictor_of
 from proxylessnas.selection.predictor import Array, Networks, Predictor
-from proxylessnas.selection.zero_cost import ZeroCost, beside
+from proxylessnas.selection.zero_cost import Beside, ZeroCost
 from proxylessnas.spaces import build_supernet
 from proxylessnas.spaces.cell import CANDIDATES, CHOICES, code, contributing, from_code, function
 from proxylessnas.training.device import make_machine
@@ -293,32 +297,44 @@ class Search:
     """Scores that all limits share, and the best network within each."""
 
     def __init__(
-        self, score: ScoreFunction, zero_cost: Callable[[Indices], Array] | None, seed: int
+        self, score: ScoreFunction, figures: Figures | None, seed: int, among: Collection[Indices]
     ) -> None:
-        self.zero_cost = zero_cost
-        self.function = as_they_run()
+        self.figures = figures
+        self.function = {n: first for n, first in as_they_run().items() if first in among}
         self.networks = list(dict.fromkeys(self.function.values()))
         self.row = {network: i for i, network in enumerate(self.networks)}
         self.rows = np.array([self.row[first] for first in self.function.values()])
         self.score, self.scores = score, dict[Indices, Score]()
+        self.added = np.zeros(len(self.networks))  # by the figures, to what a network is worth
         self.generator = np.random.default_rng(seed)
 
     def begin(self, count: int) -> None:
-        """Score random networks, by which zero-cost figures become comparable with scores."""
+        """Score random networks, by which zero-cost figures become comparable with scores.
+
+        The figures are computed of all networks: they are cheap, and what a predictor of them would
+        get wrong is what the best networks differ by.
+        """
         drawn = self.generator.choice(len(self.networks), count, replace=False).tolist()
         reference = [self.networks[i] for i in drawn]
+        if self.figures is not None:
+            self.figures.compute(self.networks, "figures of untrained networks")
         with Reporter().bar("scoring random networks") as update:
-            if self.zero_cost is not None:  # all are scored there, and known in what follows
-                self.score = beside(self.score, self.zero_cost, reference, update)
+            if self.figures is not None:  # all are scored there, and known in what follows
+                self.score = beside = Beside(self.score, self.figures, reference, update)
+                self.added = np.array([beside.added(network) for network in self.networks])
             for done, network in enumerate(reference, start=1):
                 self.scores[network] = self.score(network)
                 update(done, count)
+
+    def known(self, networks: Networks) -> Array:
+        """What is known of networks before any score: what their figures add."""
+        return self.added[[self.row[tuple(network)] for network in networks.tolist()]]
 
     def explore(self, device: Device, limit: float, count: int, title: str) -> None:
         """Score `count` more networks within the limit, those that the scores predict."""
 
         def pool(predictor: Predictor, *_: object) -> Networks:
-            worth = hopes(*predictor(self.networks))
+            worth = hopes(*predictor(self.networks, self.added))
             worth[[n in self.scores for n in self.networks]] = -np.inf
             promising = itertools.islice(device.within(limit, worth[self.rows]), PROMISING)
             found = [self.function[n] for n in promising]
@@ -330,6 +346,7 @@ class Search:
                 score=self.score,
                 scores=self.scores,
                 count=count,
+                prior=self.known,
                 progress=update,
             )
 
@@ -337,7 +354,9 @@ class Search:
         """Of the networks that were scored, for all limits, the best within this one."""
         scored = known(self.scores)
         believed = np.full(len(self.networks), -np.inf)
-        believed[[self.row[n] for n in scored]] = predictor_of(NAMES, self.scores)(scored)[0]
+        predictor = predictor_of(NAMES, self.scores, self.known)
+        rows = [self.row[n] for n in scored]
+        believed[rows] = predictor(scored, self.added[rows])[0]
         for network in device.within(limit, believed[self.rows]):
             if device.ms(network) <= limit:  # what was believed of its latency is measured now
                 return network
@@ -354,9 +373,12 @@ def main() -> None:
     for name in devices:
         if name not in truth.latency:
             raise SystemExit(f"{args.table} has no column {name}_ms: {', '.join(truth.latency)}")
-    untrained = zero_cost() if args.zero_cost else None
+    figures = Figures(zero_cost(), args.weights.with_suffix(".figures.json"))
+    among = dict.fromkeys(as_they_run().values())
+    if args.zero_cost and not args.every:
+        among = dict.fromkeys(promising(NAMES, list(among), figures))
     score = Scorer(args) if args.supernets else lambda network: (0.0, ())
-    search = Search(score, untrained, args.seed)
+    search = Search(score, figures if args.zero_cost else None, args.seed, among)
     more = args.networks // 3
     search.begin(args.networks - more)
     limits = []
@@ -438,6 +460,9 @@ def _arguments() -> argparse.Namespace:
     add("--supernets", type=int, default=1, help="that share the minutes, or 0")
     add("--cells", type=int, default=2, help="of every stage of the supernet (the table's: 5)")
     add("--halved", action=argparse.BooleanOptionalAction, default=False, help="16x16 images")
+    add(
+        "--every", action=argparse.BooleanOptionalAction, default=False, help="function is searched"
+    )
     add("--seed", type=int, default=0, help="of the search")
     add("--networks", type=int, default=300, help="that are scored")
     add("--measured", type=int, default=100, help="that are measured to know a device")

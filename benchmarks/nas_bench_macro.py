@@ -63,7 +63,7 @@ from proxylessnas.hardware.trace import trace
 from proxylessnas.io.console import Reporter, output
 from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.choose import ScoreFunction, choose
-from proxylessnas.selection.zero_cost import ZeroCost, beside, random_networks
+from proxylessnas.selection.zero_cost import Beside, ZeroCost, random_networks
 from proxylessnas.spaces import build_supernet
 from proxylessnas.spaces.macro import code
 from proxylessnas.training.callbacks import ProgressBar
@@ -323,7 +323,7 @@ class Bench:
         if not self.args.zero_cost:
             return lambda indices: self.score(indices).rank
         with Reporter().bar("scoring random networks") as update:
-            return beside(
+            return Beside(
                 lambda indices: self.score(indices).rank,
                 ZeroCost(self.supernet, EXAMPLE, partial(self.costs.cost_of, "macs")),
                 random_networks(self.supernet, REFERENCE, derive_seed(self.args.seed, "reference")),

@@ -51,7 +51,7 @@ def test_true_scores_find_good_networks_within_the_limits(
         return value, (value,)
 
     figures = (lambda n: np.array([score(n)[0]])) if untrained else None
-    search = bench.Search(score, figures, seed=0)
+    search = bench.Search(score, figures, 0, set(bench.as_they_run().values()))
     search.begin(40)
     device = bench.Device(partial(truth.measure, "toaster"), list(search.function))
     device.know(30, search.generator)

@@ -17,8 +17,8 @@ from proxylessnas.errors import SupernetError
 from proxylessnas.hardware.count import count_macs
 from proxylessnas.selection.explore import Score
 from proxylessnas.selection.zero_cost import (
+    Beside,
     ZeroCost,
-    beside,
     blocks_of,
     initialised,
     spectral_entropy,
@@ -291,7 +291,7 @@ def test_every_figure_counts_twice_as_much_as_the_score() -> None:
     def two_figures(network: Indices) -> np.ndarray:
         return np.array([-2.0 * network[0], math.exp(-network[0])])  # of one order
 
-    together = beside(once, two_figures, [*REFERENCE, REFERENCE[3]])
+    together = Beside(once, two_figures, [*REFERENCE, REFERENCE[3]])
     unit = deviation([scored(n)[0] for n in REFERENCE])
     for network in REFERENCE:
         more = 2 * 2 * normal(8 - network[0]) * unit  # two figures, twice each
@@ -304,7 +304,7 @@ def test_every_figure_counts_twice_as_much_as_the_score() -> None:
 
 def test_beyond_the_reference_figures_go_on_counting() -> None:
     """Random networks of a large space are alike, and those within a limit far from them."""
-    together = beside(lambda n: (0.0, ()), lambda n: np.array([float(n[0])]), REFERENCE)
+    together = Beside(lambda n: (0.0, ()), lambda n: np.array([float(n[0])]), REFERENCE)
     low, least, greatest, high = (together((i,))[0] for i in (-3, 0, 8, 12))
     slope = 2 / deviation([float(n[0]) for n in REFERENCE])
     assert least - low == pytest.approx(3 * slope) and high - greatest == pytest.approx(4 * slope)
@@ -315,7 +315,7 @@ def test_a_network_that_diverged_does_not_drown_the_others(diverged: float) -> N
     def score(network: Indices) -> Score:
         return (diverged, ()) if network == (0,) else scored(network)
 
-    together = beside(score, lambda n: np.array([-float(n[0])]), REFERENCE)
+    together = Beside(score, lambda n: np.array([-float(n[0])]), REFERENCE)
     worth = [together(n)[0] for n in REFERENCE[1:]]
     unit = deviation([scored(n)[0] for n in REFERENCE])
     for network, value in zip(REFERENCE[1:], worth, strict=True):
@@ -327,27 +327,27 @@ def test_a_figure_that_is_none_is_no_score_and_says_nothing_of_others() -> None:
     def figure(network: Indices) -> np.ndarray:
         return np.array([math.nan if network[0] in (0, 50) else float(network[0])])
 
-    together = beside(scored, figure, REFERENCE)
+    together = Beside(scored, figure, REFERENCE)
     assert math.isnan(together((0,))[0]) and math.isnan(together((50,))[0])
     assert all(math.isfinite(together(n)[0]) for n in REFERENCE[1:])
 
 
 def test_where_all_scores_are_alike_the_figures_decide() -> None:
-    together = beside(lambda n: (0.5, (0.5,)), lambda n: np.array([-float(n[0])]), REFERENCE)
+    together = Beside(lambda n: (0.5, (0.5,)), lambda n: np.array([-float(n[0])]), REFERENCE)
     values = [together(n)[0] for n in REFERENCE]
     assert values == sorted(values, reverse=True)
     assert values[0] - 0.5 == pytest.approx(2 * normal(8))
 
 
 def test_figures_that_are_all_alike_change_nothing() -> None:
-    together = beside(scored, lambda n: np.array([7.0, 7.0]), REFERENCE)
+    together = Beside(scored, lambda n: np.array([7.0, 7.0]), REFERENCE)
     assert [together(n)[0] for n in REFERENCE] == pytest.approx([scored(n)[0] for n in REFERENCE])
 
 
 def test_equal_figures_count_alike_and_others_by_their_order() -> None:
     # Two of the nine have the least figure, six the greatest: the order of equal ones is nothing.
     figure = {n: float(min(max(n[0], 1), 3)) for n in REFERENCE}
-    together = beside(lambda n: (0.0, ()), lambda n: np.array([figure[n]]), REFERENCE)
+    together = Beside(lambda n: (0.0, ()), lambda n: np.array([figure[n]]), REFERENCE)
     added = [together(n)[0] for n in REFERENCE]
     assert added[0] == added[1] == pytest.approx(normal(0) + normal(1))
     assert added[2] == pytest.approx(2 * normal(2))
@@ -355,4 +355,4 @@ def test_equal_figures_count_alike_and_others_by_their_order() -> None:
 
 
 def test_a_score_that_is_no_number_stays_that() -> None:
-    assert beside(scored, lambda n: np.array([float(n[0])]), REFERENCE)((99,))[0] == math.inf
+    assert Beside(scored, lambda n: np.array([float(n[0])]), REFERENCE)((99,))[0] == math.inf

@@ -25,13 +25,13 @@ def by_network(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def test_scores_change_and_the_loss_that_is_told_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, beside = [], untrained.beside
+    asked, beside = [], untrained.Beside
 
     def counted(score: Any, zero_cost: Any, reference: Any, progress: Any) -> Any:
         asked.append(len(reference))
         return beside(score, zero_cost, reference, progress)
 
-    monkeypatch.setattr(untrained, "beside", counted)
+    monkeypatch.setattr(untrained, "Beside", counted)
     alone, both, again = (
         searched(derive=derive).session.records.require("derive")
         for derive in (DeriveSettings(**DERIVE), BESIDE, BESIDE)

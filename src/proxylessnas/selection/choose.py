@@ -40,7 +40,7 @@ class Proposal:
     indices: one candidate for every choice. log_p: Σ log p of these candidates.
     costs: predicted, in the order of `Costs.names`.
     score: the negative calibrated loss on the validation part, with inherited weights; beside
-        figures of untrained networks where these count (`zero_cost.beside`).
+        figures of untrained networks where these count (`zero_cost.Beside`).
         batch_scores: the same of each batch.
     measured_ms: on the device, for the few that are measured. noise: the standard error of
         `measured_ms`, as a share of it.

@@ -186,13 +186,8 @@ def random_networks(supernet: Supernet, count: int, seed: int) -> list[Indices]:
     return [supernet.as_it_runs(supernet.indices(architecture)) for architecture in drawn]
 
 
-def beside(
-    score: Callable[[Indices], Score],
-    zero_cost: Callable[[Indices], Array],
-    reference: Sequence[Indices],
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Callable[[Indices], Score]:
-    """The score and the zero-cost figures together.
+class Beside:
+    """The score and the zero-cost figures together: a score as well.
 
     reference: random networks, by which opinions of different kinds become comparable: to the score
     is added the normal score of each figure among theirs, times `WEIGHT` deviations of their scores
@@ -201,23 +196,43 @@ def beside(
 
     A score that is not a number stays that; where a figure is none, the score becomes NaN.
     """
-    scores: dict[Indices, Score] = {}
-    figures: dict[Indices, Array] = {}
-    distinct = list(dict.fromkeys(reference))
-    for done, network in enumerate(distinct, start=1):
-        scores[network], figures[network] = score(network), zero_cost(network)
-        progress(done, len(distinct))
-    laws = [_law(column) for column in np.array(list(figures.values())).T]
-    unit = WEIGHT * (_deviation([value for value, _ in scores.values()]) or 1.0)
 
-    def together(network: Indices) -> Score:
-        if network not in scores:
-            scores[network], figures[network] = score(network), zero_cost(network)
-        (value, batches), row = scores[network], figures[network]
-        more = unit * sum(_counted(law, v) for law, v in zip(laws, row.tolist(), strict=True))
+    def __init__(
+        self,
+        score: Callable[[Indices], Score],
+        zero_cost: Callable[[Indices], Array],
+        reference: Sequence[Indices],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.score, self.zero_cost = score, zero_cost
+        self._known: dict[Indices, Score] = {}
+        figures = []
+        distinct = list(dict.fromkeys(reference))
+        for done, network in enumerate(distinct, start=1):
+            self._known[network] = score(network)
+            figures.append(zero_cost(network))
+            progress(done, len(distinct))
+        self._laws = [_law(column) for column in np.array(figures).T]
+        self._unit = WEIGHT * (_deviation([value for value, _ in self._known.values()]) or 1.0)
+        self._added: dict[Indices, float] = dict(
+            zip(distinct, map(self._sum, figures), strict=True)
+        )
+
+    def __call__(self, network: Indices) -> Score:
+        if network not in self._known:
+            self._known[network] = self.score(network)
+        (value, batches), more = self._known[network], self.added(network)
         return value + more, tuple(batch + more for batch in batches)
 
-    return together
+    def added(self, network: Indices) -> float:
+        """What the figures add to a network's score."""
+        if network not in self._added:
+            self._added[network] = self._sum(self.zero_cost(network))
+        return self._added[network]
+
+    def _sum(self, figures: Array) -> float:
+        rows = zip(self._laws, figures.tolist(), strict=True)
+        return self._unit * sum(_counted(law, value) for law, value in rows)
 
 
 def _deviation(values: Sequence[float]) -> float:

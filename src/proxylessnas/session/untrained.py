@@ -12,7 +12,7 @@ from proxylessnas.core.decode import Indices
 from proxylessnas.errors import ConfigError, SupernetError
 from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.choose import ScoreFunction
-from proxylessnas.selection.zero_cost import ZeroCost, beside, random_networks
+from proxylessnas.selection.zero_cost import Beside, ZeroCost, random_networks
 from proxylessnas.session.session import Session
 
 LEAST = 8  # random networks, by which figures of different kinds become comparable
@@ -63,7 +63,7 @@ def with_zero_cost(
     costs = session.unlimited_costs
     zero_cost = _zero_cost(session, settings, lambda network: costs.cost_of("macs", network))
     with _remedy(settings), session.reporter.bar("scoring random networks") as update:
-        return beside(score, zero_cost, reference, update)
+        return Beside(score, zero_cost, reference, update)
 
 
 def _zero_cost(
