@@ -54,6 +54,7 @@ from shared_weights import Halved
 
 from proxylessnas.config import DataSettings, DeriveSettings, MachineSettings, SearchSettings
 from proxylessnas.core.adapt import adapt
+from proxylessnas.core.decode import Indices
 from proxylessnas.core.objective import Constraint
 from proxylessnas.core.schedule import Schedule
 from proxylessnas.core.search import Search
@@ -250,6 +251,7 @@ class Bench:
             job.costs,
             DeriveSettings(top_k=TOP_K + self.more(estimator)),
             score=self.chosen_by,
+            known=self.reference if self.args.zero_cost else (),
             learned=job.estimator.learns,
             seed=self.args.seed,
         )
@@ -318,6 +320,11 @@ class Bench:
         return self.scores[key]
 
     @cached_property
+    def reference(self) -> list[Indices]:
+        """Random networks, by which figures become comparable with scores."""
+        return random_networks(self.supernet, REFERENCE, derive_seed(self.args.seed, "reference"))
+
+    @cached_property
     def chosen_by(self) -> ScoreFunction:
         """The score, beside what networks can express untrained."""
         if not self.args.zero_cost:
@@ -326,7 +333,7 @@ class Bench:
             return Beside(
                 lambda indices: self.score(indices).rank,
                 ZeroCost(self.supernet, EXAMPLE, partial(self.costs.cost_of, "macs")),
-                random_networks(self.supernet, REFERENCE, derive_seed(self.args.seed, "reference")),
+                self.reference,
                 update,
             )
 

@@ -27,11 +27,11 @@ part() { # name, seconds, command
 if [ -n "${SMALL:-}" ]; then
   steps=(--device cpu --side 32 --batch 8 --widths 8,16 --depths 1,1)
   fast=()
-  cells=(--minutes 0.2 --networks 24 --measured 30 --devices raspi4 --quantiles 0.5)
+  cells=(--minutes 0.2 --networks 24 --measured 30 --devices raspi4 --quantiles 0.5 --no-zero-cost)
 else
   steps=(--device cuda --space mobile --widths "" --depths "" --side 224 --batch 256)
   fast=(--autocast --compile)
-  cells=(--cells 5 --no-halved --minutes 1.5 --networks 150)
+  cells=(--cells 5 --no-halved --minutes 1.5 --networks 150 --no-zero-cost)
   macro=(--epochs 6 --limits 45 65 --estimators two_path --tau 100)
 fi
 

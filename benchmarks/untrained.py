@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from proxylessnas.core.decode import Indices
-from proxylessnas.io.console import Reporter
+from proxylessnas.io.console import Reporter, output
 from proxylessnas.selection.predictor import Array, Predictor
-from proxylessnas.selection.zero_cost import ZeroCost
+from proxylessnas.selection.zero_cost import BATCH, DRAWS, ZeroCost
 
 REFERENCE = 300  # random networks, from which the progressivity of all others is predicted
 LEVELS = 10  # of MACs
@@ -25,11 +25,16 @@ OFTEN = 50  # networks, after which what is known is written
 
 
 class Figures:
-    """The zero-cost figures of networks, each computed once and kept in a file."""
+    """The zero-cost figures of networks, each computed once and kept in a file.
+
+    A file of figures that were made otherwise is not believed, and written anew.
+    """
 
     def __init__(self, zero_cost: ZeroCost, file: Path) -> None:
         self.zero_cost, self.file = zero_cost, file
-        rows = json.loads(file.read_text()) if file.exists() else {}
+        self.made = {"examples": BATCH, "draws": DRAWS, "shape": list(zero_cost.example.shape)}
+        kept = json.loads(file.read_text()) if file.exists() else {}
+        rows = kept["figures"] if kept.get("made") == self.made else {}
         self.known = {tuple(map(int, key.split())): np.array(row) for key, row in rows.items()}
 
     def __call__(self, network: Indices) -> Array:
@@ -50,10 +55,13 @@ class Figures:
 
     def keep(self) -> None:
         rows = {" ".join(map(str, n)): row.tolist() for n, row in self.known.items()}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         part = self.file.with_suffix(".tmp")
-        part.write_text(json.dumps(rows))
-        part.replace(self.file)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps({"made": self.made, "figures": rows}))
+            part.replace(self.file)
+        except OSError as error:  # beside weights that somebody else keeps
+            output().print(f"figures are not kept in {self.file}: {error.strerror}")
 
 
 def promising(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from proxylessnas.core.decode import Indices
 from proxylessnas.selection.explore import Score
 from proxylessnas.spaces.cell import function
 
@@ -39,18 +44,36 @@ def table(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.fixture
+def figures_of(bench: ModuleType, tmp_path: Path) -> Callable[..., Any]:
+    """Figures by a function of the network, which stands in for those of untrained networks."""
+
+    class ByHand:
+        macs = staticmethod(lambda network: float(sum(network)))
+        example = torch.zeros(1, 3, 32, 32)
+
+        def __init__(self, value: Callable[[Indices], float]) -> None:
+            self.value, self.asked = value, list[Indices]()
+
+        def __call__(self, network: Indices) -> np.ndarray:
+            self.asked.append(network)
+            return np.array([self.value(network), self.macs(network)])
+
+    return lambda value, name="figures.json": bench.Figures(ByHand(value), tmp_path / name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("untrained", [False, True])
 def test_true_scores_find_good_networks_within_the_limits(
-    bench: ModuleType, table: Path, untrained: bool
+    bench: ModuleType, table: Path, figures_of: Callable[..., Any], untrained: bool
 ) -> None:
     truth = bench.Truth.load(table)
 
-    def score(network: tuple[int, ...]) -> Score:
+    def score(network: Indices) -> Score:
         value = float(truth.accuracy[truth.row[bench.code_of(network)]]) / 100
         return value, (value,)
 
-    figures = (lambda n: np.array([score(n)[0]])) if untrained else None
+    figures = figures_of(lambda n: score(n)[0]) if untrained else None
     search = bench.Search(score, figures, 0, set(bench.as_they_run().values()))
     search.begin(40)
     device = bench.Device(partial(truth.measure, "toaster"), list(search.function))
@@ -62,6 +85,73 @@ def test_true_scores_find_good_networks_within_the_limits(
         accuracy = 100 * score(found)[0]
         assert accuracy > truth.best_of_random("toaster", limit)
         assert truth.best("toaster", limit) - accuracy < 0.3
+
+
+def test_a_network_that_nothing_but_its_own_figure_speaks_for_is_found(
+    bench: ModuleType, table: Path, figures_of: Callable[..., Any]
+) -> None:
+    """A predictor of the figures would smooth it away."""
+    truth, single = bench.Truth.load(table), bench.indices_of("203132")
+    figures = figures_of(lambda n: 50.0 if n == single else hash(n) % 997 / 997)
+    among = list(bench.as_they_run().values())[::20]
+    search = bench.Search(lambda n: (0.0, (0.0,)), figures, 0, {*among, single})
+    search.begin(20)
+    device = bench.Device(partial(truth.measure, "toaster"), list(search.function))
+    device.know(30, search.generator)
+    limit = truth.measure("toaster", single)
+    search.explore(device, limit, 4, "scoring")
+    assert search.function[search.best(device, limit)] == single
+
+
+def test_every_level_of_macs_keeps_the_third_that_promises_most(
+    bench: ModuleType, figures_of: Callable[..., Any]
+) -> None:
+    networks = list(dict.fromkeys(bench.as_they_run().values()))
+    figures = figures_of(lambda n: math.fsum(j * math.sqrt(i + 2) for i, j in enumerate(n)))
+    kept = bench.promising(bench.NAMES, networks, figures)
+    assert len(kept) == len(set(kept)) == pytest.approx(len(networks) / 3, abs=10)
+    asked, values = figures.zero_cost.asked, np.array([figures(n)[0] for n in networks])
+    assert len(asked) == len(networks)  # most of them just now
+    macs = np.array([figures.zero_cost.macs(n) for n in networks])
+    for level in np.array_split(np.argsort(macs, kind="stable"), 10):
+        best = level[np.argsort(-values[level])[: len(level) // 3]].tolist()
+        assert np.mean([networks[i] in set(kept) for i in best]) > 0.9
+
+
+def test_figures_are_computed_once_and_kept_when_interrupted(
+    bench: ModuleType, figures_of: Callable[..., Any]
+) -> None:
+    networks = [(i,) for i in range(120)]
+
+    def interrupted(network: Indices) -> float:
+        if network == (110,):
+            raise KeyboardInterrupt
+        return network[0] / 7
+
+    first = figures_of(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        first.compute(networks, "figures")
+    again = figures_of(lambda n: n[0] / 7)
+    again.compute(networks, "figures")
+    assert again.zero_cost.asked == networks[100:]  # those that were not written yet
+    for network in networks:
+        assert again(network).tolist() == [network[0] / 7, network[0]]
+    assert len(again.zero_cost.asked) == 20
+    again.zero_cost.example = torch.zeros(1, 3, 16, 16)
+    assert not bench.Figures(again.zero_cost, again.file).known  # those were of larger images
+
+
+def test_where_figures_cannot_be_kept_they_still_count(
+    bench: ModuleType,
+    figures_of: Callable[..., Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "taken").touch()
+    figures = figures_of(lambda network: 2.0, "taken/figures.json")
+    figures.compute([(1,)], "figures")
+    assert figures((1,)).tolist() == [2.0, 1.0]
+    assert "not kept" in capsys.readouterr().out
 
 
 def test_a_table_without_accuracies_is_refused(bench: ModuleType, tmp_path: Path) -> None:

@@ -363,6 +363,32 @@ def test_a_score_that_is_no_number_is_the_worst_and_spoils_no_other() -> None:
     assert nothing.chosen.score == -math.inf
 
 
+def test_known_networks_tell_where_to_look_and_are_no_proposals_themselves() -> None:
+    """α is wrong, and two scores are too few to see that the cheapest candidates are the best."""
+    supernet = space()
+
+    def score(indices: Indices) -> Scored:
+        value = -float(sum(indices)) + (indices == (0, 0, 0))
+        return value, (value, value)
+
+    asked = list[Indices]()
+
+    def counted(indices: Indices) -> Scored:
+        asked.append(indices)
+        return score(indices)
+
+    known = [(0, 1, 2), (1, 0, 2), (2, 1, 0), (0, 2, 1), (1, 1, 1), (0, 1, 1), (1, 0, 1), (2, 2, 2)]
+    without, informed = (
+        choose(supernet, free(supernet), settings(top_k=2), score=counted, known=networks)
+        for networks in ([], known)
+    )
+    assert informed.chosen.indices == (0, 0, 0) != without.chosen.indices
+    proposed = [p.indices for p in informed.proposals]
+    assert len(proposed) == 2
+    assert proposed[0] == (2, 2, 2)  # the most probable, known or not
+    assert len(asked) == len(set(asked)) + 1  # once in a choice: (2, 2, 2) is in both
+
+
 def test_networks_of_an_alpha_that_never_learned_are_chosen_by_score_alone() -> None:
     supernet = space([[0.0, 1e-3, 2e-3]] * 3)
     for seed in range(5):

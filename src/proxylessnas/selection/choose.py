@@ -10,7 +10,7 @@ prediction corrects the cost model, and the steps are repeated.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -76,6 +76,7 @@ def choose(
     settings: DeriveSettings,
     *,
     score: ScoreFunction,
+    known: Collection[Indices] = (),
     measure: MeasureFunction | None = None,
     learned: bool = True,
     seed: int = 0,
@@ -84,6 +85,7 @@ def choose(
     """Decode, score, measure, correct; at most `settings.rounds` times.
 
     score: of a network with inherited weights; all networks see the same batches.
+    known: networks that were scored before, anywhere in the space; the predictor learns from them.
     measure: the latency of some networks; None where nothing can be measured. Without a limit of
         the latency nothing is measured.
     learned: False (the estimator `random`) proposes uniform networks instead of probable ones.
@@ -92,7 +94,8 @@ def choose(
     Raises:
         LimitError: no network of the space keeps the limits.
     """
-    scores: dict[Indices, Score] = {}
+    scores = {network: _finite(score(network)) for network in known}
+    explored: dict[Indices, None] = {}
     measured: dict[Indices, Proposal] = {}
     limit, correction = costs.limit("latency"), 1.0
     for round_ in range(1, settings.rounds + 1):
@@ -102,8 +105,10 @@ def choose(
             if not measured:
                 raise
             break  # no network keeps the limit by the corrected costs: choose among the measured
-        proposals = _proposals(space, costs, scores)
-        worth = beliefs(space, proposals.values(), learned=learned)
+        explored |= dict.fromkeys(new)
+        every = _proposals(space, costs, scores)
+        worth = beliefs(space, every.values(), learned=learned)
+        proposals = {i: every[i] for i in explored}
         ranked = sorted((proposals[i] for i in new), key=lambda p: -worth[p.indices])
         if measure is None or not math.isfinite(limit):
             return Choice(ranked[0], tuple(proposals.values()), costs, round_)
@@ -140,21 +145,21 @@ def _explored(
     prior = sum_of(space.log_probabilities()) if learned else None
     pool = pool_of(space, bounded, 2 * batch_of(total), prior)
 
-    def scored(indices: Indices) -> Score:
-        value, batches = score(indices)
-        # Such a network comes last, and says nothing about others.
-        return (value, batches) if math.isfinite(value) else (-math.inf, ())
-
     return explore(
         space.candidates,
         [indices for indices, _ in start],
         pool,
-        score=scored,
+        score=lambda network: _finite(score(network)),
         scores=scores,
         count=total,
         prior=prior,
         progress=progress,
     )
+
+
+def _finite(score: Score) -> Score:
+    """A network whose score is not finite comes last, and says nothing about others."""
+    return score if math.isfinite(score[0]) else (-math.inf, ())
 
 
 def _proposals(

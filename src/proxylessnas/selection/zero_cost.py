@@ -205,18 +205,17 @@ class Beside:
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.score, self.zero_cost = score, zero_cost
+        self.reference = list(dict.fromkeys(reference))
         self._known: dict[Indices, Score] = {}
         figures = []
-        distinct = list(dict.fromkeys(reference))
-        for done, network in enumerate(distinct, start=1):
+        for done, network in enumerate(self.reference, start=1):
             self._known[network] = score(network)
             figures.append(zero_cost(network))
-            progress(done, len(distinct))
+            progress(done, len(self.reference))
         self._laws = [_law(column) for column in np.array(figures).T]
         self._unit = WEIGHT * (_deviation([value for value, _ in self._known.values()]) or 1.0)
-        self._added: dict[Indices, float] = dict(
-            zip(distinct, map(self._sum, figures), strict=True)
-        )
+        added = map(self._sum, figures)
+        self._added: dict[Indices, float] = dict(zip(self.reference, added, strict=True))
 
     def __call__(self, network: Indices) -> Score:
         if network not in self._known:

@@ -104,13 +104,14 @@ def _choose(session: Session, job: Search, settings: DeriveSettings) -> Choice:
     measure = None
     if session.is_local and "latency" in job.costs:
         measure = lambda n: session.ranks.of_main(lambda: measured(n))  # noqa: E731
-    chosen_by = with_zero_cost(session, settings, score)
+    chosen_by, known = with_zero_cost(session, settings, score)
     with session.reporter.bar("scoring") as update:
         return choose(
             job.supernet,
             job.costs,
             settings,
             score=chosen_by,
+            known=known,
             measure=measure,
             learned=job.estimator.learns,
             seed=derive_seed(session.config.seed, "proposals"),

@@ -54,16 +54,20 @@ def check_zero_cost(session: Session, settings: DeriveSettings) -> None:
 
 def with_zero_cost(
     session: Session, settings: DeriveSettings, score: ScoreFunction
-) -> ScoreFunction:
-    """The score, beside figures of untrained networks where the settings ask for them."""
+) -> tuple[ScoreFunction, list[Indices]]:
+    """The score, beside figures of untrained networks where the settings ask for them.
+
+    And the random networks that were scored for it.
+    """
     if not settings.zero_cost:
-        return score
+        return score, []
     seed = derive_seed(session.config.seed, "reference")
     reference = random_networks(session.supernet, settings.zero_cost, seed)
     costs = session.unlimited_costs
     zero_cost = _zero_cost(session, settings, lambda network: costs.cost_of("macs", network))
     with _remedy(settings), session.reporter.bar("scoring random networks") as update:
-        return Beside(score, zero_cost, reference, update)
+        beside = Beside(score, zero_cost, reference, update)
+    return beside, beside.reference
 
 
 def _zero_cost(
