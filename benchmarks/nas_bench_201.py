@@ -14,13 +14,13 @@ as another, for --minutes, or taken from --weights where that file exists; those
 among the functions that promise most untrained (zero-cost proxies), a third at every level of MACs
 as predicted, whose figures are then all computed and kept beside the weights (`untrained.py`;
 --every: among all functions, which takes three times as long). Networks are scored on validation
-images, beside these figures (--no-zero-cost leaves these out, --supernets 0 the shared weights):
-random ones, and under each limit those that a predictor of the scores puts first, --networks in
-all. The search knows a device
-by measuring whole networks on it (here: by looking their latency up): --measured random ones, to
-which a predictor is fitted, and after these only networks of which the predictor cannot say
-whether they keep a limit. The best within the limit, as measured, is the network found. Accuracies
-of the table are looked up when all is found, never before.
+images, beside these figures (--no-zero-cost leaves these out, and searches all functions;
+--supernets 0 leaves the shared weights out): random ones, and under each limit those that a
+predictor of the scores puts first, --networks in all. The search knows a device by measuring whole
+networks on it (here: by looking their latency up): --measured random ones, to which a predictor is
+fitted, and after these only networks of which the predictor cannot say whether they keep a limit.
+The best within the limit, as measured, is the network found. Accuracies of the table are looked up
+when all is found, never before.
 
 Printed for each limit: the best accuracy of the table within it, the expected best of 20 random
 networks by their true accuracy, what was found, and the gap to the best.
@@ -326,7 +326,7 @@ class Search:
                 self.scores[network] = self.score(network)
                 update(done, count)
 
-    def known(self, networks: Networks) -> Array:
+    def prior(self, networks: Networks) -> Array:
         """What is known of networks before any score: what their figures add."""
         return self.added[[self.row[tuple(network)] for network in networks.tolist()]]
 
@@ -336,8 +336,8 @@ class Search:
         def pool(predictor: Predictor, *_: object) -> Networks:
             worth = hopes(*predictor(self.networks, self.added))
             worth[[n in self.scores for n in self.networks]] = -np.inf
-            promising = itertools.islice(device.within(limit, worth[self.rows]), PROMISING)
-            found = [self.function[n] for n in promising]
+            within = itertools.islice(device.within(limit, worth[self.rows]), PROMISING)
+            found = [self.function[n] for n in within]
             return np.array(found, np.int64).reshape(-1, len(CHOICES))
 
         with Reporter().bar(title) as update:
@@ -346,7 +346,7 @@ class Search:
                 score=self.score,
                 scores=self.scores,
                 count=count,
-                prior=self.known,
+                prior=self.prior,
                 progress=update,
             )
 
@@ -354,7 +354,7 @@ class Search:
         """Of the networks that were scored, for all limits, the best within this one."""
         scored = known(self.scores)
         believed = np.full(len(self.networks), -np.inf)
-        predictor = predictor_of(NAMES, self.scores, self.known)
+        predictor = predictor_of(NAMES, self.scores, self.prior)
         rows = [self.row[n] for n in scored]
         believed[rows] = predictor(scored, self.added[rows])[0]
         for network in device.within(limit, believed[self.rows]):
@@ -373,13 +373,18 @@ def main() -> None:
     for name in devices:
         if name not in truth.latency:
             raise SystemExit(f"{args.table} has no column {name}_ms: {', '.join(truth.latency)}")
-    figures = Figures(zero_cost(), args.weights.with_suffix(".figures.json"))
-    among = dict.fromkeys(as_they_run().values())
-    if args.zero_cost and not args.every:
-        among = dict.fromkeys(promising(NAMES, list(among), figures))
-    score = Scorer(args) if args.supernets else lambda network: (0.0, ())
-    search = Search(score, figures if args.zero_cost else None, args.seed, among)
+    figures, among = None, list(dict.fromkeys(as_they_run().values()))
+    if args.zero_cost:
+        figures = Figures(zero_cost(), args.weights.with_suffix(".figures.json"))
+        among = among if args.every else promising(NAMES, among, figures)
     more = args.networks // 3
+    if not len(devices) * len(args.quantiles) <= more <= len(among) // 3:
+        raise SystemExit(
+            f"--networks is {args.networks}: a third of them is for the limits, at least one "
+            f"each, so it must be {3 * len(devices) * len(args.quantiles)} to {len(among)}"
+        )
+    score = Scorer(args) if args.supernets else lambda network: (0.0, ())
+    search = Search(score, figures, args.seed, among)
     search.begin(args.networks - more)
     limits = []
     for name in devices:

@@ -387,7 +387,7 @@ def main() -> None:
                 name += "_both"
             if args.joint_epochs:
                 name += f"_joint{args.joint_epochs}"
-            name += "_zero" * args.zero_cost
+            name += f"_zero{REFERENCE}" * args.zero_cost
             result = bench.kept(name, partial(bench.found, estimator, millions))
             results.append(result)
             console.print(
@@ -407,7 +407,7 @@ def main() -> None:
         for steps in args.learn_on if limit != "none" else []:
             make = partial(bench.adapt, float(limit) * 1e6, steps)
             name = f"on_{limit}_steps{args.arch_steps}-{steps}" + "_both" * args.reinmax
-            name += "_zero" * args.zero_cost
+            name += f"_zero{REFERENCE}" * args.zero_cost
             result = bench.kept(name, make)
             means = statistics.mean(truth.accuracy[c] for c, *_ in result["proposals"])
             console.print(

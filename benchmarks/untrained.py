@@ -8,6 +8,8 @@ to be looked at, and their figures are all computed (docs/log.md).
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,15 +29,28 @@ OFTEN = 50  # networks, after which what is known is written
 class Figures:
     """The zero-cost figures of networks, each computed once and kept in a file.
 
-    A file of figures that were made otherwise is not believed, and written anew.
+    A file that cannot be read, or of figures that were made otherwise, is written anew.
     """
 
     def __init__(self, zero_cost: ZeroCost, file: Path) -> None:
         self.zero_cost, self.file = zero_cost, file
-        self.made = {"examples": BATCH, "draws": DRAWS, "shape": list(zero_cost.example.shape)}
-        kept = json.loads(file.read_text()) if file.exists() else {}
-        rows = kept["figures"] if kept.get("made") == self.made else {}
-        self.known = {tuple(map(int, key.split())): np.array(row) for key, row in rows.items()}
+        self.made = {
+            "examples": BATCH,
+            "draws": DRAWS,
+            "shape": list(zero_cost.example.shape),
+            "seed": zero_cost.seed,
+            "blocks": len(zero_cost.blocks),
+        }
+        self.known = self._read()
+        self.written = len(self.known)
+
+    def _read(self) -> dict[Indices, Array]:
+        try:
+            kept = json.loads(self.file.read_text())
+        except (OSError, ValueError):
+            return {}
+        rows = kept["figures"] if isinstance(kept, dict) and kept.get("made") == self.made else {}
+        return {tuple(map(int, key.split())): np.array(row) for key, row in rows.items()}
 
     def __call__(self, network: Indices) -> Array:
         if network not in self.known:
@@ -46,22 +61,25 @@ class Figures:
         """Those of all these networks, kept every now and then."""
         with Reporter().bar(title) as update:
             for done, network in enumerate(networks, start=1):
-                new = network not in self.known
                 self(network)
-                if new and len(self.known) % OFTEN == 0:
-                    self.keep()
+                if len(self.known) >= self.written + OFTEN:
+                    self._write()
                 update(done, len(networks))
-        self.keep()
+        if len(self.known) > self.written:
+            self._write()
 
-    def keep(self) -> None:
-        rows = {" ".join(map(str, n)): row.tolist() for n, row in self.known.items()}
-        part = self.file.with_suffix(".tmp")
+    def _write(self) -> None:
+        # Searches with other seeds or tables may be computing the same figures at the same time.
+        rows = {" ".join(map(str, n)): r.tolist() for n, r in (self._read() | self.known).items()}
+        part = self.file.with_suffix(f".{os.getpid()}.tmp")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             part.write_text(json.dumps({"made": self.made, "figures": rows}))
             part.replace(self.file)
+            self.written = len(self.known)
         except OSError as error:  # beside weights that somebody else keeps
             output().print(f"figures are not kept in {self.file}: {error.strerror}")
+            self.written = sys.maxsize
 
 
 def promising(

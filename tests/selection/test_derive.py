@@ -17,6 +17,7 @@ from proxylessnas.config import DeriveSettings
 from proxylessnas.core.costs import Costs
 from proxylessnas.core.supernet import MixedOp, Supernet
 from proxylessnas.errors import LimitError
+from proxylessnas.selection import explore
 from proxylessnas.selection.choose import (
     TOLERANCE,
     Indices,
@@ -387,6 +388,39 @@ def test_known_networks_tell_where_to_look_and_are_no_proposals_themselves() -> 
     assert len(proposed) == 2
     assert proposed[0] == (2, 2, 2)  # the most probable, known or not
     assert len(asked) == len(set(asked)) + 1  # once in a choice: (2, 2, 2) is in both
+
+
+@pytest.mark.parametrize("enumerated", [True, False])
+def test_known_networks_that_are_better_and_too_dear_are_neither_chosen_nor_shown(
+    enumerated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor are those decoded that lie around them."""
+    decoded_around = list[Indices]()
+
+    def decoded(*args: object) -> np.ndarray:
+        decoded_around.append(args[3])  # type: ignore[arg-type]
+        return real(*args)  # type: ignore[arg-type]
+
+    real = explore._decoded
+    monkeypatch.setattr(explore, "_decoded", decoded)
+    if not enumerated:
+        monkeypatch.setattr(explore, "ENUMERATED", 0)
+    supernet = space()
+    choice = choose(
+        supernet,
+        limited(supernet, 8.0),
+        settings(top_k=5),
+        score=lambda n: (float(sum(n)), (float(sum(n)),) * 2),
+        known=[(2, 2, 2), (2, 2, 1), (0, 0, 0), (1, 0, 1), (0, 2, 0)],
+        measure=device(1.0),
+    )
+    assert all(cost(p.indices) <= 8.0 for p in choice.proposals)
+    assert choice.chosen.indices in {(1, 1, 1), (0, 1, 2), (0, 2, 1), (1, 0, 2)} | {
+        (1, 2, 0),
+        (2, 0, 1),
+        (2, 1, 0),
+    }
+    assert bool(decoded_around) != enumerated and all(cost(n) <= 8.0 for n in decoded_around)
 
 
 def test_networks_of_an_alpha_that_never_learned_are_chosen_by_score_alone() -> None:

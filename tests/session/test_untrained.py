@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from proxylessnas import MixedOp
 from proxylessnas.config import DeriveSettings
-from proxylessnas.session import fitting, untrained
+from proxylessnas.session import deriving, fitting, untrained
 from proxylessnas.session.untrained import LEAST
 
 DERIVE = {"arch_steps": 2, "score_images": 16, "recalibrate_images": 16}
@@ -31,12 +31,21 @@ def test_scores_change_and_the_loss_that_is_told_does_not(monkeypatch: pytest.Mo
         asked.append(len(reference))
         return beside(score, zero_cost, reference, progress)
 
+    known, choose = list[int](), deriving.choose
+
+    def told(*args: Any, **named: Any) -> Any:
+        known.append(len(named["known"]))
+        assert len(set(named["known"])) == len(named["known"])
+        return choose(*args, **named)
+
+    monkeypatch.setattr(deriving, "choose", told)
     monkeypatch.setattr(untrained, "Beside", counted)
     alone, both, again = (
         searched(derive=derive).session.records.require("derive")
         for derive in (DeriveSettings(**DERIVE), BESIDE, BESIDE)
     )
     assert asked == [9, 9]
+    assert known[0] == 0 and 2 <= known[1] == known[2] <= 9  # the distinct ones
     assert by_network(both) == by_network(again)
     assert alone["validation_loss"] == -alone["score"]
     assert both["validation_loss"] != -both["score"]

@@ -85,7 +85,8 @@ def choose(
     """Decode, score, measure, correct; at most `settings.rounds` times.
 
     score: of a network with inherited weights; all networks see the same batches.
-    known: networks that were scored before, anywhere in the space; the predictor learns from them.
+    known: networks whose scores are remembered by `score`, anywhere in the space: the predictor
+        learns from them.
     measure: the latency of some networks; None where nothing can be measured. Without a limit of
         the latency nothing is measured.
     learned: False (the estimator `random`) proposes uniform networks instead of probable ones.

@@ -25,8 +25,8 @@ REFITS = 16  # how many times the predictor is fitted on the way, about
 Score = tuple[float, tuple[float, ...]]  # of a network, and of its single batches
 # What was believed of networks before any score, such as Σ log p.
 Prior = Callable[[Networks], Array]
-# The networks within the limits that might be scored next: given the predictor, the best so far and
-# those that were taken.
+# The networks within the limits that might be scored next: given the predictor, the best of those
+# that were taken, and all of these.
 Pool = Callable[[Predictor, Indices, Collection[Indices]], Networks]
 
 
@@ -64,7 +64,9 @@ def explore(
         if not finite:
             break
         predictor = predictor_of(names, scores, prior)
-        best = finite[int(np.argmax(predictor(finite, _prior(prior, finite))[0]))]
+        # Networks that are known besides may be outside of the limits.
+        around = [network for network in finite if network in taken] or finite
+        best = around[int(np.argmax(predictor(around, _prior(prior, around))[0]))]
         left = list(
             dict.fromkeys(map(tuple, pool(predictor, best, set(taken)).tolist())).keys()
             - set(taken)
