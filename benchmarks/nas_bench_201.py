@@ -56,8 +56,8 @@ from proxylessnas.hardware.trace import trace
 from proxylessnas.io.console import Reporter, output
 from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.choose import ScoreFunction
-from proxylessnas.selection.explore import Score, explore, hopes, known, predictor_of
-from proxylessnas.selection.predictor import Array, Networks, Predictor
+from proxylessnas.selection.explore import Score, hopes, known, predictor_of
+from proxylessnas.selection.predictor import Predictor
 from proxylessnas.selection.zero_cost import Beside, ZeroCost
 from proxylessnas.spaces import build_supernet
 from proxylessnas.spaces.cell import CANDIDATES, CHOICES, code, contributing, from_code, function
@@ -69,7 +69,7 @@ DATA = Path(os.environ.get("PROXYLESSNAS_DATA", "data"))
 NAMES = (CANDIDATES,) * len(CHOICES)
 SCORED_IMAGES, RENEWED_IMAGES = 1000, 500  # a network: validation and training images
 CERTAIN = 2.0  # standard deviations from the limit at which a prediction is believed
-PROMISING = 4  # networks that are scored between two fits of the predictor
+BETWEEN = 4  # networks that are scored between two fits of the predictor
 
 
 # --- the table ---
@@ -283,9 +283,12 @@ class Device:
         return self._mean, self._deviation
 
     def within(self, limit: float, worth: NDArray[np.float64]) -> Iterator[Indices]:
-        """Networks that keep a limit, the worthiest first; uncertain ones are measured."""
+        """Networks that keep a limit, the worthiest first; uncertain ones are measured.
+
+        Of equal ones, such as those of one function, the fastest comes first.
+        """
         mean, deviation = self.predicted()
-        for i in np.argsort(-worth, kind="stable").tolist():
+        for i in np.lexsort((mean, -worth)).tolist():
             if not np.isfinite(worth[i]) or mean[i] - CERTAIN * deviation[i] > limit:
                 continue
             network = self.networks[i]
@@ -305,7 +308,7 @@ class Search:
         self.row = {network: i for i, network in enumerate(self.networks)}
         self.rows = np.array([self.row[first] for first in self.function.values()])
         self.score, self.scores = score, dict[Indices, Score]()
-        self.added = np.zeros(len(self.networks))  # by the figures, to what a network is worth
+        self.added = np.zeros(len(self.networks))  # by the figures, to a network's score
         self.generator = np.random.default_rng(seed)
 
     def begin(self, count: int) -> None:
@@ -319,45 +322,33 @@ class Search:
         if self.figures is not None:
             self.figures.compute(self.networks, "figures of untrained networks")
         with Reporter().bar("scoring random networks") as update:
-            if self.figures is not None:  # all are scored there, and known in what follows
-                self.score = beside = Beside(self.score, self.figures, reference, update)
-                self.added = np.array([beside.added(network) for network in self.networks])
             for done, network in enumerate(reference, start=1):
                 self.scores[network] = self.score(network)
                 update(done, count)
-
-    def prior(self, networks: Networks) -> Array:
-        """What is known of networks before any score: what their figures add."""
-        return self.added[[self.row[tuple(network)] for network in networks.tolist()]]
+        if self.figures is not None:
+            beside = Beside(self.scores.__getitem__, self.figures, reference)
+            self.added = np.array([beside.added(network) for network in self.networks])
 
     def explore(self, device: Device, limit: float, count: int, title: str) -> None:
-        """Score `count` more networks within the limit, those that the scores predict."""
-
-        def pool(predictor: Predictor, *_: object) -> Networks:
-            worth = hopes(*predictor(self.networks, self.added))
-            worth[[n in self.scores for n in self.networks]] = -np.inf
-            within = itertools.islice(device.within(limit, worth[self.rows]), PROMISING)
-            found = [self.function[n] for n in within]
-            return np.array(found, np.int64).reshape(-1, len(CHOICES))
-
+        """Score `count` more networks within the limit: those that may well be the best of it."""
         with Reporter().bar(title) as update:
-            explore(
-                *(NAMES, [], pool),
-                score=self.score,
-                scores=self.scores,
-                count=count,
-                prior=self.prior,
-                progress=update,
-            )
+            for done in range(count):
+                if done % BETWEEN == 0:
+                    worth = hopes(*predictor_of(NAMES, self.scores)(self.networks)) + self.added
+                worth[[self.row[network] for network in self.scores]] = -np.inf
+                best = next(device.within(limit, worth[self.rows]), None)
+                if best is None:
+                    return
+                self.scores[self.function[best]] = self.score(self.function[best])
+                update(done + 1, count)
 
     def best(self, device: Device, limit: float) -> Indices:
         """Of the networks that were scored, for all limits, the best within this one."""
         scored = known(self.scores)
-        believed = np.full(len(self.networks), -np.inf)
-        predictor = predictor_of(NAMES, self.scores, self.prior)
-        rows = [self.row[n] for n in scored]
-        believed[rows] = predictor(scored, self.added[rows])[0]
-        for network in device.within(limit, believed[self.rows]):
+        rows = [self.row[network] for network in scored]
+        worth = np.full(len(self.networks), -np.inf)
+        worth[rows] = predictor_of(NAMES, self.scores)(scored)[0] + self.added[rows]
+        for network in device.within(limit, worth[self.rows]):
             if device.ms(network) <= limit:  # what was believed of its latency is measured now
                 return network
         return min(device.measured, key=device.ms)  # the limit is not kept, and the table says so

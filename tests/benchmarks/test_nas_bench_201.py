@@ -94,7 +94,7 @@ def test_a_network_that_nothing_but_its_own_figure_speaks_for_is_found(
     truth, single = bench.Truth.load(table), bench.indices_of("203132")
     figures = figures_of(lambda n: 50.0 if n == single else hash(n) % 997 / 997)
     among = list(bench.as_they_run().values())[::20]
-    search = bench.Search(lambda n: (0.0, (0.0,)), figures, 0, {*among, single})
+    search = bench.Search(lambda n: (0.0, ()), figures, 0, {*among, single})
     search.begin(20)
     device = bench.Device(partial(truth.measure, "toaster"), list(search.function))
     device.know(30, search.generator)

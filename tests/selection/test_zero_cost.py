@@ -281,7 +281,7 @@ def deviation(values: list[float]) -> float:
     return float(np.subtract(*np.quantile(values, [0.75, 0.25]))) / (2 * NormalDist().inv_cdf(0.75))
 
 
-def test_every_figure_counts_twice_as_much_as_the_score() -> None:
+def test_every_figure_counts_as_much_as_the_score() -> None:
     asked: list[Indices] = []
 
     def once(network: Indices) -> Score:
@@ -294,7 +294,7 @@ def test_every_figure_counts_twice_as_much_as_the_score() -> None:
     together = Beside(once, two_figures, [*REFERENCE, REFERENCE[3]])
     unit = deviation([scored(n)[0] for n in REFERENCE])
     for network in REFERENCE:
-        more = 2 * 2 * normal(8 - network[0]) * unit  # two figures, twice each
+        more = 2 * normal(8 - network[0]) * unit  # two figures
         value, batches = together(network)
         assert value == pytest.approx(scored(network)[0] + more)
         assert batches == pytest.approx([b + more for b in scored(network)[1]])
@@ -306,7 +306,7 @@ def test_beyond_the_reference_figures_go_on_counting() -> None:
     """Random networks of a large space are alike, and those within a limit far from them."""
     together = Beside(lambda n: (0.0, ()), lambda n: np.array([float(n[0])]), REFERENCE)
     low, least, greatest, high = (together((i,))[0] for i in (-3, 0, 8, 12))
-    slope = 2 / deviation([float(n[0]) for n in REFERENCE])
+    slope = 1 / deviation([float(n[0]) for n in REFERENCE])
     assert least - low == pytest.approx(3 * slope) and high - greatest == pytest.approx(4 * slope)
 
 
@@ -319,7 +319,7 @@ def test_a_network_that_diverged_does_not_drown_the_others(diverged: float) -> N
     worth = [together(n)[0] for n in REFERENCE[1:]]
     unit = deviation([scored(n)[0] for n in REFERENCE])
     for network, value in zip(REFERENCE[1:], worth, strict=True):
-        more = (value - scored(network)[0]) / unit / 2
+        more = (value - scored(network)[0]) / unit
         assert more == pytest.approx(normal(8 - network[0]), rel=0.35, abs=1e-9)
 
 
@@ -336,7 +336,7 @@ def test_where_all_scores_are_alike_the_figures_decide() -> None:
     together = Beside(lambda n: (0.5, (0.5,)), lambda n: np.array([-float(n[0])]), REFERENCE)
     values = [together(n)[0] for n in REFERENCE]
     assert values == sorted(values, reverse=True)
-    assert values[0] - 0.5 == pytest.approx(2 * normal(8))
+    assert values[0] - 0.5 == pytest.approx(normal(8))
 
 
 def test_figures_that_are_all_alike_change_nothing() -> None:
@@ -349,9 +349,9 @@ def test_equal_figures_count_alike_and_others_by_their_order() -> None:
     figure = {n: float(min(max(n[0], 1), 3)) for n in REFERENCE}
     together = Beside(lambda n: (0.0, ()), lambda n: np.array([figure[n]]), REFERENCE)
     added = [together(n)[0] for n in REFERENCE]
-    assert added[0] == added[1] == pytest.approx(normal(0) + normal(1))
-    assert added[2] == pytest.approx(2 * normal(2))
-    assert added[3:] == pytest.approx([2 * np.mean([normal(i) for i in range(3, 9)])] * 6)
+    assert added[0] == added[1] == pytest.approx((normal(0) + normal(1)) / 2)
+    assert added[2] == pytest.approx(normal(2))
+    assert added[3:] == pytest.approx([np.mean([normal(i) for i in range(3, 9)])] * 6)
 
 
 def test_a_score_that_is_no_number_stays_that() -> None:

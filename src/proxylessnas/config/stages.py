@@ -172,7 +172,7 @@ class DeriveSettings:
     """Validation images of a score; null takes all."""
     zero_cost: CountOrZero = 0
     """Random networks that are scored besides, so that two figures of untrained networks (zero-cost
-    proxies: progressivity and MACs) count beside a score, each of them twice as much. With shared
+    proxies: progressivity and MACs) count beside a score, each as much as it. With shared
     weights of few epochs that finds better networks; 64 are enough, and each takes the time of a
     score. 0 leaves the figures out."""
 

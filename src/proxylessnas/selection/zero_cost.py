@@ -26,9 +26,6 @@ from proxylessnas.selection.predictor import Array
 
 BATCH = 16  # examples of noise
 DRAWS = 2  # of the initialisation and the noise, whose mean is taken
-# Of each figure beside the score's 1. What shared weights think too much of, a search finds; so the
-# figures count more than their order alone would have them (docs/log.md).
-WEIGHT = 2.0
 QUARTILES = 2 * NormalDist().inv_cdf(0.75)  # standard deviations from one quartile to the other
 Law = tuple[Array, Array]  # values in order, and what each counts
 
@@ -190,8 +187,8 @@ class Beside:
     """The score and the zero-cost figures together: a score as well.
 
     reference: random networks, by which opinions of different kinds become comparable: to the score
-    is added the normal score of each figure among theirs, times `WEIGHT` deviations of their scores
-    (of 1 where these are all alike). Beyond their least and greatest figure it goes on in a line.
+    is added the normal score of each figure among theirs, times the deviation of their scores (1
+    where these are all alike). Beyond their least and greatest figure it goes on in a line.
     progress: called with (networks done, all of them).
 
     A score that is not a number stays that; where a figure is none, the score becomes NaN.
@@ -213,7 +210,7 @@ class Beside:
             figures.append(zero_cost(network))
             progress(done, len(self.reference))
         self._laws = [_law(column) for column in np.array(figures).T]
-        self._unit = WEIGHT * (_deviation([value for value, _ in self._known.values()]) or 1.0)
+        self._unit = _deviation([value for value, _ in self._known.values()]) or 1.0
         added = map(self._sum, figures)
         self._added: dict[Indices, float] = dict(zip(self.reference, added, strict=True))
 
