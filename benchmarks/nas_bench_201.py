@@ -23,7 +23,9 @@ The best within the limit, as measured, is the network found. Accuracies of the 
 when all is found, never before.
 
 Printed for each limit: the best accuracy of the table within it, the expected best of 20 random
-networks by their true accuracy, what was found, and the gap to the best.
+networks by their true accuracy, what was found, and the gap to the best; at the end the mean gap,
+also by the mean accuracy of all strings that are one function: the table trained each of them, and
+which of them a search names is chance.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ import argparse
 import itertools
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -396,7 +398,7 @@ def main() -> None:
         }
         for name, quantile, device, limit in limits
     ]
-    results = [{**r, **judged(truth, r)} for r in results]
+    results = [{**r, **judged(truth, r, search.function)} for r in results]
     scores = {code_of(n): value for n, (value, _) in search.scores.items()}
     _print(results)
     if args.json:
@@ -406,16 +408,25 @@ def main() -> None:
         )
 
 
-def judged(truth: Truth, result: dict[str, Any]) -> dict[str, Any]:
-    """The truth about one network found."""
+def judged(
+    truth: Truth, result: dict[str, Any], function: Mapping[Indices, Indices]
+) -> dict[str, Any]:
+    """The truth about one network found.
+
+    function: see `as_they_run`. Networks of one function are one network, which the table trained
+    several times: by how much these differ is chance, and their mean says more.
+    """
     device, limit, row = result["device"], result["limit_ms"], truth.row[result["code"]]
     accuracy, ms = float(truth.accuracy[row]), float(truth.latency[device][row])
     best = truth.best(device, limit)
+    found = function[indices_of(result["code"])]
+    alike = [truth.row[code_of(n)] for n, first in function.items() if first == found]
     return {
         "best": best,
         "random": truth.best_of_random(device, limit),
         "accuracy": accuracy,
         "gap": best - accuracy,
+        "gap_of_function": best - float(truth.accuracy[alike].mean()),
         "ms": ms,
         "kept": ms <= limit,
     }
@@ -435,7 +446,8 @@ def _print(results: list[dict[str, Any]]) -> None:
     output().print(table)
     above = sum(r["accuracy"] > r["random"] for r in results)
     output().print(
-        f"mean gap {np.mean([r['gap'] for r in results]):.2f} points; limits kept: "
+        f"mean gap {np.mean([r['gap'] for r in results]):.2f} points (by the mean of all strings "
+        f"of a function {np.mean([r['gap_of_function'] for r in results]):.2f}); limits kept: "
         f"{sum(r['kept'] for r in results)} of {len(results)}; above random of {RANDOM}: {above}"
     )
 

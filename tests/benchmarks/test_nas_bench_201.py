@@ -6,6 +6,7 @@ import importlib
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -101,6 +102,19 @@ def test_a_network_that_nothing_but_its_own_figure_speaks_for_is_found(
     limit = truth.measure("toaster", single)
     search.explore(device, limit, 4, "scoring")
     assert search.function[search.best(device, limit)] == single
+
+
+def test_strings_of_one_function_are_judged_together(bench: ModuleType, table: Path) -> None:
+    loaded, function = bench.Truth.load(table), bench.as_they_run()
+    truth = replace(loaded, accuracy=loaded.accuracy.copy())
+    alike = [n for n in function if function[n] == function[bench.indices_of("301112")]]
+    assert len(alike) > 1
+    for i, network in enumerate(alike):  # as if they had been trained apart
+        truth.accuracy[truth.row[bench.code_of(network)]] = 70 + i
+    result = {"device": "toaster", "limit_ms": 9.0, "code": "301112"}
+    judged = bench.judged(truth, result, function)
+    assert judged["gap_of_function"] == pytest.approx(judged["best"] - 70 - (len(alike) - 1) / 2)
+    assert judged["gap"] == pytest.approx(judged["best"] - truth.accuracy[truth.row["301112"]])
 
 
 def test_every_level_of_macs_keeps_the_third_that_promises_most(
