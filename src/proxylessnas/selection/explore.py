@@ -109,9 +109,9 @@ def predictor_of(
 
 
 def sampling_noise(batch_scores: Sequence[Sequence[float]]) -> float:
-    """The variance of a score that is chance, of [networks, batches]; 0 with fewer than two of them.
+    """The variance of a score by chance, of [networks, batches]; 0 with fewer than two of them.
 
-    All networks see the same batches: that one is harder than another says nothing of a network.
+    All networks see the same batches: that one is harder than others says nothing of a network.
     """
     if len({len(batches) for batches in batch_scores}) != 1 or len(batch_scores[0]) < 2:
         return 0.0
