@@ -16,7 +16,7 @@ from proxylessnas.core.costs import Costs
 from proxylessnas.core.decode import Indices, decode
 from proxylessnas.core.supernet import MixedOp, Supernet
 from proxylessnas.selection.choose import choose
-from proxylessnas.selection.explore import Score, explore, pool_of, sampling_noise
+from proxylessnas.selection.explore import Score, explore, pool_of
 
 
 def space(choices: int, candidates: int) -> Supernet:
@@ -119,21 +119,3 @@ def test_costs_of_many_networks_are_those_of_each() -> None:
         all(c <= limit for c, limit in zip(costs.of(n), costs.limits.tolist(), strict=True))
         for n in every
     ]
-
-
-def test_noise_is_what_batches_say_otherwise_of_a_network_than_of_others() -> None:
-    generator = np.random.default_rng(0)
-    chance, networks, batches = 0.3, 400, 5
-    scores = generator.normal(0, 2.0, (networks, 1)) + generator.normal(
-        0, chance, (networks, batches)
-    )
-    harder = generator.normal(0, 5.0, batches)  # for every network alike
-    expected = pytest.approx(chance**2 / batches, rel=0.15)
-    assert sampling_noise(scores.tolist()) == expected == sampling_noise((scores + harder).tolist())
-    few = [
-        sampling_noise(rows.tolist())
-        for rows in generator.normal(0, chance, (2000, 2, batches)) + harder
-    ]
-    assert np.mean(few) == expected  # of two networks too, on average
-    for alone in (scores[:1].tolist(), scores[:, :1].tolist(), [[1.0, 2.0], [1.0]]):
-        assert sampling_noise(alone) == 0

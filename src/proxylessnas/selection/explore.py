@@ -109,18 +109,15 @@ def predictor_of(
 
 
 def sampling_noise(batch_scores: Sequence[Sequence[float]]) -> float:
-    """The variance of a score by chance, of [networks, batches]; 0 with fewer than two of them.
-
-    All networks see the same batches: that one is harder than others says nothing of a network.
-    """
+    """The variance of a score, of [networks, batches]; 0 with fewer than two batches."""
+    # All networks see the same images, so by chance alone their scores differ by less. But with
+    # inherited weights they also differ from what training would make of them, by about as much
+    # again: on both tables with known answers choices by the smaller, paired variance were worse
+    # (docs/log.md).
     if len({len(batches) for batches in batch_scores}) != 1 or len(batch_scores[0]) < 2:
         return 0.0
     scores = np.array(batch_scores, dtype=np.float64)
-    networks, batches = scores.shape
-    if networks < 2:
-        return 0.0
-    paired = scores - scores.mean(0)
-    return float(paired.var(1, ddof=1).mean() / batches * networks / (networks - 1))
+    return float(scores.var(1, ddof=1).mean() / scores.shape[1])
 
 
 def _prior(prior: Prior | None, networks: Sequence[Indices] | Networks) -> Array | None:
