@@ -112,8 +112,8 @@ def sampling_noise(batch_scores: Sequence[Sequence[float]]) -> float:
     """The variance of a score, of [networks, batches]; 0 with fewer than two batches."""
     # All networks see the same images, so by chance alone their scores differ by less. But with
     # inherited weights they also differ from what training would make of them, by about as much
-    # again: on both tables with known answers choices by the smaller, paired variance were worse
-    # (docs/log.md).
+    # again: by the smaller, paired variance choices were worse on NAS-Bench-201, and on
+    # NAS-Bench-Macro worse by accuracies and no different by losses (docs/log.md).
     if len({len(batches) for batches in batch_scores}) != 1 or len(batch_scores[0]) < 2:
         return 0.0
     scores = np.array(batch_scores, dtype=np.float64)
