@@ -305,7 +305,8 @@ class Search:
         self, score: ScoreFunction, figures: Figures | None, seed: int, among: Collection[Indices]
     ) -> None:
         self.figures = figures
-        self.function = {n: first for n, first in as_they_run().items() if first in among}
+        searched = set(among)
+        self.function = {n: first for n, first in as_they_run().items() if first in searched}
         self.networks = list(dict.fromkeys(self.function.values()))
         self.row = {network: i for i, network in enumerate(self.networks)}
         self.rows = np.array([self.row[first] for first in self.function.values()])
