@@ -8,7 +8,6 @@ to be looked at, and their figures are all computed (docs/log.md).
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from proxylessnas.core.decode import Indices
+from proxylessnas.errors import RunError
 from proxylessnas.io.console import Reporter, output
+from proxylessnas.io.files import write_atomic
 from proxylessnas.selection.predictor import Array, Predictor
 from proxylessnas.selection.zero_cost import BATCH, DRAWS, ZeroCost
 
@@ -71,14 +72,11 @@ class Figures:
     def _write(self) -> None:
         # Searches with other seeds or tables may be computing the same figures at the same time.
         rows = {" ".join(map(str, n)): r.tolist() for n, r in (self._read() | self.known).items()}
-        part = self.file.with_suffix(f".{os.getpid()}.tmp")
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps({"made": self.made, "figures": rows}))
-            part.replace(self.file)
+            write_atomic(self.file, json.dumps({"made": self.made, "figures": rows}).encode())
             self.written = len(self.known)
-        except OSError as error:  # beside weights that somebody else keeps
-            output().print(f"figures are not kept in {self.file}: {error.strerror}")
+        except RunError as error:  # beside weights that somebody else keeps
+            output().print(f"figures are not kept: {error}")
             self.written = sys.maxsize
 
 

@@ -64,14 +64,11 @@ def explore(
         if not finite:
             break
         predictor = predictor_of(names, scores, prior)
+        already = set(taken)
         # Networks that are known besides may be outside of the limits.
-        around = [network for network in finite if network in taken] or finite
+        around = [network for network in finite if network in already] or finite
         best = around[int(np.argmax(predictor(around, _prior(prior, around))[0]))]
-        left = list(
-            dict.fromkeys(map(tuple, pool(predictor, best, set(taken)).tolist())).keys()
-            - set(taken)
-        )
-        left.sort()
+        left = sorted(set(map(tuple, pool(predictor, best, already).tolist())) - already)
         if not left:
             break
         mean, deviation = predictor(left, _prior(prior, left))
