@@ -70,7 +70,7 @@ from proxylessnas.training.task import Task
 DATA = Path(os.environ.get("PROXYLESSNAS_DATA", "data"))
 NAMES = (CANDIDATES,) * len(CHOICES)
 SCORED_IMAGES, RENEWED_IMAGES = 1000, 500  # a network: validation and training images
-CERTAIN = 2.0  # standard deviations from the limit at which a prediction is believed
+CERTAIN = 3.0  # standard deviations from the limit at which a prediction is believed
 BETWEEN = 4  # networks that are scored between two fits of the predictor
 
 
