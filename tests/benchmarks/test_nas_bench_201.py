@@ -104,6 +104,25 @@ def test_a_network_that_nothing_but_its_own_figure_speaks_for_is_found(
     assert search.function[search.best(device, limit)] == single
 
 
+def test_what_a_prediction_leaves_open_is_measured_and_what_it_does_not_is_believed(
+    bench: ModuleType,
+) -> None:
+    far, near, slow, fast = networks = [(i, 0, 0, 0, 0, 0) for i in range(4)]
+    truth, asked = {far: 0.9, near: 0.9, slow: 1.2, fast: 0.5}, []
+
+    class Predicted(bench.Device):  # type: ignore[misc, name-defined]
+        def predicted(self) -> tuple[np.ndarray, np.ndarray]:
+            return np.array([1.4, 1.25, 0.9, 0.5]), np.full(4, 0.1)
+
+    def measure(network: Indices) -> float:
+        asked.append(network)
+        return truth[network]
+
+    device = Predicted(measure, networks)
+    assert list(device.within(1.0, np.array([4.0, 3.0, 2.0, 1.0]))) == [near, fast]
+    assert asked == [near, slow]
+
+
 def test_strings_of_one_function_are_judged_together(bench: ModuleType, table: Path) -> None:
     loaded, function = bench.Truth.load(table), bench.as_they_run()
     truth = replace(loaded, accuracy=loaded.accuracy.copy())
