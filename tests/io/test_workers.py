@@ -53,6 +53,21 @@ def test_where_a_socket_is_gone(tmp_path: Path) -> None:
     assert lost_worker(raised.value) == "DataLoader worker: the connection broke"
 
 
+@pytest.mark.parametrize("place", ["traceback.walk_tb", "time.sleep"])
+def test_a_death_that_becomes_known_while_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """As torch's handler of SIGCHLD, which raises wherever the program is."""
+
+    def interrupted(*_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    with pytest.raises(OSError) as raised:
+        Client(str(tmp_path / "socket"))
+    monkeypatch.setattr(place, interrupted)
+    assert lost_worker(raised.value) == "DataLoader worker (pid 7) is killed by signal: Killed"
+
+
 @pytest.mark.parametrize("kind", [ConnectionResetError, EOFError, FileNotFoundError])
 def test_a_data_set_s_own_errors_are_no_worker_s(kind: type[Exception]) -> None:
     with pytest.raises(kind, match="of the server"), explained():

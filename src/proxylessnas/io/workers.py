@@ -16,14 +16,16 @@ def lost_worker(error: BaseException) -> str:
     torch names the worker where it knows of its death. Before that the pipe or the socket breaks on
     which a batch was coming; the same errors of a data set's own are none of a worker.
     """
-    broke = isinstance(error, BROKEN) and any(
-        "multiprocessing" in frame.filename for frame in traceback.extract_tb(error.__traceback__)
-    )
-    if broke:
-        try:
+    broke = isinstance(error, BROKEN)
+    try:
+        broke = broke and any(
+            "multiprocessing" in frame.f_code.co_filename
+            for frame, _ in traceback.walk_tb(error.__traceback__)
+        )
+        if broke:
             time.sleep(0.5)
-        except RuntimeError as seen:  # torch's handler of SIGCHLD raises wherever we are
-            error = seen
+    except RuntimeError as seen:  # torch's handler of SIGCHLD raises wherever we are
+        error = seen
     found = re.search(r"DataLoader worker .*(exited|is killed)[^.]*", str(error))
     if found:
         return " ".join(found[0].split())
