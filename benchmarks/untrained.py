@@ -60,6 +60,7 @@ class Figures:
 
     def compute(self, networks: Sequence[Indices], title: str) -> None:
         """Those of all these networks, kept every now and then."""
+        self.known |= self._read()  # a search beside this one may have been faster
         with Reporter().bar(title) as update:
             for done, network in enumerate(networks, start=1):
                 self(network)

@@ -180,6 +180,7 @@ def test_searches_beside_each_other_add_to_the_same_figures(
     one, other = (figures_of(lambda n: n[0] / 7) for _ in range(2))
     one.compute([(1,), (2,)], "figures")
     other.compute([(2,), (3,)], "figures")
+    assert other.zero_cost.asked == [(3,)]
     assert set(figures_of(float).known) == {(1,), (2,), (3,)}
     assert not list(one.file.parent.glob("*.tmp"))
 
