@@ -8,6 +8,7 @@ All 15,625 networks were trained on CIFAR-10, so a search result has a known acc
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_
 # Outside of a search a mixed operation runs its first candidate: one that leads somewhere.
 CANDIDATES = (*OPERATIONS[1:], "none")
 CHOICES = tuple(f"edge_{i}_{j}" for i, j in EDGES)
+LETTERS = "abcdef"  # of the convolutions on the edges, see `function`
 EPS = 1e-5
 
 
@@ -197,17 +199,33 @@ def from_code(code: str) -> dict[str, str]:
 def function(code: str) -> str:
     """What a cell computes, as an expression: equal for codes that compute the same.
 
-    Nothing that is multiplied by zero, nor what leads nowhere, is part of it, and the order of
-    a sum does not count. Of the 15,625 codes 4,930 differ. (The table tells 6,466 apart, because
-    its rules write down how many zeros a sum has.)
+    A convolution whose result is used more than once has a letter, because another one of the same
+    input has weights of its own. Nothing that is multiplied by zero, nor what leads nowhere, is
+    part of the expression; the order of a sum does not count, and a pooled sum is the sum of what
+    is pooled. Of the 15,625 codes 5,044 differ. (The table tells 6,466 apart: its rules write down
+    how many zeros a sum has, and take a convolution that is used twice for two.)
 
     >>> function("301230"), function("041000"), function("000040")
     ('((x)3)3+(x)2', '', '')
+    >>> function("301112"), function("103132")  # one convolution, and two of the same input
+    ('((x)3a)2+(x)3a+x', '((x)3)2+(x)3+x')
     """
+    written = _expression(code, LETTERS)
+    often = [e for e, letter in enumerate(LETTERS) if written.count(letter) > 1]
+    # Whichever of them is called a: the first expression in the order of text.
+    orders = itertools.permutations(LETTERS[: len(often)])
+    named = (dict(zip(often, order, strict=True)) for order in orders)
+    return min(_expression(code, [names.get(e, "") for e in range(len(EDGES))]) for names in named)
+
+
+def _expression(code: str, names: Sequence[str]) -> str:
+    """The sum at the output; names: of the convolution on every edge, written behind it."""
     nodes: list[list[str]] = [["x"], [], [], []]  # of each the terms of its sum
-    for (i, j), digit in zip(EDGES, code, strict=True):
+    for (i, j), digit, name in zip(EDGES, code, names, strict=True):
         if digit == "1":
             nodes[j] += nodes[i]
+        elif digit == "4":
+            nodes[j] += [f"({term})4" for term in nodes[i]]
         elif digit != "0" and nodes[i]:
-            nodes[j].append(f"({'+'.join(sorted(nodes[i]))}){digit}")
+            nodes[j].append(f"({'+'.join(sorted(nodes[i]))}){digit}{name}")
     return "+".join(sorted(nodes[-1]))
