@@ -17,10 +17,11 @@ from proxylessnas.errors import SupernetError
 from proxylessnas.hardware.count import count_macs
 from proxylessnas.selection.explore import Score
 from proxylessnas.selection.zero_cost import (
+    DRAWS,
     Beside,
     ZeroCost,
     blocks_of,
-    initialised,
+    initialise,
     spectral_entropy,
 )
 from proxylessnas.spaces import build_supernet
@@ -143,13 +144,23 @@ def test_the_supernet_and_the_draws_of_others_stay() -> None:
     assert all(torch.equal(v, before[k]) for k, v in supernet.model.state_dict().items())
 
 
+def test_draws_know_nothing_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    supernet = build_supernet("cell", {"widths": (4, 8), "cells": 1})
+    network, example = (0, 1, 2, 1, 0, 2), torch.zeros(1, 3, 16, 16)
+    together = ZeroCost(supernet, example, lambda _: 1.0)(network)
+    monkeypatch.setattr("proxylessnas.selection.zero_cost.DRAWS", 1)
+    alone = [ZeroCost(supernet, example, lambda _: 1.0, seed=i)(network)[0] for i in range(DRAWS)]
+    assert len(set(alone)) == DRAWS > 1
+    assert together[0] == pytest.approx(np.mean(alone), rel=1e-12)
+
+
 def test_new_weights_are_hes_normalisations_anew_and_frozen_ones_stay() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(64, 64, 3), nn.BatchNorm2d(64), nn.Conv2d(64, 2, 1))
     nn.init.zeros_(model[1].weight)
     model[1].running_var.fill_(9.0)
     kept = model[2].requires_grad_(False).weight.clone()
-    initialised(model)
+    initialise(model)
     assert float(model[0].weight.detach().std()) == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.05)
     assert torch.equal(model[1].weight, torch.ones(64))
     assert torch.equal(model[1].running_var, torch.ones(64))

@@ -25,7 +25,9 @@ from proxylessnas.selection.explore import Score
 from proxylessnas.selection.predictor import Array
 
 BATCH = 16  # examples of noise
-DRAWS = 2  # of the initialisation and the noise, whose mean is taken
+# Of the initialisation and the noise, whose mean is taken: among many networks the one of the highest
+# figure is also the one that was lucky with its draws.
+DRAWS = 6
 QUARTILES = 2 * NormalDist().inv_cdf(0.75)  # standard deviations from one quartile to the other
 Law = tuple[Array, Array]  # values in order, and what each counts
 
@@ -55,20 +57,24 @@ class ZeroCost:
             SupernetError: the model does not run on noise of this shape, a block's features have no
                 channels, or no block that is searched is called.
         """
-        growth = np.array([self._growth(network, draw) for draw in range(DRAWS)])
+        model = self.supernet.derive(network).cpu().train()
+        growth = np.array([self._growth(model, draw) for draw in range(DRAWS)])
         lower = np.sort(growth)[:, : -(-growth.shape[1] // 2)]
         progressivity = lower.mean() if np.isfinite(growth).all() else math.nan
         return np.array([progressivity, math.log1p(self.macs(network))], np.float64)
 
     @torch.no_grad()
-    def _growth(self, network: Indices, draw: int) -> list[float]:
-        """Of every block that is called, by how much the spectral entropy grows in it."""
+    def _growth(self, model: nn.Module, draw: int) -> list[float]:
+        """Of every block that is called, by how much the spectral entropy grows in it.
+
+        model: a network, whose weights are drawn anew.
+        """
         # The state of the CPU's generator alone, where all is drawn: no other draw changes.
         state = torch.get_rng_state()
         torch.default_generator.manual_seed(self.seed + draw)
         try:
             with foreign(SupernetError, "the model fails on noise in place of data", kind=True):
-                model = initialised(self.supernet.derive(network).cpu()).train()
+                initialise(model)
                 noise = torch.randn(BATCH, *self.example.shape[1:], dtype=self.example.dtype)
                 with _compared(model, self.blocks) as growth:
                     model(noise)
@@ -96,8 +102,8 @@ def blocks_of(supernet: Supernet) -> list[str]:
     return list(dict.fromkeys(map(block, supernet.paths.values())))
 
 
-def initialised(model: nn.Module) -> nn.Module:
-    """The model with new random weights: He's for convolutions and linear layers.
+def initialise(model: nn.Module) -> None:
+    """Give the model new random weights: He's for convolutions and linear layers.
 
     Frozen weights stay, and so do parameters of modules that cannot reset them (positions, scales
     of layers), with the values that they have in the supernet.
@@ -112,7 +118,6 @@ def initialised(model: nn.Module) -> nn.Module:
                 reset()
         if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
             nn.init.kaiming_normal_(module.weight)
-    return model
 
 
 def spectral_entropy(features: Any) -> float:
