@@ -25,8 +25,8 @@ from proxylessnas.selection.explore import Score
 from proxylessnas.selection.predictor import Array
 
 BATCH = 16  # examples of noise
-# Of the initialisation and the noise, whose mean is taken: among many networks the one of the highest
-# figure is also the one that was lucky with its draws.
+# Of the initialisation and the noise, whose mean is taken: of many networks the one of the highest
+# figure is also one that was lucky in its draws.
 DRAWS = 6
 QUARTILES = 2 * NormalDist().inv_cdf(0.75)  # standard deviations from one quartile to the other
 Law = tuple[Array, Array]  # values in order, and what each counts
