@@ -21,7 +21,7 @@ from proxylessnas.selection.zero_cost import (
     Beside,
     ZeroCost,
     blocks_of,
-    initialise,
+    reinitialise,
     spectral_entropy,
 )
 from proxylessnas.spaces import build_supernet
@@ -160,7 +160,7 @@ def test_new_weights_are_hes_normalisations_anew_and_frozen_ones_stay() -> None:
     nn.init.zeros_(model[1].weight)
     model[1].running_var.fill_(9.0)
     kept = model[2].requires_grad_(False).weight.clone()
-    initialise(model)
+    reinitialise(model)
     assert float(model[0].weight.detach().std()) == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.05)
     assert torch.equal(model[1].weight, torch.ones(64))
     assert torch.equal(model[1].running_var, torch.ones(64))

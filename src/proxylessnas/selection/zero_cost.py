@@ -74,7 +74,7 @@ class ZeroCost:
         torch.default_generator.manual_seed(self.seed + draw)
         try:
             with foreign(SupernetError, "the model fails on noise in place of data", kind=True):
-                initialise(model)
+                reinitialise(model)
                 noise = torch.randn(BATCH, *self.example.shape[1:], dtype=self.example.dtype)
                 with _compared(model, self.blocks) as growth:
                     model(noise)
@@ -102,7 +102,7 @@ def blocks_of(supernet: Supernet) -> list[str]:
     return list(dict.fromkeys(map(block, supernet.paths.values())))
 
 
-def initialise(model: nn.Module) -> None:
+def reinitialise(model: nn.Module) -> None:
     """Give the model new random weights: He's for convolutions and linear layers.
 
     Frozen weights stay, and so do parameters of modules that cannot reset them (positions, scales
