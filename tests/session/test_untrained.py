@@ -99,13 +99,32 @@ def test_what_cannot_be_had_is_refused_before_anything_is_measured(
     assert "derive.zero_cost is" in words and expected in words
 
 
-def test_a_budget_takes_enough_random_networks_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def with_figures(monkeypatch: pytest.MonkeyPatch, each: float, seconds: float) -> DeriveSettings:
+    """Of 20 networks beside 30 random ones in so many seconds, where a figure takes `each`."""
     monkeypatch.setattr(fitting, "measuring_seconds", lambda *_: 0.0)
-    monkeypatch.setattr(fitting, "score_images_of", lambda _: 100)
-    given = DeriveSettings(top_k=20, recalibrate_images=100, zero_cost=30)
-    session = SimpleNamespace(largest={}, is_local=False, target_ms=None)
-    taken = [
-        fitting.fewer_scores(session, given, seconds, {"image": 0.01}).zero_cost  # type: ignore[arg-type]
-        for seconds in (1e3, 20.0, 2.0)
-    ]
+    monkeypatch.setattr(fitting, "score_images_of", lambda _: 10_000)
+    monkeypatch.setattr(fitting, "figure_seconds", lambda *_: each)
+    given = DeriveSettings(top_k=20, recalibrate_images=10_000, zero_cost=30)
+    session = SimpleNamespace(
+        largest={}, is_local=False, target_ms=None, ranks=SimpleNamespace(of_main=lambda f: f())
+    )
+    return fitting.fewer_scores(session, given, seconds, {"image": 1e-4})  # type: ignore[arg-type]
+
+
+def test_a_budget_takes_enough_random_networks_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = [with_figures(monkeypatch, 0.0, seconds).zero_cost for seconds in (1e3, 20.0, 2.0)]
     assert taken[0] == 30 and LEAST <= taken[1] < 30 and taken[2] == 0
+
+
+@pytest.mark.parametrize("each", [0.0, 0.1, 1.0, 10.0])
+def test_a_budget_has_room_for_the_figures(monkeypatch: pytest.MonkeyPatch, each: float) -> None:
+    fitted = with_figures(monkeypatch, each, 100.0)
+    images = (fitted.recalibrate_images + (fitted.score_images or 10_000)) * 1e-4
+    figures = each if fitted.zero_cost else 0.0
+    assert (fitted.top_k + fitted.zero_cost) * (images + figures) <= 100.0 * 1.1
+    assert (fitted.zero_cost == 30) == (each == 0.0)
+
+
+def test_the_figures_of_a_network_are_timed() -> None:
+    session = searched(derive=BESIDE).session
+    assert untrained.figure_seconds(session, BESIDE) > 0

@@ -27,7 +27,7 @@ from proxylessnas.session.durations import (
 )
 from proxylessnas.session.session import Session
 from proxylessnas.session.tuning import tune, untried_machine
-from proxylessnas.session.untrained import LEAST
+from proxylessnas.session.untrained import LEAST, figure_seconds
 
 # The least of which anything can be expected: rounds of weight steps in which every candidate is
 # trained, rounds of architecture steps in which all are compared, and steps of the training.
@@ -192,12 +192,12 @@ def fewer_scores(
         rounds, best = (rounds - 1, best) if rounds > 1 else (1, best - 1)
     valid = score_images_of(session)
     free = max(0.0, seconds - measuring * rounds * best)
-    whole = (d.top_k + d.zero_cost) * (d.recalibrate_images + valid) * speeds["image"]
-    share = min(1.0, free / max(whole, 1e-9))
-    zero_cost = round(d.zero_cost * math.sqrt(share))
+    images = (d.recalibrate_images + valid) * speeds["image"]
+    root = _share_of_both((d.top_k + d.zero_cost) * images, _figures_seconds(session, d), free)
+    zero_cost = round(d.zero_cost * root)
     zero_cost *= zero_cost >= LEAST
-    networks = max(min(FEW_NETWORKS, d.top_k), round(d.top_k * math.sqrt(share)))
-    share = min(1.0, share * d.top_k / networks)
+    networks = max(min(FEW_NETWORKS, d.top_k), round(d.top_k * root))
+    share = min(1.0, root**2 * d.top_k / networks)
     return replace(
         d,
         rounds=rounds,
@@ -207,6 +207,24 @@ def fewer_scores(
         recalibrate_images=_fewer(d.recalibrate_images, share),
         score_images=d.score_images if share == 1 else _fewer(valid, share),
     )
+
+
+def _figures_seconds(session: Session, d: DeriveSettings) -> float:
+    """Of the figures of all networks that are scored."""
+    if not d.zero_cost:
+        return 0.0
+    each = session.ranks.of_main(lambda: figure_seconds(session, d))
+    return (d.top_k + d.zero_cost) * each
+
+
+def _share_of_both(images: float, figures: float, seconds: float) -> float:
+    """Of the networks and of the images of each, to 1: those fill the seconds.
+
+    images, figures: the seconds of all networks' images and figures. Figures are as many as the
+    networks, however many images these are scored on.
+    """
+    root = math.sqrt(figures**2 + 4 * images * seconds)
+    return min(1.0, 2 * seconds / max(figures + root, 1e-9))
 
 
 def _fewer(images: int, share: float) -> int:

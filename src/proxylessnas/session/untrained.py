@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import perf_counter
 
 from torch import Tensor
 
@@ -68,6 +69,14 @@ def with_zero_cost(
     with _remedy(settings), session.reporter.bar("scoring random networks") as update:
         beside = Beside(score, zero_cost, reference, update)
     return beside, beside.reference
+
+
+def figure_seconds(session: Session, settings: DeriveSettings) -> float:
+    """Of the figures of one network: the one of the first candidates."""
+    zero_cost = _zero_cost(session, settings, lambda network: 0.0)
+    start = perf_counter()
+    zero_cost((0,) * len(session.supernet.candidates))
+    return perf_counter() - start
 
 
 def _zero_cost(
