@@ -36,6 +36,7 @@ class Figures:
     def __init__(self, zero_cost: ZeroCost, file: Path) -> None:
         self.zero_cost, self.file = zero_cost, file
         self.made = {
+            "noise": "1/f",
             "examples": BATCH,
             "draws": DRAWS,
             "shape": list(zero_cost.example.shape),

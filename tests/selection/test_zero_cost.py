@@ -21,6 +21,7 @@ from proxylessnas.selection.zero_cost import (
     Beside,
     ZeroCost,
     blocks_of,
+    natural_noise,
     reinitialise,
     spectral_entropy,
 )
@@ -56,6 +57,31 @@ def test_features_that_say_nothing_have_no_entropy() -> None:
     assert spectral_entropy(torch.zeros(4, 3)) == 0
     with pytest.raises(SupernetError, match="channels"):
         spectral_entropy(torch.ones(4))
+
+
+# --- noise ---
+
+
+@pytest.mark.parametrize("places", [(64,), (16, 16), (8, 8, 8), (32, 8)])
+def test_amplitudes_of_natural_noise_fall_with_the_frequency(places: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    over = tuple(range(2, 2 + len(places)))
+    noise = natural_noise((400, 3, *places))
+    assert noise.mean(over).abs().max() < 1e-5
+    assert noise.var(over, correction=0).allclose(torch.ones(400, 3), atol=1e-4)
+    power = torch.fft.fftn(noise, dim=over).abs().square().mean((0, 1))
+    first = (0,) * (len(places) - 1)
+    # Along one axis: half the frequency has four times the power.
+    for k in (1, 2):
+        assert power[*first, k] / power[*first, 2 * k] == pytest.approx(4, rel=0.25)
+
+
+@pytest.mark.parametrize("shape", [(16, 5), (16, 5, 1), (16, 5, 1, 1)])
+def test_noise_without_places_is_white(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    noise = natural_noise(shape)
+    torch.manual_seed(0)
+    assert noise.equal(torch.randn(shape))
 
 
 # --- of the networks of a supernet ---

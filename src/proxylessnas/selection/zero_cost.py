@@ -49,9 +49,9 @@ class ZeroCost:
         """[progressivity, complexity], of which more is better: two of the four of AZ-NAS.
 
         Progressivity: by how much the features' `spectral_entropy` grows in a block that is
-        searched, for noise; the mean of the lower half of the blocks. (Lee and Ham, CVPR 2024,
-        take the least growth, which is that of one block, and noisy.) It is NaN where features are
-        not finite. Complexity: the logarithm of the MACs.
+        searched, for `natural_noise`; the mean of the lower half of the blocks. (Lee and Ham, CVPR
+        2024, take white noise and the least growth, which is that of one block, and noisy.) It is
+        NaN where features are not finite. Complexity: the logarithm of the MACs.
 
         Raises:
             SupernetError: the model does not run on noise of this shape, a block's features have no
@@ -75,9 +75,9 @@ class ZeroCost:
         try:
             with foreign(SupernetError, "the model fails on noise in place of data", kind=True):
                 reinitialise(model)
-                noise = torch.randn(BATCH, *self.example.shape[1:], dtype=self.example.dtype)
+                noise = natural_noise((BATCH, *self.example.shape[1:]))
                 with _compared(model, self.blocks) as growth:
-                    model(noise)
+                    model(noise.to(self.example.dtype))
         finally:
             torch.set_rng_state(state)
         if not growth:
@@ -100,6 +100,27 @@ def blocks_of(supernet: Supernet) -> list[str]:
         return next((path[:e] for s, e in pairs if isinstance(modules[s], nn.Sequential)), path)
 
     return list(dict.fromkeys(map(block, supernet.paths.values())))
+
+
+def natural_noise(shape: Sequence[int]) -> Tensor:
+    """Noise as rough as images are: amplitudes fall with the frequency f as 1/f (Field, 1987).
+
+    In white noise a place says nothing of its neighbours, so a kernel that sees these gains nothing
+    by it. shape: [examples, channels, ...]; over the places, which are the last dimensions, each
+    channel has mean 0 and variance 1. Where there is none, or one, the noise is white.
+
+    >>> natural_noise((2, 3, 8, 8)).var((2, 3), correction=0).allclose(torch.ones(2, 3))
+    True
+    """
+    noise, places = torch.randn(*shape), tuple(range(2, len(shape)))
+    if math.prod(shape[2:]) == 1:
+        return noise
+    axes = torch.meshgrid(*(torch.fft.fftfreq(shape[i]) for i in places), indexing="ij")
+    frequency = torch.stack(axes).norm(dim=0)
+    frequency[(0,) * len(places)] = math.inf  # no mean
+    noise = torch.fft.ifftn(torch.fft.fftn(noise, dim=places) / frequency, dim=places).real
+    scaled: Tensor = noise / noise.std(places, correction=0, keepdim=True)
+    return scaled
 
 
 def reinitialise(model: nn.Module) -> None:
