@@ -64,7 +64,7 @@ from proxylessnas.hardware.trace import trace
 from proxylessnas.io.console import Reporter, output
 from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.choose import ScoreFunction, choose
-from proxylessnas.selection.zero_cost import Beside, ZeroCost, random_networks
+from proxylessnas.selection.zero_cost import DRAWS, Beside, ZeroCost, random_networks
 from proxylessnas.spaces import build_supernet
 from proxylessnas.spaces.macro import code
 from proxylessnas.training.callbacks import ProgressBar
@@ -76,6 +76,7 @@ from proxylessnas.training.task import Task
 DATA = Path(os.environ.get("PROXYLESSNAS_DATA", "data"))
 TOP_K = 20
 REFERENCE = 64  # random networks by which zero-cost figures become comparable with scores
+FIGURES = f"_zero{REFERENCE}x{DRAWS}_natural"  # in the names of results with them
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 ARCH_EVERY = 5  # weight steps, while both learn
 SAMPLES = 5  # networks a REINFORCE step
@@ -387,7 +388,7 @@ def main() -> None:
                 name += "_both"
             if args.joint_epochs:
                 name += f"_joint{args.joint_epochs}"
-            name += f"_zero{REFERENCE}" * args.zero_cost
+            name += FIGURES * args.zero_cost
             result = bench.kept(name, partial(bench.found, estimator, millions))
             results.append(result)
             console.print(
@@ -407,7 +408,7 @@ def main() -> None:
         for steps in args.learn_on if limit != "none" else []:
             make = partial(bench.adapt, float(limit) * 1e6, steps)
             name = f"on_{limit}_steps{args.arch_steps}-{steps}" + "_both" * args.reinmax
-            name += f"_zero{REFERENCE}" * args.zero_cost
+            name += FIGURES * args.zero_cost
             result = bench.kept(name, make)
             means = statistics.mean(truth.accuracy[c] for c, *_ in result["proposals"])
             console.print(
@@ -417,7 +418,7 @@ def main() -> None:
             )
     if args.tau:
         tau = bench.kept(
-            "tau" + "_zero" * args.zero_cost, lambda: bench.correlation(truth, args.tau)
+            "tau" + FIGURES * args.zero_cost, lambda: bench.correlation(truth, args.tau)
         )
         console.print(f"Kendall's τ with the table over {tau['networks']} distinct networks: ", tau)
 

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from proxylessnas import MixedOp
 from proxylessnas.config import DeriveSettings
+from proxylessnas.core.decode import Indices
+from proxylessnas.seeds import derive_seed
+from proxylessnas.selection.zero_cost import random_networks
 from proxylessnas.session import deriving, fitting, untrained
 from proxylessnas.session.untrained import LEAST
 
@@ -103,7 +106,8 @@ def with_figures(monkeypatch: pytest.MonkeyPatch, each: float, seconds: float) -
     """Of 20 networks beside 30 random ones in so many seconds, where a figure takes `each`."""
     monkeypatch.setattr(fitting, "measuring_seconds", lambda *_: 0.0)
     monkeypatch.setattr(fitting, "score_images_of", lambda _: 10_000)
-    monkeypatch.setattr(fitting, "figure_seconds", lambda *_: each)
+    timed = lambda _, d: each if d.zero_cost else 0.0  # noqa: E731
+    monkeypatch.setattr(fitting, "seconds_of_figures", timed)
     given = DeriveSettings(top_k=20, recalibrate_images=10_000, zero_cost=30)
     session = SimpleNamespace(
         largest={}, is_local=False, target_ms=None, ranks=SimpleNamespace(of_main=lambda f: f())
@@ -116,15 +120,31 @@ def test_a_budget_takes_enough_random_networks_or_none(monkeypatch: pytest.Monke
     assert taken[0] == 30 and LEAST <= taken[1] < 30 and taken[2] == 0
 
 
-@pytest.mark.parametrize("each", [0.0, 0.1, 1.0, 10.0])
+@pytest.mark.parametrize("each", [0.0, 0.1, 1.0, 5.0, 10.0, 100.0])
 def test_a_budget_has_room_for_the_figures(monkeypatch: pytest.MonkeyPatch, each: float) -> None:
     fitted = with_figures(monkeypatch, each, 100.0)
     images = (fitted.recalibrate_images + (fitted.score_images or 10_000)) * 1e-4
     figures = each if fitted.zero_cost else 0.0
-    assert (fitted.top_k + fitted.zero_cost) * (images + figures) <= 100.0 * 1.1
+    taken = (fitted.top_k + fitted.zero_cost) * (images + figures)
     assert (fitted.zero_cost == 30) == (each == 0.0)
+    if each < 10:
+        assert taken == pytest.approx(100, rel=0.01) and fitted.zero_cost >= LEAST
+    else:  # not enough figures fit, so there are none: all 20 networks, on all of their images
+        assert (fitted.top_k, fitted.zero_cost, images) == (20, 0, 2.0)
 
 
-def test_the_figures_of_a_network_are_timed() -> None:
-    session = searched(derive=BESIDE).session
-    assert untrained.figure_seconds(session, BESIDE) > 0
+def test_figures_are_timed_of_random_networks_after_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session, now, asked = searched(derive=BESIDE).session, [0.0], list[Indices]()
+
+    def computed(_: Any, network: Indices) -> None:
+        asked.append(network)
+        now[0] += 100 if len(asked) == 1 else len(asked)
+
+    monkeypatch.setattr(untrained.ZeroCost, "__call__", computed)
+    monkeypatch.setattr(untrained, "perf_counter", lambda: now[0])
+    assert untrained.seconds_of_figures(session, BESIDE) == 3  # of 2, 3 and 4
+    seed = derive_seed(session.config.seed, "reference")
+    assert asked == random_networks(session.supernet, 4, seed)
+    assert untrained.seconds_of_figures(session, DeriveSettings()) == 0

@@ -173,8 +173,8 @@ class DeriveSettings:
     zero_cost: CountOrZero = 0
     """Random networks that are scored besides, so that two figures of untrained networks (zero-cost
     proxies: progressivity and MACs) count beside a score, each as much as it. With shared
-    weights of few epochs that finds better networks; 64 are enough, and each takes the time of a
-    score. 0 leaves the figures out."""
+    weights of few epochs that finds better networks; 64 are enough, each of which takes the time of
+    a score, and every network that of its figures (a second or two). 0 leaves the figures out."""
 
 
 @checked(place="train")

@@ -32,6 +32,7 @@ from proxylessnas.session.measuring import measure
 from proxylessnas.session.pipeline import find_network, stop_if_asked, told
 from proxylessnas.session.searching import search
 from proxylessnas.session.session import Session
+from proxylessnas.session.untrained import check_zero_cost
 
 
 def default_directory(data: str, space: str) -> Path:
@@ -101,6 +102,7 @@ def derive_latencies(
     settings = dataclasses.replace(session.config.derive, **changes)
     limits = {name: {**session.limits, "latency": name} for name in names}
     session.finished_search()
+    check_zero_cost(session, settings)
     for within in limits.values():  # all can be kept before the first is derived
         session.within(within)
     networks, left = {}, None

@@ -105,22 +105,21 @@ def blocks_of(supernet: Supernet) -> list[str]:
 def natural_noise(shape: Sequence[int]) -> Tensor:
     """Noise as rough as images are: amplitudes fall with the frequency f as 1/f (Field, 1987).
 
-    In white noise a place says nothing of its neighbours, so a kernel that sees these gains nothing
-    by it. shape: [examples, channels, ...]; over the places, which are the last dimensions, each
-    channel has mean 0 and variance 1. Where there is none, or one, the noise is white.
+    shape: [examples, channels, height, width]; each channel of an example has mean 0 and variance
+    1. White noise for other shapes. In white noise a pixel says nothing of its neighbours, so a
+    kernel that sees them gains nothing.
 
     >>> natural_noise((2, 3, 8, 8)).var((2, 3), correction=0).allclose(torch.ones(2, 3))
     True
     """
-    noise, places = torch.randn(*shape), tuple(range(2, len(shape)))
-    if math.prod(shape[2:]) == 1:
+    noise = torch.randn(*shape, dtype=torch.float32)
+    if len(shape) != 4 or math.prod(shape[2:]) <= 2:
         return noise
-    axes = torch.meshgrid(*(torch.fft.fftfreq(shape[i]) for i in places), indexing="ij")
-    frequency = torch.stack(axes).norm(dim=0)
-    frequency[(0,) * len(places)] = math.inf  # no mean
-    noise = torch.fft.ifftn(torch.fft.fftn(noise, dim=places) / frequency, dim=places).real
-    scaled: Tensor = noise / noise.std(places, correction=0, keepdim=True)
-    return scaled
+    rows, columns = map(torch.fft.fftfreq, shape[2:])
+    frequency = torch.hypot(rows[:, None], columns)
+    frequency[0, 0] = math.inf  # no mean
+    rough: Tensor = torch.fft.ifft2(torch.fft.fft2(noise) / frequency).real
+    return rough / rough.std((2, 3), correction=0, keepdim=True)
 
 
 def reinitialise(model: nn.Module) -> None:

@@ -21,7 +21,7 @@ from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.choose import Choice, choose
 from proxylessnas.session.deploying import as_measured, as_scored
 from proxylessnas.session.session import Session
-from proxylessnas.session.untrained import check_zero_cost, with_zero_cost
+from proxylessnas.session.untrained import with_zero_cost
 from proxylessnas.training.callbacks import ProgressBar
 from proxylessnas.training.evaluate import Score, evaluate, recalibrate
 
@@ -67,9 +67,9 @@ def derive_within(
     """A network for other limits, from the finished search: α learns on under them first.
 
     The search's own α stays. name: of the files that this leaves, `architecture-NAME.json`.
+    settings: others than the run's, which `check_zero_cost` allows.
     """
     job, settings = session.finished_search(), settings or session.config.derive
-    check_zero_cost(session, settings)
     costs = session.within(limits)
     title = "within " + ", ".join(f"{k} {v}" for k, v in limits.items())
     with session.records.stage(f"derive-{name}", title, session.callbacks) as facts:

@@ -27,7 +27,7 @@ from proxylessnas.session.durations import (
 )
 from proxylessnas.session.session import Session
 from proxylessnas.session.tuning import tune, untried_machine
-from proxylessnas.session.untrained import LEAST, figure_seconds
+from proxylessnas.session.untrained import LEAST, seconds_of_figures
 
 # The least of which anything can be expected: rounds of weight steps in which every candidate is
 # trained, rounds of architecture steps in which all are compared, and steps of the training.
@@ -184,7 +184,10 @@ def fit_limit(session: Session, derive: DeriveSettings, seconds: float) -> Deriv
 def fewer_scores(
     session: Session, d: DeriveSettings, seconds: float, speeds: dict[str, float]
 ) -> DeriveSettings:
-    """Fewer rounds and measured networks first, then fewer networks with fewer images each."""
+    """Fewer rounds and measured networks first, then fewer networks with fewer images each.
+
+    Figures of untrained networks are left out where there is no time for enough of them.
+    """
     measuring = measuring_seconds(session, session.largest.get("latency"), speeds)
     measuring *= session.is_local and session.target_ms is not None
     rounds, best = d.rounds, d.measure_best
@@ -193,11 +196,14 @@ def fewer_scores(
     valid = score_images_of(session)
     free = max(0.0, seconds - measuring * rounds * best)
     images = (d.recalibrate_images + valid) * speeds["image"]
-    root = _share_of_both((d.top_k + d.zero_cost) * images, _figures_seconds(session, d), free)
-    zero_cost = round(d.zero_cost * root)
-    zero_cost *= zero_cost >= LEAST
-    networks = max(min(FEW_NETWORKS, d.top_k), round(d.top_k * root))
-    share = min(1.0, root**2 * d.top_k / networks)
+    figures = session.ranks.of_main(lambda: seconds_of_figures(session, d))
+    share = _share_of_both(images, figures, free / (d.top_k + d.zero_cost))
+    zero_cost = round(d.zero_cost * share)
+    if d.zero_cost and zero_cost < LEAST:
+        return fewer_scores(session, replace(d, zero_cost=0), seconds, speeds)
+    networks = max(min(FEW_NETWORKS, d.top_k), round(d.top_k * share))
+    left = max(0.0, free / (networks + zero_cost) - figures)
+    share = min(1.0, left / max(images, 1e-9))
     return replace(
         d,
         rounds=rounds,
@@ -209,19 +215,11 @@ def fewer_scores(
     )
 
 
-def _figures_seconds(session: Session, d: DeriveSettings) -> float:
-    """Of the figures of all networks that are scored."""
-    if not d.zero_cost:
-        return 0.0
-    each = session.ranks.of_main(lambda: figure_seconds(session, d))
-    return (d.top_k + d.zero_cost) * each
-
-
 def _share_of_both(images: float, figures: float, seconds: float) -> float:
-    """Of the networks and of the images of each, to 1: those fill the seconds.
+    """The share s, at most 1, of which images * s**2 + figures * s = seconds.
 
-    images, figures: the seconds of all networks' images and figures. Figures are as many as the
-    networks, however many images these are scored on.
+    It is that of the networks, and that of the images of each: figures are a network's, however
+    many images it is scored on.
     """
     root = math.sqrt(figures**2 + 4 * images * seconds)
     return min(1.0, 2 * seconds / max(figures + root, 1e-9))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
+import numpy as np
 from torch import Tensor
 
 from proxylessnas.config import DeriveSettings, RunConfig
@@ -13,9 +14,11 @@ from proxylessnas.core.decode import Indices
 from proxylessnas.errors import ConfigError, SupernetError
 from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.choose import ScoreFunction
+from proxylessnas.selection.predictor import Array
 from proxylessnas.selection.zero_cost import Beside, ZeroCost, random_networks
 from proxylessnas.session.session import Session
 
+TIMED = 3  # networks, whose figures tell how long those of others take
 LEAST = 8  # random networks, by which figures of different kinds become comparable
 
 
@@ -62,21 +65,35 @@ def with_zero_cost(
     """
     if not settings.zero_cost:
         return score, []
-    seed = derive_seed(session.config.seed, "reference")
-    reference = random_networks(session.supernet, settings.zero_cost, seed)
-    costs = session.unlimited_costs
+    reference = random_networks(session.supernet, settings.zero_cost, _seed(session))
+    costs, ranks = session.unlimited_costs, session.ranks
     zero_cost = _zero_cost(session, settings, lambda network: costs.cost_of("macs", network))
+
+    def of_main(network: Indices) -> Array:
+        """The same on all ranks, which choose by it."""
+        return np.array(ranks.of_main(lambda: zero_cost(network).tolist()))
+
     with _remedy(settings), session.reporter.bar("scoring random networks") as update:
-        beside = Beside(score, zero_cost, reference, update)
+        beside = Beside(score, of_main, reference, update)
     return beside, beside.reference
 
 
-def figure_seconds(session: Session, settings: DeriveSettings) -> float:
-    """Of the figures of one network: the one of the first candidates."""
+def _seed(session: Session) -> int:
+    """Of the random networks."""
+    return derive_seed(session.config.seed, "reference")
+
+
+def seconds_of_figures(session: Session, settings: DeriveSettings) -> float:
+    """That the figures of a network take, the mean of a few random ones; 0 where none count."""
+    if not settings.zero_cost:
+        return 0.0
     zero_cost = _zero_cost(session, settings, lambda network: 0.0)
+    first, *timed = random_networks(session.supernet, 1 + TIMED, _seed(session))
+    zero_cost(first)  # the first one takes longer
     start = perf_counter()
-    zero_cost((0,) * len(session.supernet.candidates))
-    return perf_counter() - start
+    for network in timed:
+        zero_cost(network)
+    return (perf_counter() - start) / TIMED
 
 
 def _zero_cost(
