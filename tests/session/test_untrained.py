@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from proxylessnas import MixedOp
 from proxylessnas.config import DeriveSettings
 from proxylessnas.core.decode import Indices
+from proxylessnas.io.console import Reporter
 from proxylessnas.seeds import derive_seed
 from proxylessnas.selection.zero_cost import random_networks
 from proxylessnas.session import deriving, fitting, untrained
@@ -110,7 +111,11 @@ def with_figures(monkeypatch: pytest.MonkeyPatch, each: float, seconds: float) -
     monkeypatch.setattr(fitting, "seconds_of_figures", timed)
     given = DeriveSettings(top_k=20, recalibrate_images=10_000, zero_cost=30)
     session = SimpleNamespace(
-        largest={}, is_local=False, target_ms=None, ranks=SimpleNamespace(of_main=lambda f: f())
+        largest={},
+        is_local=False,
+        target_ms=None,
+        ranks=SimpleNamespace(of_main=lambda make: make()),
+        reporter=Reporter(),
     )
     return fitting.fewer_scores(session, given, seconds, {"image": 1e-4})  # type: ignore[arg-type]
 
@@ -121,7 +126,9 @@ def test_a_budget_takes_enough_random_networks_or_none(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("each", [0.0, 0.1, 1.0, 5.0, 10.0, 100.0])
-def test_a_budget_has_room_for_the_figures(monkeypatch: pytest.MonkeyPatch, each: float) -> None:
+def test_a_budget_has_room_for_the_figures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], each: float
+) -> None:
     fitted = with_figures(monkeypatch, each, 100.0)
     images = (fitted.recalibrate_images + (fitted.score_images or 10_000)) * 1e-4
     figures = each if fitted.zero_cost else 0.0
@@ -131,6 +138,7 @@ def test_a_budget_has_room_for_the_figures(monkeypatch: pytest.MonkeyPatch, each
         assert taken == pytest.approx(100, rel=0.01) and fitted.zero_cost >= LEAST
     else:  # not enough figures fit, so there are none: all 20 networks, on all of their images
         assert (fitted.top_k, fitted.zero_cost, images) == (20, 0, 2.0)
+    assert ("no time for figures" in capsys.readouterr().err) == (each >= 10)
 
 
 def test_figures_are_timed_of_random_networks_after_the_first(

@@ -200,6 +200,7 @@ def fewer_scores(
     share = _share_of_both(images, figures, free / (d.top_k + d.zero_cost))
     zero_cost = round(d.zero_cost * share)
     if d.zero_cost and zero_cost < LEAST:
+        session.reporter.say("  budget: no time for figures of untrained networks: without them")
         return fewer_scores(session, replace(d, zero_cost=0), seconds, speeds)
     networks = max(min(FEW_NETWORKS, d.top_k), round(d.top_k * share))
     left = max(0.0, free / (networks + zero_cost) - figures)
