@@ -56,6 +56,21 @@ def test_scores_change_and_the_loss_that_is_told_does_not(monkeypatch: pytest.Mo
     assert both["validation_loss"] in [-score for score in by_network(alone).values()]
 
 
+def test_figures_are_computed_once_for_all_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, asked = searched(derive=BESIDE), list[Indices]()
+    known, compute = set(result.session.figures), untrained.ZeroCost.__call__
+
+    def counted(zero_cost: Any, network: Indices) -> Any:
+        asked.append(network)
+        return compute(zero_cost, network)
+
+    monkeypatch.setattr(untrained.ZeroCost, "__call__", counted)
+    result.derive(limits={"macs": "0.9x"})
+    assert known and len(set(asked)) == len(asked)
+    assert not known & set(asked)
+    assert set(result.session.figures) == known | set(asked)
+
+
 class Words(Net):
     def __init__(self) -> None:
         super().__init__()

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from proxylessnas.architecture import Architecture
 from proxylessnas.config import RunConfig, TrainSettings
+from proxylessnas.core.decode import Indices
 from proxylessnas.core.search import Search
 from proxylessnas.core.supernet import Supernet
 from proxylessnas.data import Batches
 from proxylessnas.errors import ArchitectureError
 from proxylessnas.io.stopping import Signal
+from proxylessnas.selection.predictor import Array
 from proxylessnas.session.budget import Budget
 from proxylessnas.session.checkpoints import StoreCheckpoints
 from proxylessnas.session.costed import Costed
@@ -42,9 +44,9 @@ class Session(Costed):
 
     callbacks: see `training.callbacks`. signal: whether the process was asked to stop. budget: the
     time that is left for it; None without one. scores: of networks with the finished search's
-    weights. calibrations: images for int8, gathered once; see `deploying.calibration`. right: which
-    test images the network is right about, where this process has evaluated it; of several ranks,
-    of this one's share.
+    weights. figures: of networks untrained. calibrations: images for int8, gathered once; see
+    `deploying.calibration`. right: which test images the network is right about, where this process
+    has evaluated it; of several ranks, of this one's share.
     """
 
     callbacks: Callbacks = field(default_factory=lambda: Callbacks(()), kw_only=True)
@@ -52,6 +54,7 @@ class Session(Costed):
     budget: Budget | None = field(default=None, kw_only=True)
     search: Search | None = field(default=None, init=False)
     scores: dict[Any, Score] = field(default_factory=dict, init=False)
+    figures: dict[Indices, Array] = field(default_factory=dict, init=False)
     calibrations: dict[Any, list[tuple[Tensor, ...]]] = field(default_factory=dict, init=False)
     right: Tensor | None = field(default=None, init=False)
 

@@ -69,12 +69,15 @@ def with_zero_cost(
     costs, ranks = session.unlimited_costs, session.ranks
     zero_cost = _zero_cost(session, settings, lambda network: costs.cost_of("macs", network))
 
-    def of_main(network: Indices) -> Array:
-        """The same on all ranks, which choose by it."""
-        return np.array(ranks.of_main(lambda: zero_cost(network).tolist()))
+    def figures(network: Indices) -> Array:
+        """Computed once, whatever the limits; the same on all ranks, which choose by them."""
+        if network not in session.figures:
+            computed = ranks.of_main(lambda: zero_cost(network).tolist())
+            session.figures[network] = np.array(computed)
+        return session.figures[network]
 
     with _remedy(settings), session.reporter.bar("scoring random networks") as update:
-        beside = Beside(score, of_main, reference, update)
+        beside = Beside(score, figures, reference, update)
     return beside, beside.reference
 
 
